@@ -1,0 +1,75 @@
+"""A raw map to a heatmap: ReLU, resize, min–max."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+def heatmap(
+    cam: Float[Tensor, "*batch_and_spatial"], size: Sequence[int], *, resize_first: bool = False
+) -> Float[Tensor, "..."]:
+    """A raw map made into a heatmap: negative parts dropped, resized to the input, each map scaled to [0, 1].
+
+    Args:
+        cam: (B, *spatial) or (B, n, *spatial), signed; as many spatial axes as `size` has entries.
+        size: the input's spatial size, 1 to 3 entries, pixels.
+        resize_first: resize before the negative parts are dropped, as some libraries do.
+
+    Returns:
+        (B, *size) or (B, n, *size), in [0, 1]; a constant map gives zeros.
+
+    Raises:
+        ValueError: `size` or the shape of `cam` is not as above.
+    """
+    size = tuple(size)
+    if len(size) not in _MODES or any(length < 1 for length in size):
+        raise ValueError(f"size={size!r}; expected 1 to 3 lengths of at least 1 pixel, such as (224, 224)")
+    if cam.ndim <= len(size):
+        raise ValueError(
+            f"cam has shape {tuple(cam.shape)}; expected (B, ...) with the {len(size)} spatial axes that size={size} "
+            "has; add the batch with cam.unsqueeze(0)"
+        )
+    if resize_first:
+        return minmax(resize(cam, size).relu(), len(size))
+    return minmax(resize(cam.relu(), size), len(size))
+
+
+def resize(cam: Tensor, size: Sequence[int]) -> Tensor:
+    """The map at another size, (bi-, tri-)linear with pixel centers aligned to areas, not to corners.
+
+    Args:
+        cam: (..., *spatial), with as many spatial axes as `size` has entries.
+        size: the new spatial size, pixels.
+
+    Returns:
+        (..., *size).
+    """
+    axes = len(size)
+    leading = cam.shape[:-axes]
+    flat = cam.reshape(-1, 1, *cam.shape[-axes:])
+    if tuple(flat.shape[2:]) != tuple(size):
+        flat = F.interpolate(flat, size=tuple(size), mode=_MODES[axes], align_corners=False)
+    return flat.reshape(*leading, *size)
+
+
+def minmax(cam: Tensor, axes: int) -> Tensor:
+    """Each map scaled to [0, 1] by its own minimum and maximum; a constant map gives zeros, never NaN.
+
+    Args:
+        cam: (..., *spatial).
+        axes: how many of the last axes are one map.
+
+    Returns:
+        The same shape, in [0, 1].
+    """
+    over = tuple(range(-axes, 0))
+    low, high = cam.amin(over, keepdim=True), cam.amax(over, keepdim=True)
+    spread = high - low
+    return torch.where(spread > 0, (cam - low) / torch.where(spread > 0, spread, 1.0), 0.0)

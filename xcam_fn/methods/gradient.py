@@ -1,0 +1,257 @@
+"""The gradient family: one forward, one backward through the head, one weighting function."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from xcam_fn import checks, weights
+from xcam_fn.heatmap import heatmap
+from xcam_fn.methods.method import Method, Postprocess, check_options, method, option_names
+from xcam_fn.split import Layer, feature_and_grad, pulled_back, recording, run_model
+from xcam_fn.targets import Classes, class_index, logits, resolve
+
+_COMMON = ("postprocess", "create_graph")
+
+
+def from_gradients(
+    weighting: Callable[..., Tensor],
+    *,
+    name: str | None = None,
+    title: str | None = None,
+    paper: str = "",
+    summary: str = "a map weighted by the gradient of the score",
+) -> Method:
+    """A method made of a weighting function: batches, targets, many classes and the checks come with it.
+
+    Args:
+        weighting: `(A, G, **options)` to weights, (B, K) or (B, K, *spatial), from features A and gradients G,
+            both (B, K, *spatial). Its keywords become the method's.
+        name: the method's name; the function's own by default.
+        title: the method's name in print; its name by default.
+        paper: where it was published.
+        summary: what it does, in one line.
+
+    Returns:
+        The method: `(model, layer, x, cls=None, *, postprocess, create_graph, **options) -> heatmaps`.
+
+    Example:
+        >>> absolute = from_gradients(lambda A, G: G.abs().mean((2, 3)), name="absolute")
+    """
+    name = name or weighting.__name__
+    known = option_names(weighting, 2)
+
+    def run(
+        model: nn.Module,
+        layer: Layer,
+        x: Tensor,
+        cls: Classes = None,
+        *,
+        postprocess: Postprocess | None = heatmap,
+        create_graph: bool = False,
+        **options: Any,
+    ) -> Tensor:
+        check_options(name, options, [*known, *_COMMON])
+        found = feature_and_grad(model, layer, x, cls, create_graph=create_graph)
+        with recording(x, create_graph):
+            return finish(_cam(weighting, found.features, found.grads, options), x, postprocess)
+
+    return method(
+        run,
+        name=name,
+        title=title or name,
+        family="gradient",
+        paper=paper,
+        summary=summary,
+        module=sys._getframe(1).f_globals["__name__"],
+    )
+
+
+def _cam(weighting: Callable[..., Tensor], A: Tensor, G: Tensor, options: dict[str, Any]) -> Tensor:
+    def one_class(G: Tensor) -> Tensor:
+        return weights.weighted_sum(A, weighting(A, G, **options))
+
+    return one_class(G) if G.ndim == A.ndim else torch.vmap(one_class, in_dims=1, out_dims=1)(G)
+
+
+def finish(cam: Tensor, x: Tensor, postprocess: Postprocess | None) -> Tensor:
+    """The raw map, or what `postprocess` makes of it at the input's size."""
+    return cam if postprocess is None else postprocess(cam, tuple(x.shape[2:]))
+
+
+gradcam = from_gradients(
+    weights.gradcam,
+    title="Grad-CAM",
+    paper="arXiv:1610.02391",
+    summary="each channel weighted by its mean gradient",
+)
+gradcam_pp = from_gradients(
+    weights.gradcam_pp,
+    title="Grad-CAM++",
+    paper="arXiv:1710.11063",
+    summary="each channel weighted by its positive gradients, position by position",
+)
+xgradcam = from_gradients(
+    weights.xgradcam,
+    title="XGrad-CAM",
+    paper="arXiv:2008.02312",
+    summary="each channel weighted by its gradient, averaged where the channel is active",
+)
+layercam = from_gradients(
+    weights.layercam,
+    title="Layer-CAM",
+    paper="IEEE TIP 2021, doi:10.1109/TIP.2021.3089943",
+    summary="each position of each channel weighted by its positive gradient",
+)
+hirescam = from_gradients(
+    weights.hirescam,
+    title="HiResCAM",
+    paper="arXiv:2011.08891",
+    summary="each position of each channel weighted by its gradient",
+)
+
+
+def _integrated_gradients(
+    model: nn.Module,
+    layer: Layer,
+    x: Float[Tensor, "B C *size"],
+    cls: Classes = None,
+    *,
+    steps: int = 50,
+    baseline: Tensor | float = 0.0,
+    chunk_size: int = 16,
+    postprocess: Postprocess | None = heatmap,
+    create_graph: bool = False,
+) -> Tensor:
+    """Integrated gradients: where the input itself moved the score away from a baseline's.
+
+    The attribution is (x − baseline) times the gradient averaged over the straight path between the two; the
+    map is the sum over the input's channels of its absolute value.
+
+    Args:
+        model: the network, in evaluation mode; it is never touched.
+        layer: not used (the input is what is explained); there so that all methods are called alike.
+        x: (B, C, *size), prepared images.
+        cls: None for the predicted class of each image, an int, B ints, (B, n) ints for n classes of each
+            image, or a target, a callable from the model's output to B scores.
+        steps: points on the path, ≥ 1 (Gauss–Legendre).
+        baseline: where the path begins: a number, or a tensor that broadcasts against x.
+        chunk_size: images in one forward and backward, ≥ 1; it changes the memory, not the result.
+        postprocess: `heatmap`, a callable `(cam, size) -> map`, or None for the raw attribution, signed and
+            summed over channels, whose sum is the score at x minus the score at the baseline.
+        create_graph: record the computation, so that the result can be differentiated with respect to the
+            parameters as well.
+
+    Returns:
+        (B, *size) in [0, 1], or (B, n, *size) for n classes; with postprocess=None signed.
+
+    Raises:
+        ValueError: a value is out of range or does not fit the model or the batch.
+        TypeError: an argument is of the wrong kind.
+
+    References:
+        Sundararajan et al., Axiomatic Attribution for Deep Networks (arXiv:1703.01365).
+    """
+    checks.check_call(model, x)
+    checks.check_count("steps", steps)
+    checks.check_count("chunk_size", chunk_size)
+    start = _checked_baseline(baseline, x)
+    with recording(x, create_graph), checks.explained(model, x):
+        score, per_forward = _path_score(model, x, cls, chunk_size)
+        gradient = _path_gradient(model, x, start, score, steps, per_forward)
+        attribution = (x - start)[:, None] * gradient
+        cam = (attribution if postprocess is None else attribution.abs()).sum(2)
+        return finish(cam if _has_many_classes(cls) else cam.squeeze(1), x, postprocess)
+
+
+def _path_score(
+    model: nn.Module, x: Tensor, cls: Classes, chunk_size: int
+) -> tuple[Callable[[Any, Tensor], Tensor], int]:
+    """(output, which images it is of) to scores (images, n), and how many images one forward may take.
+
+    A class is fixed on the unperturbed input; a target sees the whole batch, as it would anywhere else.
+    """
+    if callable(cls):
+        target = resolve(cls)
+
+        def of_target(output: Any, images: Tensor) -> Tensor:
+            scores = target(output)
+            checks.check_scores(scores, len(images))
+            return scores.reshape(len(images), -1)
+
+        return of_target, len(x)
+    with torch.no_grad():
+        index = class_index(cls, logits(run_model(model, x))).reshape(len(x), -1)
+    return lambda output, images: logits(output).gather(-1, index[images]), chunk_size
+
+
+def _path_gradient(
+    model: nn.Module,
+    x: Tensor,
+    start: Tensor,
+    score: Callable[[Any, Tensor], Tensor],
+    steps: int,
+    chunk_size: int,
+) -> Tensor:
+    """The gradient of n scores of each image, averaged over the path from start to x: (B, n, C, *size)."""
+    nodes, node_weights = np.polynomial.legendre.leggauss(steps)
+    positions = torch.as_tensor((nodes + 1) / 2).to(x).repeat_interleave(len(x))
+    shares = torch.as_tensor(node_weights / 2).to(x).repeat_interleave(len(x))
+    images = torch.arange(len(x), device=x.device).repeat(steps)
+    total: Tensor | None = None
+    for chunk in torch.arange(len(images), device=x.device).split(chunk_size):
+        image, position = images[chunk], _per_image(positions[chunk], x)
+        on_path = start[image] + position * (x - start)[image]
+        grads = _input_gradients(model, on_path, lambda output, image=image: score(output, image))
+        part = grads * _per_image(shares[chunk], grads)
+        zero = torch.zeros(len(x), *part.shape[1:], dtype=part.dtype, device=part.device)
+        part = zero.index_add(0, image, part)
+        total = part if total is None else total + part
+    assert total is not None
+    return total
+
+
+def _per_image(values: Tensor, like: Tensor) -> Tensor:
+    return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _input_gradients(model: nn.Module, x: Tensor, score: Callable[[Any], Tensor]) -> Tensor:
+    """The gradient of n scores of each image with respect to the image: (B, n, C, *size)."""
+    scores, pullback = torch.func.vjp(lambda x: score(run_model(model, x)), x)
+    return pulled_back(pullback, scores)
+
+
+def _has_many_classes(cls: Classes) -> bool:
+    """True for (B, n) classes. (A target that returns (B, n) is told by its scores alone.)"""
+    if isinstance(cls, Tensor):
+        return cls.ndim == 2
+    return hasattr(cls, "__len__") and any(hasattr(row, "__len__") for row in cls)  # pyright: ignore
+
+
+def _checked_baseline(baseline: Tensor | float, x: Tensor) -> Tensor:
+    start = torch.as_tensor(baseline).to(x)
+    try:
+        return start.expand_as(x)
+    except RuntimeError:
+        raise ValueError(
+            f"baseline has shape {tuple(start.shape)}; expected a number or a shape that broadcasts against x, "
+            f"{tuple(x.shape)}"
+        ) from None
+
+
+integrated_gradients = method(
+    _integrated_gradients,
+    name="integrated_gradients",
+    title="Integrated Gradients",
+    family="gradient",
+    paper="arXiv:1703.01365",
+    summary="the input's own gradient, averaged on the path from a baseline; needs no layer",
+    module=__name__,
+    doc=_integrated_gradients.__doc__,
+)

@@ -1,0 +1,89 @@
+"""What a method is: a pure function from a model, a layer and images to heatmaps, with a name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
+
+from torch import Tensor, nn
+
+from xcam_fn.targets import Classes
+
+Postprocess = Callable[[Tensor, tuple[int, ...]], Tensor]
+Run = TypeVar("Run", bound=Callable[..., Tensor])
+
+ARGUMENTS = """Args:
+    model: the network, in evaluation mode; it is never touched.
+    layer: a name, a module of the model, or None for `default_layer`.
+    x: (B, C, *size), prepared images.
+    cls: None for the predicted class of each image, an int, B ints, (B, n) ints for n classes of each
+        image at once, or a target, a callable from the model's output to B scores.
+    postprocess: `heatmap`, a callable `(cam, size) -> map`, or None for the raw map: signed, at the layer's
+        own size.
+    create_graph: record the computation, so that the result can be differentiated with respect to the
+        parameters as well (with respect to an x that requires grad it always can).
+"""
+RETURNS = """Returns:
+    (B, *size) in [0, 1], or (B, n, *size) for n classes; with postprocess=None (B, *spatial) and signed.
+
+Raises:
+    ValueError: a value is out of range or does not fit the model, the batch or the layer.
+    TypeError: an argument is of the wrong kind.
+"""
+
+
+@runtime_checkable
+class Method(Protocol):
+    """A method of explanation, called as `method(model, layer, x, cls, **options)`.
+
+    Attributes:
+        name: its key in `METHODS`.
+        title: its name in print, such as "Grad-CAM".
+        family: "gradient", "perturbation" or "fusion".
+        paper: where it was published.
+        summary: what it does, in one line.
+    """
+
+    name: str
+    title: str
+    family: str
+    paper: str
+    summary: str
+
+    def __call__(
+        self, model: nn.Module, layer: str | nn.Module | None, x: Tensor, cls: Classes = None, **options: Any
+    ) -> Tensor: ...
+
+
+def method(
+    run: Callable[..., Tensor],
+    *,
+    name: str,
+    title: str,
+    family: str,
+    paper: str,
+    summary: str,
+    module: str,
+    doc: str | None = None,
+) -> Method:
+    """`run` with what the registry, the command line and `help` say of it."""
+    run.__name__ = run.__qualname__ = name
+    run.__module__ = module  # together with the name this is what pickles it by reference
+    run.__doc__ = doc or f"{title}: {summary}\n\n{ARGUMENTS}\n{RETURNS}\nReferences:\n    {paper or 'none'}\n"
+    run.__dict__.update(name=name, title=title, family=family, paper=paper, summary=summary)
+    return cast(Method, run)
+
+
+def option_names(function: Callable[..., Any], given_by_caller: int) -> Collection[str]:
+    """The names of a function's parameters after those that its caller gives by position."""
+    return list(inspect.signature(function).parameters)[given_by_caller:]
+
+
+def check_options(name: str, options: Collection[str], known: Collection[str]) -> None:
+    """Raise where an option is not one of the known ones."""
+    for option in options:
+        if option not in known:
+            raise TypeError(
+                f"{name}() has no option {option!r}; its options are {', '.join(sorted(known))}"
+            )

@@ -1,0 +1,132 @@
+"""(A, G) to weights: one function for each method. A are the features, G the score's gradient to them.
+
+A weight is one number a channel, (B, K), or one a position, (B, K, *spatial); the map is the sum over channels
+of weight × feature. Every function works for any number of spatial axes.
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import reduce
+from jaxtyping import Float
+from torch import Tensor
+
+Maps = Float[Tensor, "B K *spatial"]
+ChannelWeights = Float[Tensor, "B K"]
+
+
+def gradcam(A: Maps, G: Maps) -> ChannelWeights:
+    """Grad-CAM's weights: the mean of the gradient over the positions.
+
+    Args:
+        A: features, (B, K, *spatial).
+        G: gradient of the score with respect to A, (B, K, *spatial).
+
+    Returns:
+        (B, K), signed.
+
+    References:
+        Selvaraju et al. (arXiv:1610.02391), equation 1.
+    """
+    return reduce(G, "b k ... -> b k", "mean")
+
+
+def gradcam_pp(A: Maps, G: Maps, eps: float = 0.0) -> ChannelWeights:
+    """Grad-CAM++'s weights: the positive gradient, each position weighted by its share α.
+
+    α = G² / (2 G² + Σ A G³), 0 where the denominator is 0. The paper's factor exp(score) is left out: it cancels
+    when the map is normalized.
+
+    Args:
+        A: features, (B, K, *spatial).
+        G: gradient of the score with respect to A, (B, K, *spatial).
+        eps: added to the denominator, ≥ 0; other libraries do, and it is not small beside G².
+
+    Returns:
+        (B, K), ≥ 0 where α is.
+
+    References:
+        Chattopadhyay et al. (arXiv:1710.11063), equations 10 and 19.
+    """
+    # α does not change when numerator and denominator are divided by max|G|², which keeps G² from underflowing.
+    scale = reduce(G.abs(), "b k ... -> b k", "max").amax(1)
+    scale = torch.where(scale > 0, scale, 1.0).reshape(-1, *[1] * (G.ndim - 1))
+    g = G / scale
+    third = reduce(A * g**3, "b k ... -> b k", "sum").reshape(*G.shape[:2], *[1] * (G.ndim - 2)) * scale
+    denominator = 2 * g**2 + third + eps / scale**2
+    alpha = torch.where(denominator != 0, g**2 / torch.where(denominator != 0, denominator, 1.0), 0.0)
+    return reduce(alpha * G.relu(), "b k ... -> b k", "sum")
+
+
+def xgradcam(A: Maps, G: Maps, eps: float = 0.0) -> ChannelWeights:
+    """XGrad-CAM's weights: the gradient averaged with the features as weights, 0 where Σ A is 0.
+
+    Args:
+        A: features, (B, K, *spatial).
+        G: gradient of the score with respect to A, (B, K, *spatial).
+        eps: added to Σ A, ≥ 0, as other libraries do.
+
+    Returns:
+        (B, K), signed.
+
+    References:
+        Fu et al. (arXiv:2008.02312), equation 9.
+    """
+    total = reduce(A, "b k ... -> b k", "sum") + eps
+    weighted = reduce(G * A, "b k ... -> b k", "sum")
+    return torch.where(total != 0, weighted / torch.where(total != 0, total, 1.0), 0.0)
+
+
+def layercam(A: Maps, G: Maps) -> Maps:
+    """Layer-CAM's weights: the positive part of the gradient, at each position.
+
+    Args:
+        A: features, (B, K, *spatial).
+        G: gradient of the score with respect to A, (B, K, *spatial).
+
+    Returns:
+        (B, K, *spatial), ≥ 0.
+
+    References:
+        Jiang et al., LayerCAM, IEEE TIP 2021 (doi:10.1109/TIP.2021.3089943), equation 4.
+    """
+    return G.relu()
+
+
+def hirescam(A: Maps, G: Maps) -> Maps:
+    """HiResCAM's weights: the gradient itself, at each position.
+
+    Args:
+        A: features, (B, K, *spatial).
+        G: gradient of the score with respect to A, (B, K, *spatial).
+
+    Returns:
+        (B, K, *spatial), signed.
+
+    References:
+        Draelos and Carin (arXiv:2011.08891), equation 4.
+    """
+    return G
+
+
+def weighted_sum(A: Maps, weights: Tensor) -> Float[Tensor, "B *spatial"]:
+    """The map: the sum over channels of weight × feature.
+
+    Args:
+        A: features, (B, K, *spatial).
+        weights: (B, K), or (B, K, *spatial).
+
+    Returns:
+        (B, *spatial), signed.
+
+    Raises:
+        ValueError: the weights are neither one a channel nor one a position.
+    """
+    if weights.shape == A.shape[:2]:
+        weights = weights.reshape(*weights.shape, *[1] * (A.ndim - 2))
+    elif weights.shape != A.shape:
+        raise ValueError(
+            f"weights have shape {tuple(weights.shape)} for features of shape {tuple(A.shape)}; expected "
+            f"{tuple(A.shape[:2])}, one a channel, or {tuple(A.shape)}, one a position"
+        )
+    return (weights * A).sum(1)
