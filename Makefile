@@ -1,0 +1,33 @@
+# make demo   explain a photograph, from a fresh clone
+# make test   the tests
+# make lint   ruff and pyright
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.installed-demo
+	@$(VENV)/bin/xcam explain \
+	    "$$($(PY) -c 'import pathlib, skimage; print(pathlib.Path(skimage.__file__).parent / "data/chelsea.png")')" \
+	    --model lite0 --methods gradcam gradcam_pp layercam --output demo
+
+test: $(VENV)/.installed-test
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/pyright
+
+clean:
+	rm -rf $(VENV) demo dist
+
+# One stamp an extra: nothing is installed again until pyproject.toml changes.
+$(VENV)/.installed-%: pyproject.toml | $(PY)
+	$(PY) -m pip install --quiet --editable '.[$*]'
+	@touch $@
+
+$(PY):
+	$(PYTHON) -m venv $(VENV)
