@@ -5,16 +5,17 @@ from __future__ import annotations
 import functools
 import types
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 Forward = Callable[..., Any]
 Intercept = Callable[[str, nn.Module, Forward], Forward | None]
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch._dynamo.OptimizedModule)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _INTERNALS = frozenset(nn.Module().__dict__) - {"training"}
 _PLAIN = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
@@ -22,9 +23,7 @@ _PLAIN = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, t
 
 def is_wrapper(module: nn.Module) -> bool:
     """True for a module that only forwards to another: torch.compile's and the data-parallel ones."""
-    return isinstance(
-        module, (nn.DataParallel, nn.parallel.DistributedDataParallel, torch._dynamo.OptimizedModule)
-    )
+    return isinstance(module, _WRAPPERS)
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -36,8 +35,13 @@ def unwrap(module: nn.Module) -> nn.Module:
 
 def is_leaf(module: nn.Module) -> bool:
     """True for a module of torch.nn that runs as one operation."""
-    builtin = type(module).__module__.startswith(("torch.nn", "torch.ao.nn", "torch.jit"))
-    return builtin and not isinstance(module, _CONTAINERS) and not is_wrapper(module)
+    return _is_leaf_type(type(module))
+
+
+@functools.cache
+def _is_leaf_type(kind: type[nn.Module]) -> bool:
+    builtin = kind.__module__.startswith(("torch.nn", "torch.ao.nn", "torch.jit"))
+    return builtin and not issubclass(kind, (*_CONTAINERS, *_WRAPPERS))
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -144,16 +148,33 @@ def _rebind(value: Any, copies: dict[int, nn.Module]) -> Any:
 
 def fingerprint(model: nn.Module) -> tuple[Any, ...]:
     """What a trace of the model depends on: its modules, their hooks, and the settings their forwards read."""
-    first = next(_tensors(model), None)
-    marks: list[Any] = [(first.dtype, first.device) if first is not None else None]
-    for name, module in model.named_modules():
-        marks.append((name, id(module), type(module), has_hooks(module)))
+    marks: list[Any] = [_first_dtype_and_device(model)]
+    pending, seen = [model], {id(model)}
+    while pending:
+        module = pending.pop()
+        state = module.__dict__
+        marks.append(id(module))
+        marks.append(type(module))
+        if state["_forward_hooks"] or state["_forward_pre_hooks"]:
+            marks.append("hooks")
+        if state["training"]:
+            marks.append("training")
         if not is_leaf(module):
             marks.append(type(module).forward)
-            marks.extend(
-                (key, _mark(value)) for key, value in module.__dict__.items() if key not in _INTERNALS
-            )
+            marks.append(tuple(state["_modules"]))
+            for key, value in state.items():
+                if key not in _INTERNALS:
+                    marks.append((key, value if type(value) in _PLAIN else _mark(value)))
+        for child in state["_modules"].values():
+            if child is not None and id(child) not in seen:
+                seen.add(id(child))
+                pending.append(child)
     return tuple(marks)
+
+
+def _first_dtype_and_device(model: nn.Module) -> tuple[torch.dtype, torch.device] | None:
+    first = next(model.parameters(), None)
+    return None if first is None else (first.dtype, first.device)
 
 
 def _mark(value: Any) -> Any:
@@ -163,7 +184,3 @@ def _mark(value: Any) -> Any:
         return tuple(_mark(v) for v in value)
     return id(value)
 
-
-def _tensors(model: nn.Module) -> Iterator[Tensor]:
-    for module in model.modules():
-        yield from (p for p in module._parameters.values() if p is not None)

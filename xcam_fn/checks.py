@@ -29,12 +29,16 @@ def is_readable(x: Tensor) -> bool:
 
 
 def check_call(model: nn.Module, x: Tensor) -> None:
-    """Raise where the model or x cannot be explained, for any reason that shows without a forward."""
+    """Raise where model is no module that can be split, or x no batch of finite floating-point values."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError("model is a TorchScript module, which cannot be split; pass the module it was made from")
     check_input(x)
+
+
+def check_model(model: nn.Module, x: Tensor) -> None:
+    """Raise where the model's mode or structure stands in the way of explaining x."""
     modules = list(model.modules())
     _check_rank(modules, x)
     for module in modules:

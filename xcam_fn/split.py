@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import itertools
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -62,6 +63,7 @@ class _Plan(NamedTuple):
     """What is remembered of a model: valid for as long as its fingerprint is."""
 
     fingerprint: tuple[Any, ...]
+    names: dict[int, str]  # by the id of the module
     trace: _trace.Trace | None
     calls: dict[tuple[int, ...], tuple[Call, ...]]  # by the input's shape without its batch
     cuts: dict[tuple[str, int], _trace.Cut]
@@ -79,6 +81,8 @@ class _Parts(NamedTuple):
 
 # Remembered plans, by the id of the model; the weak reference removes an entry with its model.
 _PLANS: dict[int, tuple[weakref.ref[nn.Module], _Plan]] = {}
+# What compiled calls look up by key: `(layer, call, cut)`, removed with its model.
+_COMPILING: dict[str, tuple[str, int, _trace.Cut]] = {}
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 
 
@@ -227,7 +231,8 @@ def default_layer(model: nn.Module, x: Float[Tensor, "B C *size"]) -> str:
         TypeError: an argument is of the wrong kind.
     """
     checks.check_call(model, x)
-    return _default_name(model, _calls(unwrap(model), x))
+    root = unwrap(model)
+    return _default_name(root, _calls(_plan(root, x), root, x))
 
 
 def layers(model: nn.Module, x: Float[Tensor, "B C *size"]) -> dict[str, tuple[int, ...]]:
@@ -245,7 +250,8 @@ def layers(model: nn.Module, x: Float[Tensor, "B C *size"]) -> dict[str, tuple[i
         TypeError: an argument is of the wrong kind.
     """
     checks.check_call(model, x)
-    calls = _calls(unwrap(model), x)
+    root = unwrap(model)
+    calls = _calls(_plan(root, x), root, x)
     counts = _counts(calls)
     seen: dict[str, int] = {}
     listed: dict[str, tuple[int, ...]] = {}
@@ -374,12 +380,18 @@ def _in_transform() -> bool:
 
 def prepare(model: nn.Module, layer: Layer, x: Tensor) -> _Parts:
     """The model ready to be run in two halves at the layer, after every check that needs no forward."""
+    if torch.compiler.is_dynamo_compiling():
+        key = _prepare_while_compiling(model, layer, tuple(x.shape[1:]), x.dtype, x.device)
+        name, call, cut = _COMPILING[key]
+        return _Parts(_unwrapped_while_compiling(model), name, call, cut, name)
     checks.check_call(model, x)
     root = unwrap(model)
-    if layer is None:
-        layer = _default_name(root, _calls(root, x))
-    name, call = _resolve(root, layer)
     plan = _plan(root, x)
+    if all(len(shape) != x.ndim - 1 for shape in plan.calls):
+        checks.check_model(root, x)
+    if layer is None:
+        layer = _default_name(root, _calls(plan, root, x))
+    name, call = _resolve(root, layer, plan.names)
     count = _counts(_any_calls(plan)).get(name, 0)
     shown = name if call is None else f"{name}#{call}"
     if count == 0:
@@ -388,6 +400,28 @@ def prepare(model: nn.Module, layer: Layer, x: Tensor) -> _Parts:
         names = ", ".join(f"{name}#{i + 1}" for i in range(count))
         raise ValueError(f"layer {shown!r}: {name!r} runs {count} time(s) in a forward; expected one of {names}")
     return _Parts(root, name, call or count, _cut(plan, name, call or count), shown)
+
+
+@torch.compiler.assume_constant_result
+def _prepare_while_compiling(
+    model: nn.Module, layer: Layer, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> str:
+    """The key under which a compilation, which cannot trace a tracer, finds the model prepared."""
+    parts = prepare(model, layer, _made_up((1, *shape), dtype, device))
+    if parts.cut is None:
+        raise ValueError(f"layer {parts.name!r}: {type(parts.model).__name__} cannot be traced, so the call cannot "
+                         "be compiled; call it without torch.compile")  # fmt: skip
+    key = f"{id(parts.model)}/{id(parts.cut)}"
+    if key not in _COMPILING:
+        weakref.finalize(parts.model, _COMPILING.pop, key, None)
+    _COMPILING[key] = (parts.layer, parts.call, parts.cut)
+    return key
+
+
+def _unwrapped_while_compiling(model: nn.Module) -> nn.Module:
+    while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        model = model.module
+    return model
 
 
 def _any_calls(plan: _Plan) -> tuple[Call, ...]:
@@ -411,7 +445,10 @@ def _plan(root: nn.Module, x: Tensor) -> _Plan:
     reference, plan = _PLANS.get(id(root), (None, None))
     if plan is not None and reference is not None and reference() is root and plan.fingerprint == mark:
         return plan
+    checks.check_model(root, x)
     plan = _new_plan(root, x, mark)
+    if plan.trace is None and _has_wrapped_tensors(root):
+        return plan  # under vmap over models a trace cannot be verified: another call may succeed
     key = id(root)
     _PLANS[key] = (weakref.ref(root, lambda _: _PLANS.pop(key, None)), plan)
     return plan
@@ -419,19 +456,19 @@ def _plan(root: nn.Module, x: Tensor) -> _Plan:
 
 def _new_plan(root: nn.Module, x: Tensor, mark: tuple[Any, ...]) -> _Plan:
     sample = _sample(x)
-    with checks.explained(root, x), _outside_transforms(), torch.no_grad():
+    with checks.explained(root, x), _outside_transforms(root), torch.no_grad():
         calls, expected = _recorded(root, sample)
         traced = _trace.trace(root)
         if traced is not None:
             traced = _trace.audited(traced, root, sample, expected)
-    return _Plan(mark, traced, {tuple(x.shape[1:]): calls}, {})
+    return _Plan(mark, canonical_names(root), traced, {tuple(x.shape[1:]): calls}, {})
 
 
-def _calls(root: nn.Module, x: Tensor) -> tuple[Call, ...]:
-    plan = _plan(root, x)
+def _calls(plan: _Plan, root: nn.Module, x: Tensor) -> tuple[Call, ...]:
     shape = tuple(x.shape[1:])
     if shape not in plan.calls:
-        with checks.explained(root, x), _outside_transforms(), torch.no_grad():
+        checks.check_model(root, x)
+        with checks.explained(root, x), _outside_transforms(root), torch.no_grad():
             plan.calls[shape], _ = _recorded(root, _sample(x))
     return plan.calls[shape]
 
@@ -465,22 +502,34 @@ def _sample(x: Tensor) -> Tensor:
     """One image to try the model with: the first of x where its values can be read, else one made up."""
     if checks.is_readable(x):
         return x[:1].detach()
-    shape = (1, *x.shape[1:])
-    count = torch.Size(shape).numel()
+    return _made_up((1, *x.shape[1:]), x.dtype, x.device)
+
+
+def _made_up(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     with _outside_transforms():
-        return torch.linspace(-1, 1, count, dtype=x.dtype, device=x.device).reshape(shape)
+        return torch.linspace(-1, 1, torch.Size(shape).numel(), dtype=dtype, device=device).reshape(shape)
 
 
 @contextlib.contextmanager
-def _outside_transforms() -> Iterator[None]:
-    """Compute plainly, whatever transform or tracing mode is at work around the call."""
+def _outside_transforms(root: nn.Module | None = None) -> Iterator[None]:
+    """Compute plainly, whatever transform or tracing mode is at work around the call.
+
+    A model whose own parameters a transform has wrapped can only run inside that transform.
+    """
+    if root is not None and _has_wrapped_tensors(root):
+        yield
+        return
     with temporarily_clear_interpreter_stack(), _disable_current_modes():
         yield
 
 
-def _resolve(root: nn.Module, layer: str | nn.Module) -> tuple[str, int | None]:
+def _has_wrapped_tensors(root: nn.Module) -> bool:
+    tensors = itertools.chain(root.parameters(), root.buffers())
+    return any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors)
+
+
+def _resolve(root: nn.Module, layer: str | nn.Module, names: dict[int, str]) -> tuple[str, int | None]:
     """The canonical name of a layer and which of its calls is meant (None: the last)."""
-    names = canonical_names(root)
     if isinstance(layer, nn.Module):
         if id(unwrap(layer)) not in names:
             raise ValueError(
@@ -496,15 +545,19 @@ def _resolve(root: nn.Module, layer: str | nn.Module) -> tuple[str, int | None]:
     found = _submodule(root, path)
     if found is None:
         raise ValueError(_unknown_layer(root, path))
-    return names[id(unwrap(found))], int(number) if marked else None
+    return names[id(found)], int(number) if marked else None
 
 
 def _submodule(root: nn.Module, path: str) -> nn.Module | None:
-    modules = dict(root.named_modules(remove_duplicate=False))
-    for prefix in ("", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."):
-        if path.startswith(prefix) and path.removeprefix(prefix) in modules and path != prefix:
-            return modules[path.removeprefix(prefix)]
-    return None
+    """The module at a dotted path; the names that wrappers add to the path may be there or not."""
+    module: nn.Module | None = root
+    for part in path.split(".") if path else ():
+        module = unwrap(module)
+        child = module._modules.get(part)
+        if child is None and part not in ("module", "_orig_mod"):
+            return None
+        module = child or module
+    return None if module is root or module is None else unwrap(module)
 
 
 def _unknown_layer(root: nn.Module, path: str) -> str:

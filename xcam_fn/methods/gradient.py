@@ -159,6 +159,7 @@ def _integrated_gradients(
         Sundararajan et al., Axiomatic Attribution for Deep Networks (arXiv:1703.01365).
     """
     checks.check_call(model, x)
+    checks.check_model(model, x)
     checks.check_count("steps", steps)
     checks.check_count("chunk_size", chunk_size)
     start = _checked_baseline(baseline, x)
