@@ -1,0 +1,166 @@
+"""Checkpoints: read without running code, and fitted to a network."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+State = Mapping[str, Tensor]
+
+_WRAPPERS = ("state_dict_ema", "state_dict", "model_state_dict", "model")
+_PREFIXES = ("module.", "_orig_mod.")
+_LEGACY_HEADER = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+
+
+def read_state(path: Path) -> State:
+    """The tensors of a checkpoint by their key, without what training scripts wrap around them.
+
+    Args:
+        path: a file that torch.save wrote. It is read with weights_only: no code of it is run.
+
+    Returns:
+        The state dict.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a checkpoint, is damaged, holds no state dict, or would have to run code.
+    """
+    found = _unpickled(path)
+    for wrapper in _WRAPPERS:
+        if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
+            found = found[wrapper]
+            break
+    if not isinstance(found, Mapping) or not found or not all(isinstance(v, Tensor) for v in found.values()):
+        raise ValueError(
+            f"weights {str(path)!r} hold a {type(found).__name__} without a state dict; expected what "
+            "torch.save(model.state_dict(), path) writes"
+        )
+    if all(_plain(key) == key for key in found):
+        return found  # as it is: it carries the versions of the modules that wrote it
+    return {_plain(key): value for key, value in found.items()}
+
+
+def _plain(key: str) -> str:
+    """The key without what wrappers put in front, and in today's spelling of DenseNet's layers."""
+    while key.startswith(_PREFIXES):
+        key = key.partition(".")[2]
+    return re.sub(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)", r"\1", key)
+
+
+def class_count(model: nn.Module, state: State, built_with: int) -> int:
+    """The number of classes that a checkpoint was made for.
+
+    Args:
+        model: the network, built with `built_with` classes.
+        state: the checkpoint's state dict.
+        built_with: the number of classes in `model`.
+
+    Returns:
+        The one length that the checkpoint has wherever the network has `built_with` and the shapes differ in
+        nothing else; `built_with` where there is none.
+    """
+    own = model.state_dict()
+    pairs = [(value.shape, state[key].shape) for key, value in own.items() if key in state]
+    lengths = {
+        there[0]
+        for here, there in pairs
+        if here != there and here[:1] == (built_with,) and len(here) == len(there) and here[1:] == there[1:]
+    }
+    return lengths.pop() if len(lengths) == 1 else built_with
+
+
+def filled(model: nn.Module, state: State, name: str, path: Path) -> nn.Module:
+    """The network with the state dict loaded into it.
+
+    Args:
+        model: a network of the caller's own; it is changed.
+        state: what `read_state` returned.
+        name: the network's name, for the error.
+        path: where the state dict came from, for the error.
+
+    Returns:
+        The same network.
+
+    Raises:
+        ValueError: keys are missing, unexpected or of another shape.
+    """
+    own = model.state_dict()
+    problems = [
+        f"{key!r} has shape {tuple(state[key].shape)} where the model has {tuple(value.shape)}"
+        for key, value in own.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    if problems:
+        missing, unexpected = [k for k in own if k not in state], [k for k in state if k not in own]
+    else:
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    if missing:
+        problems.append(f"{len(missing)} of {len(own)} keys are missing, first {missing[0]!r}")
+    if unexpected:
+        problems.append(f"{len(unexpected)} of {len(state)} keys are unexpected, first {unexpected[0]!r}")
+    if problems:
+        raise ValueError(
+            f"weights {str(path)!r} do not fit model {name!r}: {'; '.join(problems[:3])}; expected the "
+            "state dict of this very network"
+        )
+    return model
+
+
+def _unpickled(path: Path) -> Any:
+    """What a checkpoint holds; no code of it is run."""
+    if not path.exists():
+        raise FileNotFoundError(f"weights {str(path)!r}: no such file; check the path")
+    if path.is_dir():
+        raise ValueError(f"weights {str(path)!r} is a folder; expected a checkpoint file")
+    _check_header(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError:
+        raise
+    except pickle.UnpicklingError as error:
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        if code:
+            raise ValueError(
+                f"weights {str(path)!r} hold a pickled {code.group(1)}, and loading it would run code from "
+                "the file, so it was not loaded; save a state dict: torch.save(model.state_dict(), path)"
+            ) from None
+        raise _damaged(path) from error
+    except Exception as error:  # a damaged file makes the reader raise almost anything
+        raise _damaged(path) from error
+
+
+def _damaged(path: Path) -> ValueError:
+    return ValueError(f"weights {str(path)!r} cannot be read: the file is damaged or cut off; copy it again")
+
+
+def _check_header(path: Path) -> None:
+    """Tells files that torch.save did not write: torch.load warns about some of them, or tries."""
+    with path.open("rb") as file:
+        header = file.read(len(_LEGACY_HEADER))
+    problem = "is not a checkpoint"
+    if header.startswith(b"PK"):
+        if not _is_torchscript(path):
+            return
+        problem = "is a TorchScript archive, a program and not a checkpoint"
+    elif header == _LEGACY_HEADER:
+        return
+    elif header.startswith(b"\x80"):
+        problem = "is a plain pickle, and loading it could run code from the file, so it was not loaded"
+    raise ValueError(
+        f"weights {str(path)!r} {problem}; expected what torch.save(model.state_dict(), path) writes"
+    )
+
+
+def _is_torchscript(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(member.endswith("/constants.pkl") for member in archive.namelist())
+    except zipfile.BadZipFile:
+        return False

@@ -1,0 +1,178 @@
+"""Photographs of any kind, read and prepared as a network expects them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float32, UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torchvision import transforms
+from torchvision.transforms import InterpolationMode
+
+Source = str | os.PathLike[str] | Image.Image | np.ndarray
+
+_EXPECTED = "a path, a PIL image, or an array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4)"
+_LONGEST_RATIO = 32
+
+
+class Preset(NamedTuple):
+    """How a network wants its images.
+
+    Attributes:
+        crop: side of the square that the network sees, pixels.
+        resize: length of the shorter side before the center is cropped out, or (height, width), pixels.
+        mean: what is subtracted from each channel, in units of [0, 1].
+        std: what each channel is divided by then.
+        interpolation: "bilinear", "bicubic" or another of torchvision's names.
+    """
+
+    crop: int
+    resize: int | tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str = "bilinear"
+
+
+def load(image: Source) -> Image.Image:
+    """The image in RGB, upright as its EXIF data says, transparent parts over white.
+
+    Args:
+        image: a path, a PIL image of any mode, or an array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4) of bool,
+            uint8, uint16 or of floats in [0, 1]. 16-bit values are scaled, not cut off.
+
+    Returns:
+        A PIL image of mode "RGB"; the argument is not changed.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not an image, is truncated or is too large, or values are out of range.
+        TypeError: `image` is none of the above.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        return _read(Path(image))
+    if isinstance(image, np.ndarray):
+        image = _from_array(image)
+    if not isinstance(image, Image.Image):
+        raise TypeError(f"image is a {type(image).__name__}; expected {_EXPECTED}")
+    if 0 in image.size:
+        raise ValueError(f"image is {image.width} x {image.height} pixels; expected at least one pixel")
+    return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def prepare(image: Source, preset: Preset) -> tuple[Float32[Tensor, "1 3 h w"], UInt8[np.ndarray, "h w 3"]]:
+    """What the network is given, and the same as a picture.
+
+    Args:
+        image: as for `load`.
+        preset: how the network wants its images; `models.load(name).preset` has it.
+
+    Returns:
+        (x, picture): the normalized batch of one, (1, 3, h, w), and the pixels it was made of, (h, w, 3).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not an image, or the preset contradicts itself.
+        TypeError: `image` is not of a kind that `load` takes.
+    """
+    sides = [preset.resize] if isinstance(preset.resize, int) else list(preset.resize)
+    if not 0 < preset.crop <= min(sides):
+        raise ValueError(
+            f"preset: crop={preset.crop} with resize={preset.resize}; expected 0 < crop <= resize, or the "
+            "picture would be padded with black"
+        )
+    try:
+        interpolation = InterpolationMode(preset.interpolation)
+    except ValueError:
+        names = ", ".join(repr(mode.value) for mode in InterpolationMode)
+        raise ValueError(f"preset: interpolation={preset.interpolation!r}; expected one of {names}") from None
+    resized = transforms.Resize(sides, interpolation)(_not_too_long(load(image)))
+    picture = np.array(transforms.CenterCrop(preset.crop)(resized))
+    pixels = torch.from_numpy(picture).permute(2, 0, 1).float().div(255)
+    return transforms.Normalize(preset.mean, preset.std)(pixels)[None].contiguous(), picture
+
+
+def _not_too_long(image: Image.Image) -> Image.Image:
+    """The middle of a strip: the rest is cropped away anyway, and resizing it could take any memory."""
+    width, height = image.size
+    longest = _LONGEST_RATIO * min(width, height)
+    if max(width, height) <= longest:
+        return image
+    return transforms.CenterCrop((min(height, longest), min(width, longest)))(image)
+
+
+def _read(path: Path) -> Image.Image:
+    if not path.exists():
+        raise FileNotFoundError(f"image {str(path)!r}: no such file; check the path")
+    if path.is_dir():
+        raise ValueError(f"image {str(path)!r} is a folder; expected an image file")
+    try:
+        with Image.open(path) as opened:
+            opened.load()
+            return _to_rgb(ImageOps.exif_transpose(opened))
+    except PermissionError:
+        raise
+    except UnidentifiedImageError:
+        raise ValueError(f"image {str(path)!r} is not an image file of a known format") from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"image {str(path)!r} is too large to be a photograph: {error}") from None
+    except MemoryError:
+        raise ValueError(f"image {str(path)!r} does not fit into memory") from None
+    except Exception as error:  # a broken file makes Pillow's decoders raise almost anything
+        raise ValueError(f"image {str(path)!r} cannot be read, it is damaged or cut off: {error}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode in {"I", "F"}:
+        image = _from_array(_sixteen_bits(np.asarray(image)))
+    if image.has_transparency_data:
+        over_white = Image.new("RGBA", image.size, "white")
+        over_white.alpha_composite(image.convert("RGBA"))
+        image = over_white
+    return image.convert("RGB") if image.mode != "RGB" else image.copy()
+
+
+def _sixteen_bits(values: np.ndarray) -> np.ndarray:
+    """The pixels of mode "I", which holds 16-bit files as 32-bit integers, as 16-bit ones."""
+    narrow = values.astype(np.uint16) if values.dtype.kind == "i" else values
+    return narrow if np.array_equal(narrow, values) else values
+
+
+def _from_array(values: np.ndarray) -> Image.Image:
+    channels = values.shape[2] if values.ndim == 3 else 1
+    if values.ndim not in (2, 3) or channels not in (1, 3, 4):
+        raise ValueError(
+            f"image has shape {values.shape}; expected (h, w), (h, w, 1), (h, w, 3) or (h, w, 4), "
+            "channels last (np.moveaxis(image, 0, -1) moves them there)"
+        )
+    if values.size == 0:
+        raise ValueError(f"image has shape {values.shape}; expected at least one pixel")
+    if values.ndim == 3 and channels == 1:
+        values = values[..., 0]
+    return Image.fromarray(np.ascontiguousarray(_to_bytes(values)))
+
+
+def _to_bytes(values: np.ndarray) -> UInt8[np.ndarray, "..."]:
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype == np.bool_:
+        return values.astype(np.uint8) * 255
+    if values.dtype.kind == "u" and values.dtype.itemsize == 2:
+        return np.round(values.astype(np.float64) / 257).astype(np.uint8)
+    if values.dtype.kind != "f":
+        raise ValueError(
+            f"image has values of {values.dtype}, whose range is not known; expected bool, uint8, uint16 "
+            "or floats in [0, 1] (image.astype(np.uint8) where the values are 0 to 255)"
+        )
+    if not np.isfinite(values).all():
+        raise ValueError("image holds NaN or infinite values; expected floats in [0, 1]")
+    if values.min() < 0 or values.max() > 1:
+        raise ValueError(
+            f"image has floats from {values.min():.4g} to {values.max():.4g}; expected [0, 1] (divide by 255 "
+            "first, or undo the normalization)"
+        )
+    return np.round(values.astype(np.float64) * 255).astype(np.uint8)

