@@ -157,7 +157,7 @@ def fingerprint(model: nn.Module) -> tuple[Any, ...]:
         marks.append(type(module))
         if state["_forward_hooks"] or state["_forward_pre_hooks"]:
             marks.append("hooks")
-        if state["training"]:
+        if state.get("training"):
             marks.append("training")
         if not is_leaf(module):
             marks.append(type(module).forward)
@@ -183,4 +183,3 @@ def _mark(value: Any) -> Any:
     if type(value) in (list, tuple):
         return tuple(_mark(v) for v in value)
     return id(value)
-

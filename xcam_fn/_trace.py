@@ -64,7 +64,10 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self.graph = fx.Graph()
         self.root = nn.Module()
-        named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+        named = [
+            *model.named_parameters(remove_duplicate=False),
+            *model.named_buffers(remove_duplicate=False),
+        ]
         self.tensor_names = {id(tensor): name for name, tensor in named}
         self.calls: dict[str, list[Any]] = {}
         self.constants = 0
@@ -143,10 +146,9 @@ def feature_position(output: Any) -> int | None:
 
 
 def _output_node(value: Any) -> fx.Node | None:
-    for leaf in pytree.tree_leaves(value):
-        if isinstance(leaf, fx.Proxy):
-            return leaf.node
-    return None
+    """The node of a call's output; None where there are several, which only a real run can tell apart."""
+    proxies = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, fx.Proxy)]
+    return proxies[0].node if len(proxies) == 1 else None
 
 
 class _Audit(fx.Interpreter):

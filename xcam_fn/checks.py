@@ -16,7 +16,14 @@ _RANKS = {
     4: "(B, C, H, W), a batch of images",
     5: "(B, C, D, H, W), a batch of volumes",
 }
-_SHAPE_TROUBLE = ("mat1 and mat2", "Kernel size", "kernel size", "size mismatch", "must match", "Calculated padded")
+_SHAPE_TROUBLE = (
+    "mat1 and mat2",
+    "Kernel size",
+    "kernel size",
+    "size mismatch",
+    "must match",
+    "Calculated padded",
+)
 
 
 def is_readable(x: Tensor) -> bool:
@@ -33,7 +40,9 @@ def check_call(model: nn.Module, x: Tensor) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
     if isinstance(model, torch.jit.ScriptModule):
-        raise TypeError("model is a TorchScript module, which cannot be split; pass the module it was made from")
+        raise TypeError(
+            "model is a TorchScript module, which cannot be split; pass the module it was made from"
+        )
     check_input(x)
 
 
@@ -125,7 +134,9 @@ def _raise_mismatch(model: nn.Module, x: Tensor, error: RuntimeError) -> None:
 def check_features(features: Any, x: Tensor, layer: str) -> None:
     """Raise where a layer's output is not one map (or more) with spatial axes for each image."""
     if not isinstance(features, Tensor):
-        raise ValueError(f"layer {layer!r} returns a {type(features).__name__} without a floating-point tensor")
+        raise ValueError(
+            f"layer {layer!r} returns a {type(features).__name__} without a floating-point tensor"
+        )
     if features.ndim != x.ndim or features.shape[0] != x.shape[0] or features.numel() == 0:
         expected = f"({x.shape[0]}, K, {', '.join('DHW'[-(x.ndim - 2) :])})"
         raise ValueError(
@@ -135,11 +146,13 @@ def check_features(features: Any, x: Tensor, layer: str) -> None:
         )
 
 
-def check_scores(scores: Any, batch: int) -> None:
-    """Raise where a target's scores are not B, or (B, n), floating-point numbers."""
+def check_scores(scores: Any, batch: int, *, many: bool = False) -> None:
+    """Raise where a target's scores are not B, or with `many` (B, n), floating-point numbers."""
     if not isinstance(scores, Tensor):
-        raise TypeError(f"cls: the target returned a {type(scores).__name__}; expected a tensor of {batch} scores")
-    if scores.ndim not in (1, 2) or scores.shape[0] != batch:
+        raise TypeError(
+            f"cls: the target returned a {type(scores).__name__}; expected a tensor of {batch} scores"
+        )
+    if scores.ndim not in ((1, 2) if many else (1,)) or scores.shape[0] != batch:
         raise ValueError(
             f"cls: the target returned shape {tuple(scores.shape)}; expected ({batch},), one score for each image"
         )
@@ -147,9 +160,9 @@ def check_scores(scores: Any, batch: int) -> None:
         raise TypeError(f"cls: the target returned dtype {scores.dtype}; expected floating-point scores")
 
 
-def check_count(name: str, value: Any) -> None:
-    """Raise where an option is not a whole number of at least 1."""
+def check_count(name: str, value: Any, *, at_least: int = 1) -> None:
+    """Raise where an option is not a whole number of at least so many."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}={value!r} is a {type(value).__name__}; expected a whole number of at least 1")
-    if value < 1:
-        raise ValueError(f"{name}={value} is out of range; expected a whole number of at least 1")
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}; expected a whole number ≥ {at_least}")
+    if value < at_least:
+        raise ValueError(f"{name}={value} is out of range; expected a whole number ≥ {at_least}")

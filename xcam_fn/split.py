@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from xcam_fn import _trace, checks
 from xcam_fn._modules import canonical_names, fingerprint, private_copy, unwrap
-from xcam_fn.targets import Classes, resolve
+from xcam_fn.targets import Classes, ClassScore, resolve
 
 Layer = str | nn.Module | None
 
@@ -169,7 +169,7 @@ def feature_and_grad(
 
     def score(output: Any) -> tuple[Tensor, Any]:
         scores = target(output)
-        checks.check_scores(scores, len(x))
+        checks.check_scores(scores, len(x), many=isinstance(target, ClassScore))
         return scores, output
 
     with recording(x, create_graph), checks.explained(model, x):
@@ -191,7 +191,9 @@ def pulled_back(pullback: Callable[..., tuple[Tensor]], scores: Tensor) -> Tenso
     if scores.ndim == 1:
         return pullback(torch.ones_like(scores))[0]
     classes = torch.arange(scores.shape[1], device=scores.device)
-    chosen = (classes[:, None, None] == classes) * torch.ones_like(scores)  # (n, B, n), traceable unlike one_hot
+    chosen = (classes[:, None, None] == classes) * torch.ones_like(
+        scores
+    )  # (n, B, n), traceable unlike one_hot
     return torch.vmap(lambda cotangent: pullback(cotangent)[0], out_dims=1)(chosen)
 
 
@@ -398,7 +400,9 @@ def prepare(model: nn.Module, layer: Layer, x: Tensor) -> _Parts:
         raise _never_reached(shown, root)
     if call is not None and not 1 <= call <= count:
         names = ", ".join(f"{name}#{i + 1}" for i in range(count))
-        raise ValueError(f"layer {shown!r}: {name!r} runs {count} time(s) in a forward; expected one of {names}")
+        raise ValueError(
+            f"layer {shown!r}: {name!r} runs {count} time(s) in a forward; expected one of {names}"
+        )
     return _Parts(root, name, call or count, _cut(plan, name, call or count), shown)
 
 
@@ -556,7 +560,7 @@ def _submodule(root: nn.Module, path: str) -> nn.Module | None:
         child = module._modules.get(part)
         if child is None and part not in ("module", "_orig_mod"):
             return None
-        module = child or module
+        module = module if child is None else child
     return None if module is root or module is None else unwrap(module)
 
 

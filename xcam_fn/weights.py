@@ -31,7 +31,7 @@ def gradcam(A: Maps, G: Maps) -> ChannelWeights:
     return reduce(G, "b k ... -> b k", "mean")
 
 
-def gradcam_pp(A: Maps, G: Maps, eps: float = 0.0) -> ChannelWeights:
+def gradcam_pp(A: Maps, G: Maps, eps: float = 0.0, *, local: bool = False) -> ChannelWeights:
     """Grad-CAM++'s weights: the positive gradient, each position weighted by its share α.
 
     α = G² / (2 G² + Σ A G³), 0 where the denominator is 0. The paper's factor exp(score) is left out: it cancels
@@ -41,6 +41,8 @@ def gradcam_pp(A: Maps, G: Maps, eps: float = 0.0) -> ChannelWeights:
         A: features, (B, K, *spatial).
         G: gradient of the score with respect to A, (B, K, *spatial).
         eps: added to the denominator, ≥ 0; other libraries do, and it is not small beside G².
+        local: take Σ A · G³ with each position's own G³ in place of Σ (A G³), another reading of equation 19;
+            the two agree where the gradient is the same at every position.
 
     Returns:
         (B, K), ≥ 0 where α is.
@@ -52,10 +54,15 @@ def gradcam_pp(A: Maps, G: Maps, eps: float = 0.0) -> ChannelWeights:
     scale = reduce(G.abs(), "b k ... -> b k", "max").amax(1)
     scale = torch.where(scale > 0, scale, 1.0).reshape(-1, *[1] * (G.ndim - 1))
     g = G / scale
-    third = reduce(A * g**3, "b k ... -> b k", "sum").reshape(*G.shape[:2], *[1] * (G.ndim - 2)) * scale
-    denominator = 2 * g**2 + third + eps / scale**2
+    third = _total(A) * g**3 if local else _total(A * g**3)
+    denominator = 2 * g**2 + third * scale + eps / scale / scale
     alpha = torch.where(denominator != 0, g**2 / torch.where(denominator != 0, denominator, 1.0), 0.0)
     return reduce(alpha * G.relu(), "b k ... -> b k", "sum")
+
+
+def _total(values: Maps) -> Tensor:
+    """The sum over positions, kept as axes of length 1."""
+    return values.sum(tuple(range(2, values.ndim)), keepdim=True)
 
 
 def xgradcam(A: Maps, G: Maps, eps: float = 0.0) -> ChannelWeights:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -140,7 +139,7 @@ def _integrated_gradients(
         x: (B, C, *size), prepared images.
         cls: None for the predicted class of each image, an int, B ints, (B, n) ints for n classes of each
             image, or a target, a callable from the model's output to B scores.
-        steps: points on the path, ≥ 1 (Gauss–Legendre).
+        steps: points on the path, ≥ 2, its ends included.
         baseline: where the path begins: a number, or a tensor that broadcasts against x.
         chunk_size: images in one forward and backward, ≥ 1; it changes the memory, not the result.
         postprocess: `heatmap`, a callable `(cam, size) -> map`, or None for the raw attribution, signed and
@@ -160,7 +159,7 @@ def _integrated_gradients(
     """
     checks.check_call(model, x)
     checks.check_model(model, x)
-    checks.check_count("steps", steps)
+    checks.check_count("steps", steps, at_least=2)
     checks.check_count("chunk_size", chunk_size)
     start = _checked_baseline(baseline, x)
     with recording(x, create_graph), checks.explained(model, x):
@@ -176,7 +175,7 @@ def _path_score(
 ) -> tuple[Callable[[Any, Tensor], Tensor], int]:
     """(output, which images it is of) to scores (images, n), and how many images one forward may take.
 
-    A class is fixed on the unperturbed input; a target sees the whole batch, as it would anywhere else.
+    A class is fixed on the unperturbed input.
     """
     if callable(cls):
         target = resolve(cls)
@@ -186,7 +185,7 @@ def _path_score(
             checks.check_scores(scores, len(images))
             return scores.reshape(len(images), -1)
 
-        return of_target, len(x)
+        return of_target, len(x)  # a target is handed whole batches, one step of the path at a time
     with torch.no_grad():
         index = class_index(cls, logits(run_model(model, x))).reshape(len(x), -1)
     return lambda output, images: logits(output).gather(-1, index[images]), chunk_size
@@ -201,31 +200,54 @@ def _path_gradient(
     chunk_size: int,
 ) -> Tensor:
     """The gradient of n scores of each image, averaged over the path from start to x: (B, n, C, *size)."""
-    nodes, node_weights = np.polynomial.legendre.leggauss(steps)
-    positions = torch.as_tensor((nodes + 1) / 2).to(x).repeat_interleave(len(x))
-    shares = torch.as_tensor(node_weights / 2).to(x).repeat_interleave(len(x))
-    images = torch.arange(len(x), device=x.device).repeat(steps)
-    total: Tensor | None = None
-    for chunk in torch.arange(len(images), device=x.device).split(chunk_size):
-        image, position = images[chunk], _per_image(positions[chunk], x)
-        on_path = start[image] + position * (x - start)[image]
-        grads = _input_gradients(model, on_path, lambda output, image=image: score(output, image))
-        part = grads * _per_image(shares[chunk], grads)
-        zero = torch.zeros(len(x), *part.shape[1:], dtype=part.dtype, device=part.device)
-        part = zero.index_add(0, image, part)
-        total = part if total is None else total + part
-    assert total is not None
-    return total
+    positions = torch.linspace(0, 1, steps).to(x)
+    averages = []
+    for images in torch.arange(len(x), device=x.device).split(chunk_size):
+        first, way = start[images], (x - start)[images]
+        total, last = torch.zeros(()), None
+        for chunk in positions.split(max(1, chunk_size // len(images))):
+            on_path = torch.stack([first + t * way for t in chunk]).flatten(0, 1)
+            repeated = images.repeat(len(chunk))
+            found = _Nodes(*_scores_and_gradients(model, on_path, lambda y, i=repeated: score(y, i)))
+            found = _Nodes(*(part.reshape(len(chunk), len(images), *part.shape[1:]) for part in found))
+            nodes = found if last is None else _Nodes(*map(torch.cat, zip(last, found, strict=True)))
+            total = total + _integral(nodes, way, 1 / (steps - 1))
+            last = _Nodes(nodes.scores[-1:], nodes.grads[-1:])
+        averages.append(total)
+    return torch.cat(averages)
 
 
-def _per_image(values: Tensor, like: Tensor) -> Tensor:
-    return values.reshape(-1, *[1] * (like.ndim - 1))
+class _Nodes(NamedTuple):
+    """Points of the path: scores (T, B, n) and gradients (T, B, n, C, *size)."""
+
+    scores: Tensor
+    grads: Tensor
 
 
-def _input_gradients(model: nn.Module, x: Tensor, score: Callable[[Any], Tensor]) -> Tensor:
-    """The gradient of n scores of each image with respect to the image: (B, n, C, *size)."""
+def _integral(nodes: _Nodes, way: Tensor, length: float) -> Tensor:
+    """The integral of the gradient over the intervals between the nodes: (B, n, C, *size).
+
+    Between two nodes the gradient of a network with ReLUs jumps from one node's value to the other's. Where it
+    does so follows from the score, whose change over the interval is known: it has to be the slope before the
+    jump for a share of the interval, and the slope after it for the rest. An equal share (the trapezoid rule) is
+    kept where the slopes do not differ.
+    """
+    slopes = (nodes.grads * way[:, None]).flatten(3).sum(-1)
+    before, after = slopes[:-1], slopes[1:]
+    mean = (nodes.scores[1:] - nodes.scores[:-1]) / length
+    jump = before - after
+    differs = jump.abs() > 1e-3 * torch.maximum(before.abs(), after.abs())
+    share = torch.where(differs, (mean - after) / torch.where(differs, jump, 1.0), 0.5).clamp(0, 1)
+    share = share.reshape(*share.shape, *[1] * (way.ndim - 1))
+    return length * (share * nodes.grads[:-1] + (1 - share) * nodes.grads[1:]).sum(0)
+
+
+def _scores_and_gradients(
+    model: nn.Module, x: Tensor, score: Callable[[Any], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """n scores of each image, (B, n), and their gradients with respect to the image, (B, n, C, *size)."""
     scores, pullback = torch.func.vjp(lambda x: score(run_model(model, x)), x)
-    return pulled_back(pullback, scores)
+    return scores, pulled_back(pullback, scores)
 
 
 def _has_many_classes(cls: Classes) -> bool:

@@ -84,6 +84,4 @@ def check_options(name: str, options: Collection[str], known: Collection[str]) -
     """Raise where an option is not one of the known ones."""
     for option in options:
         if option not in known:
-            raise TypeError(
-                f"{name}() has no option {option!r}; its options are {', '.join(sorted(known))}"
-            )
+            raise TypeError(f"{name}() has no option {option!r}; its options are {', '.join(sorted(known))}")

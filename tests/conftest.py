@@ -1,0 +1,59 @@
+"""What the tests share: shapes checked at run time, real photographs and a real network."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import jaxtyping
+import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook("xcam_fn", "beartype.beartype").__enter__()
+
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+from torchvision.transforms import v2  # noqa: E402
+
+import xcam_fn as xf  # noqa: E402
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Leave out the run-time check of signatures, which would answer in the place of the library's own errors."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder beside the checkout with photographs and reference maps."""
+    if not SHARED.is_dir():
+        pytest.skip("the folder shared/ with reference maps and photographs is not beside this checkout")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def lite0() -> nn.Module:
+    """EfficientNet-Lite0 with its ImageNet weights."""
+    return xf.models.load("lite0").model
+
+
+@pytest.fixture(scope="session")
+def photographs() -> Tensor:
+    """Two real photographs, (2, 3, 224, 224): a tabby cat and an astronaut."""
+    import skimage.data
+
+    prepare = v2.Compose(
+        [
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Resize(224),
+            v2.CenterCrop(224),
+            v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ]
+    )
+    pictures = (skimage.data.chelsea(), skimage.data.astronaut())
+    return torch.stack([prepare(Image.fromarray(picture)) for picture in pictures])

@@ -1,0 +1,288 @@
+"""The command `xcam`, with real photographs and the real EfficientNet-Lite0."""
+
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+import torchvision
+from PIL import Image
+
+import xcam_fn as xf
+from xcam_fn import cli
+
+XCAM = Path(sysconfig.get_path("scripts")) / "xcam"
+PACKAGE = Path(cli.__file__).parent
+SMALL = "squeezenet1_1"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch) -> Path:
+    """An empty folder of its own for each test, with a photograph of a cat."""
+    Image.fromarray(skimage.data.chelsea()).save(tmp_path / "cat.png")
+    (tmp_path / "notes.txt").write_text("not an image")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def xcam(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The installed command, in a process of its own."""
+    return subprocess.run([XCAM, *arguments], capture_output=True, text=True, timeout=120, check=False)
+
+
+def explain(*arguments: str) -> int:
+    """The same command in this process, on a small network: quick enough to be run many times."""
+    return cli.main(["explain", *arguments, "--model", SMALL, "--weights", "random"])
+
+
+# The real thing
+
+
+def test_a_photograph_of_a_cat_from_beginning_to_end(folder):
+    done = xcam(
+        "explain", "cat.png", "--methods", "gradcam", "layercam", "--output", "out/deep", "--save-maps"
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0] == "cat.png"
+    top = [line.split() for line in lines[1:6]]
+    assert {int(index) for index, *_ in top[:3]} == {281, 282, 285}
+    assert all(percent.endswith("%") for *_, percent in top)
+    assert lines[6].startswith("  explained: Egyptian cat (class 285), ")
+    assert lines[7:] == [
+        "  wrote out/deep/cat.png",
+        "  wrote out/deep/cat_gradcam.npy",
+        "  wrote out/deep/cat_layercam.npy",
+    ]
+    with Image.open("out/deep/cat.png") as figure:
+        assert figure.width > figure.height > 200
+    loaded = xf.models.load("lite0")
+    x, _ = xf.images.prepare("cat.png", loaded.preset)
+    for name in ("gradcam", "layercam"):
+        saved = np.load(f"out/deep/cat_{name}.npy")
+        expected = xf.METHODS[name](loaded.model, None, x, 285)[0].numpy()
+        np.testing.assert_allclose(saved, expected, atol=1e-5)
+
+
+def test_one_unreadable_photograph_among_many_is_reported_and_the_rest_done(folder):
+    done = xcam("explain", "notes.txt", "cat.png", "missing.jpg")
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[-1] == "  wrote xcam_output/cat.png"
+    assert done.stderr.splitlines() == [
+        "xcam: warning: image 'notes.txt' is not an image file of a known format",
+        "xcam: warning: image 'missing.jpg': no such file; check the path",
+        "xcam: warning: 2 of 3 photographs could not be read",
+    ]
+
+
+def test_bad_input_is_one_line_and_status_2(folder):
+    done = xcam("explain", "cat.png", "--layer", "_bn7")
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("xcam: error: layer '_bn7' is not in EfficientNet")
+
+
+def test_help_needs_neither_torch_nor_matplotlib():
+    # The package around the module is left out: what is tested is what the command itself imports.
+    code = (
+        "import sys, types\n"
+        "package = types.ModuleType('xcam_fn')\n"
+        f"package.__path__ = [{str(PACKAGE)!r}]\n"
+        "sys.modules['xcam_fn'] = package\n"
+        "from xcam_fn import cli\n"
+        "assert cli.main(['--help']) == cli.main(['explain', '--help']) == 0\n"
+        "assert not {'torch', 'matplotlib', 'numpy', 'PIL'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "--save-maps" in done.stdout
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    done = subprocess.run(
+        f"'{XCAM}' layers {SMALL} | head -n 1", shell=True, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["layer", "type", "output"]
+    assert done.stderr == ""
+
+
+# Answers and names of files
+
+
+@pytest.mark.parametrize("cls", ["281", "tabby cat"])
+def test_a_class_is_taken_by_index_or_by_name(cls, capsys):
+    assert explain("cat.png", "--class", cls) == 0
+    assert "  explained: tabby (class 281), " in capsys.readouterr().out
+
+
+def test_photographs_of_equal_names_do_not_overwrite_each_other(folder, capsys):
+    for name in ("a", "b"):
+        (folder / name).mkdir()
+        Image.fromarray(skimage.data.astronaut()).save(folder / name / "cat.png")
+    assert explain("cat.png", "a/cat.png", "b/cat.png", "--output", "out") == 0
+    written = [
+        line.split()[-1] for line in capsys.readouterr().out.splitlines() if line.startswith("  wrote")
+    ]
+    assert written == ["out/cat.png", "out/cat_2.png", "out/cat_3.png"]
+    assert sorted(path.name for path in (folder / "out").iterdir()) == ["cat.png", "cat_2.png", "cat_3.png"]
+
+
+def test_a_photograph_is_never_written_over(folder, capsys):
+    before = (folder / "cat.png").read_bytes()
+    assert explain("cat.png", "--output", ".") == 0
+    assert (folder / "cat.png").read_bytes() == before
+    assert "  wrote cat_2.png" in capsys.readouterr().out
+
+
+def test_methods_may_be_named_in_one_go_or_one_by_one(folder):
+    assert (
+        explain("cat.png", "--methods", "gradcam", "--methods", "hirescam", "--save-maps", "--output", "a")
+        == 0
+    )
+    assert (
+        explain("cat.png", "--methods", "gradcam", "hirescam", "gradcam", "--save-maps", "--output", "b") == 0
+    )
+    names = ["cat.png", "cat_gradcam.npy", "cat_hirescam.npy"]
+    assert sorted(path.name for path in Path("a").iterdir()) == names
+    assert sorted(path.name for path in Path("b").iterdir()) == names
+
+
+def test_a_checkpoint_of_one_s_own_has_numbered_classes(folder, capsys):
+    model = torchvision.models.squeezenet1_1(num_classes=3)
+    torch.save({"state_dict": model.state_dict()}, "own.pth")
+    assert cli.main(["explain", "cat.png", "--model", SMALL, "--weights", "own.pth", "--class", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "  explained: class 2, " in out
+    assert len(out.splitlines()) == 1 + 3 + 2
+
+
+@pytest.mark.parametrize(
+    ("bias", "gain", "cause"),
+    [
+        (0.0, 0.0, "the gradient vanished"),
+        (0.0, -1.0, "all contributions are negative and dropped"),
+    ],
+)
+def test_an_empty_heatmap_is_explained_in_words(bias, gain, cause, capsys):
+    model = torchvision.models.squeezenet1_1(num_classes=3)
+    state = model.state_dict()
+    state["classifier.1.weight"].fill_(gain)
+    state["classifier.1.bias"].fill_(bias + 100)
+    torch.save(state, "own.pth")
+    arguments = ["--model", SMALL, "--weights", "own.pth", "--layer", "features", "--class", "0"]
+    assert cli.main(["explain", "cat.png", *arguments, "--methods", "gradcam"]) == 0
+    out = capsys.readouterr().out
+    assert "  Grad-CAM: the heatmap is zero everywhere" in out
+    assert cause in out
+
+
+def test_none_of_several_photographs_readable_is_status_1(capsys):
+    assert explain("notes.txt", "missing.jpg") == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.endswith("xcam: warning: 2 of 2 photographs could not be read\n")
+
+
+def test_a_method_that_reports_progress_is_asked_to_only_for_a_person(monkeypatch, capsys):
+    asked = []
+
+    def slow(model, layer, x, cls=None, *, progress=False, **options):
+        asked.append(progress)
+        return xf.gradcam(model, layer, x, cls, **options)
+
+    slow.__dict__.update(name="slow", title="Slow", family="perturbation", paper="", summary="")
+    monkeypatch.setattr(xf, "METHODS", {"slow": slow})
+    assert explain("cat.png", "--methods", "slow") == 0
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert explain("cat.png", "--methods", "slow") == 0
+    assert asked == [False, True]
+
+
+# Lists
+
+
+def test_methods_lists_every_method(capsys):
+    assert cli.main(["methods"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == list(xf.METHODS)
+    for line, method in zip(lines[1:], xf.METHODS.values(), strict=True):
+        assert method.title in line
+        assert method.summary in line
+
+
+@pytest.mark.parametrize("model", [SMALL, "resnet18", "lite0"])
+def test_layers_lists_what_runs_and_marks_the_default(model, capsys):
+    assert cli.main(["layers", model, "--weights", "random"]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    loaded = xf.models.load(model, weights="random")
+    x = torch.zeros(1, 3, 224, 224)
+    shapes = xf.layers(loaded.model, x)
+    assert [line[2:].split()[0] for line in lines] == list(shapes)
+    (marked,) = [line[2:].split()[0] for line in lines if line.startswith("*")]
+    assert marked.partition("#")[0] == xf.default_layer(loaded.model, x)
+    assert xf.features(loaded.model, marked, x).shape == shapes[marked]
+
+
+def test_the_version_is_the_package_s(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == xf.__version__
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ("explain", "no photograph was named"),
+        (
+            "explain --methods gradcam cat.png",
+            "no photograph was named; expected one or more before the options",
+        ),
+        ("explain cat.png --methods gradcam notes.txt", "method 'notes.txt' is not known; it is a file"),
+        ("explain cat.png --methods gradcm", "method 'gradcm' is not known; did you mean 'gradcam'"),
+        ("explain cat.png --methods zzz", "method 'zzz' is not known; expected one or more of gradcam, "),
+        ("explain missing.jpg", "image 'missing.jpg': no such file"),
+        ("explain notes.txt", "image 'notes.txt' is not an image"),
+        ("explain cat.png --model resnt50", "model 'resnt50' is not known; did you mean 'resnet50'"),
+        ("explain cat.png --weights no.pth", "weights 'no.pth': no such file"),
+        ("explain cat.png --weights notes.txt", "weights 'notes.txt' is not a checkpoint"),
+        ("explain cat.png --class 1000", "class 1000 is out of range"),
+        ("explain cat.png --class -1", "class -1 is out of range"),
+        ("explain cat.png --class cat", "class 'cat' may be 'tiger cat' (282)"),
+        ("explain cat.png --layer features.99", "layer 'features.99' is not in"),
+        ("explain cat.png --colormap virids", "colormap='virids' is none of matplotlib's"),
+        ("explain cat.png --alpha 2", "alpha=2.0 is out of range"),
+        ("explain cat.png --alpha x", 'unable to convert "x" into float'),
+        ("explain cat.png --device nowhere", "device 'nowhere' cannot be used"),
+        ("explain cat.png --output notes.txt", "--output 'notes.txt' is a file; expected a folder"),
+        ("explain cat.png --bogus", "--bogus"),
+        ("layers resnt50", "model 'resnt50' is not known"),
+        ("bogus", "bogus"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_bad_input_is_said_in_one_line(arguments, reason, capsys):
+    words = arguments.split()
+    if words[0] == "explain" and not {"--model", "--weights"} & set(words):
+        words += ["--model", SMALL, "--weights", "random"]
+    if words[1:2] == ["--methods"] or words == ["explain"]:
+        words = arguments.split()
+    assert cli.main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    assert line.startswith("xcam: error: ")
+    assert reason in line
+
+
+def test_ctrl_c_is_quiet(monkeypatch, capsys):
+    def interrupted(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(xf.models, "load", interrupted)
+    assert explain("cat.png") == 130
+    assert capsys.readouterr() == ("", "")

@@ -1,0 +1,419 @@
+"""The gradient family: closed forms, properties, the paper's loops, other libraries and the original's own maps."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms.functional import normalize, to_tensor
+
+import networks
+import xcam_fn as xf
+
+GRADIENT = [name for name, method in xf.METHODS.items() if method.family == "gradient"]
+CAMS = [name for name in GRADIENT if name != "integrated_gradients"]
+seeds = st.integers(0, 2**31 - 1)
+
+
+def maps(*shape: int, seed: int, scale: float = 1.0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale
+
+
+def linearized(seed: int, batch: int = 2) -> tuple[networks.Linearized, Tensor]:
+    model = networks.seeded(networks.Linearized(), seed).double()
+    assert isinstance(model, networks.Linearized)
+    return model, maps(batch, 3, 9, 7, seed=seed)
+
+
+# -- the weighting functions, position by position as the papers write them ---------------------------------
+
+
+def loop_weights(name: str, A: Tensor, G: Tensor) -> Tensor:
+    B, K, H, W = A.shape
+    per_position = torch.zeros_like(A)
+    for b in range(B):
+        for k in range(K):
+            a, g = A[b, k], G[b, k]
+            match name:
+                case "gradcam":
+                    per_position[b, k] = sum(g[i, j] for i in range(H) for j in range(W)) / (H * W)
+                case "xgradcam":
+                    total = a.sum()
+                    per_position[b, k] = (g * a).sum() / total if total != 0 else 0.0
+                case "layercam":
+                    per_position[b, k] = g.clamp(min=0)
+                case "hirescam":
+                    per_position[b, k] = g
+                case "gradcam_pp":
+                    third = (a * g**3).sum()
+                    weight = 0.0
+                    for i in range(H):
+                        for j in range(W):
+                            denominator = 2 * g[i, j] ** 2 + third
+                            alpha = g[i, j] ** 2 / denominator if denominator != 0 else 0.0
+                            weight += alpha * max(g[i, j].item(), 0.0)
+                    per_position[b, k] = weight
+    return per_position
+
+
+@pytest.mark.parametrize("name", CAMS)
+@given(seed=seeds)
+@settings(max_examples=10, deadline=None)
+def test_weights_are_the_papers_loops(name, seed):
+    A, G = maps(2, 3, 4, 5, seed=seed), maps(2, 3, 4, 5, seed=seed + 1, scale=0.1)
+    weights = getattr(xf.weights, name)(A, G)
+    expected = (loop_weights(name, A, G) * A).sum(1)
+    torch.testing.assert_close(xf.weights.weighted_sum(A, weights), expected, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", CAMS)
+@given(seed=seeds)
+@settings(max_examples=10, deadline=None)
+def test_the_order_of_channels_changes_nothing(name, seed):
+    A, G = maps(2, 6, 4, 5, seed=seed), maps(2, 6, 4, 5, seed=seed + 1)
+    order = torch.randperm(6, generator=torch.Generator().manual_seed(seed))
+    weight = getattr(xf.weights, name)
+    expected = xf.weights.weighted_sum(A, weight(A, G))
+    shuffled = xf.weights.weighted_sum(A[:, order], weight(A[:, order], G[:, order]))
+    torch.testing.assert_close(shuffled, expected)
+
+
+@pytest.mark.parametrize("name", ["gradcam", "xgradcam", "layercam", "hirescam"])
+@given(seed=seeds, exponent=st.integers(-30, 30))
+@settings(max_examples=10, deadline=None)
+def test_the_scale_of_the_gradient_changes_nothing(name, seed, exponent):
+    A, G = maps(2, 6, 4, 5, seed=seed), maps(2, 6, 4, 5, seed=seed + 1)
+    weight = getattr(xf.weights, name)
+
+    def heatmap(G: Tensor) -> Tensor:
+        return xf.heatmap(xf.weights.weighted_sum(A, weight(A, G)), (8, 9))
+
+    torch.testing.assert_close(heatmap(G * 2.0**exponent), heatmap(G))
+
+
+@given(seed=seeds)
+@settings(max_examples=10, deadline=None)
+def test_gradcam_pp_survives_gradients_whose_square_underflows(seed):
+    A = maps(1, 4, 3, 3, seed=seed).float().abs()
+    G = maps(1, 4, 3, 3, seed=seed + 1).float()
+    tiny = xf.weights.gradcam_pp(A, G * 2.0**-80) * 2.0**80
+    without_third = (G.relu() / 2).sum((2, 3))  # what the weights tend to as the gradient becomes small
+    torch.testing.assert_close(tiny, without_third, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CAMS)
+def test_zero_gradients_and_zero_features_give_zeros(name):
+    weight = getattr(xf.weights, name)
+    for A, G in (
+        (maps(1, 3, 4, 4, seed=0), torch.zeros(1, 3, 4, 4, dtype=torch.float64)),
+        (torch.zeros(1, 3, 4, 4, dtype=torch.float64), maps(1, 3, 4, 4, seed=0)),
+    ):
+        raw = xf.weights.weighted_sum(A, weight(A, G))
+        assert (raw == 0).all()
+        assert (xf.heatmap(raw, (8, 8)) == 0).all()
+
+
+# -- whole methods --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", GRADIENT)
+def test_every_method_passes_the_battery(name):
+    xf.testing.check_method(xf.METHODS[name])
+
+
+@given(seed=seeds, cls=st.integers(0, 4))
+@settings(max_examples=15, deadline=None)
+def test_closed_forms_on_pooling_and_one_linear_layer(seed, cls):
+    model, x = linearized(seed)
+    A = model.conv(x).relu().detach()
+    w = model.fc.weight[cls].detach()
+    positions = A[0, 0].numel()
+    G = (w / positions).reshape(1, -1, 1, 1).expand_as(A) * (A > 0)  # the layer is the convolution, before ReLU
+    raw = model.conv(x).detach()
+    found = xf.feature_and_grad(model, "conv", x, cls)
+    torch.testing.assert_close(found.features, raw)
+    torch.testing.assert_close(found.grads, G)
+    torch.testing.assert_close(xf.hirescam(model, "conv", x, cls, postprocess=None), (G * A).sum(1))
+    torch.testing.assert_close(
+        xf.gradcam(model, "conv", x, cls, postprocess=None), (G.mean((2, 3), keepdim=True) * raw).sum(1)
+    )
+
+
+@given(seed=seeds)
+@settings(max_examples=15, deadline=None)
+def test_on_pooling_and_one_linear_layer_gradcam_and_hirescam_are_the_original_cam(seed):
+    model, x = linearized(seed)
+    model = nn.Sequential(model.conv, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), model.fc).eval()
+    A, w = model[:2](x).detach(), model[4].weight[3].detach()
+    expected = torch.einsum("k,bkhw->bhw", w, A) / A[0, 0].numel()
+    for method in (xf.gradcam, xf.hirescam):
+        torch.testing.assert_close(method(model, "1", x, 3, postprocess=None), expected)
+
+
+@pytest.mark.parametrize("name", GRADIENT)
+@given(seed=seeds, shift=st.floats(-100, 100))
+@settings(max_examples=5, deadline=None)
+def test_a_shift_of_all_logits_changes_nothing(name, seed, shift):
+    model, x = linearized(seed)
+    expected = xf.METHODS[name](model, "conv", x, 2)
+    with torch.no_grad():
+        model.fc.bias.add_(shift)
+    torch.testing.assert_close(xf.METHODS[name](model, "conv", x, 2), expected)
+
+
+@pytest.mark.parametrize("name", GRADIENT)
+@given(seed=seeds, batch=st.integers(1, 5), data=st.data())
+@settings(max_examples=5, deadline=None)
+def test_a_batch_is_its_images(name, seed, batch, data):
+    model, x = linearized(seed, batch)
+    classes = data.draw(st.lists(st.integers(0, 4), min_size=batch, max_size=batch))
+    together = xf.METHODS[name](model, "conv", x, classes)
+    assert 0 <= together.min()
+    assert together.max() <= 1
+    for i, cls in enumerate(classes):
+        alone = xf.METHODS[name](model, "conv", x[i : i + 1], cls)
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-6, atol=1e-8)
+
+
+@given(seed=seeds)
+@settings(max_examples=10, deadline=None)
+def test_integrated_gradients_are_complete(seed):
+    model = networks.seeded(networks.Residual(), seed).double()
+    x = maps(2, 3, 8, 10, seed=seed)
+    baseline = maps(3, 1, 1, seed=seed + 1)
+    raw = xf.integrated_gradients(model, None, x, [1, 4], steps=50, baseline=baseline, postprocess=None)
+    with torch.no_grad():
+        difference = (model(x) - model(baseline.expand_as(x)))[[0, 1], [1, 4]]
+        scale = model(x).abs().max()
+    assert (raw.sum((1, 2)) - difference).abs().max() <= 1e-3 * scale
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, 1000])
+def test_integrated_gradients_do_not_depend_on_the_chunk(chunk_size):
+    model, x = linearized(0)
+    expected = xf.integrated_gradients(model, None, x, postprocess=None)
+    torch.testing.assert_close(
+        xf.integrated_gradients(model, None, x, chunk_size=chunk_size, postprocess=None), expected
+    )
+
+
+def test_many_classes_cost_one_forward_of_the_trunk():
+    model, x = networks.seeded(networks.Residual()), torch.randn(2, 3, 12, 16)
+    classes = [[0, 1, 2, 3], [4, 3, 2, 1]]
+    xf.gradcam(model, "conv2", x)
+    forwards = []
+
+    class Counted(nn.Conv2d):
+        def forward(self, input: Tensor) -> Tensor:
+            forwards.append(len(input))
+            return super().forward(input)
+
+    Counted.__module__ = "torch.nn.counted"
+    model.stem.__class__ = Counted
+    xf.gradcam(model, "conv2", x)  # the structure has changed: it is looked at again
+    forwards.clear()
+    together = xf.gradcam(model, "conv2", x, classes)
+    assert forwards == [2]
+    assert together.shape == (2, 4, 12, 16)
+    for j in range(4):
+        alone = xf.gradcam(model, "conv2", x, [row[j] for row in classes])
+        torch.testing.assert_close(together[:, j], alone, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(xf.gradcam(model, "conv2", x, torch.tensor(classes)), together)
+
+
+@pytest.mark.parametrize(
+    ("network", "shape"),
+    [(networks.OneDimensional, (2, 2, 31)), (networks.ThreeDimensional, (2, 1, 9, 10, 11))],
+)
+@pytest.mark.parametrize("name", GRADIENT)
+def test_signals_and_volumes(name, network, shape):
+    model, x = networks.seeded(network()), torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    assert xf.default_layer(model, x) == "3"
+    found = xf.METHODS[name](model, None, x, [0, 3])
+    assert found.shape == (shape[0], *shape[2:])
+    assert 0 <= found.min() < found.max() <= 1
+    assert xf.METHODS[name](model, None, x, [[0, 3]] * 2).shape == (shape[0], 2, *shape[2:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_other_dtypes_agree_with_float32(dtype):
+    model, x = networks.seeded(networks.Residual()), torch.randn(2, 3, 12, 16)
+    expected = xf.gradcam(model, "conv2", x, 1)
+    found = xf.gradcam(networks.seeded(networks.Residual()).to(dtype), "conv2", x.to(dtype), 1)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=1e-5 if dtype == torch.float64 else 0.1)
+
+
+def test_a_method_of_ones_own_gets_everything():
+    absolute = xf.from_gradients(lambda A, G, power=1.0: (G.abs() ** power).mean((2, 3)), name="absolute")
+    xf.testing.check_method(absolute)
+    model, x = networks.seeded(networks.Residual()), torch.randn(2, 3, 12, 16)
+    assert not torch.equal(absolute(model, "conv2", x), absolute(model, "conv2", x, power=3.0))
+    with pytest.raises(TypeError, match=r"absolute\(\) has no option 'powr'; its options are .*power"):
+        absolute(model, "conv2", x, powr=2.0)
+
+
+def test_the_battery_fails_what_is_wrong():
+    def checks(weighting):
+        return lambda: xf.testing.check_method(xf.from_gradients(weighting, name="wrong"))
+
+    wrong = {
+        "a batch equals its images": lambda A, G: G.mean((0, 2, 3)).expand(A.shape[:2]),
+        "the order of channels": lambda A, G: G.mean((2, 3)) * torch.arange(A.shape[1]),
+        "the same call": lambda A, G: G.mean((2, 3)) * torch.rand(A.shape[:2]),
+        "zero, not NaN": lambda A, G: torch.ones(A.shape[:2], dtype=A.dtype),
+    }
+    for promise, weighting in wrong.items():
+        with torch.random.fork_rng(), pytest.raises(AssertionError, match=promise):
+            checks(weighting)()
+
+
+# -- other libraries ------------------------------------------------------------------------------------------
+
+
+def normalized(raw: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    return xf.heatmap(raw.detach(), size or tuple(raw.shape[-2:]))
+
+
+def random_network(name: str) -> nn.Module:
+    import torchvision
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return torchvision.models.get_model(name, weights=None).eval()
+
+
+CASES = [("lite0", "_blocks.15"), ("lite0", "_conv_head"), ("resnet18", "layer4"), ("resnet18", "layer3"), ("vgg11", "features.19")]
+
+
+@pytest.fixture(params=CASES, ids=["-".join(case) for case in CASES])
+def case(request, lite0) -> tuple[nn.Module, str]:
+    name, layer = request.param
+    return (lite0 if name == "lite0" else random_network(name)), layer
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "peer", "options"),
+    [
+        ("gradcam", "GradCAM", {}),
+        ("xgradcam", "XGradCAM", {"eps": 1e-8}),
+        ("layercam", "LayerCAM", {}),
+    ],
+)
+def test_torchcam_agrees(case, photographs, name, peer, options):
+    import torchcam.methods
+
+    model, layer = case
+    classes = [281, 650]
+    with getattr(torchcam.methods, peer)(model, layer) as extractor:
+        (theirs,) = extractor(classes, model(photographs), normalized=False)
+    ours = xf.METHODS[name](model, layer, photographs, classes, postprocess=None, **options)
+    assert (normalized(ours) - normalized(theirs)).abs().max() <= 1e-4
+    assert normalized(ours).amax() == 1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torchcam_gradcam_pp_is_ours_without_the_division(case, photographs):
+    """Its `alpha[idx][mask].div_(…)` divides a copy (indexing with a mask makes one), so that α stays G²."""
+    import torchcam.methods
+
+    model, layer = case
+    classes = [281, 650]
+    with torchcam.methods.GradCAMpp(model, layer) as extractor:
+        (theirs,) = extractor(classes, model(photographs), normalized=False)
+    A, G, _ = xf.feature_and_grad(model, layer, photographs, classes)
+    undivided = xf.weights.weighted_sum(A, (G**2 * G.relu()).sum((2, 3)))
+    assert (normalized(undivided) - normalized(theirs)).abs().max() <= 1e-4
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "peer", "options"),
+    [
+        ("gradcam", "GradCAM", {}),
+        ("gradcam_pp", "GradCAMPlusPlus", {"eps": 1e-6, "local": True}),
+        ("xgradcam", "XGradCAM", {"eps": 1e-7}),
+        ("layercam", "LayerCAM", {}),
+        ("hirescam", "HiResCAM", {}),
+    ],
+)
+def test_pytorch_grad_cam_agrees(case, photographs, name, peer, options):
+    import pytorch_grad_cam
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    model, layer = case
+    classes = [281, 650]
+    ours = xf.METHODS[name](model, layer, photographs, classes, **options)
+    with getattr(pytorch_grad_cam, peer)(model, [model.get_submodule(layer)]) as cam:
+        theirs = cam(photographs, [ClassifierOutputTarget(c) for c in classes])
+    difference = (ours - normalized(torch.from_numpy(theirs))).abs().max()
+    # It adds 1e-7 to each map's maximum before it resizes, which shows where that maximum is small.
+    assert difference <= 1e-4
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_captum_agrees(case, photographs):
+    from captum.attr import LayerGradCam
+
+    model, layer = case
+    theirs = LayerGradCam(model, model.get_submodule(layer)).attribute(photographs, torch.tensor([281, 650]))
+    ours = xf.gradcam(model, layer, photographs, [281, 650], postprocess=None)
+    assert (normalized(ours) - normalized(theirs[:, 0])).abs().max() <= 1e-4
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_captum_agrees_on_integrated_gradients(photographs):
+    from captum.attr import IntegratedGradients
+
+    model, x = random_network("resnet18"), photographs[:, :, ::4, ::4].contiguous()
+    theirs = IntegratedGradients(model).attribute(x, target=torch.tensor([281, 650]), n_steps=400).sum(1)
+    ours = xf.integrated_gradients(model, None, x, [281, 650], steps=100, postprocess=None)
+    for one, other in zip(ours, theirs, strict=True):  # two rules for the same integral
+        assert torch.corrcoef(torch.stack([one.flatten(), other.flatten().float()]))[0, 1] > 0.999
+
+
+# -- the original library's own maps --------------------------------------------------------------------------
+
+REFERENCE = {
+    "GradCAM": ("gradcam", {}),
+    "GradCAMpp": ("gradcam_pp", {"eps": 1e-8}),
+    "XGradCAM": ("xgradcam", {}),
+    "LayerCAM": ("layercam", {}),
+}
+
+
+@pytest.mark.parametrize("key", REFERENCE)
+def test_xplaincam_agrees(lite0, shared, key):
+    folder = shared / "reference"
+    name, options = REFERENCE[key]
+    weighting = getattr(xf.weights, name)
+    scores = json.loads((folder / "public.json").read_text())
+    with np.load(folder / "public.npz") as reference:
+        for image, facts in scores.items():
+            picture = Image.open(folder / image.replace(".JPEG", "_224.png"))
+            x = normalize(to_tensor(picture), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])[None]
+            ours = xf.METHODS[name](lite0, "_blocks.15", x, facts["class"], **options)[0]
+            difference = (ours - torch.from_numpy(reference[f"{image}/{key}"])).abs().max()
+            # Where a method divides by what nearly cancels, the rounding of the features (which differs from one
+            # processor to the next) moves the map by more than 1e-4: by how much is measured, not guessed.
+            found = xf.feature_and_grad(lite0, "_blocks.15", x, facts["class"])
+            moved = rounding_moves(found, lambda A, G: weighting(A, G, **options))
+            assert difference <= max(1e-4, 2 * moved), (image, difference, moved)
+
+
+def rounding_moves(found: xf.FeatureAndGrad, weighting) -> float:
+    """How far the heatmap moves, at most, when the features move by a few units of float32's last place."""
+
+    def heatmap(A: Tensor) -> Tensor:
+        return xf.heatmap(xf.weights.weighted_sum(A, weighting(A, found.grads)), (224, 224))
+
+    expected, largest = heatmap(found.features), found.features.abs().max()
+    noise = [torch.randn(found.features.shape, generator=torch.Generator().manual_seed(i)) for i in range(20)]
+    return max(
+        (heatmap(found.features + n * largest * 2**-22) - expected).abs().max().item() for n in noise
+    )
