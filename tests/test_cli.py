@@ -79,11 +79,11 @@ def test_one_unreadable_photograph_among_many_is_reported_and_the_rest_done(fold
     ]
 
 
-def test_bad_input_is_one_line_and_status_2(folder):
-    done = xcam("explain", "cat.png", "--layer", "_bn7")
+def test_bad_input_is_one_line_and_status_2():
+    done = xcam("explain", "cat.png", "--methods", "gradcm")
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
-    assert line.startswith("xcam: error: layer '_bn7' is not in EfficientNet")
+    assert line.startswith("xcam: error: method 'gradcm' is not known; did you mean 'gradcam'")
 
 
 def test_help_needs_neither_torch_nor_matplotlib():
@@ -102,11 +102,8 @@ def test_help_needs_neither_torch_nor_matplotlib():
 
 
 def test_a_reader_that_has_enough_is_no_error():
-    done = subprocess.run(
-        f"'{XCAM}' layers {SMALL} | head -n 1", shell=True, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split() == ["layer", "type", "output"]
-    assert done.stderr == ""
+    done = subprocess.run(f"'{XCAM}' methods | true", shell=True, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 # Answers and names of files
@@ -154,23 +151,20 @@ def test_a_checkpoint_of_one_s_own_has_numbered_classes(folder, capsys):
     model = torchvision.models.squeezenet1_1(num_classes=3)
     torch.save({"state_dict": model.state_dict()}, "own.pth")
     assert cli.main(["explain", "cat.png", "--model", SMALL, "--weights", "own.pth", "--class", "2"]) == 0
-    out = capsys.readouterr().out
-    assert "  explained: class 2, " in out
-    assert len(out.splitlines()) == 1 + 3 + 2
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[1] for line in lines if line.endswith("%")} == {"0", "1", "2"}
+    assert any(line.startswith("  explained: class 2, ") for line in lines)
 
 
 @pytest.mark.parametrize(
-    ("bias", "gain", "cause"),
-    [
-        (0.0, 0.0, "the gradient vanished"),
-        (0.0, -1.0, "all contributions are negative and dropped"),
-    ],
+    ("gain", "cause"),
+    [(0.0, "the gradient vanished"), (-1.0, "all contributions are negative and dropped")],
 )
-def test_an_empty_heatmap_is_explained_in_words(bias, gain, cause, capsys):
+def test_an_empty_heatmap_is_explained_in_words(gain, cause, capsys):
     model = torchvision.models.squeezenet1_1(num_classes=3)
     state = model.state_dict()
     state["classifier.1.weight"].fill_(gain)
-    state["classifier.1.bias"].fill_(bias + 100)
+    state["classifier.1.bias"].fill_(1e6)  # positive whatever the gain, since a ReLU follows
     torch.save(state, "own.pth")
     arguments = ["--model", SMALL, "--weights", "own.pth", "--layer", "features", "--class", "0"]
     assert cli.main(["explain", "cat.png", *arguments, "--methods", "gradcam"]) == 0
@@ -213,7 +207,7 @@ def test_methods_lists_every_method(capsys):
         assert method.summary in line
 
 
-@pytest.mark.parametrize("model", [SMALL, "resnet18", "lite0"])
+@pytest.mark.parametrize("model", [SMALL, "lite0"])
 def test_layers_lists_what_runs_and_marks_the_default(model, capsys):
     assert cli.main(["layers", model, "--weights", "random"]) == 0
     lines = capsys.readouterr().out.splitlines()[1:]

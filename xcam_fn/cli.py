@@ -235,7 +235,8 @@ def _caption(loaded: LoadedModel, explanation: _Explanation) -> str:
     cls = explanation.cls
     name = loaded.categories[cls]
     shown = f"{name} (class {cls})" if name != str(cls) else f"class {cls}"
-    return f"{shown}, {_percent(float(explanation.probabilities[cls]))}; {loaded.name}, layer {explanation.layer}"
+    probability = _percent(float(explanation.probabilities[cls]))
+    return f"{shown}, {probability}; {loaded.name}, layer {explanation.layer}"
 
 
 def _percent(probability: float) -> str:

@@ -6,6 +6,7 @@ import difflib
 import math
 import textwrap
 from collections.abc import Mapping
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
@@ -124,7 +125,7 @@ def check_style(*, colormap: str, alpha: float) -> None:
         ValueError: the colormap is unknown, or alpha out of range.
         TypeError: an argument is of the wrong kind.
     """
-    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool):
+    if not isinstance(alpha, Real) or isinstance(alpha, bool):
         raise TypeError(f"alpha={alpha!r} is a {type(alpha).__name__}; expected a number from 0 to 1")
     if not 0 <= alpha <= 1:
         raise ValueError(
