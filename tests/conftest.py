@@ -16,6 +16,8 @@ from torchvision.transforms import v2  # noqa: E402
 
 import xcam_fn as xf  # noqa: E402
 
+torch.set_num_threads(1)  # the networks are small, and the tests run side by side
+
 SHARED = Path(__file__).parents[2] / "shared"
 
 

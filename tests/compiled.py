@@ -1,0 +1,48 @@
+"""Compiled pipelines against eager ones; run by test_transforms.py, prints what it has compared."""
+
+import torch
+from torch import Tensor
+
+import networks
+import xcam_fn as xf
+
+
+def compiled(f, backend="aot_eager"):
+    torch._dynamo.reset()
+    return torch.compile(f, fullgraph=True, backend=backend)
+
+
+def agree(a: Tensor, b: Tensor) -> None:
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def main() -> None:
+    model = networks.seeded(networks.Residual())
+    x = torch.randn(3, 3, 12, 16, generator=torch.Generator().manual_seed(0))
+    for name, method in xf.METHODS.items():
+        if method.family == "gradient" and name != "integrated_gradients":
+            fast = compiled(lambda x, method=method: method(model, "conv2", x, [1, 2, 3]))
+            agree(fast(x), method(model, "conv2", x, [1, 2, 3]))
+            agree(fast(-x), method(model, "conv2", -x, [1, 2, 3]))
+            print(name)
+    cold = networks.seeded(networks.ReadsParameters())
+    fast = compiled(lambda model, x: xf.gradcam(model, None, x))
+    agree(fast(cold, x), xf.gradcam(cold, None, x))
+    with torch.no_grad():
+        cold.head.mul_(-1)
+        cold.scale.mul_(2)
+    agree(fast(cold, x), xf.gradcam(cold, None, x))
+    print("defaults")
+    fast = compiled(lambda x: xf.gradcam(model, "conv2", x), "inductor")
+    agree(fast(x), xf.gradcam(model, "conv2", x))
+    print("inductor")
+    broken = networks.seeded(networks.DataDependent())
+    try:
+        compiled(lambda x: xf.gradcam(broken, "conv", x))(x)
+    except Exception as error:
+        if "cannot be traced, so the call cannot be compiled" in str(error):
+            print("untraceable")
+
+
+if __name__ == "__main__":
+    main()
