@@ -31,17 +31,17 @@ TORCHVISION = {
     "wide_resnet50_2": ("layer4", 64),
 }
 TIMM = {
-    "convnext_atto": ("stages", 64),
+    "convnext_atto": ("norm_pre", 64),
     "densenet121": ("features", 64),
     "efficientnet_b0": ("bn2", 64),
     "mobilenetv3_small_050": ("blocks", 64),
     "nfnet_l0": ("final_act", 64),
-    "regnetx_002": ("s4", 64),
-    "repvgg_a0": ("stages", 64),
+    "regnetx_002": ("final_conv", 64),
+    "repvgg_a0": ("final_conv", 64),
     "resnet18": ("layer4", 64),
     "seresnet18": ("layer4", 64),
     "tf_efficientnet_lite0": ("bn2", 64),
-    "xception41": ("act4", 96),
+    "xception41": ("act", 96),
 }
 
 

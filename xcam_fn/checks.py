@@ -30,8 +30,8 @@ def is_readable(x: Tensor) -> bool:
     """True where the values of x can be looked at: not under a torch.func transform, a trace or a compilation."""
     return (
         not torch.compiler.is_compiling()
-        and torch._C._functorch.peek_interpreter_stack() is None
         and _len_torch_dispatch_stack() == 0
+        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
     )
 
 

@@ -36,9 +36,27 @@ def heatmap(
             f"cam has shape {tuple(cam.shape)}; expected (B, ...) with the {len(size)} spatial axes that size={size} "
             "has; add the batch with cam.unsqueeze(0)"
         )
-    if resize_first:
-        return minmax(resize(cam, size).relu(), len(size))
-    return minmax(resize(cam.relu(), size), len(size))
+    if not resize_first:
+        return resized_minmax(cam.relu(), size)
+    return torch.where(_varies(cam, len(size)), minmax(resize(cam, size).relu(), len(size)), 0.0)
+
+
+def resized_minmax(cam: Tensor, size: Sequence[int]) -> Tensor:
+    """Each map resized and scaled to [0, 1]; a constant map gives zeros, also where resizing rounds.
+
+    Args:
+        cam: (..., *spatial), with as many spatial axes as `size` has entries.
+        size: the new spatial size, pixels.
+
+    Returns:
+        (..., *size), in [0, 1].
+    """
+    return torch.where(_varies(cam, len(size)), minmax(resize(cam, size), len(size)), 0.0)
+
+
+def _varies(cam: Tensor, axes: int) -> Tensor:
+    over = tuple(range(-axes, 0))
+    return cam.amax(over, keepdim=True) > cam.amin(over, keepdim=True)
 
 
 def resize(cam: Tensor, size: Sequence[int]) -> Tensor:
