@@ -1,0 +1,1 @@
+"""Speed and memory, ours and other libraries', timed in turn in one process."""
