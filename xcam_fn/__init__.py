@@ -1,7 +1,7 @@
 """Class activation maps for PyTorch as pure functions over torch.func: no hook, no state, any batch.
 
-    import xcam_fn as xf
-    heatmaps = xf.gradcam(model, "layer4", x)      # (B, h, w) in [0, 1]
+import xcam_fn as xf
+heatmaps = xf.gradcam(model, "layer4", x)      # (B, h, w) in [0, 1]
 """
 
 from __future__ import annotations

@@ -361,7 +361,7 @@ def guarded(x: Tensor) -> Tensor:
 @contextlib.contextmanager
 def recording(x: Tensor, create_graph: bool = False) -> Iterator[None]:
     """Record a graph where one is asked for or a transform is at work, and none otherwise."""
-    wanted = create_graph or x.requires_grad or _in_transform()
+    wanted = create_graph or x.requires_grad or in_transform()
     leave_inference = contextlib.nullcontext()
     if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
         leave_inference = torch.inference_mode(False)
@@ -370,7 +370,7 @@ def recording(x: Tensor, create_graph: bool = False) -> Iterator[None]:
         yield
 
 
-def _in_transform() -> bool:
+def in_transform() -> bool:
     """True inside a torch.func transform, where x.requires_grad says nothing about what is differentiated."""
     return torch._C._functorch.peek_interpreter_stack() is not None
 
@@ -426,6 +426,11 @@ def _unwrapped_while_compiling(model: nn.Module) -> nn.Module:
     while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         model = model.module
     return model
+
+
+def traced(model: nn.Module, x: Tensor) -> _trace.Trace | None:
+    """The model's verified trace, or None where it has none."""
+    return _plan(model, x).trace
 
 
 def _any_calls(plan: _Plan) -> tuple[Call, ...]:

@@ -108,7 +108,9 @@ def describe(output: Any) -> str:
     if isinstance(output, dict):
         return "a dict with " + ", ".join(f"{key!r}: {describe(value)}" for key, value in output.items())
     if isinstance(output, (list, tuple)):
-        return f"a {type(output).__name__} of {len(output)}: " + ", ".join(describe(value) for value in output)
+        return f"a {type(output).__name__} of {len(output)}: " + ", ".join(
+            describe(value) for value in output
+        )
     found = getattr(output, "logits", None)
     return f"a {type(output).__name__}" + ("" if found is None else f" with .logits, {describe(found)}")
 

@@ -141,7 +141,9 @@ def _expect(holds: bool, promise: str) -> None:
 
 
 def _expect_close(actual: Tensor, expected: Tensor, promise: str, tolerance: float = 1e-6) -> None:
-    _expect(actual.shape == expected.shape, f"{promise}: shape {tuple(actual.shape)}, not {tuple(expected.shape)}")
+    _expect(
+        actual.shape == expected.shape, f"{promise}: shape {tuple(actual.shape)}, not {tuple(expected.shape)}"
+    )
     difference = (actual - expected).abs().max().item()
     _expect(difference <= tolerance, f"{promise}: they differ by {difference:.3g}, more than {tolerance:.0e}")
 
@@ -149,7 +151,9 @@ def _expect_close(actual: Tensor, expected: Tensor, promise: str, tolerance: flo
 def _gives_heatmaps(run: Callable[..., Tensor]) -> None:
     case = small_case()
     maps = run(case.model, LAYER, case.x)
-    _expect(maps.shape == (3, 20, 28), f"heatmaps have x's batch and size: (3, 20, 28), not {tuple(maps.shape)}")
+    _expect(
+        maps.shape == (3, 20, 28), f"heatmaps have x's batch and size: (3, 20, 28), not {tuple(maps.shape)}"
+    )
     _expect(bool(torch.isfinite(maps).all()), "heatmaps are finite")
     _expect(0 <= maps.min().item() and maps.max().item() <= 1, "heatmaps are in [0, 1]")
     _expect(maps.amax().item() > 0, "a network with evidence for its class has a heatmap that is not zero")
@@ -210,7 +214,9 @@ def _is_zero_without_evidence(run: Callable[..., Tensor]) -> None:
         assert isinstance(weight, Tensor)
         weight.zero_()
     maps = run(case.model, LAYER, case.x, 1)
-    _expect(bool((maps == 0).all()), "where the score depends on nothing the heatmap is zero, not NaN or noise")
+    _expect(
+        bool((maps == 0).all()), "where the score depends on nothing the heatmap is zero, not NaN or noise"
+    )
 
 
 def _takes_other_dtypes(run: Callable[..., Tensor]) -> None:
@@ -228,7 +234,8 @@ def _runs_in_threads(run: Callable[..., Tensor]) -> None:
     with ThreadPoolExecutor(4) as pool:
         maps = list(pool.map(lambda c: run(fresh, LAYER, case.x, c % 5), range(10)))
     _expect(
-        all(torch.equal(m, expected[c % 5]) for c, m in enumerate(maps)), "threads share a model and its maps stay right"
+        all(torch.equal(m, expected[c % 5]) for c, m in enumerate(maps)),
+        "threads share a model and its maps stay right",
     )
 
 

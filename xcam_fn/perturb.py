@@ -1,0 +1,270 @@
+"""Perturbed inputs and their scores: pure functions of an index, built and scored a chunk at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from xcam_fn import checks
+
+Perturb = Callable[..., Tensor]
+Baseline = Tensor | float | Callable[[Tensor], Tensor]
+
+
+def perturbation_scores(
+    score: Callable[[Tensor, Tensor], Tensor],
+    x: Float[Tensor, "B C *size"],
+    perturb: Perturb,
+    which: Int[Tensor, " P"],
+    parameters: tuple[Tensor, ...],
+    *,
+    chunk_size: int,
+    progress: bool = False,
+) -> Tensor:
+    """The scores of P perturbed images, in order, with memory for one chunk of them.
+
+    Args:
+        score: perturbed images (p, C, *size) and which images of x they come from, (p,), to scores (p, n).
+        x: (B, C, *size), the images.
+        perturb: `(image, *parameters) -> image`, a pure function of one image (C, *size) and one perturbation's
+            parameters; `torch.func.vmap` builds a chunk of them.
+        which: (P,), the image that each perturbation is of, 0 … B − 1.
+        parameters: tensors (P, ...), what each perturbation depends on.
+        chunk_size: perturbed images in one forward, ≥ 1; it changes the memory and the speed, not the scores.
+        progress: show a bar on standard error that counts forwards of one image.
+
+    Returns:
+        (P, n), the scores.
+
+    Raises:
+        ValueError: a score that is not finite (it says of which perturbation), or a chunk_size out of range.
+        MemoryError: a chunk does not fit; it says which chunk_size to try.
+    """
+    checks.check_count("chunk_size", chunk_size)
+    scores = []
+    for chunk in _chunks(len(which), chunk_size, progress):
+        images = which[chunk]
+        if len(x) == 1:  # nothing to gather: one image is perturbed in every way
+            build = torch.vmap(perturb, in_dims=(None, *[0] * len(parameters)))
+            source = x[0]
+        else:
+            build, source = torch.vmap(perturb), x[images]
+        try:
+            found = score(build(source, *(p[chunk] for p in parameters)), images)
+        except RuntimeError as error:
+            _raise_out_of_memory(error, chunk_size)
+            raise
+        _check_finite(found, images, chunk.start)
+        scores.append(found)
+    return torch.cat(scores)
+
+
+def _chunks(count: int, chunk_size: int, progress: bool) -> Iterator[slice]:
+    starts = range(0, count, chunk_size)
+    if not progress:
+        yield from (slice(start, min(start + chunk_size, count)) for start in starts)
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=count, unit="forward", leave=False, disable=None) as bar:
+        for start in starts:
+            yield slice(start, min(start + chunk_size, count))
+            bar.update(min(chunk_size, count - start))
+
+
+def _raise_out_of_memory(error: RuntimeError, chunk_size: int) -> None:
+    if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error):
+        raise MemoryError(
+            f"chunk_size={chunk_size}: a chunk of perturbed images does not fit into memory; try "
+            f"chunk_size={max(1, chunk_size // 4)}"
+        ) from error
+
+
+def _check_finite(scores: Tensor, images: Tensor, start: int) -> None:
+    if checks.is_readable(scores) and not torch.isfinite(scores.detach()).all():
+        bad = int((~torch.isfinite(scores.detach())).flatten(1).any(1).nonzero()[0])
+        raise ValueError(
+            f"the score of perturbation {start + bad} (image {int(images[bad])}) is {scores[bad].tolist()}; expected "
+            "finite numbers: the target or the model does not bear perturbed images"
+        )
+
+
+class DistinctMaps(NamedTuple):
+    """The maps of a batch that need a forward of their own, and where their scores belong.
+
+    Attributes:
+        maps: (P, *spatial).
+        which: (P,), the image that each map is of.
+        places: (B * K,), for every channel of every image the row of `maps` that it equals.
+        constant: (B * K,), where a map is constant: its normalized mask is zero, and it is in no row.
+    """
+
+    maps: Tensor
+    which: Tensor
+    places: Tensor
+    constant: Tensor
+
+
+def distinct_maps(A: Float[Tensor, "B K *spatial"]) -> DistinctMaps:
+    """The maps that differ: constant ones are left out, equal ones of an image are kept once.
+
+    Args:
+        A: (B, K, *spatial), features.
+
+    Returns:
+        Every channel, in order, where values cannot be looked at (under a transform or a compilation).
+    """
+    B, K = A.shape[:2]
+    rows = A.flatten(0, 1)
+    which = torch.arange(B, device=A.device).repeat_interleave(K)
+    every = torch.arange(B * K, device=A.device)
+    if not checks.is_readable(A):
+        return DistinctMaps(rows, which, every, torch.zeros_like(every, dtype=torch.bool))
+    flat = rows.detach().flatten(1)
+    constant = flat.amax(1) == flat.amin(1)
+    _, group = torch.unique(torch.cat([which[:, None].to(flat), flat], 1), dim=0, return_inverse=True)
+    first = torch.full_like(every, B * K).scatter_reduce(0, group, every, "amin")[group]
+    kept = (first == every) & ~constant
+    places = (kept.cumsum(0) - 1)[first].clamp(min=0)
+    return DistinctMaps(rows[kept], which[kept], places, constant)
+
+
+def scatter_scores(scores: Float[Tensor, "P n"], found: DistinctMaps, constant: Float[Tensor, "B n"]) -> Tensor:
+    """The scores of all channels, (B, K, n), from those of the distinct maps and of a mask of zeros.
+
+    Args:
+        scores: (P, n), of the distinct maps.
+        found: the distinct maps.
+        constant: (B, n), the score that every constant map shares.
+    """
+    B = len(constant)
+    shared = constant.repeat_interleave(len(found.places) // B, 0)
+    own = scores[found.places] if len(scores) else shared
+    return torch.where(found.constant[:, None], shared, own).reshape(B, -1, scores.shape[-1])
+
+
+def baseline_images(baseline: Baseline, x: Tensor) -> Tensor:
+    """The images that stand for "nothing seen", (B, C, *size).
+
+    Args:
+        baseline: a number, a tensor that broadcasts against x, or a callable of x, such as `blurred`.
+        x: (B, C, *size), the images.
+
+    Raises:
+        ValueError: the baseline does not broadcast against x.
+    """
+    start = torch.as_tensor(baseline(x) if callable(baseline) else baseline).to(x)
+    try:
+        return start.expand_as(x)
+    except RuntimeError:
+        raise ValueError(
+            f"baseline has shape {tuple(start.shape)}; expected a number, a callable of x, or a shape that "
+            f"broadcasts against x, {tuple(x.shape)}"
+        ) from None
+
+
+def blurred(x: Float[Tensor, "B C *size"], *, width: int = 51, std: float = 50.0) -> Tensor:
+    """The images blurred by a Gaussian, reflected at the border.
+
+    Args:
+        x: (B, C, *size), the images.
+        width: of the kernel, an odd number of pixels; narrower where the image is too small to be reflected.
+        std: of the Gaussian, > 0, pixels.
+
+    Returns:
+        (B, C, *size).
+    """
+    for axis in range(2, x.ndim):
+        reach = min(width // 2, x.shape[axis] - 1)
+        offsets = torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype)
+        kernel = torch.exp(-(offsets**2) / (2 * std**2))
+        lines = x.movedim(axis, -1)
+        padded = F.pad(lines.reshape(-1, 1, lines.shape[-1]), (reach, reach), mode="reflect")
+        smooth = F.conv1d(padded, (kernel / kernel.sum())[None, None])
+        x = smooth.reshape(lines.shape).movedim(-1, axis)
+    return x
+
+
+# -- randomness: a function of the seed and an index, the same on every device and for every chunk ----------
+
+_GAMMA, _FIRST, _SECOND = (c - 2**64 for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+
+
+def uniform(seed: int, index: Tensor | int, shape: tuple[int, ...], *, like: Tensor) -> Tensor:
+    """Numbers in [0, 1) that depend on the seed and the index alone (SplitMix64, a counter-based generator).
+
+    Args:
+        seed: any whole number.
+        index: which draw; a 0-d tensor under vmap.
+        shape: of the result.
+        like: gives the device and dtype.
+
+    References:
+        Steele et al., Fast Splittable Pseudorandom Number Generators (doi:10.1145/2660193.2660195).
+    """
+    count = math.prod(shape)
+    counter = torch.arange(count, device=like.device) + torch.as_tensor(index, device=like.device) * count
+    start = _mixed(torch.tensor((seed * 2 + 1) % 2**62, device=like.device) * _GAMMA)
+    bits = _shifted(_mixed(start + (counter + 1) * _GAMMA), 40)
+    return (bits.to(torch.float32) * 2.0**-24).reshape(shape).to(like.dtype)
+
+
+def normal(seed: int, index: Tensor | int, shape: tuple[int, ...], *, like: Tensor) -> Tensor:
+    """Standard normal numbers that depend on the seed and the index alone (Box–Muller).
+
+    Args:
+        seed: any whole number.
+        index: which draw.
+        shape: of the result.
+        like: gives the device and dtype.
+    """
+    radius, angle = uniform(seed, index, (2, *shape), like=like.float())
+    return (torch.sqrt(-2 * torch.log1p(-radius)) * torch.cos(2 * math.pi * angle)).to(like.dtype)
+
+
+def _mixed(z: Tensor) -> Tensor:
+    z = (z ^ _shifted(z, 30)) * _FIRST
+    z = (z ^ _shifted(z, 27)) * _SECOND
+    return z ^ _shifted(z, 31)
+
+
+def _shifted(z: Tensor, bits: int) -> Tensor:
+    return (z >> bits) & ((1 << (64 - bits)) - 1)  # a logical shift; int64's own keeps the sign
+
+
+def grid_mask(seed: int, index: Tensor, size: tuple[int, ...], *, grid: int, keep: float, like: Tensor) -> Tensor:
+    """RISE's mask: a random grid of kept and dropped cells, upsampled linearly and shifted at random.
+
+    Args:
+        seed: any whole number.
+        index: which mask; a 0-d tensor under vmap.
+        size: of the mask, pixels.
+        grid: cells along each axis, ≥ 1.
+        keep: the probability that a cell is kept, in (0, 1].
+        like: gives the device and dtype.
+
+    Returns:
+        (*size), in [0, 1].
+
+    References:
+        Petsiuk et al. (arXiv:1806.07421), section 3.2.
+    """
+    axes = len(size)
+    draws = uniform(seed, index, ((grid + 1) ** axes + axes,), like=like.float())
+    mask = (draws[:-axes] < keep).to(like.dtype).reshape([grid + 1] * axes)
+    for axis, length in enumerate(size):
+        cell = math.ceil(length / grid)
+        shift = torch.floor(draws[-axes + axis] * cell)
+        place = (torch.arange(length, device=like.device) + shift + 0.5) / cell - 0.5
+        nodes = torch.arange(grid + 1, device=like.device)
+        interpolation = (1 - (place.clamp(0, grid)[:, None] - nodes).abs()).relu().to(like.dtype)
+        mask = torch.tensordot(mask, interpolation, ([0], [1]))  # the axis goes last: after all, the order is back
+    return mask
+
+

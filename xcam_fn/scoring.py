@@ -1,0 +1,291 @@
+"""How a model is run to score perturbed inputs: memory format, folding, precision and compilation, in one place."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import weakref
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from xcam_fn import checks
+from xcam_fn._modules import unwrap
+from xcam_fn.split import in_transform, run_model, traced
+from xcam_fn.targets import Classes, ClassScore, Target, class_index, logits, probability
+
+Precision = Literal["float32", "bfloat16"]
+Run = Callable[[Tensor], Any]
+
+# Models prepared for scoring, by the id of the model; an entry goes with its model.
+_PREPARED: dict[int, tuple[weakref.ref[nn.Module], dict[tuple[Any, ...], tuple[Any, Run]]]] = {}
+
+
+class Running(NamedTuple):
+    """How the model is run for scoring: the keywords that every perturbation method takes.
+
+    Attributes:
+        precision: "float32", exact, or "bfloat16".
+        compile: compile the scoring model once.
+        scorer: a callable from images to outputs in the model's place.
+        chunk_size: perturbed images in one forward; None chooses.
+        progress: show a bar that counts forwards.
+    """
+
+    precision: Precision = "float32"
+    compile: bool = False
+    scorer: Run | None = None
+    chunk_size: int | None = None
+    progress: bool = False
+
+
+class Explained(NamedTuple):
+    """A score that is fixed for each image of a batch, whatever the images are changed into.
+
+    Attributes:
+        of: output and which images it is of, (P,), to scores (P, n).
+        own: the scores of the images as they are, (B, n).
+        many: whether n classes of each image were asked for.
+    """
+
+    of: Callable[[Any, Tensor], Tensor]
+    own: Tensor
+    many: bool
+
+
+def check_running(how: Running, x: Tensor) -> None:
+    """Raise where a keyword is out of range, or this machine cannot do what it asks."""
+    if how.chunk_size is not None:
+        checks.check_count("chunk_size", how.chunk_size)
+    if how.precision not in get_args(Precision):
+        raise ValueError(f"precision={how.precision!r}; expected one of {', '.join(map(repr, get_args(Precision)))}")
+    if how.scorer is not None and not callable(how.scorer):
+        raise TypeError(f"scorer is a {type(how.scorer).__name__}; expected a callable from images to outputs")
+    if how.precision == "bfloat16" and not _convolves_in_bfloat16(x.device):
+        raise ValueError(f"precision='bfloat16': {x.device} cannot compute convolutions in it; use 'float32'")
+    if how.compile and x.device.type == "cpu" and not _has_compiler():
+        raise ValueError("compile=True needs a C++ compiler, and none was found; install g++ or leave it out")
+
+
+def _convolves_in_bfloat16(device: torch.device) -> bool:
+    try:
+        F.conv2d(torch.ones(1, 1, 2, 2, device=device).bfloat16(), torch.ones(1, 1, 1, 1, device=device).bfloat16())
+    except RuntimeError:
+        return False
+    return True
+
+
+def _has_compiler() -> bool:
+    named = os.environ.get("CXX")
+    return any(shutil.which(name) for name in ([named] if named else ["g++", "clang++", "c++", "cl"]))
+
+
+def running_model(model: nn.Module, x: Tensor, how: Running) -> Run:
+    """The callable that scores: the user's own, the model as it is where gradients or transforms pass through it,
+    or a copy prepared once for speed.
+
+    Args:
+        model: the network, in evaluation mode.
+        x: (B, C, *size), the images to perturb.
+        how: precision, compilation and scorer.
+    """
+    if how.scorer is not None:
+        return how.scorer
+    if torch.is_grad_enabled() or in_transform() or not checks.is_readable(x) or torch.is_autocast_enabled(x.device.type):
+        return lambda images: run_model(model, images)
+    return _prepared(unwrap(model), x, how)
+
+
+def _prepared(root: nn.Module, x: Tensor, how: Running) -> Run:
+    trace = traced(root, x)
+    key = (how.precision, how.compile, x.device, x.dtype, id(trace))
+    versions = tuple((id(t), t._version) for t in (*root.parameters(), *root.buffers()))
+    reference, remembered = _PREPARED.get(id(root), (None, {}))
+    if reference is None or reference() is not root:
+        remembered = {}
+        owner = id(root)
+        _PREPARED[owner] = (weakref.ref(root, lambda _: _PREPARED.pop(owner, None)), remembered)
+    if key not in remembered or remembered[key][0] != versions:
+        remembered[key] = (versions, _prepare(root, trace, x, how))
+    return remembered[key][1]
+
+
+def _prepare(root: nn.Module, trace: Any, x: Tensor, how: Running) -> Run:
+    """A private copy with batch norm folded, convolutions in channels-last, and the precision asked for."""
+    dtype = torch.bfloat16 if how.precision == "bfloat16" else x.dtype
+    twin = _folded(root, trace.graph) if trace is not None else copy.deepcopy(root)
+    for parameter in (*twin.parameters(), *twin.buffers()):
+        parameter.requires_grad_(False)
+        parameter.data = _placed(parameter.data, dtype)
+    network: Run = torch.compile(twin, dynamic=False) if how.compile else twin
+
+    def run(images: Tensor) -> Any:
+        return _to_float(network(_placed(images, dtype)), x.dtype)
+
+    return run
+
+
+def _placed(value: Tensor, dtype: torch.dtype) -> Tensor:
+    if value.is_floating_point():
+        value = value.to(dtype)
+    return value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
+
+
+def _to_float(output: Any, dtype: torch.dtype) -> Any:
+    """The output with its tensors in x's precision, so that softmax and sums are computed in it."""
+    convert = lambda v: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v  # noqa: E731
+    return torch.utils._pytree.tree_map(convert, output)
+
+
+def _folded(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
+    """A copy of the traced network in which batch norm that follows a convolution is part of it."""
+    own = fx.Graph()
+    new: dict[fx.Node, fx.Node] = {}
+    holder = nn.Module()
+    folded = {node.args[0]: node for node in graph.nodes if _is_foldable(root, node)}
+    for node in graph.nodes:
+        if node in folded.values():
+            new[node] = new[node.args[0]]
+        elif node in folded:
+            new[node] = _folded_convolution(root, own, holder, node, folded[node], new)
+        else:
+            new[node] = own.node_copy(node, lambda n: new[n])
+            if node.op in ("call_module", "get_attr"):
+                new[node].target = _keep(holder, _attribute(root, str(node.target)), str(node.target))
+    own.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or bool(_writes(root, node)))
+    return fx.GraphModule(holder, own)
+
+
+def _writes(root: nn.Module, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return True
+    name = str(getattr(node.target, "__name__", node.target))
+    return bool(node.kwargs.get("inplace")) or name.startswith("i") or (name.endswith("_") and not name.endswith("__"))
+
+
+def _keep(holder: nn.Module, value: Any, name: str) -> str:
+    """Put a copy of a module or tensor of the model into the holder, once, and say under which name."""
+    own = name.replace(".", "_")
+    if not hasattr(holder, own):
+        if isinstance(value, nn.Module):
+            holder.add_module(own, copy.deepcopy(value))
+        else:
+            holder.register_buffer(own, value.detach().clone())
+    return own
+
+
+def _attribute(root: nn.Module, path: str) -> Any:
+    value: Any = root
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _is_foldable(root: nn.Module, node: fx.Node) -> bool:
+    """True for batch norm with running statistics whose input is a convolution that nothing else reads."""
+    if node.op != "call_module" or not node.args or not isinstance(node.args[0], fx.Node):
+        return False
+    norm, source = _attribute(root, str(node.target)), node.args[0]
+    if type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) or norm.running_mean is None:
+        return False
+    return len(source.users) == 1 and _convolution(root, source) is not None
+
+
+def _convolution(root: nn.Module, node: fx.Node) -> tuple[Tensor, Tensor | None, dict[str, Any], Any] | None:
+    """The weight, bias, other arguments and function of a convolution node, or None where it is none."""
+    if node.op == "call_module":
+        module = _attribute(root, str(node.target))
+        if type(module) not in _FUNCTIONS or module.padding_mode != "zeros":
+            return None
+        names = ("stride", "padding", "dilation", "groups")
+        return module.weight, module.bias, {n: getattr(module, n) for n in names}, _FUNCTIONS[type(module)]
+    if node.op != "call_function" or node.target not in _FUNCTIONS.values():
+        return None
+    given = dict(zip(("input", "weight", "bias", "stride", "padding", "dilation", "groups"), node.args, strict=False))
+    given |= node.kwargs
+    tensors = [given.get("weight"), given.get("bias")]
+    if not all(t is None or (isinstance(t, fx.Node) and t.op == "get_attr") for t in tensors) or tensors[0] is None:
+        return None
+    weight, bias = (t if t is None else _attribute(root, str(t.target)) for t in tensors)
+    rest = {name: value for name, value in given.items() if name not in ("input", "weight", "bias")}
+    if any(isinstance(value, fx.Node) for value in rest.values()):
+        return None
+    return weight, bias, rest, node.target
+
+
+_FUNCTIONS: dict[Any, Any] = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
+
+
+def _folded_convolution(
+    root: nn.Module,
+    graph: fx.Graph,
+    holder: nn.Module,
+    node: fx.Node,
+    norm_node: fx.Node,
+    new: dict[fx.Node, fx.Node],
+) -> fx.Node:
+    found = _convolution(root, node)
+    assert found is not None
+    weight, bias, rest, function = found
+    norm = _attribute(root, str(norm_node.target))
+    fused = fuse_conv_bn_weights(
+        weight, bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )  # fmt: skip
+    names = [_keep(holder, value, f"{norm_node.target}.{part}") for value, part in zip(fused, ("w", "b"), strict=True)]
+    source = node.args[0] if node.args else node.kwargs["input"]
+    assert isinstance(source, fx.Node)
+    values = [graph.get_attr(name) for name in names]
+    return graph.call_function(function, (new[source], *values), rest)
+
+
+def explained_score(run: Run, x: Tensor, cls: Classes, default: Callable[[Classes], Target] = probability) -> Explained:
+    """The score of each image, its class fixed on the image as it is.
+
+    Args:
+        run: images to outputs.
+        x: (B, C, *size), the unperturbed images.
+        cls: as for every method.
+        default: what is explained of a class.
+
+    Raises:
+        ValueError: a class out of range, or a target that returns another shape than one score for each image.
+        TypeError: cls or what a target returns is of a wrong kind.
+    """
+    output = run(x)
+    if callable(cls) and not isinstance(cls, ClassScore):
+
+        def of_target(output: Any, which: Tensor) -> Tensor:
+            scores = cls(output)
+            checks.check_scores(scores, len(which))
+            return scores[:, None]
+
+        return Explained(of_target, of_target(output, torch.arange(len(x))), many=False)
+    target = cls if isinstance(cls, ClassScore) else default(cls)
+    assert isinstance(target, ClassScore)
+    values = target.of(logits(output))
+    index = class_index(target.cls, values)
+    rows = index.reshape(len(x), -1)
+
+    def of_classes(output: Any, which: Tensor) -> Tensor:
+        return target.of(logits(output)).gather(-1, rows[which])
+
+    return Explained(of_classes, values.gather(-1, rows), many=index.ndim == 2)
+
+
+def default_chunk_size(x: Tensor, forwarded: nn.Module | None) -> int:
+    """How many images one forward takes where nothing else is said.
+
+    Networks of depthwise convolutions are bound by memory and want their activations to stay in the cache, plain
+    convolutions want enough work for every core.
+    """
+    modules = [] if forwarded is None else list(forwarded.modules())
+    convolutions = [m for m in modules if isinstance(m, nn.modules.conv._ConvNd)]
+    depthwise = sum(m.groups > 1 and m.groups == m.in_channels for m in convolutions)
+    if x.device.type != "cpu":
+        return 64
+    return 4 if depthwise * 4 > len(convolutions) else 16
