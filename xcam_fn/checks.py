@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -166,3 +167,34 @@ def check_count(name: str, value: Any, *, at_least: int = 1) -> None:
         raise TypeError(f"{name}={value!r} is a {type(value).__name__}; expected a whole number ≥ {at_least}")
     if value < at_least:
         raise ValueError(f"{name}={value} is out of range; expected a whole number ≥ {at_least}")
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raise where an option is not one of a few words."""
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}; expected one of {', '.join(map(repr, choices))}")
+
+
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> None:
+    """Raise where an option is not a finite number within its range."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}; expected a number")
+    low = value > above if above is not None else at_least is None or value >= at_least
+    if not math.isfinite(value) or not low or (at_most is not None and value > at_most):
+        words = [f"> {above}"] if above is not None else []
+        words += [f"≥ {at_least}"] if at_least is not None else []
+        words += [f"≤ {at_most}"] if at_most is not None else []
+        raise ValueError(f"{name}={value} is out of range; expected a number {' and '.join(words)}")
+
+
+def check_seed(seed: Any) -> None:
+    """Raise where a seed is not a whole number."""
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed={seed!r} is a {type(seed).__name__}; expected a whole number")

@@ -69,7 +69,7 @@ class _Plan(NamedTuple):
     cuts: dict[tuple[str, int], _trace.Cut]
 
 
-class _Parts(NamedTuple):
+class Parts(NamedTuple):
     """A model ready to be run in two halves, or in one pass with a value added to the layer's output."""
 
     model: nn.Module
@@ -198,7 +198,7 @@ def pulled_back(pullback: Callable[..., tuple[Tensor]], scores: Tensor) -> Tenso
 
 
 def _one_pass_vjp(
-    parts: _Parts, x: Tensor, score: Callable[[Any], tuple[Tensor, Any]]
+    parts: Parts, x: Tensor, score: Callable[[Any], tuple[Tensor, Any]]
 ) -> tuple[Tensor, Any, tuple[Tensor, Any]]:
     """The score, its pullback to the layer's output, and (features, output), with a zero added to that output."""
 
@@ -291,7 +291,7 @@ def _counts(calls: tuple[Call, ...]) -> dict[str, int]:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def run_trunk(parts: _Parts, x: Tensor) -> tuple[Tensor, Any]:
+def run_trunk(parts: Parts, x: Tensor) -> tuple[Tensor, Any]:
     """The layer's output and the residual."""
     if parts.cut is not None:
         return parts.cut.trunk(parts.model, x)
@@ -308,7 +308,7 @@ def run_trunk(parts: _Parts, x: Tensor) -> tuple[Tensor, Any]:
     return reached[0], x
 
 
-def run_head(parts: _Parts, features: Tensor, residual: Any) -> Any:
+def run_head(parts: Parts, features: Tensor, residual: Any) -> Any:
     """The model's output for a layer's output."""
     if parts.cut is not None:
         return parts.cut.head(parts.model, features, *residual)
@@ -319,7 +319,7 @@ class _Reached(BaseException):
     """Ends a forward at the layer; not an Exception, so that no forward's own `except` swallows it."""
 
 
-def _run_replaced(parts: _Parts, x: Tensor, change: Callable[[Tensor], Tensor]) -> Any:
+def _run_replaced(parts: Parts, x: Tensor, change: Callable[[Tensor], Tensor]) -> Any:
     """The model's output for x with the layer's output changed on its way: everything out of place."""
     count = 0
 
@@ -380,12 +380,12 @@ def in_transform() -> bool:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def prepare(model: nn.Module, layer: Layer, x: Tensor) -> _Parts:
+def prepare(model: nn.Module, layer: Layer, x: Tensor) -> Parts:
     """The model ready to be run in two halves at the layer, after every check that needs no forward."""
     if torch.compiler.is_dynamo_compiling():
         key = _prepare_while_compiling(model, layer, tuple(x.shape[1:]), x.dtype, x.device)
         name, call, cut = _COMPILING[key]
-        return _Parts(_unwrapped_while_compiling(model), name, call, cut, name)
+        return Parts(_unwrapped_while_compiling(model), name, call, cut, name)
     checks.check_call(model, x)
     root = unwrap(model)
     plan = _plan(root, x)
@@ -403,7 +403,7 @@ def prepare(model: nn.Module, layer: Layer, x: Tensor) -> _Parts:
         raise ValueError(
             f"layer {shown!r}: {name!r} runs {count} time(s) in a forward; expected one of {names}"
         )
-    return _Parts(root, name, call or count, _cut(plan, name, call or count), shown)
+    return Parts(root, name, call or count, _cut(plan, name, call or count), shown)
 
 
 @torch.compiler.assume_constant_result

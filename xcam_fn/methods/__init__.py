@@ -13,8 +13,13 @@ from xcam_fn.methods.gradient import (
     xgradcam,
 )
 from xcam_fn.methods.method import Method
+from xcam_fn.methods.perturbation import ablationcam, groupcam, iscam, rise, scorecam, sscam
 
-_ALL = (gradcam, gradcam_pp, xgradcam, layercam, hirescam, integrated_gradients)
+_ALL = (
+    gradcam, gradcam_pp, xgradcam, layercam, hirescam, integrated_gradients,
+    scorecam, sscam, iscam, ablationcam, groupcam, rise,
+)  # fmt: skip
+
 
 METHODS: Mapping[str, Method] = MappingProxyType({method.name: method for method in _ALL})
 """Every method by its name, for the command line and for users."""
@@ -22,11 +27,17 @@ METHODS: Mapping[str, Method] = MappingProxyType({method.name: method for method
 __all__ = [
     "METHODS",
     "Method",
+    "ablationcam",
     "from_gradients",
     "gradcam",
     "gradcam_pp",
+    "groupcam",
     "hirescam",
     "integrated_gradients",
+    "iscam",
     "layercam",
+    "rise",
+    "scorecam",
+    "sscam",
     "xgradcam",
 ]

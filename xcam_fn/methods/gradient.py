@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from xcam_fn import checks, weights
 from xcam_fn.heatmap import heatmap
 from xcam_fn.methods.method import Method, Postprocess, check_options, method, option_names
+from xcam_fn.perturb import Baseline, baseline_images
 from xcam_fn.split import Layer, feature_and_grad, pulled_back, recording, run_model
 from xcam_fn.targets import Classes, class_index, logits, resolve
 
@@ -123,7 +124,7 @@ def _integrated_gradients(
     cls: Classes = None,
     *,
     steps: int = 50,
-    baseline: Tensor | float = 0.0,
+    baseline: Baseline = 0.0,
     chunk_size: int = 16,
     postprocess: Postprocess | None = heatmap,
     create_graph: bool = False,
@@ -140,7 +141,7 @@ def _integrated_gradients(
         cls: None for the predicted class of each image, an int, B ints, (B, n) ints for n classes of each
             image, or a target, a callable from the model's output to B scores.
         steps: points on the path, ≥ 2, its ends included.
-        baseline: where the path begins: a number, or a tensor that broadcasts against x.
+        baseline: where the path begins: a number, a tensor that broadcasts against x, or a callable of x.
         chunk_size: images in one forward and backward, ≥ 1; it changes the memory, not the result.
         postprocess: `heatmap`, a callable `(cam, size) -> map`, or None for the raw attribution, signed and
             summed over channels, whose sum is the score at x minus the score at the baseline.
@@ -161,7 +162,7 @@ def _integrated_gradients(
     checks.check_model(model, x)
     checks.check_count("steps", steps, at_least=2)
     checks.check_count("chunk_size", chunk_size)
-    start = _checked_baseline(baseline, x)
+    start = baseline_images(baseline, x)
     with recording(x, create_graph), checks.explained(model, x):
         score, per_forward = _path_score(model, x, cls, chunk_size)
         gradient = _path_gradient(model, x, start, score, steps, per_forward)
@@ -255,17 +256,6 @@ def _has_many_classes(cls: Classes) -> bool:
     if isinstance(cls, Tensor):
         return cls.ndim == 2
     return hasattr(cls, "__len__") and any(hasattr(row, "__len__") for row in cls)  # pyright: ignore
-
-
-def _checked_baseline(baseline: Tensor | float, x: Tensor) -> Tensor:
-    start = torch.as_tensor(baseline).to(x)
-    try:
-        return start.expand_as(x)
-    except RuntimeError:
-        raise ValueError(
-            f"baseline has shape {tuple(start.shape)}; expected a number or a shape that broadcasts against x, "
-            f"{tuple(x.shape)}"
-        ) from None
 
 
 integrated_gradients = method(
