@@ -7,58 +7,106 @@ heatmaps = xf.gradcam(model, "layer4", x)      # (B, h, w) in [0, 1]
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from xcam_fn import targets, weights
-from xcam_fn.heatmap import heatmap
-from xcam_fn.methods import (
-    METHODS,
-    Method,
-    from_gradients,
-    gradcam,
-    gradcam_pp,
-    hirescam,
-    integrated_gradients,
-    layercam,
-    xgradcam,
-)
-from xcam_fn.split import FeatureAndGrad, Split, default_layer, feature_and_grad, features, layers, split
-
 if TYPE_CHECKING:
-    from xcam_fn import images, models, plot, testing
+    from xcam_fn import images, models, plot, targets, testing, weights
+    from xcam_fn.heatmap import heatmap
+    from xcam_fn.methods import (
+        METHODS,
+        Method,
+        ablationcam,
+        from_gradients,
+        gradcam,
+        gradcam_pp,
+        groupcam,
+        hirescam,
+        integrated_gradients,
+        iscam,
+        layercam,
+        rise,
+        scorecam,
+        sscam,
+        xgradcam,
+    )
+    from xcam_fn.perturb import perturbation_scores
+    from xcam_fn.split import FeatureAndGrad, Split, default_layer, feature_and_grad, features, layers, split
 
 __version__ = "0.1.0"
-
-_ON_USE = ("images", "models", "plot", "testing")
 
 __all__ = [
     "METHODS",
     "FeatureAndGrad",
     "Method",
     "Split",
+    "ablationcam",
     "default_layer",
     "feature_and_grad",
     "features",
     "from_gradients",
     "gradcam",
     "gradcam_pp",
+    "groupcam",
     "heatmap",
     "hirescam",
     "images",
     "integrated_gradients",
+    "iscam",
     "layercam",
     "layers",
     "models",
+    "perturbation_scores",
     "plot",
+    "rise",
+    "scorecam",
     "split",
+    "sscam",
     "targets",
     "testing",
     "weights",
     "xgradcam",
 ]
 
+# A name is imported when it is first used, so that torch is loaded with the first of them and not for
+# `xcam --help`. A public name stands in three places: above for type checkers, in __all__, and either among
+# the modules or, where it comes from one of these and not from `methods`, in _HOMES.
+_MODULES = ("images", "models", "plot", "targets", "testing", "weights")
+_HOMES = {
+    "FeatureAndGrad": "split",
+    "Split": "split",
+    "default_layer": "split",
+    "feature_and_grad": "split",
+    "features": "split",
+    "heatmap": "heatmap",
+    "layers": "split",
+    "perturbation_scores": "perturb",
+    "split": "split",
+}
+
 
 def __getattr__(name: str) -> Any:
-    if name in _ON_USE:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _MODULES:
         return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'methods')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """The package, in which `split` and `heatmap` are the functions, although modules are called so too."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if _HOMES.get(name) == name and isinstance(value, ModuleType):
+            value = getattr(value, name)  # the import system binds a module in its package when it is loaded
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import types
 from collections import OrderedDict
 from collections.abc import Callable
@@ -15,7 +16,7 @@ Forward = Callable[..., Any]
 Intercept = Callable[[str, nn.Module, Forward], Forward | None]
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
-_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch._dynamo.OptimizedModule)
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _INTERNALS = frozenset(nn.Module().__dict__) - {"training"}
 _PLAIN = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
@@ -23,7 +24,17 @@ _PLAIN = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, t
 
 def is_wrapper(module: nn.Module) -> bool:
     """True for a module that only forwards to another: torch.compile's and the data-parallel ones."""
-    return isinstance(module, _WRAPPERS)
+    return isinstance(module, _PARALLEL) or _is_compiled(module)
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """True for what `torch.compile(module)` returns.
+
+    Importing torch._dynamo takes seconds, and where nobody has done so no module is compiled. While another
+    thread imports it, the class may not be there yet.
+    """
+    dynamo = sys.modules.get("torch._dynamo")
+    return isinstance(module, getattr(dynamo, "OptimizedModule", ()))
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -41,7 +52,7 @@ def is_leaf(module: nn.Module) -> bool:
 @functools.cache
 def _is_leaf_type(kind: type[nn.Module]) -> bool:
     builtin = kind.__module__.startswith(("torch.nn", "torch.ao.nn", "torch.jit"))
-    return builtin and not issubclass(kind, (*_CONTAINERS, *_WRAPPERS))
+    return builtin and not issubclass(kind, (*_CONTAINERS, *_PARALLEL))
 
 
 def has_hooks(module: nn.Module) -> bool:

@@ -406,7 +406,6 @@ def prepare(model: nn.Module, layer: Layer, x: Tensor) -> Parts:
     return Parts(root, name, call or count, _cut(plan, name, call or count), shown)
 
 
-@torch.compiler.assume_constant_result
 def _prepare_while_compiling(
     model: nn.Module, layer: Layer, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> str:
@@ -420,6 +419,10 @@ def _prepare_while_compiling(
         weakref.finalize(parts.model, _COMPILING.pop, key, None)
     _COMPILING[key] = (parts.layer, parts.call, parts.cut)
     return key
+
+
+# What torch.compiler.assume_constant_result sets; the decorator itself would import torch._dynamo, for seconds.
+_prepare_while_compiling.__dict__["_dynamo_marked_constant"] = True
 
 
 def _unwrapped_while_compiling(model: nn.Module) -> nn.Module:

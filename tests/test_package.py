@@ -1,0 +1,68 @@
+"""The package itself: names that are there for people and type checkers, and loaded when they are used."""
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import xcam_fn as xf
+
+SLOW = {"matplotlib", "scipy", "sklearn", "torch._dynamo", "torchvision"}
+
+
+def typed_names() -> dict[str, str]:
+    """The public names as a type checker sees them, with the module that each comes from."""
+    (block,) = (node for node in ast.parse(Path(xf.__file__).read_text()).body if isinstance(node, ast.If))
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom) and node.module]
+    return {alias.name: str(node.module) for node in imports for alias in node.names}
+
+
+def test_what_a_type_checker_sees_is_what_there_is():
+    assert set(typed_names()) == set(xf.__all__) <= set(dir(xf))
+    for name, home in typed_names().items():
+        if home == "xcam_fn":
+            assert getattr(xf, name) is importlib.import_module(f"{home}.{name}")
+        else:
+            assert getattr(xf, name) is getattr(importlib.import_module(home), name)
+
+
+def test_every_method_of_the_registry_has_a_public_name():
+    for name, method in xf.METHODS.items():
+        assert getattr(xf, name) is method
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'xcam_fn' has no attribute 'gradcm'"):
+        _ = xf.gradcm
+
+
+@pytest.mark.parametrize(
+    ("code", "absent"),
+    [
+        ("import xcam_fn; xcam_fn.__version__; dir(xcam_fn)", {"torch", "numpy", *SLOW}),
+        ("from xcam_fn import METHODS, perturbation_scores, split", SLOW),
+    ],
+)
+def test_nothing_is_loaded_that_is_not_used(code, absent):
+    code = f"import sys; {code}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not absent & set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "before",
+    ["", "import xcam_fn.split, xcam_fn.heatmap", "import xcam_fn.methods", "from xcam_fn import gradcam"],
+)
+def test_split_and_heatmap_are_the_functions(before):
+    code = (
+        f"{before}\n"
+        "import xcam_fn as xf\n"
+        "from xcam_fn import heatmap, split\n"
+        "assert xf.split is split and xf.heatmap is heatmap\n"
+        "print(split.__qualname__, heatmap.__qualname__)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "split heatmap\n"
