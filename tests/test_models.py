@@ -37,6 +37,7 @@ def test_lite0_sees_a_cat_in_a_photograph_of_a_cat(capfd):
     loaded = models.load("lite0")
     assert capfd.readouterr() == ("", "")
     assert not loaded.model.training
+    assert loaded.preset == images.Preset(224, 256, (127 / 255,) * 3, (128 / 255,) * 3, "bicubic")
     x, _ = images.prepare(skimage.data.chelsea(), loaded.preset)
     likeliest = loaded.model(x)[0].topk(3).indices.tolist()
     assert {loaded.categories[i] for i in likeliest} == {"Egyptian cat", "tabby", "tiger cat"}
@@ -50,7 +51,7 @@ def test_lite0_knows_the_labeled_photographs(shared):
     labels = torch.tensor([int(row["class"]) for row in rows])
     with torch.no_grad():
         right = (loaded.model(x).argmax(1) == labels).float().mean()
-    assert right >= 0.7
+    assert right >= 0.8
     assert [loaded.categories[i] for i in labels[:3]] == [row["name"] for row in rows[:3]]
 
 

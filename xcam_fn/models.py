@@ -20,9 +20,10 @@ from torch import nn
 from xcam_fn.checkpoints import State, class_count, filled, read_state
 from xcam_fn.images import Preset
 
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
 _IMAGENET_CLASSES = 1000
+# What EfficientNet-Lite was trained with, and not ImageNet's statistics: pixels of mean 127 and deviation 128.
+_LITE_MEAN = (127 / 255, 127 / 255, 127 / 255)
+_LITE_STD = (128 / 255, 128 / 255, 128 / 255)
 _LITE_CROPS = {"lite0": 224, "lite1": 240, "lite2": 260}
 _LITE_MARGIN = 32
 _LISTED = 10
@@ -220,9 +221,8 @@ def _lite(name: str) -> _Source:
         return filled(build(_IMAGENET_CLASSES, state), state, name, path)
 
     crop = _LITE_CROPS[name]
-    return _Source(
-        Preset(crop, crop + _LITE_MARGIN, _IMAGENET_MEAN, _IMAGENET_STD, "bilinear"), build, pretrained
-    )
+    preset = Preset(crop, crop + _LITE_MARGIN, _LITE_MEAN, _LITE_STD, "bicubic")
+    return _Source(preset, build, pretrained)
 
 
 @functools.cache
