@@ -179,9 +179,9 @@ def check_number(
     name: str,
     value: Any,
     *,
-    above: float | None = None,
-    at_least: float | None = None,
-    at_most: float | None = None,
+    above: int | None = None,
+    at_least: int | None = None,
+    at_most: int | None = None,
 ) -> None:
     """Raise where an option is not a finite number within its range."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):

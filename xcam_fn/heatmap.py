@@ -54,6 +54,19 @@ def resized_minmax(cam: Tensor, size: Sequence[int]) -> Tensor:
     return torch.where(_varies(cam, len(size)), minmax(resize(cam, size), len(size)), 0.0)
 
 
+def minmax_resized(cam: Tensor, size: Sequence[int]) -> Tensor:
+    """Each map scaled to [0, 1] and then resized: the other order, which some libraries take for masks.
+
+    Args:
+        cam: (..., *spatial), with as many spatial axes as `size` has entries.
+        size: the new spatial size, pixels.
+
+    Returns:
+        (..., *size), in [0, 1], seldom with both ends reached.
+    """
+    return resize(minmax(cam, len(size)), size)
+
+
 def _varies(cam: Tensor, axes: int) -> Tensor:
     over = tuple(range(-axes, 0))
     return cam.amax(over, keepdim=True) > cam.amin(over, keepdim=True)
