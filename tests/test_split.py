@@ -80,7 +80,7 @@ def test_both_ways_of_cutting_agree(layer, network):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("network", {*TRACEABLE.values()})
+@pytest.mark.parametrize("network", dict.fromkeys(TRACEABLE.values()))
 def test_these_networks_are_traced(network):
     model = networks.seeded(network())
     xf.default_layer(model, images())
