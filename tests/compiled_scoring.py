@@ -1,8 +1,8 @@
 """Compiled scoring against eager scoring; run by test_perturbation.py, prints what it has compared."""
 
+import networks
 import torch
 
-import networks
 import xcam_fn as xf
 
 
@@ -13,7 +13,9 @@ def main() -> None:
     for name, options in {"scorecam": {}, "rise": {"num_masks": 10}}.items():
         method = xf.METHODS[name]
         fast = method(model, "relu", x, compile=True, chunk_size=4, **options)
-        torch.testing.assert_close(fast, method(model, "relu", x, chunk_size=4, **options), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            fast, method(model, "relu", x, chunk_size=4, **options), rtol=1e-4, atol=1e-4
+        )
         assert xf.testing.state(model) == before
         print(name)
 

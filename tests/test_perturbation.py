@@ -6,6 +6,7 @@ import sys
 from itertools import accumulate
 from pathlib import Path
 
+import networks
 import numpy as np
 import pytest
 import torch
@@ -16,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms.functional import gaussian_blur, normalize, to_tensor
 
-import networks
 import xcam_fn as xf
 from xcam_fn.heatmap import minmax_resized, resized_minmax
 from xcam_fn.perturb import (
@@ -49,7 +49,11 @@ def network(seed: int = 0) -> nn.Module:
 
 def stretched(values: Tensor) -> Tensor:
     """n(·), the obvious way."""
-    return torch.zeros_like(values) if values.max() == values.min() else (values - values.min()) / (values.max() - values.min())
+    return (
+        torch.zeros_like(values)
+        if values.max() == values.min()
+        else (values - values.min()) / (values.max() - values.min())
+    )
 
 
 def upsampled(values: Tensor, size: tuple[int, int]) -> Tensor:
@@ -133,7 +137,9 @@ def test_every_method_passes_the_battery(name):
 @pytest.mark.parametrize("kind", [networks.DataDependent, networks.ReadsParameters, networks.InPlaceFunction])
 def test_any_network_and_layer(name, kind):
     model = networks.seeded(kind()).double()
-    layer = {"DataDependent": "block", "ReadsParameters": "conv", "InPlaceFunction": "features"}[kind.__name__]
+    layer = {"DataDependent": "block", "ReadsParameters": "conv", "InPlaceFunction": "features"}[
+        kind.__name__
+    ]
     x = images()
     together = xf.METHODS[name](model, layer, x, [1, 2], **QUICK[name])
     alone = [xf.METHODS[name](model, layer, x[i : i + 1], i + 1, **QUICK[name]) for i in range(2)]
@@ -144,13 +150,17 @@ def test_any_network_and_layer(name, kind):
 @given(seed=seeds, cls=st.integers(0, 4))
 @settings(max_examples=10, deadline=None)
 def test_ablationcam_has_a_closed_form_on_pooling_and_one_linear_layer(seed, cls):
-    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5))
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5)
+    )
     model, x = networks.seeded(model, seed).double(), images(seed=seed)
     A = model[:2](x).detach()
     s = model(x).detach()[:, cls]
     w = model[4].weight[cls].detach() * A.mean((2, 3)) / s[:, None]
     expected = torch.einsum("bk,bkhw->bhw", w, A)
-    torch.testing.assert_close(xf.ablationcam(model, "1", x, cls, postprocess=None), expected, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(
+        xf.ablationcam(model, "1", x, cls, postprocess=None), expected, rtol=1e-6, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -161,7 +171,9 @@ def test_neither_chunks_nor_neighbors_change_a_map(name, seed, data):
     options = QUICK[name] | ({"seed": seed} if name in ("sscam", "rise") else {})
     expected = xf.METHODS[name](model, "relu", x, [1, 2, 3], postprocess=None, **options)
     chunk_size = data.draw(st.integers(1, 70))
-    chunked = xf.METHODS[name](model, "relu", x, [1, 2, 3], postprocess=None, chunk_size=chunk_size, **options)
+    chunked = xf.METHODS[name](
+        model, "relu", x, [1, 2, 3], postprocess=None, chunk_size=chunk_size, **options
+    )
     torch.testing.assert_close(chunked, expected, rtol=1e-6, atol=1e-9)
     cut = data.draw(st.integers(1, 2))
     parts = [
@@ -214,7 +226,10 @@ def test_what_need_not_be_computed_is_not(lite0, photographs):
     assert sum(forwards) == needed + 2  # and the image and the baseline themselves
     with torch.no_grad():
         p0 = lite0(torch.zeros_like(x)).softmax(1)[0, 281]
-        w = torch.stack([lite0(x * resized_minmax(a[None], x.shape[2:])).softmax(1)[0, 281] for a in A[0]]) - p0
+        w = (
+            torch.stack([lite0(x * resized_minmax(a[None], x.shape[2:])).softmax(1)[0, 281] for a in A[0]])
+            - p0
+        )
     assert torch.equal(found, torch.einsum("bkn,bk...->bn...", w[None, :, None], A)[:, 0])
 
 
@@ -278,7 +293,9 @@ def test_masks_of_rise_are_grids_upsampled_and_shifted():
     for n in range(5):
         draws = uniform(4, n, ((grid + 1) ** 2 + 2,), like=like)
         cell_values = (draws[:-2] < 0.5).double().reshape(1, 1, grid + 1, grid + 1)
-        whole = F.interpolate(cell_values, size=[(grid + 1) * c for c in cells], mode="bilinear", align_corners=False)
+        whole = F.interpolate(
+            cell_values, size=[(grid + 1) * c for c in cells], mode="bilinear", align_corners=False
+        )
         top, left = (int(d * c) for d, c in zip(draws[-2:], cells, strict=True))
         expected = whole[0, 0, top : top + size[0], left : left + size[1]]
         found = grid_mask(4, torch.tensor(n), size, grid=grid, keep=0.5, like=like)
@@ -301,7 +318,9 @@ def test_grouping_by_likeness_and_any_number_of_channels():
         assert torch.isfinite(found).all()
     assert not torch.equal(maps["chunks"], maps["kmeans"])
     one_each = xf.groupcam(model, "relu", x, 3, num_groups=6, cluster="chunks")
-    torch.testing.assert_close(xf.groupcam(model, "relu", x, 3, num_groups=6, cluster="agglomerative"), one_each)
+    torch.testing.assert_close(
+        xf.groupcam(model, "relu", x, 3, num_groups=6, cluster="agglomerative"), one_each
+    )
 
 
 # -- how the model is run -----------------------------------------------------------------------------------
@@ -356,7 +375,10 @@ def test_a_scorer_stands_in_for_the_model():
     def scorer(x: Tensor) -> Tensor:
         return torch.from_numpy(model(x).detach().numpy())  # as from another runtime
 
-    assert torch.equal(xf.rise(None, None, x, num_masks=9, scorer=scorer), xf.rise(model, None, x, num_masks=9, scorer=scorer))
+    assert torch.equal(
+        xf.rise(None, None, x, num_masks=9, scorer=scorer),
+        xf.rise(model, None, x, num_masks=9, scorer=scorer),
+    )
     torch.testing.assert_close(xf.scorecam(model, "relu", x, scorer=scorer), xf.scorecam(model, "relu", x))
 
 
@@ -391,7 +413,10 @@ def test_memory_does_not_grow_with_the_number_of_maps():
     script = Path(__file__).with_name("peak_memory.py")
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
     few, many = map(float, done.stdout.split())
-    assert many < few + 64, (few, many)  # 60 times the perturbations: 1,500 MiB more if they were held at once
+    assert many < few + 64, (
+        few,
+        many,
+    )  # 60 times the perturbations: 1,500 MiB more if they were held at once
 
 
 # -- other libraries ----------------------------------------------------------------------------------------
@@ -460,7 +485,9 @@ def test_pytorch_grad_cam_agrees(name, capfd):
     peer = {"scorecam": pytorch_grad_cam.ScoreCAM, "ablationcam": pytorch_grad_cam.AblationCAM}[name]
 
     def stretched_corners(maps: Tensor, size: tuple[int, ...]) -> Tensor:
-        resized = F.interpolate(maps.reshape(-1, 1, *maps.shape[-2:]), size=tuple(size), mode="bilinear", align_corners=True)
+        resized = F.interpolate(
+            maps.reshape(-1, 1, *maps.shape[-2:]), size=tuple(size), mode="bilinear", align_corners=True
+        )
         return xf.heatmap(resized.reshape(*maps.shape[:-2], *size), size)
 
     options = {"scorecam": {"score": "logit", "increase": False, "softmax": True, "mask": stretched_corners}}
@@ -474,7 +501,7 @@ def test_pytorch_grad_cam_agrees(name, capfd):
 
 
 class Unshared(networks.Residual):
-    """The same network with its last ReLU a module of its own, which a hook or a replacement can tell apart."""
+    """The same network with its last ReLU a module of its own, for libraries that hook or replace it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -521,32 +548,74 @@ def call(name: str, **options):
 
 
 BAD = {
-    "chunk": (call("scorecam", chunk_size=0), ValueError, r"chunk_size=0 is out of range; expected a whole number ≥ 1"),
+    "chunk": (
+        call("scorecam", chunk_size=0),
+        ValueError,
+        r"chunk_size=0 is out of range; expected a whole number ≥ 1",
+    ),
     "chunk kind": (call("rise", chunk_size="4"), TypeError, r"chunk_size='4' is a str"),
     "samples": (call("sscam", num_samples=0), ValueError, r"num_samples=0 is out of range"),
     "std": (call("sscam", std=-1.0), ValueError, r"std=-1.0 is out of range; expected a number ≥ 0"),
     "std nan": (call("sscam", std=math.nan), ValueError, r"std=nan is out of range"),
-    "scales": (call("iscam", scales=[]), ValueError, r"scales=\[\]; expected 'even', 'cumulative' or at least one"),
-    "scales word": (call("iscam", scales="odd"), ValueError, r"scales='odd'; expected one of 'even', 'cumulative'"),
+    "scales": (
+        call("iscam", scales=[]),
+        ValueError,
+        r"scales=\[\]; expected 'even', 'cumulative' or at least one",
+    ),
+    "scales word": (
+        call("iscam", scales="odd"),
+        ValueError,
+        r"scales='odd'; expected one of 'even', 'cumulative'",
+    ),
     "groups": (call("groupcam", num_groups=7), ValueError, r"num_groups=7, but the layer has 6 channels"),
     "no groups": (call("groupcam", num_groups=0), ValueError, r"num_groups=0 is out of range"),
-    "cluster": (call("groupcam", cluster="dbscan"), ValueError, r"cluster='dbscan'; expected one of 'chunks'"),
+    "cluster": (
+        call("groupcam", cluster="dbscan"),
+        ValueError,
+        r"cluster='dbscan'; expected one of 'chunks'",
+    ),
     "keep": (call("rise", keep=1.5), ValueError, r"keep=1.5 is out of range; expected a number > 0 and ≤ 1"),
     "masks": (call("rise", num_masks=0), ValueError, r"num_masks=0 is out of range"),
     "seed": (call("rise", seed=0.5), TypeError, r"seed=0.5 is a float; expected a whole number"),
-    "score": (call("scorecam", score="odds"), ValueError, r"score='odds'; expected one of 'probability', 'logit'"),
-    "summed": (call("scorecam", summed="all"), ValueError, r"summed='all'; expected one of 'features', 'masks'"),
-    "precision": (call("scorecam", precision="float8"), ValueError, r"precision='float8'; expected one of 'float32'"),
-    "scorer": (call("scorecam", scorer=3), TypeError, r"scorer is a int; expected a callable from images to outputs"),
+    "score": (
+        call("scorecam", score="odds"),
+        ValueError,
+        r"score='odds'; expected one of 'probability', 'logit'",
+    ),
+    "summed": (
+        call("scorecam", summed="all"),
+        ValueError,
+        r"summed='all'; expected one of 'features', 'masks'",
+    ),
+    "precision": (
+        call("scorecam", precision="float8"),
+        ValueError,
+        r"precision='float8'; expected one of 'float32'",
+    ),
+    "scorer": (
+        call("scorecam", scorer=3),
+        TypeError,
+        r"scorer is a int; expected a callable from images to outputs",
+    ),
     "baseline": (call("scorecam", baseline=torch.zeros(5)), ValueError, r"baseline has shape \(5,\)"),
-    "nothing to score": (lambda: xf.rise(None, None, ONE), ValueError, r"model=None: expected a model, or a scorer="),
+    "nothing to score": (
+        lambda: xf.rise(None, None, ONE),
+        ValueError,
+        r"model=None: expected a model, or a scorer=",
+    ),
     "shape of a target": (
         lambda: xf.scorecam(networks.seeded(networks.Residual()), "relu", ONE, lambda y: y),
         ValueError,
         r"cls: the target returned shape \(1, 5\); expected \(1,\)",
     ),
     "NaN of a target": (
-        lambda: xf.scorecam(networks.seeded(networks.Residual()), "relu", ONE, lambda y: y[:, 0] / (y[:, 0] != y[:, 0]), chunk_size=2),
+        lambda: xf.scorecam(
+            networks.seeded(networks.Residual()),
+            "relu",
+            ONE,
+            lambda y: y[:, 0] / (y[:, 0] != y[:, 0]),
+            chunk_size=2,
+        ),
         ValueError,
         r"the score of perturbation 0 \(image 0\) is \[-?inf\]",
     ),
@@ -564,7 +633,9 @@ def test_the_error_says_what_is_wrong(case):
 def test_out_of_memory_says_which_chunk_size_to_try():
     def scorer(x: Tensor) -> Tensor:
         if len(x) > 2:
-            raise RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes")
+            raise RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"
+            )
         return torch.zeros(len(x), 5)
 
     with pytest.raises(MemoryError, match=r"chunk_size=8: .* try chunk_size=2"):

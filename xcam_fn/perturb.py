@@ -32,7 +32,8 @@ def perturbation_scores(
     Args:
         score: perturbed images (p, C, *size) and which images of x they come from, (p,), to scores (p, n).
         x: (B, C, *size), the images.
-        perturb: `(image, *parameters) -> image`, a pure function of one image (C, *size) and one perturbation's
+        perturb: `(image, *parameters) -> image`, a pure function of one image (C, *size) and one
+            perturbation's
             parameters; `torch.func.vmap` builds a chunk of them.
         which: (P,), the image that each perturbation is of, 0 … B − 1.
         parameters: tensors (P, ...), what each perturbation depends on.
@@ -70,7 +71,7 @@ def _chunks(count: int, chunk_size: int, progress: bool) -> Iterator[slice]:
     if not progress:
         yield from (slice(start, min(start + chunk_size, count)) for start in starts)
         return
-    from tqdm import tqdm
+    from tqdm import tqdm  # noqa: PLC0415, only who asks for a bar pays for its import
 
     with tqdm(total=count, unit="forward", leave=False, disable=None) as bar:
         for start in starts:
@@ -90,8 +91,8 @@ def _check_finite(scores: Tensor, images: Tensor, start: int) -> None:
     if checks.is_readable(scores) and not torch.isfinite(scores.detach()).all():
         bad = int((~torch.isfinite(scores.detach())).flatten(1).any(1).nonzero()[0])
         raise ValueError(
-            f"the score of perturbation {start + bad} (image {int(images[bad])}) is {scores[bad].tolist()}; expected "
-            "finite numbers: the target or the model does not bear perturbed images"
+            f"the score of perturbation {start + bad} (image {int(images[bad])}) is {scores[bad].tolist()}; "
+            "expected finite numbers: the target or the model does not bear perturbed images"
         )
 
 
@@ -135,7 +136,9 @@ def distinct_maps(A: Float[Tensor, "B K *spatial"]) -> DistinctMaps:
     return DistinctMaps(rows[kept], which[kept], places, constant)
 
 
-def scatter_scores(scores: Float[Tensor, "P n"], found: DistinctMaps, constant: Float[Tensor, "B n"]) -> Tensor:
+def scatter_scores(
+    scores: Float[Tensor, "P n"], found: DistinctMaps, constant: Float[Tensor, "B n"]
+) -> Tensor:
     """The scores of all channels, (B, K, n), from those of the distinct maps and of a mask of zeros.
 
     Args:
@@ -238,7 +241,9 @@ def _shifted(z: Tensor, bits: int) -> Tensor:
     return (z >> bits) & ((1 << (64 - bits)) - 1)  # a logical shift; int64's own keeps the sign
 
 
-def grid_mask(seed: int, index: Tensor, size: tuple[int, ...], *, grid: int, keep: float, like: Tensor) -> Tensor:
+def grid_mask(
+    seed: int, index: Tensor, size: tuple[int, ...], *, grid: int, keep: float, like: Tensor
+) -> Tensor:
     """RISE's mask: a random grid of kept and dropped cells, upsampled linearly and shifted at random.
 
     Args:
@@ -264,7 +269,7 @@ def grid_mask(seed: int, index: Tensor, size: tuple[int, ...], *, grid: int, kee
         place = (torch.arange(length, device=like.device) + shift + 0.5) / cell - 0.5
         nodes = torch.arange(grid + 1, device=like.device)
         interpolation = (1 - (place.clamp(0, grid)[:, None] - nodes).abs()).relu().to(like.dtype)
-        mask = torch.tensordot(mask, interpolation, ([0], [1]))  # the axis goes last: after all, the order is back
+        mask = torch.einsum(
+            "i...,li->...l", mask, interpolation
+        )  # the axis goes last: after all, the order is back
     return mask
-
-

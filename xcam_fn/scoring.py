@@ -1,4 +1,4 @@
-"""How a model is run to score perturbed inputs: memory format, folding, precision and compilation, in one place."""
+"""How a model is run to score perturbed inputs: memory format, folding, precision, compilation."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.utils import _pytree as pytree
 
 from xcam_fn import checks
 from xcam_fn._modules import unwrap
@@ -63,9 +64,13 @@ def check_running(how: Running, x: Tensor) -> None:
     if how.chunk_size is not None:
         checks.check_count("chunk_size", how.chunk_size)
     if how.precision not in get_args(Precision):
-        raise ValueError(f"precision={how.precision!r}; expected one of {', '.join(map(repr, get_args(Precision)))}")
+        raise ValueError(
+            f"precision={how.precision!r}; expected one of {', '.join(map(repr, get_args(Precision)))}"
+        )
     if how.scorer is not None and not callable(how.scorer):
-        raise TypeError(f"scorer is a {type(how.scorer).__name__}; expected a callable from images to outputs")
+        raise TypeError(
+            f"scorer is a {type(how.scorer).__name__}; expected a callable from images to outputs"
+        )
     if how.precision == "bfloat16" and not _convolves_in_bfloat16(x.device):
         raise ValueError(f"precision='bfloat16': {x.device} cannot compute convolutions in it; use 'float32'")
     if how.compile and x.device.type == "cpu" and not _has_compiler():
@@ -74,7 +79,9 @@ def check_running(how: Running, x: Tensor) -> None:
 
 def _convolves_in_bfloat16(device: torch.device) -> bool:
     try:
-        F.conv2d(torch.ones(1, 1, 2, 2, device=device).bfloat16(), torch.ones(1, 1, 1, 1, device=device).bfloat16())
+        F.conv2d(
+            torch.ones(1, 1, 2, 2, device=device).bfloat16(), torch.ones(1, 1, 1, 1, device=device).bfloat16()
+        )
     except RuntimeError:
         return False
     return True
@@ -86,8 +93,9 @@ def _has_compiler() -> bool:
 
 
 def running_model(model: nn.Module, x: Tensor, how: Running) -> Run:
-    """The callable that scores: the user's own, the model as it is where gradients or transforms pass through it,
-    or a copy prepared once for speed.
+    """The callable that scores: the user's own, the model itself, or a copy prepared once for speed.
+
+    The model itself runs where gradients or transforms have to pass through it.
 
     Args:
         model: the network, in evaluation mode.
@@ -96,7 +104,12 @@ def running_model(model: nn.Module, x: Tensor, how: Running) -> Run:
     """
     if how.scorer is not None:
         return how.scorer
-    if torch.is_grad_enabled() or in_transform() or not checks.is_readable(x) or torch.is_autocast_enabled(x.device.type):
+    if (
+        torch.is_grad_enabled()
+        or in_transform()
+        or not checks.is_readable(x)
+        or torch.is_autocast_enabled(x.device.type)
+    ):
         return lambda images: run_model(model, images)
     return _prepared(unwrap(model), x, how)
 
@@ -139,7 +152,7 @@ def _placed(value: Tensor, dtype: torch.dtype) -> Tensor:
 def _to_float(output: Any, dtype: torch.dtype) -> Any:
     """The output with its tensors in x's precision, so that softmax and sums are computed in it."""
     convert = lambda v: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v  # noqa: E731
-    return torch.utils._pytree.tree_map(convert, output)
+    return pytree.tree_map(convert, output)
 
 
 def _folded(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
@@ -157,15 +170,20 @@ def _folded(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
             new[node] = own.node_copy(node, lambda n: new[n])
             if node.op in ("call_module", "get_attr"):
                 new[node].target = _keep(holder, _attribute(root, str(node.target)), str(node.target))
-    own.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or bool(_writes(root, node)))
+    own.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or _writes(node))
     return fx.GraphModule(holder, own)
 
 
-def _writes(root: nn.Module, node: fx.Node) -> bool:
+def _writes(node: fx.Node) -> bool:
+    """True for a node that may write in place: it stays, read or not."""
     if node.op == "call_module":
         return True
     name = str(getattr(node.target, "__name__", node.target))
-    return bool(node.kwargs.get("inplace")) or name.startswith("i") or (name.endswith("_") and not name.endswith("__"))
+    return (
+        bool(node.kwargs.get("inplace"))
+        or name.startswith("i")
+        or (name.endswith("_") and not name.endswith("__"))
+    )
 
 
 def _keep(holder: nn.Module, value: Any, name: str) -> str:
@@ -206,16 +224,20 @@ def _convolution(root: nn.Module, node: fx.Node) -> tuple[Tensor, Tensor | None,
         return module.weight, module.bias, {n: getattr(module, n) for n in names}, _FUNCTIONS[type(module)]
     if node.op != "call_function" or node.target not in _FUNCTIONS.values():
         return None
-    given = dict(zip(("input", "weight", "bias", "stride", "padding", "dilation", "groups"), node.args, strict=False))
-    given |= node.kwargs
-    tensors = [given.get("weight"), given.get("bias")]
-    if not all(t is None or (isinstance(t, fx.Node) and t.op == "get_attr") for t in tensors) or tensors[0] is None:
-        return None
-    weight, bias = (t if t is None else _attribute(root, str(t.target)) for t in tensors)
+    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+    given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    weight, bias = (_read(root, given.get(name)) for name in ("weight", "bias"))
     rest = {name: value for name, value in given.items() if name not in ("input", "weight", "bias")}
-    if any(isinstance(value, fx.Node) for value in rest.values()):
+    is_constant = not any(isinstance(value, fx.Node) for value in rest.values())
+    if weight is None or (bias is None and given.get("bias") is not None) or not is_constant:
         return None
     return weight, bias, rest, node.target
+
+
+def _read(root: nn.Module, value: Any) -> Any:
+    """The tensor of the model that a node stands for, or None where it stands for none."""
+    is_own = isinstance(value, fx.Node) and value.op == "get_attr"
+    return _attribute(root, str(value.target)) if is_own else None
 
 
 _FUNCTIONS: dict[Any, Any] = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
@@ -236,14 +258,19 @@ def _folded_convolution(
     fused = fuse_conv_bn_weights(
         weight, bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
     )  # fmt: skip
-    names = [_keep(holder, value, f"{norm_node.target}.{part}") for value, part in zip(fused, ("w", "b"), strict=True)]
+    names = [
+        _keep(holder, value, f"{norm_node.target}.{part}")
+        for value, part in zip(fused, ("w", "b"), strict=True)
+    ]
     source = node.args[0] if node.args else node.kwargs["input"]
     assert isinstance(source, fx.Node)
     values = [graph.get_attr(name) for name in names]
     return graph.call_function(function, (new[source], *values), rest)
 
 
-def explained_score(run: Run, x: Tensor, cls: Classes, default: Callable[[Classes], Target] = probability) -> Explained:
+def explained_score(
+    run: Run, x: Tensor, cls: Classes, default: Callable[[Classes], Target] = probability
+) -> Explained:
     """The score of each image, its class fixed on the image as it is.
 
     Args:
@@ -253,7 +280,8 @@ def explained_score(run: Run, x: Tensor, cls: Classes, default: Callable[[Classe
         default: what is explained of a class.
 
     Raises:
-        ValueError: a class out of range, or a target that returns another shape than one score for each image.
+        ValueError: a class out of range, or a target that returns another shape than one score for each
+            image.
         TypeError: cls or what a target returns is of a wrong kind.
     """
     output = run(x)
@@ -280,7 +308,8 @@ def explained_score(run: Run, x: Tensor, cls: Classes, default: Callable[[Classe
 def default_chunk_size(x: Tensor, forwarded: nn.Module | None) -> int:
     """How many images one forward takes where nothing else is said.
 
-    Networks of depthwise convolutions are bound by memory and want their activations to stay in the cache, plain
+    Networks of depthwise convolutions are bound by memory and want their activations to stay in the cache,
+    plain
     convolutions want enough work for every core.
     """
     modules = [] if forwarded is None else list(forwarded.modules())

@@ -1,4 +1,4 @@
-"""The perturbation family: what the score does when parts of the image, or of the features, are taken away."""
+"""The perturbation family: what the score does when parts of image or features are taken away."""
 
 from __future__ import annotations
 
@@ -35,7 +35,17 @@ from xcam_fn.scoring import (
     explained_score,
     running_model,
 )
-from xcam_fn.split import Layer, Parts, feature_and_grad, features, guarded, prepare, recording, run_head, run_trunk
+from xcam_fn.split import (
+    Layer,
+    Parts,
+    feature_and_grad,
+    features,
+    guarded,
+    prepare,
+    recording,
+    run_head,
+    run_trunk,
+)
 from xcam_fn.targets import Classes
 
 Images = Float[Tensor, "B C *size"]
@@ -61,11 +71,14 @@ class _Scoring:
         parts = [self.of(images[chunk], chunk) for chunk in every.split(self.chunk_size)]
         return torch.cat(parts)
 
-    def perturbed(self, perturb: Callable[..., Tensor], which: Tensor, parameters: tuple[Tensor, ...]) -> Tensor:
+    def perturbed(
+        self, perturb: Callable[..., Tensor], which: Tensor, parameters: tuple[Tensor, ...]
+    ) -> Tensor:
         if not len(which):
             return self.x.new_zeros(0, self.explained.own.shape[-1])
         return perturbation_scores(
-            self.of, self.x, perturb, which, parameters, chunk_size=self.chunk_size, progress=self.how.progress
+            self.of, self.x, perturb, which, parameters, chunk_size=self.chunk_size,
+            progress=self.how.progress
         )  # fmt: skip
 
 
@@ -106,7 +119,8 @@ def _region_map(
 ) -> Tensor:
     """The map that Score-CAM, SS-CAM and IS-CAM share: channels weighted by the score of what they show.
 
-    `ways` are those in which a channel's mask is tried, `(image, feature, base) -> image`; a channel's score is
+    `ways` are those in which a channel's mask is tried, `(image, feature, base) -> image`; a channel's
+    score is
     their mean.
     """
     checks.check_call(model, x)
@@ -122,12 +136,15 @@ def _region_map(
         parameters = (found.maps, base[found.which])
         # Each score is compared before they are averaged: equal scores then cancel exactly.
         reference = of_baseline if increase else torch.zeros_like(of_baseline)
-        shown: Any = sum(scoring.perturbed(way, found.which, parameters) - reference[found.which] for way in ways)
-        constant = of_baseline - reference
-        if not zero_mask_is_baseline:  # a constant map's mask is then changed as well: it is scored, once an image
+        shown: Any = sum(
+            scoring.perturbed(way, found.which, parameters) - reference[found.which] for way in ways
+        )
+        constant: Any = of_baseline - reference
+        if not zero_mask_is_baseline:  # a constant map's mask is changed as well: it is scored, once an image
             every = torch.arange(len(x), device=x.device)
             zeros = torch.zeros_like(A[:, 0])
-            constant = sum(scoring.perturbed(way, every, (zeros, base)) - reference for way in ways) / len(ways)
+            changed: Any = sum(scoring.perturbed(way, every, (zeros, base)) - reference for way in ways)
+            constant = changed / len(ways)
         scores = scatter_scores(shown / len(ways), found, constant)
         if softmax:
             scores = scores.softmax(1)
@@ -142,7 +159,9 @@ def _features_with_graph(model: nn.Module, layer: Layer, x: Tensor) -> Tensor:
     return found
 
 
-def _summed(A: Tensor, w: Tensor, summed: str, mask: MaskOf, size: tuple[int, ...], chunk_size: int) -> Tensor:
+def _summed(
+    A: Tensor, w: Tensor, summed: str, mask: MaskOf, size: tuple[int, ...], chunk_size: int
+) -> Tensor:
     """Σ_k w_k A_k, or Σ_k w_k M_k at the input's size: weights (B, K, n) to maps (B, n, ...)."""
     if summed == "features":
         return torch.einsum("bkn,bk...->bn...", w, A)
@@ -177,7 +196,8 @@ def _scorecam(
 
     M_k = n(U(A_k)); w_k = p(x ⊙ M_k) − p(x₀); the map is Σ w_k A_k. One forward for each channel that is not
     constant and not equal to another.
-{arguments}{returns}
+    {arguments}{returns}
+
     References:
         Wang et al. (arXiv:1910.01279).
     """
@@ -215,13 +235,16 @@ def _sscam(
 ) -> Tensor:
     """SS-CAM: Score-CAM with each channel's score averaged over noisy masks.
 
-    M_kj = n(U(A_k) + δ_j), δ_j ~ N(0, σ²); w_k = mean_j p(x ⊙ M_kj) − p(x₀); the map is Σ w_k A_k. `num_samples`
-    forwards for each channel. The noise is a function of the seed and j, the same for every channel and image.
-{arguments}        num_samples: noisy masks for each channel, ≥ 1.
+    M_kj = n(U(A_k) + δ_j), δ_j ~ N(0, σ²); w_k = mean_j p(x ⊙ M_kj) − p(x₀); the map is Σ w_k A_k.
+    `num_samples`
+    forwards for each channel. The noise is a function of the seed and j, the same for every channel and
+    image.
+    {arguments}        num_samples: noisy masks for each channel, ≥ 1.
         std: σ of the noise, ≥ 0, in units of the features (of the mask with noise="mask").
         seed: of the noise.
         noise: where it is added: to the resized "map" before it is normalized, or to the "mask".
-{returns}
+    {returns}
+
     References:
         Wang et al. (arXiv:2006.14255).
     """
@@ -274,11 +297,13 @@ def _iscam(
 ) -> Tensor:
     """IS-CAM: Score-CAM with each channel's score averaged over its mask from faint to full.
 
-    w_k = mean_t p(x ⊙ t M_k) − p(x₀) with t = 1/T … 1; the map is Σ w_k A_k. `num_samples` forwards for each channel.
-{arguments}        num_samples: T, the number of scales, ≥ 1.
-        scales: "even" (t = 1/T, 2/T … 1), "cumulative" (t_i = Σ_{j≤i} j/T, as other libraries have it), or the
+    w_k = mean_t p(x ⊙ t M_k) − p(x₀) with t = 1/T … 1; the map is Σ w_k A_k. `num_samples` forwards for
+    each channel.
+    {arguments}        num_samples: T, the number of scales, ≥ 1.
+        scales: "even" (t = 1/T, 2/T … 1), "cumulative" (t_i = Σ_{j≤i} j/T, as in other libraries), or the
             scales themselves (`num_samples` is then not used).
-{returns}
+    {returns}
+
     References:
         Naidu et al. (arXiv:2010.03023).
     """
@@ -324,13 +349,16 @@ def _ablationcam(
 ) -> Tensor:
     """Ablation-CAM: each channel weighted by the share of the score that is lost without it.
 
-    w_k = (s − s_k) / s, where s_k is the score with A_k set to zero (0 where s is 0); the map is Σ w_k A_k. The
+    w_k = (s − s_k) / s, where s_k is the score with A_k set to zero (0 where s is 0); the map is Σ w_k A_k.
+    The
     trunk runs once, the head once for each channel that is not zero already.
 
-{call}        score: what is explained of a class, "logit" or "probability".
-        chunk_size: ablated copies of the features in one run of the head, ≥ 1; it changes the memory, not the map.
+    {call}        score: what is explained of a class, "logit" or "probability".
+        chunk_size: ablated copies of the features in one run of the head, ≥ 1; it changes the memory, not
+            the map.
         progress: show a bar that counts runs of the head.
-{returns}
+    {returns}
+
     References:
         Ramaswamy, Ablation-CAM, WACV 2020 (doi:10.1109/WACV45572.2020.9093360).
     """
@@ -374,11 +402,18 @@ def _without_channel(features: Tensor, channel: Tensor) -> Tensor:
 
 
 def _ablated_one_by_one(
-    parts: Parts, x: Tensor, explained: Explained, which: Tensor, channel: Tensor, chunk_size: int, progress: bool
+    parts: Parts,
+    x: Tensor,
+    explained: Explained,
+    which: Tensor,
+    channel: Tensor,
+    chunk_size: int,
+    progress: bool,
 ) -> Tensor:
-    """The scores of the ablated features where the head reads more of its own image than the features: a chunk
-    is then mapped over the features of one image, and what else the head reads stays as that image's trunk
-    left it."""
+    """The scores of the ablated features where the head reads more of its own image than the features.
+
+    A chunk is then mapped over the features of one image; what else the head reads stays as it was.
+    """
     scores = []
     for image in range(len(x)):
         A, residual = run_trunk(parts, guarded(x[image : image + 1]))
@@ -419,13 +454,15 @@ def _groupcam(
 ) -> Tensor:
     """Group-CAM: groups of channels weighted by what the image scores where only the group's mask is sharp.
 
-    A′ = gradcam weights ⊙ A, summed in groups; M_g = n(U(ReLU(A′_g))); w_g = ReLU(p(x ⊙ M_g + x₀ ⊙ (1 − M_g)) − p(x₀))
+    A′ = gradcam weights ⊙ A, summed in groups; M_g = n(U(ReLU(A′_g))); w_g = ReLU(p(x ⊙ M_g + x₀ ⊙ (1 −
+    M_g)) − p(x₀))
     with x₀ the blurred image; the map is Σ w_g ReLU(A′_g). One forward for each group.
-{arguments}        num_groups: groups of channels, 1 … K.
-        cluster: how channels are grouped: "chunks" of neighbors, or by the likeness of their maps, "kmeans" or
+    {arguments}        num_groups: groups of channels, 1 … K.
+        cluster: "chunks" of neighboring channels, or by the likeness of their maps: "kmeans" or
             "agglomerative" (with scikit-learn, the extra `cluster`).
         seed: of k-means; the others draw nothing.
-{returns}
+    {returns}
+
     References:
         Zhang et al. (arXiv:2103.13859).
     """
@@ -441,16 +478,16 @@ def _groupcam(
         A, G, _ = feature_and_grad(model, layer, x, _as_logit(cls, scoring), create_graph=create_graph)
         K = A.shape[1]
         if num_groups > K:
-            raise ValueError(f"num_groups={num_groups}, but the layer has {K} channels; expected 1 to {K} groups")
+            raise ValueError(
+                f"num_groups={num_groups}, but the layer has {K} channels; expected 1 to {K} groups"
+            )
         G = G if G.ndim > A.ndim else G[:, None]
         base = baseline_images(baseline, x)
         of_baseline = scoring.each(base)
         cams = []
         for n in range(G.shape[1]):
             weighted = weights.gradcam(A, G[:, n]).reshape(*A.shape[:2], *[1] * (A.ndim - 2)) * A
-            grouped = torch.stack(
-                [_grouped(one, num_groups, cluster, seed) for one in weighted]
-            ).relu()
+            grouped = torch.stack([_grouped(one, num_groups, cluster, seed) for one in weighted]).relu()
             found = distinct_maps(grouped)
             shown = _masking(resized_minmax, tuple(x.shape[2:]))
             scores = scoring.perturbed(shown, found.which, (found.maps, base[found.which]))
@@ -475,13 +512,14 @@ def _grouped(weighted: Tensor, num_groups: int, cluster: str, seed: int) -> Tens
     if cluster == "chunks":
         return torch.stack([group.sum(0) for group in weighted.tensor_split(num_groups)])
     try:
-        from sklearn.cluster import AgglomerativeClustering, KMeans
+        from sklearn.cluster import AgglomerativeClustering, KMeans  # an extra
     except ImportError:
         raise ValueError(
-            f"cluster={cluster!r} needs scikit-learn; install it with pip install 'xcam-fn[cluster]', or use 'chunks'"
+            f"cluster={cluster!r} needs scikit-learn; install it with pip install 'xcam-fn[cluster]', "
+            "or use 'chunks'"
         ) from None
     maps = weighted.detach().reshape(K, -1).double().cpu().numpy()
-    kmeans = KMeans(num_groups, n_init=10, random_state=seed)
+    kmeans = KMeans(num_groups, random_state=seed)
     found = kmeans if cluster == "kmeans" else AgglomerativeClustering(num_groups)
     label = torch.as_tensor(found.fit_predict(maps), device=weighted.device)
     return torch.stack([weighted[label == group].sum(0) for group in range(num_groups)])
@@ -508,21 +546,24 @@ def _rise(
 ) -> Tensor:
     """RISE: random masks added up, each weighted by what the image scores where it shows.
 
-    Σ_n p(x ⊙ M_n) M_n / (N · P). `num_masks` forwards for each image; nothing is needed of the model but its output.
+    Σ_n p(x ⊙ M_n) M_n / (N · P). `num_masks` forwards for each image; nothing is needed of the model but
+    its output.
 
     Args:
         model: the network, in evaluation mode; None where `scorer` stands in for it.
         layer: not used; there so that all methods are called alike.
         x: (B, C, *size), prepared images.
-        cls: None for the predicted class of each image, an int, B ints, (B, n) ints, or a target, a callable from
+        cls: None for the predicted class of each image, an int, B ints, (B, n) ints, or a target, a
+            callable from
             the output to one score for each image.
         num_masks: N, ≥ 1.
         grid: cells of a mask along each axis, ≥ 1.
         keep: P, the probability that a cell is shown, in (0, 1].
         seed: of the masks, which are a function of it and their number.
-{scoring}        postprocess: `heatmap`, a callable `(cam, size) -> map`, or None for the raw map.
+    {scoring}        postprocess: `heatmap`, a callable `(cam, size) -> map`, or None for the raw map.
         create_graph: record the computation.
-{returns}
+    {returns}
+
     References:
         Petsiuk et al. (arXiv:1806.07421).
     """
@@ -534,7 +575,9 @@ def _rise(
     how = Running(precision, compile, scorer, chunk_size, progress)
     if model is None:
         if scorer is None:
-            raise ValueError("model=None: expected a model, or a scorer=callable from images to outputs in its place")
+            raise ValueError(
+                "model=None: expected a model, or a scorer=callable from images to outputs in its place"
+            )
         model = nn.Identity().eval()
     checks.check_call(model, x)
     checks.check_model(model, x)
@@ -560,10 +603,12 @@ _CALL = """    Args:
         model: the network, in evaluation mode; it is never touched.
         layer: a name, a module of the model, or None for `default_layer`.
         x: (B, C, *size), prepared images.
-        cls: None for the predicted class of each image, an int, B ints, (B, n) ints for n classes of each image at
+        cls: None for the predicted class of each image, an int, B ints, (B, n) ints for n classes of each
+            image at
             once, or a target, a callable from the output to one score for each perturbed image.
         postprocess: `heatmap`, a callable `(cam, size) -> map`, or None for the raw map.
-        create_graph: record the computation, so that the result can be differentiated with respect to the parameters.
+        create_graph: record the computation, so that the result can be differentiated with respect to the
+            parameters.
 """
 _SCORING = """        score: what is explained of a class, "probability" or "logit".
         chunk_size: perturbed images in one forward, ≥ 1; it changes speed and memory, not the map.
@@ -572,7 +617,7 @@ _SCORING = """        score: what is explained of a class, "probability" or "log
         scorer: a callable from images to outputs that scores in the model's place.
         progress: show a bar that counts forwards.
 """
-_SUMMING = """        baseline: what is seen where a mask hides: a number, a tensor that broadcasts against x, or a callable of x.
+_SUMMING = """        baseline: what is seen where a mask hides: a number, a tensor or a callable of x.
         increase: subtract the baseline's score.
         softmax: take the softmax over channels of what is left.
         summed: "features" adds up w_k A_k, "masks" adds up w_k M_k.
@@ -606,7 +651,9 @@ scorecam = _method(
     _scorecam, "Score-CAM", "arXiv:1910.01279", "each channel weighted by what its mask alone scores"
 )
 sscam = _method(_sscam, "SS-CAM", "arXiv:2006.14255", "Score-CAM with scores averaged over noisy masks")
-iscam = _method(_iscam, "IS-CAM", "arXiv:2010.03023", "Score-CAM with scores averaged from faint to full masks")
+iscam = _method(
+    _iscam, "IS-CAM", "arXiv:2010.03023", "Score-CAM with scores averaged from faint to full masks"
+)
 ablationcam = _method(
     _ablationcam,
     "Ablation-CAM",
@@ -614,6 +661,9 @@ ablationcam = _method(
     "each channel weighted by the share of the score lost without it",
 )
 groupcam = _method(
-    _groupcam, "Group-CAM", "arXiv:2103.13859", "groups of channels weighted by what they score on a blurred image"
+    _groupcam,
+    "Group-CAM",
+    "arXiv:2103.13859",
+    "groups of channels weighted by what they score on a blurred image",
 )
 rise = _method(_rise, "RISE", "arXiv:1806.07421", "random masks weighted by what they score; needs no layer")
