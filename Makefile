@@ -14,7 +14,7 @@ demo: $(VENV)/.installed-demo
 	    --model lite0 --methods gradcam gradcam_pp layercam --output demo
 
 test: $(VENV)/.installed-test
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check

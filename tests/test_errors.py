@@ -160,7 +160,7 @@ BAD_CALLS = {
     "baseline": (
         lambda: xf.integrated_gradients(residual(), None, x, baseline=torch.zeros(7)),
         ValueError,
-        r"baseline has shape \(7,\); expected a number or a shape that broadcasts",
+        r"baseline has shape \(7,\); expected a number, a callable of x, or a shape that broadcasts",
     ),
     "weights of a wrong shape": (
         lambda: xf.from_gradients(lambda A, G: G.mean(1), name="wrong")(residual(), None, x),
