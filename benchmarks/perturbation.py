@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import json
 import os
 import subprocess
@@ -28,6 +29,7 @@ from benchmarks.common import Call, Network, Result, correlation
 
 NETWORKS = ("lite0", "vgg19", "resnet50")
 LOOP = "plain loop"
+PEERS = ("grad-cam", "torchcam")
 EXACT = "ours"
 WAYS: dict[str, dict[str, dict[str, Any]]] = {
     "scorecam": {
@@ -42,9 +44,9 @@ MEMORY_CASES = ("bare forward", *TITLES)
 
 NOTES = """Seconds for one image (a photograph), and how many times as fast as the plain loop, in turn in
 one process: medians of the rounds. The plain loops run one image a forward, float32 and contiguous:
-Score-CAM's runs one masked image a map, Ablation-CAM's the whole network a channel. They are timed on the
-number of maps in brackets, evenly chosen, and scaled to all. "compiled" is `compile=True`, "bfloat16" is
-`precision="bfloat16", compile=True`. The other libraries run in full, with their default batch sizes.
+Score-CAM's runs one masked image a map, Ablation-CAM's the whole network a channel. Where a number of maps
+is in brackets, the call was timed on so many, evenly chosen, and scaled to all. "compiled" is `compile=True`,
+"bfloat16" is `precision="bfloat16", compile=True`. The other libraries run with their default batch sizes.
 ResNet-50 and VGG-19 have random weights, EfficientNet-Lite0 its published ones."""
 
 SETUP_NOTES = """Setup is what the first call takes beyond the later ones; compilation starts from an
@@ -56,12 +58,20 @@ each in a process of its own, with the default chunk size."""
 
 
 class Case(NamedTuple):
-    """One network and method: how many maps there are, on how many the loop ran, and what each call took."""
+    """One network and method.
+
+    Attributes:
+        network: its title.
+        method: its name.
+        maps: how many maps the layer has.
+        samples: on how many of them each call was timed.
+        results: what each call took, scaled to all maps.
+    """
 
     network: str
     method: str
     maps: int
-    sample: int
+    samples: dict[str, int]
     results: dict[str, Result]
 
 
@@ -70,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = common.arguments("Perturbation methods against the plain loop.", NETWORKS)
     parser.add_argument("--methods", nargs="+", choices=TITLES, default=list(TITLES), help="which methods")
     parser.add_argument("--sample", type=int, help="maps that the plain loops run")
+    parser.add_argument("--peer-sample", type=int, help="maps that the other libraries run (default: all)")
     parser.add_argument(
         "--memory-seconds", type=float, help="stop a measurement of memory after so long (0: measure none)"
     )
@@ -77,6 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = options.networks or (["lite0"] if options.quick else list(NETWORKS))
     repeats = options.repeats or (1 if options.quick else 3)
     sample = options.sample or (64 if options.quick else 256)
+    peer_sample = options.peer_sample or (64 if options.quick else sys.maxsize)
     limit = options.memory_seconds
     if limit is None:
         limit = 60 if options.quick else 900
@@ -89,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for network in common.networks(names):
             for method in options.methods:
                 common.progress(f"{network.title}: {TITLES[method]}")
-                cases.append(measure(network, method, sample, repeats))
+                cases.append(measure(network, method, sample, peer_sample, repeats))
     stem = "perturbation-quick" if options.quick else "perturbation"
     common.write(options.output, stem, report(cases, memory, load), records(cases))
 
@@ -99,53 +111,66 @@ def main(arguments: Sequence[str] | None = None) -> None:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def measure(network: Network, method: str, sample: int, repeats: int) -> Case:
+def measure(network: Network, method: str, sample: int, peer_sample: int, repeats: int) -> Case:
     """The plain loop, ours and the other libraries, in turn."""
     x = common.photographs(network.preset, 1)
     features = xf.features(network.model, network.layer, x)
     network = network._replace(model=copy.deepcopy(network.model))  # ours starts knowing nothing of it
     maps = features.shape[1]
-    channels = torch.linspace(0, maps - 1, min(maps, sample)).round().long().tolist()
+    channels, peer_channels = evenly(maps, sample), evenly(maps, peer_sample)
     with contextlib.ExitStack() as stack:
-        if method == "scorecam":
-            calls = score_calls(network, x, features, channels, stack)
-        else:
-            calls = ablation_calls(network, x, features, channels, stack)
+        calls = {LOOP: plain_loop(network, method, x, features, channels, stack)}
+        for name in PEERS:
+            calls[name] = peer(network, method, name, x, peer_channels, stack)
         for way, options in WAYS[method].items():
             calls[way] = ours(network, method, x, options)
         results = common.measure(calls, repeats)
-    scale = maps / len(channels)
-    loop = results[LOOP]
-    results[LOOP] = loop._replace(first=loop.first * scale, seconds=[s * scale for s in loop.seconds])
-    return Case(network.title, method, maps, len(channels), results)
+    samples = dict.fromkeys(calls, maps) | {name: len(peer_channels) for name in PEERS}
+    samples[LOOP] = len(channels)
+    scaled_results = {name: scaled(result, maps / samples[name]) for name, result in results.items()}
+    return Case(network.title, method, maps, samples, scaled_results)
+
+
+def evenly(maps: int, sample: int) -> list[int]:
+    """Which maps are run: so many of them, evenly chosen, or all."""
+    return torch.linspace(0, maps - 1, min(maps, sample)).round().long().tolist()
+
+
+def scaled(result: Result, factor: float) -> Result:
+    """What a sample took as what all maps would take."""
+    return result._replace(first=result.first * factor, seconds=[s * factor for s in result.seconds])
 
 
 def ours(network: Network, method: str, x: Tensor, options: dict[str, Any]) -> Call | None:
-    """Our method, or None where it is not there yet."""
+    """Our method, or None where it is not there or has no such options."""
     found = xf.METHODS.get(method)
-    return None if found is None else lambda: found(network.model, network.layer, x, **options)
+    if found is None or not options.keys() <= inspect.signature(found).parameters.keys():
+        return None
+    return lambda: found(network.model, network.layer, x, **options)
 
 
-def score_calls(
-    network: Network, x: Tensor, features: Tensor, channels: list[int], stack: contextlib.ExitStack
-) -> dict[str, Call | None]:
-    """The plain loop of Score-CAM and the other libraries'."""
-    return {
-        LOOP: masked_loop(network.model, x, features[:, channels]),
-        "grad-cam": common.guarded(lambda: grad_cam(network, ScoreCAM, x, stack)),
-        "torchcam": common.guarded(lambda: torchcam(network, x, stack)),
-    }
+def plain_loop(
+    network: Network,
+    method: str,
+    x: Tensor,
+    features: Tensor,
+    channels: list[int],
+    stack: contextlib.ExitStack,
+) -> Call | None:
+    """The method as it is usually written, on some of the channels."""
+    if method == "scorecam":
+        return masked_loop(network.model, x, features[:, channels])
+    return ablated_loop(network, x, features, channels, stack)
 
 
-def ablation_calls(
-    network: Network, x: Tensor, features: Tensor, channels: list[int], stack: contextlib.ExitStack
-) -> dict[str, Call | None]:
-    """The plain loop of Ablation-CAM and the other libraries'."""
-    return {
-        LOOP: ablated_loop(network, x, features, channels, stack),
-        "grad-cam": common.guarded(lambda: grad_cam(network, AblationCAM, x, stack)),
-        "torchcam": None,
-    }
+def peer(
+    network: Network, method: str, name: str, x: Tensor, channels: list[int], stack: contextlib.ExitStack
+) -> Call | None:
+    """Another library's method, on as many maps as there are channels; None where it has none."""
+    if name == "grad-cam":
+        kind = ScoreCAM if method == "scorecam" else AblationCAM
+        return common.guarded(lambda: grad_cam(network, kind, x, channels, stack))
+    return common.guarded(lambda: torchcam(network, x, channels, stack)) if method == "scorecam" else None
 
 
 def masked_loop(model: nn.Module, x: Tensor, features: Tensor) -> Call:
@@ -202,17 +227,27 @@ def weighted(features: Tensor, weights: list[Tensor], x: Tensor) -> Tensor:
     return common.normalized(cam, x.shape[2:])
 
 
-def grad_cam(network: Network, method: Callable[..., Any], x: Tensor, stack: contextlib.ExitStack) -> Call:
+def grad_cam(
+    network: Network,
+    method: Callable[..., Any],
+    x: Tensor,
+    channels: list[int],
+    stack: contextlib.ExitStack,
+) -> Call:
     """pytorch-grad-cam's method; its hooks go with the stack."""
     model, layer = common.for_peer(network)
-    cam = stack.enter_context(method(model, [model.get_submodule(layer)]))
+    cam = stack.enter_context(
+        method(model, [model.get_submodule(layer)], reshape_transform=lambda maps: maps[:, channels])
+    )
     return common.quiet(lambda: cam(x, None))
 
 
-def torchcam(network: Network, x: Tensor, stack: contextlib.ExitStack) -> Call:
+def torchcam(network: Network, x: Tensor, channels: list[int], stack: contextlib.ExitStack) -> Call:
     """TorchCAM's Score-CAM; its hooks go with the stack."""
     model, layer = common.for_peer(network)
-    cam = stack.enter_context(TorchcamScoreCAM(model, layer))
+    cam = stack.enter_context(
+        TorchcamScoreCAM(model, layer, reshape_transform=lambda maps: maps[:, channels])
+    )
 
     @torch.no_grad()
     def run() -> Tensor:
@@ -295,9 +330,9 @@ def report(cases: Sequence[Case], memory: Sequence[Sequence[str]], load: float) 
 
 
 def loop_cell(case: Case) -> str:
-    """The loop's seconds, scaled, and on how many maps it ran."""
+    """The loop's seconds, and on how many maps it ran."""
     loop = case.results[LOOP]
-    return loop.error or f"{loop.median:.1f} [{case.sample}]"
+    return loop.error or f"{loop.median:.1f}{sample_note(case, LOOP)}"
 
 
 def cell(case: Case, name: str) -> str:
@@ -306,7 +341,12 @@ def cell(case: Case, name: str) -> str:
     times = speedups(case, name)
     if result.error or not times:
         return result.error or common.MISSING
-    return f"{result.median:.2f} s, {np.median(times):.1f} ×"
+    return f"{result.median:.2f} s{sample_note(case, name)}, {np.median(times):.1f} ×"
+
+
+def sample_note(case: Case, name: str) -> str:
+    """On how many maps a call was timed, where not on all."""
+    return f" [{case.samples[name]}]" if case.samples[name] < case.maps else ""
 
 
 def speedups(case: Case, name: str) -> list[float]:
@@ -331,8 +371,7 @@ def agreement_cell(case: Case, name: str) -> str:
 def agreement(case: Case, name: str) -> float | None:
     """The correlation with our exact map, where both ran on all maps."""
     result, exact = case.results[name], case.results[EXACT]
-    sampled = name == LOOP and case.sample < case.maps
-    if result.error or exact.error or sampled:
+    if result.error or exact.error or case.samples[name] < case.maps:
         return None
     return correlation(result.value, exact.value)
 
@@ -347,7 +386,7 @@ def records(cases: Sequence[Case]) -> list[dict[str, Any]]:
             network=case.network,
             method=case.method,
             maps=case.maps,
-            loop_sample=case.sample,
+            timed_maps=case.samples[name],
             call=name,
         )
         for case in cases

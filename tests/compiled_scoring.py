@@ -1,8 +1,8 @@
 """Compiled scoring against eager scoring; run by test_perturbation.py, prints what it has compared."""
 
-import networks
 import torch
 
+import networks
 import xcam_fn as xf
 
 

@@ -23,7 +23,7 @@ SHARED = Path(__file__).parents[2] / "shared"
 
 @pytest.fixture
 def unchecked() -> Iterator[None]:
-    """Leave out the run-time check of signatures, which would answer in the place of the library's own errors."""
+    """Leave out the run-time check of signatures, so that the library's own errors are seen."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)

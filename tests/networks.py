@@ -181,16 +181,16 @@ class Wrapped(nn.Module):
 class OneDimensional(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(
-            nn.Conv1d(2, 6, 5), nn.ReLU(), nn.Conv1d(6, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(),
-            nn.Linear(6, 5),
+            nn.Conv1d(2, 6, 5), nn.ReLU(), nn.Conv1d(6, 6, 3), nn.ReLU(),
+            nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(6, 5),
         )  # fmt: skip
 
 
 class ThreeDimensional(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(
-            nn.Conv3d(1, 4, 3), nn.ReLU(), nn.Conv3d(4, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(),
-            nn.Linear(6, 5),
+            nn.Conv3d(1, 4, 3), nn.ReLU(), nn.Conv3d(4, 6, 3), nn.ReLU(),
+            nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(6, 5),
         )  # fmt: skip
 
 

@@ -2,9 +2,9 @@
 
 import resource
 
-import networks
 import torch
 
+import networks
 import xcam_fn as xf
 
 

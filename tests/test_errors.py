@@ -29,7 +29,11 @@ BAD_CALLS = {
         ValueError,
         r"layer 'conv22' is not in Residual; did you mean 'conv2'.*",
     ),
-    "nothing near": (lambda: xf.gradcam(residual(), "zzz", x), ValueError, r"its top modules are 'stem', 'conv1'"),
+    "nothing near": (
+        lambda: xf.gradcam(residual(), "zzz", x),
+        ValueError,
+        r"its top modules are 'stem', 'conv1'",
+    ),
     "layer never reached": (
         lambda: xf.gradcam(networks.seeded(Unused()), "spare", x),
         ValueError,
@@ -40,13 +44,21 @@ BAD_CALLS = {
         ValueError,
         r"layer 'relu#4': 'relu' runs 3 time\(s\) in a forward; expected one of relu#1, relu#2, relu#3",
     ),
-    "call not a number": (lambda: xf.gradcam(residual(), "relu#b", x), ValueError, r"expected a call number after '#'"),
+    "call not a number": (
+        lambda: xf.gradcam(residual(), "relu#b", x),
+        ValueError,
+        r"expected a call number after '#'",
+    ),
     "layer of another model": (
         lambda: xf.gradcam(residual(), nn.Conv2d(3, 3, 1), x),
         ValueError,
         r"layer=Conv2d\(...\) is not a module of this Residual",
     ),
-    "layer of another kind": (lambda: xf.gradcam(residual(), 3, x), TypeError, r"layer=3 is a int; expected a name"),
+    "layer of another kind": (
+        lambda: xf.gradcam(residual(), 3, x),
+        TypeError,
+        r"layer=3 is a int; expected a name",
+    ),
     "layer without maps": (
         lambda: xf.gradcam(residual(), "fc", x),
         ValueError,
@@ -73,7 +85,11 @@ BAD_CALLS = {
         ValueError,
         r"expected the same number of classes, one or more, for every image",
     ),
-    "class by name": (lambda: xf.gradcam(residual(), None, x, "cat"), TypeError, r"cls='cat' is a str; expected None, an int"),
+    "class by name": (
+        lambda: xf.gradcam(residual(), None, x, "cat"),
+        TypeError,
+        r"cls='cat' is a str; expected None, an int",
+    ),
     "class a float": (lambda: xf.gradcam(residual(), None, x, 1.5), TypeError, r"cls=1.5 is a float"),
     "float classes": (
         lambda: xf.gradcam(residual(), None, x, torch.ones(2)),
@@ -85,8 +101,16 @@ BAD_CALLS = {
         ValueError,
         r"cls: the target returned shape \(2, 5\); expected \(2,\)",
     ),
-    "target of a wrong kind": (lambda: xf.gradcam(residual(), None, x, lambda y: 3), TypeError, r"cls: the target returned a int"),
-    "x an array": (lambda: xf.gradcam(residual(), None, x.numpy()), TypeError, r"x is a ndarray; expected a torch.Tensor"),
+    "target of a wrong kind": (
+        lambda: xf.gradcam(residual(), None, x, lambda y: 3),
+        TypeError,
+        r"cls: the target returned a int",
+    ),
+    "x an array": (
+        lambda: xf.gradcam(residual(), None, x.numpy()),
+        TypeError,
+        r"x is a ndarray; expected a torch.Tensor",
+    ),
     "x of integers": (
         lambda: xf.gradcam(residual(), None, (x * 9).to(torch.uint8)),
         TypeError,
@@ -97,10 +121,22 @@ BAD_CALLS = {
         ValueError,
         r"x has shape \(3, 12, 16\); the model expects \(B, C, H, W\).*x.unsqueeze\(0\)",
     ),
-    "x of no rank": (lambda: xf.gradcam(residual(), None, x[0, 0]), ValueError, r"x has shape \(12, 16\); expected \(B, C, L\)"),
-    "NaN": (lambda: xf.gradcam(residual(), None, x / 0 * 0), ValueError, r"x holds NaN; expected finite values"),
+    "x of no rank": (
+        lambda: xf.gradcam(residual(), None, x[0, 0]),
+        ValueError,
+        r"x has shape \(12, 16\); expected \(B, C, L\)",
+    ),
+    "NaN": (
+        lambda: xf.gradcam(residual(), None, x / 0 * 0),
+        ValueError,
+        r"x holds NaN; expected finite values",
+    ),
     "infinity": (lambda: xf.gradcam(residual(), None, x / 0), ValueError, r"x holds infinite values"),
-    "empty batch": (lambda: xf.gradcam(residual(), None, x[:0]), ValueError, r"x has shape \(0, 3, 12, 16\): an empty batch"),
+    "empty batch": (
+        lambda: xf.gradcam(residual(), None, x[:0]),
+        ValueError,
+        r"x has shape \(0, 3, 12, 16\): an empty batch",
+    ),
     "another dtype": (
         lambda: xf.gradcam(residual(), None, x.double()),
         TypeError,
@@ -122,11 +158,17 @@ BAD_CALLS = {
         r"model is in training mode: its BatchNorm2d .*; call model.eval\(\) first",
     ),
     "dropout in training mode": (
-        lambda: xf.gradcam(nn.Sequential(nn.Conv2d(3, 5, 3), nn.Dropout(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), None, x),
+        lambda: xf.gradcam(
+            nn.Sequential(nn.Conv2d(3, 5, 3), nn.Dropout(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), None, x
+        ),
         ValueError,
         r"its Dropout would",
     ),
-    "model a function": (lambda: xf.gradcam(lambda x: x, None, x), TypeError, r"model is a function; expected a torch.nn.Module"),
+    "model a function": (
+        lambda: xf.gradcam(lambda x: x, None, x),
+        TypeError,
+        r"model is a function; expected a torch.nn.Module",
+    ),
     "output that no rule covers": (
         lambda: xf.gradcam(networks.seeded(networks.Wrapped("tuple")), None, x),
         ValueError,
@@ -167,8 +209,16 @@ BAD_CALLS = {
         ValueError,
         r"weights have shape \(2, 12, 16\) for features of shape",
     ),
-    "size": (lambda: xf.heatmap(torch.zeros(2, 4, 4), (0, 4)), ValueError, r"size=\(0, 4\); expected 1 to 3 lengths"),
-    "map without a batch": (lambda: xf.heatmap(torch.zeros(4, 4), (8, 8)), ValueError, r"cam has shape \(4, 4\)"),
+    "size": (
+        lambda: xf.heatmap(torch.zeros(2, 4, 4), (0, 4)),
+        ValueError,
+        r"size=\(0, 4\); expected 1 to 3 lengths",
+    ),
+    "map without a batch": (
+        lambda: xf.heatmap(torch.zeros(4, 4), (8, 8)),
+        ValueError,
+        r"cam has shape \(4, 4\)",
+    ),
 }
 
 
@@ -187,7 +237,9 @@ def test_numpy_classes_are_fine():
 
 
 def test_a_network_without_randomness_may_be_in_training_mode():
-    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5))
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5)
+    )
     assert model.training
     assert torch.equal(xf.gradcam(model, "1", x), xf.gradcam(model.eval(), "1", x))
 

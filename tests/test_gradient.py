@@ -117,7 +117,7 @@ def test_zero_gradients_and_zero_features_give_zeros(name):
         assert (xf.heatmap(raw, (8, 8)) == 0).all()
 
 
-# -- whole methods --------------------------------------------------------------------------------------------
+# -- whole methods -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", GRADIENT)
@@ -132,7 +132,8 @@ def test_closed_forms_on_pooling_and_one_linear_layer(seed, cls):
     A = model.conv(x).relu().detach()
     w = model.fc.weight[cls].detach()
     positions = A[0, 0].numel()
-    G = (w / positions).reshape(1, -1, 1, 1).expand_as(A) * (A > 0)  # the layer is the convolution, before ReLU
+    # The layer is the convolution, before ReLU.
+    G = (w / positions).reshape(1, -1, 1, 1).expand_as(A) * (A > 0)
     raw = model.conv(x).detach()
     found = xf.feature_and_grad(model, "conv", x, cls)
     torch.testing.assert_close(found.features, raw)
@@ -172,7 +173,7 @@ def test_a_batch_is_its_images(name, seed, batch, data):
     model, x = linearized(seed, batch)
     classes = data.draw(st.lists(st.integers(0, 4), min_size=batch, max_size=batch))
     together = xf.METHODS[name](model, "conv", x, classes)
-    assert 0 <= together.min()
+    assert together.min() >= 0
     assert together.max() <= 1
     for i, cls in enumerate(classes):
         alone = xf.METHODS[name](model, "conv", x[i : i + 1], cls)
@@ -272,7 +273,7 @@ def test_the_battery_fails_what_is_wrong():
             checks(weighting)()
 
 
-# -- other libraries ------------------------------------------------------------------------------------------
+# -- other libraries ---------------------------------------------------------------------------------------
 
 
 def normalized(raw: Tensor, size: tuple[int, int] | None = None) -> Tensor:
@@ -287,7 +288,13 @@ def random_network(name: str) -> nn.Module:
         return torchvision.models.get_model(name, weights=None).eval()
 
 
-CASES = [("lite0", "_blocks.15"), ("lite0", "_conv_head"), ("resnet18", "layer4"), ("resnet18", "layer3"), ("vgg11", "features.19")]
+CASES = [
+    ("lite0", "_blocks.15"),
+    ("lite0", "_conv_head"),
+    ("resnet18", "layer4"),
+    ("resnet18", "layer3"),
+    ("vgg11", "features.19"),
+]
 
 
 @pytest.fixture(params=CASES, ids=["-".join(case) for case in CASES])
@@ -377,7 +384,7 @@ def test_captum_agrees_on_integrated_gradients(photographs):
         assert torch.corrcoef(torch.stack([one.flatten(), other.flatten().float()]))[0, 1] > 0.999
 
 
-# -- the original library's own maps --------------------------------------------------------------------------
+# -- the original library's own maps -----------------------------------------------------------------------
 
 REFERENCE = {
     "GradCAM": ("gradcam", {}),
@@ -399,8 +406,8 @@ def test_xplaincam_agrees(lite0, shared, key):
             x = normalize(to_tensor(picture), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])[None]
             ours = xf.METHODS[name](lite0, "_blocks.15", x, facts["class"], **options)[0]
             difference = (ours - torch.from_numpy(reference[f"{image}/{key}"])).abs().max()
-            # Where a method divides by what nearly cancels, the rounding of the features (which differs from one
-            # processor to the next) moves the map by more than 1e-4: by how much is measured, not guessed.
+            # Where a method divides by what nearly cancels, the rounding of the features (which differs from
+            # one processor to the next) moves the map by more than 1e-4: by how much is measured, not guessed.
             found = xf.feature_and_grad(lite0, "_blocks.15", x, facts["class"])
             moved = rounding_moves(found, lambda A, G: weighting(A, G, **options))
             assert difference <= max(1e-4, 2 * moved), (image, difference, moved)
@@ -414,6 +421,4 @@ def rounding_moves(found: xf.FeatureAndGrad, weighting) -> float:
 
     expected, largest = heatmap(found.features), found.features.abs().max()
     noise = [torch.randn(found.features.shape, generator=torch.Generator().manual_seed(i)) for i in range(20)]
-    return max(
-        (heatmap(found.features + n * largest * 2**-22) - expected).abs().max().item() for n in noise
-    )
+    return max((heatmap(found.features + n * largest * 2**-22) - expected).abs().max().item() for n in noise)

@@ -6,7 +6,6 @@ import sys
 from itertools import accumulate
 from pathlib import Path
 
-import networks
 import numpy as np
 import pytest
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms.functional import gaussian_blur, normalize, to_tensor
 
+import networks
 import xcam_fn as xf
 from xcam_fn.heatmap import minmax_resized, resized_minmax
 from xcam_fn.perturb import (
@@ -423,7 +423,7 @@ def test_memory_does_not_grow_with_the_number_of_maps():
 
 
 def torchcam_weights(peer: object, model: nn.Module, layer: str, x: Tensor, classes: list[int]) -> Tensor:
-    with peer(model, layer, batch_size=8) as extractor:  # pyright: ignore
+    with peer(model, layer, batch_size=8) as extractor:
         with torch.no_grad():
             model(x)
         (found,) = extractor(classes, normalized=False)

@@ -196,7 +196,7 @@ def test_arguments_of_the_wrong_kind_are_refused(change, reason):
 @pytest.mark.usefixtures("unchecked")
 def test_a_figure_wants_titles_to_maps():
     with pytest.raises(TypeError, match="maps is a list; expected titles to heatmaps"):
-        plot.heatmaps(PICTURE, [MAP])  # pyright: ignore[reportArgumentType]
+        plot.heatmaps(PICTURE, [MAP])
     with pytest.raises(ValueError, match="maps is empty"):
         plot.heatmaps(PICTURE, {})
     with pytest.raises(ValueError, match=r"maps\['Grad-CAM'\] has shape \(2, 3, 4\)"):

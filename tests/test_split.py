@@ -27,7 +27,11 @@ TRACEABLE = {
     "inner": networks.ReturnsTuple,
     "inner.conv": networks.ReturnsTuple,
 }
-UNTRACEABLE = {"conv": networks.DataDependent, "block": networks.DataDependent, "block.0": networks.DataDependent}
+UNTRACEABLE = {
+    "conv": networks.DataDependent,
+    "block": networks.DataDependent,
+    "block.0": networks.DataDependent,
+}
 
 
 def images(batch: int = 3, size: tuple[int, int] = (12, 16)) -> Tensor:
@@ -171,7 +175,11 @@ def test_a_hook_of_the_users_own_keeps_running():
 
 @pytest.mark.parametrize(
     "wrap",
-    [lambda m: torch.compile(m, backend="eager"), nn.DataParallel, lambda m: nn.DataParallel(torch.compile(m))],
+    [
+        lambda m: torch.compile(m, backend="eager"),
+        nn.DataParallel,
+        lambda m: nn.DataParallel(torch.compile(m)),
+    ],
     ids=["compile", "DataParallel", "both"],
 )
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])

@@ -39,7 +39,9 @@ def explained(layer: str) -> Explained:
     return Explained(networks.seeded(NETWORKS[layer]()).double(), layer)
 
 
-def finite_difference(f: Callable[[Tensor], Tensor], at: Tensor, direction: Tensor, step: float = 1e-6) -> Tensor:
+def finite_difference(
+    f: Callable[[Tensor], Tensor], at: Tensor, direction: Tensor, step: float = 1e-6
+) -> Tensor:
     return (f(at + step * direction) - f(at - step * direction)) / (2 * step)
 
 
@@ -126,7 +128,9 @@ def test_grad_of_vmap_is_not_silently_zero(layer, cold):
 
     found, direction = grad(f)(x), torch.randn_like(x)
     assert found.abs().max() > 0
-    torch.testing.assert_close((found * direction).sum(), finite_difference(f, x, direction), rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(
+        (found * direction).sum(), finite_difference(f, x, direction), rtol=1e-5, atol=1e-8
+    )
 
 
 @pytest.mark.parametrize("name", [n for n in xf.METHODS if xf.METHODS[n].family == "gradient"])
@@ -186,7 +190,9 @@ def test_inference_mode():
         torch.testing.assert_close(xf.gradcam(model, "conv2", x), expected)
         inside = x * 1
     torch.testing.assert_close(xf.gradcam(model, "conv2", inside), expected)
-    torch.testing.assert_close(xf.integrated_gradients(model, None, inside, 1), xf.integrated_gradients(model, None, x, 1))
+    torch.testing.assert_close(
+        xf.integrated_gradients(model, None, inside, 1), xf.integrated_gradients(model, None, x, 1)
+    )
 
 
 def test_autocast():
@@ -194,5 +200,3 @@ def test_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         found = xf.gradcam(model, "conv2", x, 1)
     torch.testing.assert_close(found.float(), xf.gradcam(model, "conv2", x, 1), rtol=0, atol=0.1)
-
-

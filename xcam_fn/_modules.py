@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+# torch.func has no public question for "is a transform at work, or is this tensor one of its own?".
+functorch: Any = vars(torch._C)["_functorch"]
+
 Forward = Callable[..., Any]
 Intercept = Callable[[str, nn.Module, Forward], Forward | None]
 
@@ -158,7 +161,7 @@ def _rebind(value: Any, copies: dict[int, nn.Module]) -> Any:
 
 
 def fingerprint(model: nn.Module) -> tuple[Any, ...]:
-    """What a trace of the model depends on: its modules, their hooks, and the settings their forwards read."""
+    """What a trace of the model depends on: its modules, their hooks, and what their forwards read."""
     marks: list[Any] = [_first_dtype_and_device(model)]
     pending, seen = [model], {id(model)}
     while pending:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.proxy import TracerBase
 from torch.utils import _pytree as pytree
 
 from xcam_fn._modules import has_hooks, is_leaf, private_copy, unwrap
@@ -33,7 +34,7 @@ class Cut(NamedTuple):
 
 
 class _TensorProxy(fx.Proxy):
-    """Stands for a parameter or buffer: an operation on it is traced, its shape and dtype are plain values."""
+    """Stands for a parameter or buffer: operations on it are traced, its shape and dtype are plain values."""
 
     def __init__(self, node: fx.Node, tracer: fx.Tracer, value: Tensor) -> None:
         super().__init__(node, tracer)
@@ -57,8 +58,10 @@ class _TensorDict(dict[str, Any]):
 
 
 class _Tracer(fx.Tracer):
-    """Records a forward run on a private copy of the module tree. `Tracer.trace` is never called: it would
-    patch `nn.Module.__call__` for the whole process while it runs."""
+    """Records a forward run on a private copy of the module tree.
+
+    `Tracer.trace` is never called: it would patch `nn.Module.__call__` for the whole process while it runs.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -87,7 +90,7 @@ class _Tracer(fx.Tracer):
             return self.tensor_node(a)
         if isinstance(a, nn.Module):
             raise TypeError("a module passed as a value cannot be traced")
-        return fx.proxy.TracerBase.create_arg(self, a)
+        return TracerBase.create_arg(self, a)
 
     def intercept(self, name: str, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         leaf = is_leaf(module)
@@ -337,7 +340,7 @@ def _head_graph(
 
 
 def _compiled(graph: fx.Graph) -> Callable[..., Any]:
-    """The graph as a plain function `(model, *placeholders)`; parameters are read from the model at each call."""
+    """The graph as a function `(model, *placeholders)` that reads the model's parameters at each call."""
     code = graph.python_code("self")
     namespace = dict(code.globals)
     exec(compile(code.src, "<xcam_fn: traced model>", "exec"), namespace)

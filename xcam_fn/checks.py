@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils._python_dispatch import _len_torch_dispatch_stack
+from torch.utils import _python_dispatch
+
+from xcam_fn._modules import functorch
 
 _RANKS = {
     3: "(B, C, L), a batch of signals",
@@ -28,11 +30,11 @@ _SHAPE_TROUBLE = (
 
 
 def is_readable(x: Tensor) -> bool:
-    """True where the values of x can be looked at: not under a torch.func transform, a trace or a compilation."""
+    """True where the values of x can be looked at: not under a transform, a trace or a compilation."""
     return (
         not torch.compiler.is_compiling()
-        and _len_torch_dispatch_stack() == 0
-        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+        and _python_dispatch._len_torch_dispatch_stack() == 0  # pyright: ignore[reportPrivateImportUsage]
+        and not functorch.is_functorch_wrapped_tensor(x)
     )
 
 
@@ -54,8 +56,8 @@ def check_model(model: nn.Module, x: Tensor) -> None:
     for module in modules:
         if module.training and _is_random_in_training(module):
             raise ValueError(
-                f"model is in training mode: its {type(module).__name__} would make the answer depend on chance "
-                "or on the batch; call model.eval() first"
+                f"model is in training mode: its {type(module).__name__} would make the answer depend on "
+                "chance or on the batch; call model.eval() first"
             )
         if any(is_lazy(p) for p in module._parameters.values() if p is not None):
             raise ValueError(
@@ -117,7 +119,8 @@ def _raise_mismatch(model: nn.Module, x: Tensor, error: RuntimeError) -> None:
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
     if parameter is not None and parameter.device != x.device:
         raise ValueError(
-            f"x is on {x.device}, but the model is on {parameter.device}; pass x.to({str(parameter.device)!r})"
+            f"x is on {x.device}, but the model is on {parameter.device}; "
+            f"pass x.to({str(parameter.device)!r})"
         ) from error
     if parameter is not None and parameter.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
         raise TypeError(
@@ -141,9 +144,9 @@ def check_features(features: Any, x: Tensor, layer: str) -> None:
     if features.ndim != x.ndim or features.shape[0] != x.shape[0] or features.numel() == 0:
         expected = f"({x.shape[0]}, K, {', '.join('DHW'[-(x.ndim - 2) :])})"
         raise ValueError(
-            f"layer {layer!r} returns shape {tuple(features.shape)}, not the spatial maps {expected} that a class "
-            "activation map is made of; choose another layer (layer=None finds one, xcam_fn.layers(model, x) "
-            "lists them)"
+            f"layer {layer!r} returns shape {tuple(features.shape)}, not the spatial maps {expected} that a "
+            "class activation map is made of; choose another layer (layer=None finds one, "
+            "xcam_fn.layers(model, x) lists them)"
         )
 
 
@@ -155,7 +158,8 @@ def check_scores(scores: Any, batch: int, *, many: bool = False) -> None:
         )
     if scores.ndim not in ((1, 2) if many else (1,)) or scores.shape[0] != batch:
         raise ValueError(
-            f"cls: the target returned shape {tuple(scores.shape)}; expected ({batch},), one score for each image"
+            f"cls: the target returned shape {tuple(scores.shape)}; expected ({batch},), one score for each "
+            "image"
         )
     if not scores.is_floating_point():
         raise TypeError(f"cls: the target returned dtype {scores.dtype}; expected floating-point scores")

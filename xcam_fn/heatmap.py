@@ -33,8 +33,8 @@ def heatmap(
         raise ValueError(f"size={size!r}; expected 1 to 3 lengths of at least 1 pixel, such as (224, 224)")
     if cam.ndim <= len(size):
         raise ValueError(
-            f"cam has shape {tuple(cam.shape)}; expected (B, ...) with the {len(size)} spatial axes that size={size} "
-            "has; add the batch with cam.unsqueeze(0)"
+            f"cam has shape {tuple(cam.shape)}; expected (B, ...) with the {len(size)} spatial axes that "
+            f"size={size} has; add the batch with cam.unsqueeze(0)"
         )
     if not resize_first:
         return resized_minmax(cam.relu(), size)

@@ -21,7 +21,7 @@ from xcam_fn.checkpoints import State, class_count, filled, read_state
 from xcam_fn.images import Preset
 
 _IMAGENET_CLASSES = 1000
-# What EfficientNet-Lite was trained with, and not ImageNet's statistics: pixels of mean 127 and deviation 128.
+# What EfficientNet-Lite was trained with, which is not ImageNet's statistics: mean 127 and deviation 128.
 _LITE_MEAN = (127 / 255, 127 / 255, 127 / 255)
 _LITE_STD = (128 / 255, 128 / 255, 128 / 255)
 _LITE_CROPS = {"lite0": 224, "lite1": 240, "lite2": 260}
@@ -285,8 +285,8 @@ def _downloading(name: str) -> Iterator[None]:
 def _timm(name: str) -> _Source:
     try:
         import timm  # noqa: PLC0415 (an extra)
-        from timm.data.config import resolve_data_config  # noqa: PLC0415
-        from timm.models import get_pretrained_cfg  # noqa: PLC0415
+        from timm.data.config import resolve_data_config  # noqa: PLC0415 (an extra)
+        from timm.models import get_pretrained_cfg  # noqa: PLC0415 (an extra)
     except ImportError:
         raise _not_installed(name, "timm", "pip install timm") from None
     timm_name = name.removeprefix("timm:")

@@ -167,11 +167,12 @@ def _picture(image: Picture) -> Float64[np.ndarray, "H W 3"]:
         values = image
     else:
         raise TypeError(f"image is a {type(image).__name__}; expected a PIL image, an array or a tensor")
+    given = values.shape if isinstance(image, Image.Image) else image.shape
     if values.ndim == 2:
         values = values[..., None]
     if values.ndim != 3 or values.shape[2] not in (1, 3) or values.size == 0:
         raise ValueError(
-            f"image has shape {tuple(image.shape)}; expected an array (H, W), (H, W, 1) or (H, W, 3), or a "  # pyright: ignore[reportAttributeAccessIssue]
+            f"image has shape {tuple(given)}; expected an array (H, W), (H, W, 1) or (H, W, 3), or a "
             "tensor (H, W), (1, H, W) or (3, H, W)"
         )
     return np.broadcast_to(_unit(values, "image"), (*values.shape[:2], 3))
@@ -238,7 +239,7 @@ def _resized(relevance: np.ndarray, size: tuple[int, ...]) -> Float64[np.ndarray
 
 def _figure(panels: list[np.ndarray], titles: list[str], caption: str | None, colormap: str) -> Figure:
     from matplotlib.cm import ScalarMappable  # noqa: PLC0415 (slow, and not needed for an overlay)
-    from matplotlib.figure import Figure  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415 (as slow)
 
     height, width = panels[0].shape[:2]
     columns = min(len(panels), _COLUMNS)

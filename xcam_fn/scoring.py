@@ -317,4 +317,4 @@ def default_chunk_size(x: Tensor, forwarded: nn.Module | None) -> int:
     depthwise = sum(m.groups > 1 and m.groups == m.in_channels for m in convolutions)
     if x.device.type != "cpu":
         return 64
-    return 4 if depthwise * 4 > len(convolutions) else 16
+    return 4 if depthwise * 4 > len(convolutions) else 8

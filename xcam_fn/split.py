@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
 from xcam_fn import _trace, checks
-from xcam_fn._modules import canonical_names, fingerprint, private_copy, unwrap
+from xcam_fn._modules import canonical_names, fingerprint, functorch, private_copy, unwrap
 from xcam_fn.targets import Classes, ClassScore, resolve
 
 Layer = str | nn.Module | None
@@ -95,9 +95,9 @@ def split(model: nn.Module, layer: Layer, x: Float[Tensor, "B C *size"]) -> Spli
         x: (B, C, *size), an input to find the layer with; only its shape matters.
 
     Returns:
-        `Split(trunk, head)`: `trunk(x) -> (features, residual)` and `head(features, residual) -> output`. Where
-        the model can be traced the head runs what comes after the layer and nothing else; where it cannot, the
-        head runs the model with the layer's output replaced.
+        `Split(trunk, head)`: `trunk(x) -> (features, residual)` and `head(features, residual) -> output`.
+        Where the model can be traced the head runs what comes after the layer and nothing else; where it
+        cannot, the head runs the model with the layer's output replaced.
 
     Raises:
         ValueError: the layer is not in the model, is never reached, or is ambiguous.
@@ -142,8 +142,8 @@ def feature_and_grad(
 ) -> FeatureAndGrad:
     """The layer's features and the gradient of the score with respect to them.
 
-    One forward of the trunk, and one forward and backward of the head; n classes of each image cost one vmapped
-    backward through the head.
+    One forward of the trunk, and one forward and backward of the head; n classes of each image cost one
+    vmapped backward through the head.
 
     Args:
         model: the network, in evaluation mode; it is never touched.
@@ -178,9 +178,8 @@ def feature_and_grad(
         else:
             found, residual = run_trunk(parts, guarded(x))
             checks.check_features(found, x, parts.name)
-            scores, pullback, output = torch.func.vjp(
-                lambda a: score(run_head(parts, a, residual)), found, has_aux=True
-            )
+            with_aux: Any = torch.func.vjp(lambda a: score(run_head(parts, a, residual)), found, has_aux=True)
+            scores, pullback, output = with_aux
         checks.check_features(found, x, parts.name)
         grads = pulled_back(pullback, scores)
     return FeatureAndGrad(found, grads, output)
@@ -200,7 +199,7 @@ def pulled_back(pullback: Callable[..., tuple[Tensor]], scores: Tensor) -> Tenso
 def _one_pass_vjp(
     parts: Parts, x: Tensor, score: Callable[[Any], tuple[Tensor, Any]]
 ) -> tuple[Tensor, Any, tuple[Tensor, Any]]:
-    """The score, its pullback to the layer's output, and (features, output), with a zero added to that output."""
+    """The score, its pullback to the layer's output, to which a zero is added, and (features, output)."""
 
     def run(zero: Tensor) -> tuple[Tensor, tuple[Tensor, Any]]:
         seen: list[Tensor] = []
@@ -214,7 +213,8 @@ def _one_pass_vjp(
 
     with torch.no_grad():
         shape_of = run_trunk(parts, x)[0]
-    return torch.func.vjp(run, torch.zeros_like(shape_of), has_aux=True)
+    with_aux: Any = torch.func.vjp(run, torch.zeros_like(shape_of), has_aux=True)
+    return with_aux
 
 
 def default_layer(model: nn.Module, x: Float[Tensor, "B C *size"]) -> str:
@@ -238,7 +238,7 @@ def default_layer(model: nn.Module, x: Float[Tensor, "B C *size"]) -> str:
 
 
 def layers(model: nn.Module, x: Float[Tensor, "B C *size"]) -> dict[str, tuple[int, ...]]:
-    """The layers with spatial maps that the model runs for x, in order, with their output's shape for one image.
+    """The layers with spatial maps that the model runs for x, in order, and their shape for one image.
 
     Args:
         model: the network, in evaluation mode.
@@ -323,7 +323,7 @@ def _run_replaced(parts: Parts, x: Tensor, change: Callable[[Tensor], Tensor]) -
     """The model's output for x with the layer's output changed on its way: everything out of place."""
     count = 0
 
-    def intercept(name: str, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any] | None:
+    def intercept(name: str, _: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any] | None:
         if name != parts.layer:
             return None
 
@@ -372,7 +372,7 @@ def recording(x: Tensor, create_graph: bool = False) -> Iterator[None]:
 
 def in_transform() -> bool:
     """True inside a torch.func transform, where x.requires_grad says nothing about what is differentiated."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    return functorch.peek_interpreter_stack() is not None
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -412,8 +412,10 @@ def _prepare_while_compiling(
     """The key under which a compilation, which cannot trace a tracer, finds the model prepared."""
     parts = prepare(model, layer, _made_up((1, *shape), dtype, device))
     if parts.cut is None:
-        raise ValueError(f"layer {parts.name!r}: {type(parts.model).__name__} cannot be traced, so the call cannot "
-                         "be compiled; call it without torch.compile")  # fmt: skip
+        raise ValueError(
+            f"layer {parts.name!r}: {type(parts.model).__name__} cannot be traced, so the call cannot be "
+            "compiled; call it without torch.compile"
+        )
     key = f"{id(parts.model)}/{id(parts.cut)}"
     if key not in _COMPILING:
         weakref.finalize(parts.model, _COMPILING.pop, key, None)
@@ -421,7 +423,7 @@ def _prepare_while_compiling(
     return key
 
 
-# What torch.compiler.assume_constant_result sets; the decorator itself would import torch._dynamo, for seconds.
+# What torch.compiler.assume_constant_result sets; the decorator itself imports torch._dynamo, for seconds.
 _prepare_while_compiling.__dict__["_dynamo_marked_constant"] = True
 
 
@@ -537,7 +539,7 @@ def _outside_transforms(root: nn.Module | None = None) -> Iterator[None]:
 
 def _has_wrapped_tensors(root: nn.Module) -> bool:
     tensors = itertools.chain(root.parameters(), root.buffers())
-    return any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors)
+    return any(functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors)
 
 
 def _resolve(root: nn.Module, layer: str | nn.Module, names: dict[int, str]) -> tuple[str, int | None]:

@@ -94,9 +94,9 @@ def logits(output: Any) -> Float[Tensor, "B classes"]:
         found = getattr(output, "logits", None)
     if not isinstance(found, Tensor) or found.ndim != 2:
         raise ValueError(
-            f"the model's output is {describe(output)}; expected logits of shape (B, classes), an object with "
-            ".logits or a dict with 'logits' or 'out'. Pass cls=a callable from this output to B scores, such as "
-            "cls=lambda output: output[0][:, 3]"
+            f"the model's output is {describe(output)}; expected logits of shape (B, classes), an object "
+            "with .logits or a dict with 'logits' or 'out'. Pass cls=a callable from it to B scores, "
+            "such as cls=lambda output: output[0][:, 3]"
         )
     return found
 
@@ -149,7 +149,7 @@ def _checked_sequence(cls: Any, batch: int, count: int) -> list[Any]:
         )
     rows = [list(row) if _is_sequence(row) else row for row in cls]
     widths = {len(row) if isinstance(row, list) else 0 for row in rows}
-    if len(widths) != 1 or widths == {0} and any(isinstance(row, list) for row in rows):
+    if len(widths) != 1 or (widths == {0} and any(isinstance(row, list) for row in rows)):
         raise ValueError(f"cls={cls!r}: expected the same number of classes, one or more, for every image")
     return [
         [_checked_class(c, count) for c in row] if isinstance(row, list) else _checked_class(row, count)
@@ -164,8 +164,8 @@ def _checked_class(cls: Any, count: int) -> int:
         index = operator.index(cls)
     except TypeError:
         raise TypeError(
-            f"cls={cls!r} is a {type(cls).__name__}; expected None, an int, ints for the batch, or a callable from "
-            "the model's output to scores"
+            f"cls={cls!r} is a {type(cls).__name__}; expected None, an int, ints, or a callable "
+            "from the model's output to scores"
         ) from None
     if not 0 <= index < count:
         raise ValueError(f"cls={index} is out of range: the model has {count} classes, 0 to {count - 1}")

@@ -75,7 +75,8 @@ def small_case(seed: int = 0, batch: int = 3, size: tuple[int, int] = (20, 28)) 
     """
     generator = torch.Generator().manual_seed(seed)
     features = nn.Sequential(
-        nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(inplace=True), nn.Conv2d(6, 8, 3, stride=2), nn.ReLU()
+        nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(inplace=True),
+        nn.Conv2d(6, 8, 3, stride=2), nn.ReLU(),
     )  # fmt: skip
     model = nn.Sequential()
     model.add_module("features", features)
@@ -93,11 +94,12 @@ def small_case(seed: int = 0, batch: int = 3, size: tuple[int, int] = (20, 28)) 
 def check_method(method: Method | Callable[..., Tensor], **options: Any) -> None:
     """Check all that every method promises: run it on your own method before you trust its maps.
 
-    On a small network in float64: heatmaps of the input's size in [0, 1], finite and detached; the same again for
-    the same call; a batch equal to its images one by one; a class given as an int, a list, a tensor or a target;
-    n classes at once equal to one at a time; no dependence on the order of channels; zeros where the score
-    depends on nothing; any chunk size and the same seed giving the same map; float32 and bfloat16; several
-    threads on one model; x, the model, its hooks and the global random state as they were, also after an error.
+    On a small network in float64: heatmaps of the input's size in [0, 1], finite and detached; the same again
+    for the same call; a batch equal to its images one by one; a class given as an int, a list, a tensor or a
+    target; n classes at once equal to one at a time; no dependence on the order of channels; zeros where the
+    score depends on nothing; any chunk size and the same seed giving the same map; float32 and bfloat16;
+    several threads on one model; x, the model, its hooks and the global random state as they were, also after
+    an error.
 
     Args:
         method: a method of `METHODS`, or your own: `(model, layer, x, cls, **options) -> (B, h, w)`.
@@ -156,7 +158,7 @@ def _gives_heatmaps(run: Callable[..., Tensor]) -> None:
         maps.shape == (3, 20, 28), f"heatmaps have x's batch and size: (3, 20, 28), not {tuple(maps.shape)}"
     )
     _expect(bool(torch.isfinite(maps).all()), "heatmaps are finite")
-    _expect(0 <= maps.min().item() and maps.max().item() <= 1, "heatmaps are in [0, 1]")
+    _expect(maps.min().item() >= 0 and maps.max().item() <= 1, "heatmaps are in [0, 1]")
     _expect(maps.amax().item() > 0, "a network with evidence for its class has a heatmap that is not zero")
     _expect(not maps.requires_grad, "heatmaps are detached unless x requires grad")
     raw = run(case.model, LAYER, case.x, postprocess=None)

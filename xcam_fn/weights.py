@@ -1,7 +1,7 @@
 """(A, G) to weights: one function for each method. A are the features, G the score's gradient to them.
 
-A weight is one number a channel, (B, K), or one a position, (B, K, *spatial); the map is the sum over channels
-of weight × feature. Every function works for any number of spatial axes.
+A weight is one number a channel, (B, K), or one a position, (B, K, *spatial); the map is the sum over
+channels of weight × feature. Every function works for any number of spatial axes.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def gradcam(A: Maps, G: Maps) -> ChannelWeights:
 def gradcam_pp(A: Maps, G: Maps, eps: float = 0.0, *, local: bool = False) -> ChannelWeights:
     """Grad-CAM++'s weights: the positive gradient, each position weighted by its share α.
 
-    α = G² / (2 G² + Σ A G³), 0 where the denominator is 0. The paper's factor exp(score) is left out: it cancels
-    when the map is normalized.
+    α = G² / (2 G² + Σ A G³), 0 where the denominator is 0. The paper's factor exp(score) is left out: it
+    cancels when the map is normalized.
 
     Args:
         A: features, (B, K, *spatial).
@@ -50,7 +50,8 @@ def gradcam_pp(A: Maps, G: Maps, eps: float = 0.0, *, local: bool = False) -> Ch
     References:
         Chattopadhyay et al. (arXiv:1710.11063), equations 10 and 19.
     """
-    # α does not change when numerator and denominator are divided by max|G|², which keeps G² from underflowing.
+    # α does not change when numerator and denominator are divided by max|G|², which keeps G² from
+    # underflowing.
     scale = reduce(G.abs(), "b k ... -> b k", "max").amax(1)
     scale = torch.where(scale > 0, scale, 1.0).reshape(-1, *[1] * (G.ndim - 1))
     g = G / scale

@@ -14,8 +14,9 @@ from xcam_fn import checks, weights
 from xcam_fn.heatmap import heatmap
 from xcam_fn.methods.method import Method, Postprocess, check_options, method, option_names
 from xcam_fn.perturb import Baseline, baseline_images
+from xcam_fn.scoring import explained_score
 from xcam_fn.split import Layer, feature_and_grad, pulled_back, recording, run_model
-from xcam_fn.targets import Classes, class_index, logits, resolve
+from xcam_fn.targets import Classes, ClassScore, logit
 
 _COMMON = ("postprocess", "create_graph")
 
@@ -31,8 +32,8 @@ def from_gradients(
     """A method made of a weighting function: batches, targets, many classes and the checks come with it.
 
     Args:
-        weighting: `(A, G, **options)` to weights, (B, K) or (B, K, *spatial), from features A and gradients G,
-            both (B, K, *spatial). Its keywords become the method's.
+        weighting: `(A, G, **options)` to weights, (B, K) or (B, K, *spatial), from features A and gradients
+            G, both (B, K, *spatial). Its keywords become the method's.
         name: the method's name; the function's own by default.
         title: the method's name in print; its name by default.
         paper: where it was published.
@@ -164,32 +165,13 @@ def _integrated_gradients(
     checks.check_count("chunk_size", chunk_size)
     start = baseline_images(baseline, x)
     with recording(x, create_graph), checks.explained(model, x):
-        score, per_forward = _path_score(model, x, cls, chunk_size)
-        gradient = _path_gradient(model, x, start, score, steps, per_forward)
+        explained = explained_score(lambda images: run_model(model, images), x, cls, default=logit)
+        # A target of the user's own is handed whole batches, one step of the path at a time.
+        per_forward = len(x) if callable(cls) and not isinstance(cls, ClassScore) else chunk_size
+        gradient = _path_gradient(model, x, start, explained.of, steps, per_forward)
         attribution = (x - start)[:, None] * gradient
         cam = (attribution if postprocess is None else attribution.abs()).sum(2)
-        return finish(cam if _has_many_classes(cls) else cam.squeeze(1), x, postprocess)
-
-
-def _path_score(
-    model: nn.Module, x: Tensor, cls: Classes, chunk_size: int
-) -> tuple[Callable[[Any, Tensor], Tensor], int]:
-    """(output, which images it is of) to scores (images, n), and how many images one forward may take.
-
-    A class is fixed on the unperturbed input.
-    """
-    if callable(cls):
-        target = resolve(cls)
-
-        def of_target(output: Any, images: Tensor) -> Tensor:
-            scores = target(output)
-            checks.check_scores(scores, len(images))
-            return scores.reshape(len(images), -1)
-
-        return of_target, len(x)  # a target is handed whole batches, one step of the path at a time
-    with torch.no_grad():
-        index = class_index(cls, logits(run_model(model, x))).reshape(len(x), -1)
-    return lambda output, images: logits(output).gather(-1, index[images]), chunk_size
+        return finish(cam if explained.many else cam.squeeze(1), x, postprocess)
 
 
 def _path_gradient(
@@ -228,10 +210,10 @@ class _Nodes(NamedTuple):
 def _integral(nodes: _Nodes, way: Tensor, length: float) -> Tensor:
     """The integral of the gradient over the intervals between the nodes: (B, n, C, *size).
 
-    Between two nodes the gradient of a network with ReLUs jumps from one node's value to the other's. Where it
-    does so follows from the score, whose change over the interval is known: it has to be the slope before the
-    jump for a share of the interval, and the slope after it for the rest. An equal share (the trapezoid rule) is
-    kept where the slopes do not differ.
+    Between two nodes the gradient of a network with ReLUs jumps from one node's value to the other's. Where
+    it does so follows from the score, whose change over the interval is known: it has to be the slope before
+    the jump for a share of the interval, and the slope after it for the rest. An equal share (the trapezoid
+    rule) is kept where the slopes do not differ.
     """
     slopes = (nodes.grads * way[:, None]).flatten(3).sum(-1)
     before, after = slopes[:-1], slopes[1:]
@@ -246,16 +228,10 @@ def _integral(nodes: _Nodes, way: Tensor, length: float) -> Tensor:
 def _scores_and_gradients(
     model: nn.Module, x: Tensor, score: Callable[[Any], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """n scores of each image, (B, n), and their gradients with respect to the image, (B, n, C, *size)."""
-    scores, pullback = torch.func.vjp(lambda x: score(run_model(model, x)), x)
+    """The n scores of each image, (B, n), and their gradients with respect to the image, (B, n, C, *size)."""
+    found: Any = torch.func.vjp(lambda x: score(run_model(model, x)), x)
+    scores, pullback = found
     return scores, pulled_back(pullback, scores)
-
-
-def _has_many_classes(cls: Classes) -> bool:
-    """True for (B, n) classes. (A target that returns (B, n) is told by its scores alone.)"""
-    if isinstance(cls, Tensor):
-        return cls.ndim == 2
-    return hasattr(cls, "__len__") and any(hasattr(row, "__len__") for row in cls)  # pyright: ignore
 
 
 integrated_gradients = method(
