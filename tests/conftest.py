@@ -9,12 +9,12 @@ from jaxtyping import install_import_hook
 
 install_import_hook("xcam_fn", "beartype.beartype").__enter__()
 
-import torch  # noqa: E402
-from PIL import Image  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-from torchvision.transforms import v2  # noqa: E402
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms import v2
 
-import xcam_fn as xf  # noqa: E402
+import xcam_fn as xf
 
 torch.set_num_threads(1)  # the networks are small, and the tests run side by side
 

@@ -1,5 +1,6 @@
 """The gradient family: closed forms, properties, the paper's loops, other libraries and the original's own maps."""
 
+import inspect
 import json
 
 import numpy as np
@@ -247,6 +248,13 @@ def test_other_dtypes_agree_with_float32(dtype):
     found = xf.gradcam(networks.seeded(networks.Residual()).to(dtype), "conv2", x.to(dtype), 1)
     assert found.dtype == dtype
     torch.testing.assert_close(found.float(), expected, rtol=0, atol=1e-5 if dtype == torch.float64 else 0.1)
+
+
+def test_a_method_made_in_code_without_a_module_belongs_to_main():
+    bare = inspect.unwrap(xf.from_gradients)  # without the run-time check, which would be the caller
+    names = {"from_gradients": bare}
+    exec("absolute = from_gradients(lambda A, G: G.abs(), name='absolute')", names)
+    assert names["absolute"].__module__ == "__main__"
 
 
 def test_a_method_of_ones_own_gets_everything():

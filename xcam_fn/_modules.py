@@ -12,9 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-# torch.func has no public question for "is a transform at work, or is this tensor one of its own?".
-functorch: Any = vars(torch._C)["_functorch"]
-
 Forward = Callable[..., Any]
 Intercept = Callable[[str, nn.Module, Forward], Forward | None]
 
@@ -43,7 +40,7 @@ def _is_compiled(module: nn.Module) -> bool:
 def unwrap(module: nn.Module) -> nn.Module:
     """The module inside any nesting of `torch.compile`, `DataParallel` and `DistributedDataParallel`."""
     while is_wrapper(module):
-        module = module._orig_mod if hasattr(module, "_orig_mod") else module.module  # pyright: ignore
+        module = module.get_submodule("module" if isinstance(module, _PARALLEL) else "_orig_mod")
     return module
 
 

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C import _len_torch_dispatch_stack
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn.parameter import is_lazy
-from torch.utils import _python_dispatch
-
-from xcam_fn._modules import functorch
 
 _RANKS = {
     3: "(B, C, L), a batch of signals",
@@ -33,8 +32,8 @@ def is_readable(x: Tensor) -> bool:
     """True where the values of x can be looked at: not under a transform, a trace or a compilation."""
     return (
         not torch.compiler.is_compiling()
-        and _python_dispatch._len_torch_dispatch_stack() == 0  # pyright: ignore[reportPrivateImportUsage]
-        and not functorch.is_functorch_wrapped_tensor(x)
+        and _len_torch_dispatch_stack() == 0
+        and not is_functorch_wrapped_tensor(x)
     )
 
 

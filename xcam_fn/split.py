@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor, peek_interpreter_stack
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
 from xcam_fn import _trace, checks
-from xcam_fn._modules import canonical_names, fingerprint, functorch, private_copy, unwrap
+from xcam_fn._modules import canonical_names, fingerprint, private_copy, unwrap
 from xcam_fn.targets import Classes, ClassScore, resolve
 
 Layer = str | nn.Module | None
@@ -372,7 +373,7 @@ def recording(x: Tensor, create_graph: bool = False) -> Iterator[None]:
 
 def in_transform() -> bool:
     """True inside a torch.func transform, where x.requires_grad says nothing about what is differentiated."""
-    return functorch.peek_interpreter_stack() is not None
+    return peek_interpreter_stack() is not None
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -539,7 +540,7 @@ def _outside_transforms(root: nn.Module | None = None) -> Iterator[None]:
 
 def _has_wrapped_tensors(root: nn.Module) -> bool:
     tensors = itertools.chain(root.parameters(), root.buffers())
-    return any(functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors)
+    return any(is_functorch_wrapped_tensor(tensor) for tensor in tensors)
 
 
 def _resolve(root: nn.Module, layer: str | nn.Module, names: dict[int, str]) -> tuple[str, int | None]:

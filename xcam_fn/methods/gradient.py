@@ -70,7 +70,7 @@ def from_gradients(
         family="gradient",
         paper=paper,
         summary=summary,
-        module=sys._getframe(1).f_globals["__name__"],
+        module=sys._getframe(1).f_globals.get("__name__", "__main__"),
     )
 
 
