@@ -190,6 +190,21 @@ def test_wrappers_are_seen_through(wrap, prefix):
     torch.testing.assert_close(xf.gradcam(wrap(model), model.conv2, x), expected)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_distributed_data_parallel_is_seen_through(tmp_path):
+    dist = torch.distributed
+    model, x = networks.seeded(networks.Residual()), images()
+    dist.init_process_group(
+        "gloo", store=torch.distributed.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1
+    )
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        for layer in ("conv2", "module.conv2", model.conv2):
+            assert torch.equal(xf.gradcam(wrapped, layer, x), xf.gradcam(model, "conv2", x))
+    finally:
+        dist.destroy_process_group()
+
+
 def test_a_model_compiled_in_place_or_in_part_is_cut_all_the_same():
     x = images()
     expected = xf.gradcam(networks.seeded(networks.Wrapped("logits")), "body.conv2", x)
