@@ -2,7 +2,7 @@
 
 import copy
 import gc
-import sys
+import importlib
 from unittest import mock
 
 import pytest
@@ -13,7 +13,7 @@ import networks
 import xcam_fn as xf
 from xcam_fn.testing import state
 
-split_module = sys.modules["xcam_fn.split"]
+split_module = importlib.import_module("xcam_fn.split")
 
 TRACEABLE = {
     "stem": networks.Residual,

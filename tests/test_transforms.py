@@ -1,5 +1,6 @@
 """Calls compose with torch.func, autograd, torch.compile and make_fx, and agree with plain calls."""
 
+import importlib
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import networks
 import xcam_fn as xf
 
-split_module = sys.modules["xcam_fn.split"]
+split_module = importlib.import_module("xcam_fn.split")
 CAMS = [n for n, m in xf.METHODS.items() if m.family == "gradient" and n != "integrated_gradients"]
 NETWORKS = {"conv": networks.ReadsParameters, "conv2": networks.Residual, "block": networks.DataDependent}
 
