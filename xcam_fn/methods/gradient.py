@@ -187,14 +187,15 @@ def _path_gradient(
     averages = []
     for images in torch.arange(len(x), device=x.device).split(chunk_size):
         first, way = start[images], (x - start)[images]
-        total, last = torch.zeros(()), None
+        total, owed, last = torch.zeros(()).to(x), torch.zeros(()).to(x), None
         for chunk in positions.split(max(1, chunk_size // len(images))):
             on_path = torch.stack([first + t * way for t in chunk]).flatten(0, 1)
             repeated = images.repeat(len(chunk))
             found = _Nodes(*_scores_and_gradients(model, on_path, lambda y, i=repeated: score(y, i)))
             found = _Nodes(*(part.reshape(len(chunk), len(images), *part.shape[1:]) for part in found))
             nodes = found if last is None else _Nodes(*map(torch.cat, zip(last, found, strict=True)))
-            total = total + _integral(nodes, way, 1 / (steps - 1))
+            part, owed = _integral(nodes, way, 1 / (steps - 1), owed)
+            total = total + part
             last = _Nodes(nodes.scores[-1:], nodes.grads[-1:])
         averages.append(total)
     return torch.cat(averages)
@@ -207,22 +208,28 @@ class _Nodes(NamedTuple):
     grads: Tensor
 
 
-def _integral(nodes: _Nodes, way: Tensor, length: float) -> Tensor:
-    """The integral of the gradient over the intervals between the nodes: (B, n, C, *size).
+def _integral(nodes: _Nodes, way: Tensor, length: float, owed: Tensor) -> tuple[Tensor, Tensor]:
+    """The integral of the gradient over the intervals between nodes, (B, n, C, *size), and what it owes.
 
     Between two nodes the gradient of a network with ReLUs jumps from one node's value to the other's. Where
     it does so follows from the score, whose change over the interval is known: it has to be the slope before
     the jump for a share of the interval, and the slope after it for the rest. An equal share (the trapezoid
-    rule) is kept where the slopes do not differ.
+    rule) is kept where the slopes do not differ. What no share can make up for, as where the gradient jumps
+    to and fro within one interval, is owed, (B, n), and made up for by the next.
     """
     slopes = (nodes.grads * way[:, None]).flatten(3).sum(-1)
-    before, after = slopes[:-1], slopes[1:]
-    mean = (nodes.scores[1:] - nodes.scores[:-1]) / length
-    jump = before - after
-    differs = jump.abs() > 1e-3 * torch.maximum(before.abs(), after.abs())
-    share = torch.where(differs, (mean - after) / torch.where(differs, jump, 1.0), 0.5).clamp(0, 1)
-    share = share.reshape(*share.shape, *[1] * (way.ndim - 1))
-    return length * (share * nodes.grads[:-1] + (1 - share) * nodes.grads[1:]).sum(0)
+    total = torch.zeros_like(nodes.grads[0])
+    for i in range(len(slopes) - 1):
+        before, after = slopes[i], slopes[i + 1]
+        change = nodes.scores[i + 1] - nodes.scores[i] + owed
+        jump = before - after
+        differs = jump.abs() > 1e-3 * torch.maximum(before.abs(), after.abs())
+        share = (change / length - after) / torch.where(differs, jump, 1.0)
+        share = torch.where(differs, share, 0.5).clamp(0, 1)
+        owed = change - length * (share * before + (1 - share) * after)
+        share = share.reshape(*share.shape, *[1] * (way.ndim - 1))
+        total = total + length * (share * nodes.grads[i] + (1 - share) * nodes.grads[i + 1])
+    return total, owed
 
 
 def _scores_and_gradients(
