@@ -37,7 +37,7 @@ WAYS: dict[str, dict[str, dict[str, Any]]] = {
         "ours, compiled": {"compile": True},
         "ours, bfloat16": {"precision": "bfloat16", "compile": True},
     },
-    "ablationcam": {EXACT: {}, "ours, bfloat16": {"precision": "bfloat16", "compile": True}},
+    "ablationcam": {EXACT: {}},
 }
 TITLES = {"scorecam": "Score-CAM", "ablationcam": "Ablation-CAM"}
 MEMORY_CASES = ("bare forward", *TITLES)
@@ -79,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and write the report."""
     parser = common.arguments("Perturbation methods against the plain loop.", NETWORKS)
     parser.add_argument("--methods", nargs="+", choices=TITLES, default=list(TITLES), help="which methods")
+    parser.add_argument("--only-exact", action="store_true", help="leave the compiled and bfloat16 ways out")
     parser.add_argument("--sample", type=int, help="maps that the plain loops run")
     parser.add_argument("--peer-sample", type=int, help="maps that the other libraries run (default: all)")
     parser.add_argument(
@@ -101,7 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for network in common.networks(names):
             for method in options.methods:
                 common.progress(f"{network.title}: {TITLES[method]}")
-                cases.append(measure(network, method, sample, peer_sample, repeats))
+                ways = {EXACT: {}} if options.only_exact else WAYS[method]
+                cases.append(measure(network, method, ways, sample, peer_sample, repeats))
     stem = "perturbation-quick" if options.quick else "perturbation"
     common.write(options.output, stem, report(cases, memory, load), records(cases))
 
@@ -111,7 +113,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def measure(network: Network, method: str, sample: int, peer_sample: int, repeats: int) -> Case:
+def measure(
+    network: Network,
+    method: str,
+    ways: dict[str, dict[str, Any]],
+    sample: int,
+    peer_sample: int,
+    repeats: int,
+) -> Case:
     """The plain loop, ours and the other libraries, in turn."""
     x = common.photographs(network.preset, 1)
     features = xf.features(network.model, network.layer, x)
@@ -122,7 +131,7 @@ def measure(network: Network, method: str, sample: int, peer_sample: int, repeat
         calls = {LOOP: plain_loop(network, method, x, features, channels, stack)}
         for name in PEERS:
             calls[name] = peer(network, method, name, x, peer_channels, stack)
-        for way, options in WAYS[method].items():
+        for way, options in ways.items():
             calls[way] = ours(network, method, x, options)
         results = common.measure(calls, repeats)
     samples = dict.fromkeys(calls, maps) | {name: len(peer_channels) for name in PEERS}

@@ -1,4 +1,4 @@
-"""Prints the peak memory of this process, in MiB, after few and after many perturbations."""
+"""Prints by how much many perturbations raise the peak memory of this process, in MiB, a method a line."""
 
 import resource
 
@@ -14,11 +14,19 @@ def peak() -> float:
 
 def main() -> None:
     torch.set_num_threads(1)
-    model, x = networks.seeded(networks.Linearized()), torch.randn(1, 3, 96, 96)
+    model, x = networks.seeded(networks.Linearized()), torch.randn(2, 3, 96, 96)
+    few, many = networks.seeded(networks.Linearized(200)), networks.seeded(networks.Linearized(1200))
     xf.rise(model, None, x, num_masks=100)
-    few = peak()
-    xf.rise(model, None, x, num_masks=6000)
-    print(few, peak())
+    xf.ablationcam(few, None, x[..., :16, :16], chunk_size=8)
+    xf.scorecam(few, None, x)
+    for name, run in {
+        "rise": lambda: xf.rise(model, None, x, num_masks=3000),
+        "ablationcam": lambda: xf.ablationcam(many, None, x[..., :16, :16], chunk_size=8),
+        "scorecam": lambda: xf.scorecam(many, None, x[..., :48, :48], chunk_size=8),
+    }.items():
+        before = peak()
+        run()
+        print(name, peak() - before)
 
 
 if __name__ == "__main__":

@@ -6,19 +6,17 @@ import sys
 from itertools import accumulate
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.transforms.functional import gaussian_blur, normalize, to_tensor
+from torchvision.transforms.functional import gaussian_blur
 
 import networks
 import xcam_fn as xf
-from xcam_fn.heatmap import minmax_resized, resized_minmax
+from xcam_fn.heatmap import resized_minmax
 from xcam_fn.perturb import (
     blurred,
     distinct_maps,
@@ -412,11 +410,12 @@ def test_maps_can_be_differentiated():
 def test_memory_does_not_grow_with_the_number_of_maps():
     script = Path(__file__).with_name("peak_memory.py")
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
-    few, many = map(float, done.stdout.split())
-    assert many < few + 64, (
-        few,
-        many,
-    )  # 60 times the perturbations: 1,500 MiB more if they were held at once
+    grown = {name: float(mebibytes) for name, mebibytes in map(str.split, done.stdout.splitlines())}
+    # Held at once: 660 MiB of masked images, 1,800 of ablated features, and 66 of baselines beside 31 of maps.
+    assert len(grown) == 3
+    assert grown["rise"] < 48
+    assert grown["ablationcam"] < 96
+    assert grown["scorecam"] < 96
 
 
 # -- other libraries ----------------------------------------------------------------------------------------
@@ -431,24 +430,19 @@ def torchcam_weights(peer: object, model: nn.Module, layer: str, x: Tensor, clas
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    ("name", "peer", "mask", "options"),
-    [
-        ("scorecam", "ScoreCAM", minmax_resized, {}),
-        ("iscam", "ISCAM", minmax_resized, {"num_samples": 3, "scales": "cumulative"}),
-    ],
-)
-def test_torchcam_agrees(name, peer, mask, options):
+@pytest.mark.parametrize(("name", "peer"), [("scorecam", "ScoreCAM"), ("iscam", "ISCAM")])
+def test_torchcam_agrees(name, peer):
     import functools
 
     import torchcam.methods
 
     model, x = networks.seeded(networks.Residual()), images().float()
-    method = functools.partial(getattr(torchcam.methods, peer), **({"num_samples": 3} if options else {}))
-    theirs = torchcam_weights(method, model, "conv1", x, [1, 3])
-    ours = xf.METHODS[name](
-        model, "conv1", x, [1, 3], score="logit", softmax=True, mask=mask, postprocess=None, **options
+    few = {"num_samples": 3} if name == "iscam" else {}
+    theirs = torchcam_weights(
+        functools.partial(getattr(torchcam.methods, peer), **few), model, "conv1", x, [1, 3]
     )
+    method = xf.find_method(name, variant="torchcam")
+    ours = method(model, "conv1", x, [1, 3], postprocess=None, **few)
     # It adds up its normalized maps' originals with the weights, after ReLU.
     torch.testing.assert_close(ours.relu(), theirs, rtol=0, atol=1e-4)
 
@@ -468,10 +462,9 @@ def test_torchcam_sscam_agrees_when_given_our_noise(monkeypatch):
     monkeypatch.setattr(torch.distributions.normal.Normal, "sample", sample)
     peer = functools.partial(torchcam.methods.SSCAM, num_samples=2, std=0.5)
     theirs = torchcam_weights(peer, model, "conv1", x, [1, 3])
-    ours = xf.sscam(
-        model, "conv1", x, [1, 3], num_samples=2, std=0.5, noise="mask", score="logit", softmax=True,
-        mask=minmax_resized, postprocess=None,
-    )  # fmt: skip
+    ours = xf.find_method("sscam", variant="torchcam")(
+        model, "conv1", x, [1, 3], num_samples=2, std=0.5, postprocess=None
+    )
     torch.testing.assert_close(ours.relu(), theirs, rtol=0, atol=1e-4)
 
 
@@ -484,15 +477,8 @@ def test_pytorch_grad_cam_agrees(name, capfd):
     model, x = networks.seeded(networks.Residual()), images().float()
     peer = {"scorecam": pytorch_grad_cam.ScoreCAM, "ablationcam": pytorch_grad_cam.AblationCAM}[name]
 
-    def stretched_corners(maps: Tensor, size: tuple[int, ...]) -> Tensor:
-        resized = F.interpolate(
-            maps.reshape(-1, 1, *maps.shape[-2:]), size=tuple(size), mode="bilinear", align_corners=True
-        )
-        return xf.heatmap(resized.reshape(*maps.shape[:-2], *size), size)
-
-    options = {"scorecam": {"score": "logit", "increase": False, "softmax": True, "mask": stretched_corners}}
     layer = "relu#3"  # its maps are not negative, and heatmap's ReLU changes nothing in the mask
-    ours = xf.METHODS[name](model, layer, x, [1, 3], **options.get(name, {}))
+    ours = xf.find_method(name, variant="pytorch-grad-cam")(model, layer, x, [1, 3])
     twin = networks.seeded(Unshared())
     with peer(twin, [twin.last]) as cam:
         theirs = cam(x, [ClassifierOutputTarget(1), ClassifierOutputTarget(3)])
@@ -511,25 +497,6 @@ class Unshared(networks.Residual):
         x = self.relu(self.stem(x))
         out = self.relu(self.bn(self.conv1(x)))
         return self.fc(self.last(self.conv2(out) + x).mean((2, 3)))
-
-
-XPLAINCAM = {
-    "ScoreCAM": ("scorecam", {"increase": False, "summed": "masks", "mask": minmax_resized}),
-    "AblationCAM": ("ablationcam", {}),
-    "GroupCAM": ("groupcam", {}),
-}
-
-
-@pytest.mark.parametrize("key", XPLAINCAM)
-def test_xplaincam_agrees(lite0, shared, key):
-    name, options = XPLAINCAM[key]
-    folder = shared / "reference"
-    with np.load(folder / "public.npz") as reference:
-        picture = Image.open(folder / "n02123045_tabby_224.png")
-        x = normalize(to_tensor(picture), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])[None]
-        ours = xf.METHODS[name](lite0, "_blocks.15", x, **options)[0]
-        theirs = torch.from_numpy(reference[f"n02123045_tabby.JPEG/{key}"])
-    assert (ours - theirs).abs().max() <= 1e-4
 
 
 def test_scales_add_up_as_elsewhere():

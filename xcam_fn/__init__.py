@@ -16,9 +16,18 @@ if TYPE_CHECKING:
     from xcam_fn.heatmap import heatmap
     from xcam_fn.methods import (
         METHODS,
+        VARIANTS,
         Method,
         ablationcam,
+        agree,
+        combine,
+        denoise,
+        explain_all,
+        find_method,
         from_gradients,
+        fuse,
+        fusioncam,
+        gain,
         gradcam,
         gradcam_pp,
         groupcam,
@@ -29,6 +38,7 @@ if TYPE_CHECKING:
         rise,
         scorecam,
         sscam,
+        unioncam,
         xgradcam,
     )
     from xcam_fn.perturb import perturbation_scores
@@ -38,14 +48,23 @@ __version__ = "0.1.0"
 
 __all__ = [
     "METHODS",
+    "VARIANTS",
     "FeatureAndGrad",
     "Method",
     "Split",
     "ablationcam",
+    "agree",
+    "combine",
     "default_layer",
+    "denoise",
+    "explain_all",
     "feature_and_grad",
     "features",
+    "find_method",
     "from_gradients",
+    "fuse",
+    "fusioncam",
+    "gain",
     "gradcam",
     "gradcam_pp",
     "groupcam",
@@ -65,6 +84,7 @@ __all__ = [
     "sscam",
     "targets",
     "testing",
+    "unioncam",
     "weights",
     "xgradcam",
 ]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
+import ast
 import importlib.metadata
 import inspect
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _TOP = 5
 _DPI = 130
+_PAIRS = ("gradcam+sscam", "gradcam_pp+iscam", "xgradcam+ablationcam")
 _BAD_INPUT = 2
 _NOTHING_READ = 1
 _INTERRUPTED = 130
@@ -81,6 +82,8 @@ def explain(
     layer: str | None = None,
     class_: Annotated[str | None, Parameter(name="--class")] = None,
     methods: Annotated[list[str] | None, Parameter(consume_multiple=True, negative=())] = None,
+    variant: str | None = None,
+    option: Annotated[list[str] | None, Parameter(negative=())] = None,
     output: Path = Path("xcam_output"),
     save_maps: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     colormap: str = "viridis",
@@ -95,7 +98,10 @@ def explain(
         weights: a checkpoint of your own (a state dict), or random.
         layer: whose maps are used; `xcam layers MODEL` lists them. [default: the last convolution's]
         class_: the class to explain, an index or a name such as "tabby cat". [default: the likeliest]
-        methods: one or more methods; `xcam methods` lists them. [default: gradcam]
+        methods: one or more methods; `xcam methods` lists them, and gradcam+sscam is the fusion of two.
+            [default: gradcam]
+        variant: whose definitions to compute: xplaincam, torchcam or pytorch-grad-cam. [default: the papers']
+        option: a keyword of the methods, such as num_samples=10, once for each. [default: the methods' own]
         output: the folder to write to.
         save_maps: write the heatmaps too, as .npy files.
         colormap: a name of matplotlib's, such as viridis or jet.
@@ -107,7 +113,8 @@ def explain(
     from xcam_fn import images, models, plot
 
     plot.check_style(colormap=colormap, alpha=alpha)
-    chosen = [_method(name) for name in dict.fromkeys(methods or ["gradcam"])]
+    chosen = [_method(name, variant) for name in dict.fromkeys(methods or ["gradcam"])]
+    options = _options(option or [], chosen)
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output {str(output)!r} is a file; expected a folder")
     loaded = models.load(model, weights=weights, device=device)
@@ -123,7 +130,7 @@ def explain(
             _say("warning", error)
             unreadable += 1
             continue
-        explanation = _explained(loaded, chosen, layer, cls, x.to(device), picture)
+        explanation = _explained(loaded, chosen, options, layer, cls, x.to(device), picture)
         lines = _report(photo, loaded, explanation)
         figure = plot.heatmaps(
             picture,
@@ -137,6 +144,78 @@ def explain(
     if unreadable:
         _say("warning", f"{unreadable} of {len(photos)} photographs could not be read")
     return _NOTHING_READ if unreadable == len(photos) else 0
+
+
+@app.command(usage="Usage: xcam gallery PHOTO [OPTIONS]")
+def gallery(
+    photo: Annotated[Path, Parameter(name="PHOTO")],
+    /,
+    *,
+    model: str = "lite0",
+    weights: str | None = None,
+    layer: str | None = None,
+    class_: Annotated[list[str] | None, Parameter(name="--class", negative=())] = None,
+    pairs: Annotated[list[str] | None, Parameter(consume_multiple=True, negative=())] = None,
+    variant: str | None = None,
+    option: Annotated[list[str] | None, Parameter(negative=())] = None,
+    output: Path = Path("xcam_output"),
+    colormap: str = "viridis",
+    alpha: float = 0.5,
+    device: str = "cpu",
+) -> None:
+    """Show how maps fuse: a row for each pair, with its gradient map, its region map and the fusion of both.
+
+    Args:
+        photo: an image file, before the options.
+        model: lite0, a classification model of torchvision, or timm:NAME.
+        weights: a checkpoint of your own (a state dict), or random.
+        layer: whose maps are used; `xcam layers MODEL` lists them. [default: the last convolution's]
+        class_: a class to explain, an index or a name; once for each. [default: the likeliest]
+        pairs: methods to fuse. [default: gradcam+sscam gradcam_pp+iscam xgradcam+ablationcam]
+        variant: whose definitions to compute: xplaincam, torchcam or pytorch-grad-cam. [default: the papers']
+        option: a keyword of the methods, such as num_samples=10, once for each. [default: the methods' own]
+        output: the folder to write to.
+        colormap: a name of matplotlib's, such as viridis or jet.
+        alpha: how much the colors cover the photograph, 0 to 1.
+        device: where to compute, such as cpu or cuda.
+    """
+    import torch
+
+    from xcam_fn import images, models, plot
+    from xcam_fn.targets import logits
+
+    plot.check_style(colormap=colormap, alpha=alpha)
+    names = list(dict.fromkeys(pairs or _PAIRS))
+    for name in names:
+        if name.count("+") != 1:
+            raise ValueError(f"--pairs {name!r}: expected two methods and a plus, such as gradcam+scorecam")
+    parts = {
+        name: [*(_method(part, variant) for part in name.split("+")), _method(name, variant)]
+        for name in names
+    }
+    chosen = list({method.name: method for row in parts.values() for method in row}.values())
+    options = _options(option or [], chosen)
+    loaded = models.load(model, weights=weights, device=device)
+    x, picture = images.prepare(photo, loaded.preset)
+    x = x.to(device)
+    with torch.no_grad():
+        probabilities = logits(loaded.model(x))[0].softmax(-1)
+    classes = [models.find_class(c, loaded.categories) for c in class_ or [str(int(probabilities.argmax()))]]
+    maps = _all_maps(loaded, chosen, options, layer, x, torch.tensor([classes], device=x.device))
+    rows = [
+        {
+            f"{title}\n{loaded.categories[cls]}": maps[method.name][0, i].float().cpu().numpy()
+            for i, cls in enumerate(classes)
+            for method, title in zip(row, (row[0].title, row[1].title, "fused"), strict=True)
+        }
+        for row in parts.values()
+    ]
+    caption = "; ".join(
+        f"{loaded.categories[cls]} (class {cls}), {_percent(float(probabilities[cls]))}" for cls in classes
+    )
+    output.mkdir(parents=True, exist_ok=True)
+    figure = plot.grid(picture, rows, caption=f"{caption}; {loaded.name}", colormap=colormap, alpha=alpha)
+    _print("\n".join(_write(figure, {}, output / f"{_names([photo], output)[0]}_gallery")))
 
 
 @app.command
@@ -182,6 +261,7 @@ def layers(model: str, /, *, weights: str | None = None) -> None:
 def _explained(
     loaded: LoadedModel,
     methods: list[Method],
+    options: dict[str, Any],
     layer: str | None,
     cls: int | None,
     x: Tensor,
@@ -194,17 +274,31 @@ def _explained(
     with torch.no_grad():
         probabilities = xf.targets.logits(loaded.model(x))[0].softmax(-1)
     index = int(probabilities.argmax()) if cls is None else cls
-    maps, remarks = {}, []
-    for method in methods:
-        takes_progress = "progress" in inspect.signature(method).parameters
-        options = {"progress": sys.stderr.isatty()} if takes_progress else {}
-        heatmap = method(loaded.model, layer, x, index, **options)[0].float().cpu().numpy()
-        maps[method.name] = heatmap
-        if not heatmap.any():
-            remarks.append(f"{method.title}: {_why_empty(method, loaded, layer, x, index)}")
+    found = _all_maps(loaded, methods, options, layer, x, index)
+    maps = {name: heatmaps[0].float().cpu().numpy() for name, heatmaps in found.items()}
+    remarks = [
+        f"{method.title}: {_why_empty(method, loaded, layer, x, index)}"
+        for method in methods
+        if not maps[method.name].any()
+    ]
     return _Explanation(
         picture, probabilities, index, layer or xf.default_layer(loaded.model, x), maps, remarks
     )
+
+
+def _all_maps(
+    loaded: LoadedModel,
+    methods: list[Method],
+    options: dict[str, Any],
+    layer: str | None,
+    x: Tensor,
+    cls: Any,
+) -> dict[str, Tensor]:
+    import xcam_fn as xf
+
+    watched = any("progress" in inspect.signature(method).parameters for method in methods)
+    options = options | ({"progress": True} if watched and sys.stderr.isatty() else {})
+    return xf.explain_all(loaded.model, layer, x, cls, {m.name: m for m in methods}, **options)
 
 
 def _why_empty(method: Method, loaded: LoadedModel, layer: str | None, x: Tensor, cls: int) -> str:
@@ -258,18 +352,30 @@ def _write(figure: Figure, maps: dict[str, np.ndarray], stem: Path) -> list[str]
 # Small things
 
 
-def _method(name: str) -> Method:
-    from xcam_fn import METHODS
+def _method(name: str, variant: str | None = None) -> Method:
+    from xcam_fn import find_method
 
-    if name in METHODS:
-        return METHODS[name]
-    near = difflib.get_close_matches(name, METHODS, n=3)
-    hint = f"did you mean {' or '.join(map(repr, near))}? (xcam methods lists them)"
-    if not near:
-        hint = f"expected one or more of {', '.join(METHODS)}"
     if Path(name).is_file():
-        hint = "it is a file: photographs come before --methods"
-    raise ValueError(f"method {name!r} is not known; {hint}")
+        raise ValueError(f"method {name!r} is not known; it is a file: photographs come before --methods")
+    return find_method(name, variant=variant)
+
+
+def _options(given: list[str], methods: list[Method]) -> dict[str, Any]:
+    """What --option NAME=VALUE says, VALUE as Python reads it and else as text."""
+    found: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        known = {
+            parameter for method in methods for parameter in list(inspect.signature(method).parameters)[4:]
+        }
+        if not equals or name not in known:
+            problem = "expected NAME=VALUE" if not equals else f"no method takes {name!r}"
+            raise ValueError(f"--option {text!r}: {problem}; the names are {', '.join(sorted(known))}")
+        try:
+            found[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[name] = value
+    return found
 
 
 def _names(photos: list[Path], output: Path) -> list[str]:

@@ -67,17 +67,31 @@ def minmax_resized(cam: Tensor, size: Sequence[int]) -> Tensor:
     return resize(minmax(cam, len(size)), size)
 
 
+def corners_minmax(cam: Tensor, size: Sequence[int]) -> Tensor:
+    """Each map resized with its corners on the input's corners, then scaled to [0, 1], as a library does.
+
+    Args:
+        cam: (..., *spatial), with as many spatial axes as `size` has entries.
+        size: the new spatial size, pixels.
+
+    Returns:
+        (..., *size), in [0, 1].
+    """
+    return torch.where(_varies(cam, len(size)), minmax(resize(cam, size, align_corners=True), len(size)), 0.0)
+
+
 def _varies(cam: Tensor, axes: int) -> Tensor:
     over = tuple(range(-axes, 0))
     return cam.amax(over, keepdim=True) > cam.amin(over, keepdim=True)
 
 
-def resize(cam: Tensor, size: Sequence[int]) -> Tensor:
-    """The map at another size, (bi-, tri-)linear with pixel centers aligned to areas, not to corners.
+def resize(cam: Tensor, size: Sequence[int], *, align_corners: bool = False) -> Tensor:
+    """The map at another size, (bi-, tri-)linear.
 
     Args:
         cam: (..., *spatial), with as many spatial axes as `size` has entries.
         size: the new spatial size, pixels.
+        align_corners: put the corner values on the corner pixels; else the map's area on the input's.
 
     Returns:
         (..., *size).
@@ -86,7 +100,7 @@ def resize(cam: Tensor, size: Sequence[int]) -> Tensor:
     leading = cam.shape[:-axes]
     flat = cam.reshape(-1, 1, *cam.shape[-axes:])
     if tuple(flat.shape[2:]) != tuple(size):
-        flat = F.interpolate(flat, size=tuple(size), mode=_MODES[axes], align_corners=False)
+        flat = F.interpolate(flat, size=tuple(size), mode=_MODES[axes], align_corners=align_corners)
     return flat.reshape(*leading, *size)
 
 

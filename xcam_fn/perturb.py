@@ -24,6 +24,7 @@ def perturbation_scores(
     which: Int[Tensor, " P"],
     parameters: tuple[Tensor, ...],
     *,
+    beside: tuple[Tensor, ...] = (),
     chunk_size: int,
     progress: bool = False,
 ) -> Tensor:
@@ -32,11 +33,12 @@ def perturbation_scores(
     Args:
         score: perturbed images (p, C, *size) and which images of x they come from, (p,), to scores (p, n).
         x: (B, C, *size), the images.
-        perturb: `(image, *parameters) -> image`, a pure function of one image (C, *size) and one
-            perturbation's
-            parameters; `torch.func.vmap` builds a chunk of them.
+        perturb: `(image, *beside, *parameters) -> image`, a pure function of one image (C, *size), of what
+            there is beside it, and of one perturbation's parameters; `torch.func.vmap` builds a chunk of
+            them.
         which: (P,), the image that each perturbation is of, 0 … B − 1.
         parameters: tensors (P, ...), what each perturbation depends on.
+        beside: tensors (B, ...), what else each image has, such as its baseline.
         chunk_size: perturbed images in one forward, ≥ 1; it changes the memory and the speed, not the scores.
         progress: show a bar on standard error that counts forwards of one image.
 
@@ -48,22 +50,37 @@ def perturbation_scores(
         MemoryError: a chunk does not fit; it says which chunk_size to try.
     """
     checks.check_count("chunk_size", chunk_size)
-    scores = []
+    scores: list[Tensor] = []
     for chunk in _chunks(len(which), chunk_size, progress):
         images = which[chunk]
         if len(x) == 1:  # nothing to gather: one image is perturbed in every way
-            build = torch.vmap(perturb, in_dims=(None, *[0] * len(parameters)))
-            source = x[0]
+            axes: tuple[int | None, ...] = (None,) * (1 + len(beside)) + (0,) * len(parameters)
+            build = torch.vmap(perturb, in_dims=axes)
+            given = [each[0] for each in (x, *beside)]
         else:
-            build, source = torch.vmap(perturb), x[images]
+            build, given = torch.vmap(perturb), [each[images] for each in (x, *beside)]
         try:
-            found = score(build(source, *(p[chunk] for p in parameters)), images)
+            found = score(build(*given, *(p[chunk] for p in parameters)), images)
         except RuntimeError as error:
             _raise_out_of_memory(error, chunk_size)
             raise
         _check_finite(found, images, chunk.start)
+        _keep(scores, found, chunk, len(which))
+    return scores[0] if len(scores) == 1 else torch.cat(scores)
+
+
+def _keep(scores: list[Tensor], found: Tensor, chunk: slice, count: int) -> None:
+    """Put a chunk's scores with the others.
+
+    Where nothing is recorded they go into one tensor: many small ones, each allocated while a chunk is still
+    there, would keep the allocator from using the chunk's place again, and memory would grow with P.
+    """
+    if found.requires_grad or not checks.is_readable(found):
         scores.append(found)
-    return torch.cat(scores)
+        return
+    if not scores:
+        scores.append(found.new_empty(count, *found.shape[1:]))
+    scores[0][chunk] = found
 
 
 def _chunks(count: int, chunk_size: int, progress: bool) -> Iterator[slice]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -112,6 +112,54 @@ def heatmaps(
         panels.append(shown)
         titles.append(title if relevance.any() else f"{title}\n(empty: zero everywhere)")
     return _figure(panels, titles, caption, colormap)
+
+
+def grid(
+    image: Picture,
+    rows: Sequence[Mapping[str, Map]],
+    *,
+    caption: str | None = None,
+    colormap: str = "viridis",
+    alpha: float = 0.5,
+    alpha_follows_heatmap: bool = False,
+) -> Figure:
+    """A figure of rows of the picture under heatmaps, for comparing methods, classes or layers.
+
+    Args:
+        image: the picture, as for `overlay`.
+        rows: for each row titles to heatmaps, as for `overlay`; as many in every row.
+        caption: a line below the pictures.
+        colormap: as for `overlay`.
+        alpha: as for `overlay`.
+        alpha_follows_heatmap: as for `overlay`.
+
+    Returns:
+        The figure, the caller's alone.
+
+    Raises:
+        ValueError: there are no maps, rows differ in length, a shape or a value is out of range, or the
+            colormap is unknown.
+        TypeError: an argument is of the wrong kind.
+    """
+    if not rows or len({len(row) for row in rows}) != 1 or not rows[0]:
+        raise ValueError(
+            f"rows have {[len(row) for row in rows]} maps; expected one row or more, each with the same "
+            f"number"
+        )
+    check_style(colormap=colormap, alpha=alpha)
+    picture = _picture(image)
+    panels, titles = [], []
+    for i, row in enumerate(rows):
+        for title, values in row.items():
+            relevance = _relevance(values, f"rows[{i}][{title!r}]")
+            panels.append(
+                overlay(
+                    picture, relevance, colormap=colormap, alpha=alpha,
+                    alpha_follows_heatmap=alpha_follows_heatmap,
+                )
+            )  # fmt: skip
+            titles.append(title if relevance.any() else f"{title} (empty)")
+    return _figure(panels, titles, caption, colormap, columns=len(rows[0]))
 
 
 def check_style(*, colormap: str, alpha: float) -> None:
@@ -237,12 +285,14 @@ def _resized(relevance: np.ndarray, size: tuple[int, ...]) -> Float64[np.ndarray
 # What goes out
 
 
-def _figure(panels: list[np.ndarray], titles: list[str], caption: str | None, colormap: str) -> Figure:
+def _figure(
+    panels: list[np.ndarray], titles: list[str], caption: str | None, colormap: str, columns: int = _COLUMNS
+) -> Figure:
     from matplotlib.cm import ScalarMappable  # noqa: PLC0415 (slow, and not needed for an overlay)
     from matplotlib.figure import Figure  # noqa: PLC0415 (as slow)
 
     height, width = panels[0].shape[:2]
-    columns = min(len(panels), _COLUMNS)
+    columns = min(len(panels), columns)
     rows = math.ceil(len(panels) / columns)
     panel_width = _PANEL_INCHES * min(1.0, max(0.5, width / height))
     figure_width = columns * panel_width + _COLORBAR_INCHES

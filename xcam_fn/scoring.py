@@ -17,9 +17,11 @@ from torch.utils import _pytree as pytree
 
 from xcam_fn import checks
 from xcam_fn._modules import unwrap
+from xcam_fn.perturb import perturbation_scores
 from xcam_fn.split import in_transform, run_model, traced
-from xcam_fn.targets import Classes, ClassScore, Target, class_index, logits, probability
+from xcam_fn.targets import Classes, ClassScore, Target, class_index, logit, logits, probability
 
+TARGETS: dict[str, Callable[[Classes], ClassScore]] = {"probability": probability, "logit": logit}
 Precision = Literal["float32", "bfloat16"]
 Run = Callable[[Tensor], Any]
 
@@ -52,11 +54,13 @@ class Explained(NamedTuple):
         of: output and which images it is of, (P,), to scores (P, n).
         own: the scores of the images as they are, (B, n).
         many: whether n classes of each image were asked for.
+        cls: the class as it was fixed: indices where it was None or whole numbers, else the target.
     """
 
     of: Callable[[Any, Tensor], Tensor]
     own: Tensor
     many: bool
+    cls: Classes
 
 
 def check_running(how: Running, x: Tensor) -> None:
@@ -292,17 +296,25 @@ def explained_score(
             checks.check_scores(scores, len(which))
             return scores[:, None]
 
-        return Explained(of_target, of_target(output, torch.arange(len(x))), many=False)
+        return Explained(of_target, of_target(output, torch.arange(len(x))), many=False, cls=cls)
     target = cls if isinstance(cls, ClassScore) else default(cls)
     assert isinstance(target, ClassScore)
     values = target.of(logits(output))
     index = class_index(target.cls, values)
     rows = index.reshape(len(x), -1)
 
+    fixed = target._replace(cls=index) if isinstance(cls, ClassScore) else index
+
     def of_classes(output: Any, which: Tensor) -> Tensor:
         return target.of(logits(output)).gather(-1, rows[which])
 
-    return Explained(of_classes, values.gather(-1, rows), many=index.ndim == 2)
+    return Explained(of_classes, values.gather(-1, rows), many=index.ndim == 2, cls=fixed)
+
+
+def class_of(explained: Explained) -> Classes:
+    """The class without what is read off for it, so that a gradient is that of the logit."""
+    cls = explained.cls
+    return cls.cls if isinstance(cls, ClassScore) else cls
 
 
 def default_chunk_size(x: Tensor, forwarded: nn.Module | None) -> int:
@@ -318,3 +330,63 @@ def default_chunk_size(x: Tensor, forwarded: nn.Module | None) -> int:
     if x.device.type != "cpu":
         return 64
     return 4 if depthwise * 4 > len(convolutions) else 8
+
+
+def check_score(score: str) -> None:
+    """Raise where `score` names nothing that is explained of a class."""
+    checks.check_choice("score", score, tuple(TARGETS))
+
+
+class Scoring:
+    """The score of perturbed images of one call: a model ready to run, a class fixed for each image."""
+
+    def __init__(self, model: nn.Module, x: Tensor, cls: Classes, score: str, how: Running) -> None:
+        self.x, self.how = x, how
+        self.run = running_model(model, x, how)
+        self.explained = explained_score(self.run, x, cls, TARGETS[score])
+        self.chunk_size = how.chunk_size or default_chunk_size(x, None if how.scorer else model)
+
+    def of(self, images: Tensor, which: Tensor) -> Tensor:
+        """The scores (P, n) of images (P, C, *size) that stand for those of x that `which` says."""
+        return self.explained.of(self.run(images), which)
+
+    def each(self, images: Tensor) -> Tensor:
+        """The scores (B, n) of other images in the place of x."""
+        every = torch.arange(len(images), device=images.device)
+        parts = [self.of(images[chunk], chunk) for chunk in every.split(self.chunk_size)]
+        return torch.cat(parts)
+
+    def perturbed(
+        self,
+        perturb: Callable[..., Tensor],
+        which: Tensor,
+        parameters: tuple[Tensor, ...],
+        *,
+        beside: tuple[Tensor, ...] = (),
+    ) -> Tensor:
+        """The scores (P, n) of perturbations of x, see `perturbation_scores`."""
+        if not len(which):
+            return self.x.new_zeros(0, self.explained.own.shape[-1])
+        return perturbation_scores(
+            self.of, self.x, perturb, which, parameters, beside=beside, chunk_size=self.chunk_size,
+            progress=self.how.progress,
+        )  # fmt: skip
+
+    def shown(self, maps: Tensor, base: Tensor) -> Tensor:
+        """The scores of x where maps show it, each of the class that its map is of.
+
+        Args:
+            maps: (m, B, n, *size), in [0, 1]: m sets of maps, one for each image and class.
+            base: (B, C, *size), what is seen where a map hides the image.
+
+        Returns:
+            (m, B, n).
+        """
+        m, B, n = maps.shape[:3]
+        which = torch.arange(B, device=maps.device)[None, :, None].expand(m, B, n).reshape(-1)
+        scores = self.perturbed(_shown, which, (maps.flatten(0, 2),), beside=(base,))
+        return scores.reshape(m, B, n, -1).diagonal(dim1=-2, dim2=-1)
+
+
+def _shown(image: Tensor, base: Tensor, mask: Tensor) -> Tensor:
+    return base + mask * (image - base)

@@ -21,7 +21,49 @@ from xcam_fn import _trace, checks
 from xcam_fn._modules import canonical_names, fingerprint, private_copy, unwrap
 from xcam_fn.targets import Classes, ClassScore, resolve
 
-Layer = str | nn.Module | None
+
+class Shared:
+    """A layer at which several methods explain one batch: what one of them computed, the next finds here.
+
+    It is made for one call, handed down in the layer's place and gone with it, so that nothing outlives the
+    call or is seen by another.
+    """
+
+    def __init__(self, layer: str | nn.Module | None) -> None:
+        self.layer = layer
+        self._found: dict[Any, Any] = {}
+
+    def once(self, key: Any, compute: Callable[[], Any]) -> Any:
+        """What was computed under the key, or what `compute` returns, kept from now on."""
+        if key not in self._found:
+            self._found[key] = compute()
+        return self._found[key]
+
+
+class Same:
+    """A key that equals another where both are of one and the same object, which it keeps alive."""
+
+    def __init__(self, it: Any) -> None:
+        self.it = it
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and self.it is other.it
+
+    def __hash__(self) -> int:
+        return id(self.it)
+
+
+Layer = str | nn.Module | Shared | None
+
+
+def layer_of(layer: Layer) -> str | nn.Module | None:
+    """The layer itself, also where it is shared."""
+    return layer.layer if isinstance(layer, Shared) else layer
+
+
+def once(layer: Layer, key: Any, compute: Callable[[], Any]) -> Any:
+    """What `compute` returns; where the layer is shared it is computed once for each key."""
+    return layer.once(key, compute) if isinstance(layer, Shared) else compute()
 
 
 class Split(NamedTuple):
@@ -128,8 +170,7 @@ def features(model: nn.Module, layer: Layer, x: Float[Tensor, "B C *size"]) -> T
     """
     parts = prepare(model, layer, x)
     with recording(x), checks.explained(model, x):
-        found, _ = run_trunk(parts, guarded(x))
-        checks.check_features(found, x, parts.name)
+        found, _ = trunk_of(layer, parts, x)
     return found
 
 
@@ -165,6 +206,15 @@ def feature_and_grad(
     References:
         Selvaraju et al., Grad-CAM (arXiv:1610.02391).
     """
+    if not isinstance(layer, Shared):
+        return _feature_and_grad(model, layer, x, cls, create_graph)
+    key = ("feature_and_grad", Same(cls), create_graph)
+    return layer.once(key, lambda: _feature_and_grad(model, layer, x, cls, create_graph))
+
+
+def _feature_and_grad(
+    model: nn.Module, layer: Layer, x: Tensor, cls: Classes, create_graph: bool
+) -> FeatureAndGrad:
     parts = prepare(model, layer, x)
     target = resolve(cls)
 
@@ -177,8 +227,7 @@ def feature_and_grad(
         if parts.cut is None:
             scores, pullback, (found, output) = _one_pass_vjp(parts, guarded(x), score)
         else:
-            found, residual = run_trunk(parts, guarded(x))
-            checks.check_features(found, x, parts.name)
+            found, residual = trunk_of(layer, parts, x)
             with_aux: Any = torch.func.vjp(lambda a: score(run_head(parts, a, residual)), found, has_aux=True)
             scores, pullback, output = with_aux
         checks.check_features(found, x, parts.name)
@@ -292,6 +341,14 @@ def _counts(calls: tuple[Call, ...]) -> dict[str, int]:
 # ---------------------------------------------------------------------------------------------------------
 
 
+def trunk_of(layer: Layer, parts: Parts, x: Tensor) -> tuple[Tensor, Any]:
+    """The layer's output for the whole batch, which is what a shared layer keeps, and the residual."""
+    key = ("trunk", torch.is_grad_enabled())
+    found, residual = once(layer, key, lambda: run_trunk(parts, guarded(x)))
+    checks.check_features(found, x, parts.name)
+    return found, residual
+
+
 def run_trunk(parts: Parts, x: Tensor) -> tuple[Tensor, Any]:
     """The layer's output and the residual."""
     if parts.cut is not None:
@@ -384,9 +441,10 @@ def in_transform() -> bool:
 def prepare(model: nn.Module, layer: Layer, x: Tensor) -> Parts:
     """The model ready to be run in two halves at the layer, after every check that needs no forward."""
     if torch.compiler.is_dynamo_compiling():
-        key = _prepare_while_compiling(model, layer, tuple(x.shape[1:]), x.dtype, x.device)
+        key = _prepare_while_compiling(model, layer_of(layer), tuple(x.shape[1:]), x.dtype, x.device)
         name, call, cut = _COMPILING[key]
         return Parts(_unwrapped_while_compiling(model), name, call, cut, name)
+    layer = layer_of(layer)
     checks.check_call(model, x)
     root = unwrap(model)
     plan = _plan(root, x)

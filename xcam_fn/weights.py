@@ -31,7 +31,9 @@ def gradcam(A: Maps, G: Maps) -> ChannelWeights:
     return reduce(G, "b k ... -> b k", "mean")
 
 
-def gradcam_pp(A: Maps, G: Maps, eps: float = 0.0, *, local: bool = False) -> ChannelWeights:
+def gradcam_pp(
+    A: Maps, G: Maps, eps: float = 0.0, *, local: bool = False, divide: bool = True
+) -> ChannelWeights:
     """Grad-CAM++'s weights: the positive gradient, each position weighted by its share α.
 
     α = G² / (2 G² + Σ A G³), 0 where the denominator is 0. The paper's factor exp(score) is left out: it
@@ -43,6 +45,8 @@ def gradcam_pp(A: Maps, G: Maps, eps: float = 0.0, *, local: bool = False) -> Ch
         eps: added to the denominator, ≥ 0; other libraries do, and it is not small beside G².
         local: take Σ A · G³ with each position's own G³ in place of Σ (A G³), another reading of equation 19;
             the two agree where the gradient is the same at every position.
+        divide: False leaves α at its numerator, G², as a library does; only the map's shape then means
+            anything, not its scale.
 
     Returns:
         (B, K), ≥ 0 where α is.
@@ -55,6 +59,8 @@ def gradcam_pp(A: Maps, G: Maps, eps: float = 0.0, *, local: bool = False) -> Ch
     scale = reduce(G.abs(), "b k ... -> b k", "max").amax(1)
     scale = torch.where(scale > 0, scale, 1.0).reshape(-1, *[1] * (G.ndim - 1))
     g = G / scale
+    if not divide:
+        return reduce(g**2 * G.relu(), "b k ... -> b k", "sum")
     third = _total(A) * g**3 if local else _total(A * g**3)
     denominator = 2 * g**2 + third * scale + eps / scale / scale
     alpha = torch.where(denominator != 0, g**2 / torch.where(denominator != 0, denominator, 1.0), 0.0)
@@ -115,6 +121,42 @@ def hirescam(A: Maps, G: Maps) -> Maps:
         Draelos and Carin (arXiv:2011.08891), equation 4.
     """
     return G
+
+
+def unioncam(A: Maps, G: Maps, theta: float = 10.0) -> Maps:
+    """Union-CAM's weights: each channel's positive gradient without its lowest part, scaled to a sum of 1.
+
+    Args:
+        A: features, (B, K, *spatial).
+        G: gradient of the score with respect to A, (B, K, *spatial).
+        theta: the percentile of a channel's gradients, 0 to 100, below which they are dropped.
+
+    Returns:
+        (B, K, *spatial), ≥ 0; zero where no gradient of the channel is positive.
+
+    References:
+        Frontiers in Neurorobotics 2024 (doi:10.3389/fnbot.2024.1490198).
+    """
+    low = percentile(G, theta, G.ndim - 2)
+    positive = torch.where(low <= G, G, 0.0).relu()
+    total = _total(positive)
+    return positive / torch.where(total > 0, total, 1.0)
+
+
+def percentile(values: Tensor, theta: float, axes: int) -> Tensor:
+    """The θ-th percentile of each map, by linear interpolation, its axes kept as axes of length 1.
+
+    Args:
+        values: (..., *spatial).
+        theta: 0 to 100.
+        axes: how many of the last axes are one map.
+
+    Returns:
+        (..., 1, …).
+    """
+    precise = values if values.dtype == torch.float64 else values.float()
+    found = torch.quantile(precise.flatten(-axes), theta / 100, dim=-1)
+    return found.to(values.dtype).reshape(*values.shape[:-axes], *[1] * axes)
 
 
 def weighted_sum(A: Maps, weights: Tensor) -> Float[Tensor, "B *spatial"]:

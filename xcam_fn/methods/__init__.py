@@ -1,8 +1,6 @@
 """The methods, and the registry `METHODS` that names them."""
 
-from collections.abc import Mapping
-from types import MappingProxyType
-
+from xcam_fn.methods.fusion import agree, combine, denoise, fuse, fusioncam, gain, unioncam
 from xcam_fn.methods.gradient import (
     from_gradients,
     gradcam,
@@ -14,21 +12,23 @@ from xcam_fn.methods.gradient import (
 )
 from xcam_fn.methods.method import Method
 from xcam_fn.methods.perturbation import ablationcam, groupcam, iscam, rise, scorecam, sscam
-
-_ALL = (
-    gradcam, gradcam_pp, xgradcam, layercam, hirescam, integrated_gradients,
-    scorecam, sscam, iscam, ablationcam, groupcam, rise,
-)  # fmt: skip
-
-
-METHODS: Mapping[str, Method] = MappingProxyType({method.name: method for method in _ALL})
-"""Every method by its name, for the command line and for users."""
+from xcam_fn.methods.registry import METHODS, VARIANTS, find_method
+from xcam_fn.methods.together import explain_all
 
 __all__ = [
     "METHODS",
+    "VARIANTS",
     "Method",
     "ablationcam",
+    "agree",
+    "combine",
+    "denoise",
+    "explain_all",
+    "find_method",
     "from_gradients",
+    "fuse",
+    "fusioncam",
+    "gain",
     "gradcam",
     "gradcam_pp",
     "groupcam",
@@ -39,5 +39,6 @@ __all__ = [
     "rise",
     "scorecam",
     "sscam",
+    "unioncam",
     "xgradcam",
 ]

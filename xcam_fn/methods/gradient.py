@@ -61,7 +61,7 @@ def from_gradients(
         check_options(name, options, [*known, *_COMMON])
         found = feature_and_grad(model, layer, x, cls, create_graph=create_graph)
         with recording(x, create_graph):
-            return finish(_cam(weighting, found.features, found.grads, options), x, postprocess)
+            return finish(map_of(weighting, found.features, found.grads, options), x, postprocess)
 
     return method(
         run,
@@ -74,7 +74,9 @@ def from_gradients(
     )
 
 
-def _cam(weighting: Callable[..., Tensor], A: Tensor, G: Tensor, options: dict[str, Any]) -> Tensor:
+def map_of(weighting: Callable[..., Tensor], A: Tensor, G: Tensor, options: dict[str, Any]) -> Tensor:
+    """The raw map (B, *spatial), or (B, n, *spatial) where G has n classes."""
+
     def one_class(G: Tensor) -> Tensor:
         return weights.weighted_sum(A, weighting(A, G, **options))
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Collection
 from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 from torch import Tensor, nn
 
+from xcam_fn.split import Layer, Same, layer_of, once
 from xcam_fn.targets import Classes
 
 Postprocess = Callable[[Tensor, tuple[int, ...]], Tensor]
@@ -73,6 +75,55 @@ def method(
     run.__doc__ = doc or f"{title}: {summary}\n\n{ARGUMENTS}\n{RETURNS}\nReferences:\n    {paper or 'none'}\n"
     run.__dict__.update(name=name, title=title, family=family, paper=paper, summary=summary)
     return cast(Method, run)
+
+
+def with_options(run: Method, title: str | None = None, name: str | None = None, **options: Any) -> Method:
+    """The method with other defaults, which is a method too."""
+    found = functools.partial(run, **options)
+    about = {key: getattr(run, key) for key in ("name", "title", "family", "paper", "summary")}
+    found.__dict__.update(about | {k: v for k, v in (("title", title), ("name", name)) if v is not None})
+    return cast(Method, found)
+
+
+def base_of(run: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The function under partials, and the keywords that they give it."""
+    if not isinstance(run, functools.partial):
+        return run, {}
+    base, given = base_of(run.func)
+    return base, given | run.keywords
+
+
+def run_once(
+    run: Callable[..., Tensor],
+    model: nn.Module,
+    layer: Layer,
+    x: Tensor,
+    cls: Classes,
+    options: dict[str, Any],
+) -> Tensor:
+    """What the method returns, computed once for one and the same call where the layer is shared."""
+    base, given = base_of(run)
+    if not isinstance(base, Method):  # a function of the user's own may look at its layer
+        return run(model, layer_of(layer), x, cls, **options)
+    parameters = inspect.signature(base).parameters
+    own = {
+        (name, _key(value))
+        for name, value in (given | options).items()
+        if name not in parameters or _key(parameters[name].default) != _key(value)
+    }
+    return once(layer, (base, Same(cls), frozenset(own)), lambda: run(model, layer, x, cls, **options))
+
+
+def _key(value: Any) -> Any:
+    """A value that compares by what it is where it is a plain one, and else by its identity."""
+    return (type(value), value) if isinstance(value, (bool, int, float, str, type(None))) else Same(value)
+
+
+def accepted(run: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Those of the options that the method takes and that its own partials do not give."""
+    _, given = base_of(run)
+    names = [name for name in inspect.signature(run).parameters if name not in given]
+    return {name: value for name, value in options.items() if name in names}
 
 
 def option_names(function: Callable[..., Any], given_by_caller: int) -> Collection[str]:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from xcam_fn import checks, targets, weights
+from xcam_fn import checks, weights
 from xcam_fn.heatmap import heatmap, minmax, resize, resized_minmax
 from xcam_fn.methods.gradient import finish
 from xcam_fn.methods.method import Method, Postprocess, method
@@ -26,14 +26,16 @@ from xcam_fn.perturb import (
     scatter_scores,
 )
 from xcam_fn.scoring import (
+    TARGETS,
     Explained,
     Precision,
     Run,
     Running,
+    Scoring,
     check_running,
-    default_chunk_size,
+    check_score,
+    class_of,
     explained_score,
-    running_model,
 )
 from xcam_fn.split import (
     Layer,
@@ -45,45 +47,12 @@ from xcam_fn.split import (
     recording,
     run_head,
     run_trunk,
+    trunk_of,
 )
 from xcam_fn.targets import Classes
 
 Images = Float[Tensor, "B C *size"]
 MaskOf = Callable[[Tensor, Sequence[int]], Tensor]
-_DEFAULTS = {"probability": targets.probability, "logit": targets.logit}
-
-
-class _Scoring:
-    """The score of perturbed images of one call: a model ready to run, a class fixed for each image."""
-
-    def __init__(self, model: nn.Module, x: Tensor, cls: Classes, score: str, how: Running) -> None:
-        self.x, self.how = x, how
-        self.run = running_model(model, x, how)
-        self.explained = explained_score(self.run, x, cls, _DEFAULTS[score])
-        self.chunk_size = how.chunk_size or default_chunk_size(x, None if how.scorer else model)
-
-    def of(self, images: Tensor, which: Tensor) -> Tensor:
-        return self.explained.of(self.run(images), which)
-
-    def each(self, images: Tensor) -> Tensor:
-        """The scores (B, n) of other images in the place of x."""
-        every = torch.arange(len(images), device=images.device)
-        parts = [self.of(images[chunk], chunk) for chunk in every.split(self.chunk_size)]
-        return torch.cat(parts)
-
-    def perturbed(
-        self, perturb: Callable[..., Tensor], which: Tensor, parameters: tuple[Tensor, ...]
-    ) -> Tensor:
-        if not len(which):
-            return self.x.new_zeros(0, self.explained.own.shape[-1])
-        return perturbation_scores(
-            self.of, self.x, perturb, which, parameters, chunk_size=self.chunk_size,
-            progress=self.how.progress
-        )  # fmt: skip
-
-
-def _check_score(score: str) -> None:
-    checks.check_choice("score", score, tuple(_DEFAULTS))
 
 
 def _without_class_axis(cam: Tensor, explained: Explained) -> Tensor:
@@ -92,7 +61,7 @@ def _without_class_axis(cam: Tensor, explained: Explained) -> Tensor:
 
 
 def _masking(mask: MaskOf, size: Sequence[int]) -> Callable[..., Tensor]:
-    def shown(image: Tensor, feature: Tensor, base: Tensor) -> Tensor:
+    def shown(image: Tensor, base: Tensor, feature: Tensor) -> Tensor:
         M = mask(feature[None], size)[0]
         return base + M * (image - base)
 
@@ -119,31 +88,33 @@ def _region_map(
 ) -> Tensor:
     """The map that Score-CAM, SS-CAM and IS-CAM share: channels weighted by the score of what they show.
 
-    `ways` are those in which a channel's mask is tried, `(image, feature, base) -> image`; a channel's
+    `ways` are those in which a channel's mask is tried, `(image, base, feature) -> image`; a channel's
     score is
     their mean.
     """
     checks.check_call(model, x)
     check_running(how, x)
-    _check_score(score)
+    check_score(score)
     checks.check_choice("summed", summed, ("features", "masks"))
     A = features(model, layer, x) if not create_graph else _features_with_graph(model, layer, x)
     with recording(x, create_graph), checks.explained(model, x):
-        scoring = _Scoring(model, x, cls, score, how)
+        scoring = Scoring(model, x, cls, score, how)
         base = baseline_images(baseline, x)
         found = distinct_maps(A)
         of_baseline = scoring.each(base)
-        parameters = (found.maps, base[found.which])
         # Each score is compared before they are averaged: equal scores then cancel exactly.
         reference = of_baseline if increase else torch.zeros_like(of_baseline)
         shown: Any = sum(
-            scoring.perturbed(way, found.which, parameters) - reference[found.which] for way in ways
+            scoring.perturbed(way, found.which, (found.maps,), beside=(base,)) - reference[found.which]
+            for way in ways
         )
         constant: Any = of_baseline - reference
         if not zero_mask_is_baseline:  # a constant map's mask is changed as well: it is scored, once an image
             every = torch.arange(len(x), device=x.device)
             zeros = torch.zeros_like(A[:, 0])
-            changed: Any = sum(scoring.perturbed(way, every, (zeros, base)) - reference for way in ways)
+            changed: Any = sum(
+                scoring.perturbed(way, every, (zeros,), beside=(base,)) - reference for way in ways
+            )
             constant = changed / len(ways)
         scores = scatter_scores(shown / len(ways), found, constant)
         if softmax:
@@ -153,10 +124,7 @@ def _region_map(
 
 
 def _features_with_graph(model: nn.Module, layer: Layer, x: Tensor) -> Tensor:
-    parts = prepare(model, layer, x)
-    found, _ = run_trunk(parts, guarded(x))
-    checks.check_features(found, x, parts.name)
-    return found
+    return trunk_of(layer, prepare(model, layer, x), x)[0]
 
 
 def _summed(
@@ -255,7 +223,7 @@ def _sscam(
     size = tuple(x.shape[2:])
 
     def noisy(j: int) -> Callable[..., Tensor]:
-        def shown(image: Tensor, feature: Tensor, base: Tensor) -> Tensor:
+        def shown(image: Tensor, base: Tensor, feature: Tensor) -> Tensor:
             delta = normal(seed, j, size, like=image) * std
             if noise == "mask":
                 M = mask(feature[None], size)[0] + delta
@@ -310,7 +278,7 @@ def _iscam(
     size = tuple(x.shape[2:])
 
     def scaled(t: float) -> Callable[..., Tensor]:
-        def shown(image: Tensor, feature: Tensor, base: Tensor) -> Tensor:
+        def shown(image: Tensor, base: Tensor, feature: Tensor) -> Tensor:
             return base + t * mask(feature[None], size)[0] * (image - base)
 
         return shown
@@ -363,12 +331,11 @@ def _ablationcam(
         Ramaswamy, Ablation-CAM, WACV 2020 (doi:10.1109/WACV45572.2020.9093360).
     """
     checks.check_count("chunk_size", chunk_size)
-    _check_score(score)
+    check_score(score)
     parts = prepare(model, layer, x)
     with recording(x, create_graph), checks.explained(model, x):
-        A, residual = run_trunk(parts, guarded(x))
-        checks.check_features(A, x, parts.name)
-        explained = explained_score(lambda a: run_head(parts, a, residual), A, cls, _DEFAULTS[score])
+        A, residual = trunk_of(layer, parts, x)
+        explained = explained_score(lambda a: run_head(parts, a, residual), A, cls, TARGETS[score])
         which, channel = _channels_to_ablate(A)
         s = explained.own
         if parts.cut is not None and parts.cut.residual_is_empty:
@@ -469,13 +436,13 @@ def _groupcam(
     checks.check_call(model, x)
     how = Running(precision, compile, scorer, chunk_size, progress)
     check_running(how, x)
-    _check_score(score)
+    check_score(score)
     checks.check_count("num_groups", num_groups)
     checks.check_seed(seed)
     checks.check_choice("cluster", cluster, ("chunks", "kmeans", "agglomerative"))
     with recording(x, create_graph), checks.explained(model, x):
-        scoring = _Scoring(model, x, cls, score, how)
-        A, G, _ = feature_and_grad(model, layer, x, _as_logit(cls, scoring), create_graph=create_graph)
+        scoring = Scoring(model, x, cls, score, how)
+        A, G, _ = feature_and_grad(model, layer, x, class_of(scoring.explained), create_graph=create_graph)
         K = A.shape[1]
         if num_groups > K:
             raise ValueError(
@@ -490,20 +457,10 @@ def _groupcam(
             grouped = torch.stack([_grouped(one, num_groups, cluster, seed) for one in weighted]).relu()
             found = distinct_maps(grouped)
             shown = _masking(resized_minmax, tuple(x.shape[2:]))
-            scores = scoring.perturbed(shown, found.which, (found.maps, base[found.which]))
+            scores = scoring.perturbed(shown, found.which, (found.maps,), beside=(base,))
             w = (scatter_scores(scores, found, of_baseline) - of_baseline[:, None])[..., n].relu()
             cams.append(torch.einsum("bg,bg...->b...", w, grouped))
         return finish(_without_class_axis(torch.stack(cams, 1), scoring.explained), x, postprocess)
-
-
-def _as_logit(cls: Classes, scoring: _Scoring) -> Classes:
-    """The class as the gradient's target: fixed on the same output that the scores are of."""
-    if isinstance(cls, targets.ClassScore):
-        cls = cls.cls
-    if cls is None:
-        with torch.no_grad():
-            return targets.logits(scoring.run(scoring.x)).argmax(-1)
-    return cls
 
 
 def _grouped(weighted: Tensor, num_groups: int, cluster: str, seed: int) -> Tensor:
@@ -571,7 +528,7 @@ def _rise(
     checks.check_count("grid", grid)
     checks.check_number("keep", keep, above=0, at_most=1)
     checks.check_seed(seed)
-    _check_score(score)
+    check_score(score)
     how = Running(precision, compile, scorer, chunk_size, progress)
     if model is None:
         if scorer is None:
@@ -588,7 +545,7 @@ def _rise(
         return grid_mask(seed, index, size, grid=grid, keep=keep, like=x)
 
     with recording(x, create_graph), checks.explained(model, x):
-        scoring = _Scoring(model, x, cls, score, how)
+        scoring = Scoring(model, x, cls, score, how)
         index = torch.arange(num_masks, device=x.device)
         which = torch.arange(len(x), device=x.device).repeat_interleave(num_masks)
         scores = scoring.perturbed(lambda image, i: image * mask(i), which, (index.repeat(len(x)),))
@@ -599,7 +556,7 @@ def _rise(
         return finish(_without_class_axis(total / (num_masks * keep), scoring.explained), x, postprocess)
 
 
-_CALL = """    Args:
+CALL = """    Args:
         model: the network, in evaluation mode; it is never touched.
         layer: a name, a module of the model, or None for `default_layer`.
         x: (B, C, *size), prepared images.
@@ -610,7 +567,7 @@ _CALL = """    Args:
         create_graph: record the computation, so that the result can be differentiated with respect to the
             parameters.
 """
-_SCORING = """        score: what is explained of a class, "probability" or "logit".
+SCORING = """        score: what is explained of a class, "probability" or "logit".
         chunk_size: perturbed images in one forward, ≥ 1; it changes speed and memory, not the map.
         precision: "float32", exact, or "bfloat16" for scoring.
         compile: compile the scoring model, once.
@@ -623,7 +580,7 @@ _SUMMING = """        baseline: what is seen where a mask hides: a number, a ten
         summed: "features" adds up w_k A_k, "masks" adds up w_k M_k.
         mask: `(maps, size) -> masks`, what makes a mask of a map; `heatmap.resized_minmax` is n(U(A)).
 """
-_RETURNS = """
+RETURNS = """
     Returns:
         (B, *size) in [0, 1], or (B, n, *size) for n classes; with postprocess=None the raw map, signed.
 
@@ -635,9 +592,9 @@ _RETURNS = """
 
 
 def _method(run: Callable[..., Tensor], title: str, paper: str, summary: str) -> Method:
-    parts = {"{call}": _CALL, "{scoring}": _SCORING, "{returns}": _RETURNS}
-    group = _SCORING if run is _groupcam else _SCORING + _SUMMING
-    parts["{arguments}"] = "\n" + _CALL + group
+    parts = {"{call}": CALL, "{scoring}": SCORING, "{returns}": RETURNS}
+    group = SCORING if run is _groupcam else SCORING + _SUMMING
+    parts["{arguments}"] = "\n" + CALL + group
     doc = run.__doc__ or ""
     for key, text in parts.items():
         doc = doc.replace(key, text)

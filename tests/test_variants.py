@@ -1,0 +1,105 @@
+"""Other libraries' numbers: XplainCAM's own maps, through the keywords that `VARIANTS` holds."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.functional import normalize, to_tensor
+
+import networks
+import xcam_fn as xf
+
+PHOTOGRAPHS = ("n02099601_golden_retriever", "n02123045_tabby", "n02391049_zebra", "n04285008_sports_car")
+KEYS = {
+    "gradcam": "GradCAM",
+    "gradcam_pp": "GradCAMpp",
+    "xgradcam": "XGradCAM",
+    "layercam": "LayerCAM",
+    "groupcam": "GroupCAM",
+    "scorecam": "ScoreCAM",
+    "ablationcam": "AblationCAM",
+    "iscam": "ISCAM",
+    "unioncam": "UnionCAM",
+    "fusioncam": "FusionCAM",
+}
+# Where a method divides by what nearly cancels, the rounding of the features (which differs from one processor
+# to the next) moves the map by more than 1e-4: by how much is measured, not guessed.
+CANCELING = ("gradcam_pp", "xgradcam")
+
+
+@pytest.mark.parametrize("name", PHOTOGRAPHS)
+def test_xplaincams_maps(lite0, shared, name):
+    folder = shared / "reference"
+    cls = json.loads((folder / "public.json").read_text())[f"{name}.JPEG"]["class"]
+    picture = Image.open(folder / f"{name}_224.png")
+    x = normalize(to_tensor(picture), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])[None]
+    ours = xf.explain_all(
+        lite0, "_blocks.15", x, None, list(KEYS), variant="xplaincam", num_samples=2, chunk_size=16
+    )
+    with np.load(folder / "public.npz") as reference:
+        theirs = {method: torch.from_numpy(reference[f"{name}.JPEG/{key}"]) for method, key in KEYS.items()}
+    found = xf.feature_and_grad(lite0, "_blocks.15", x, cls)
+    far = {}
+    for method, expected in theirs.items():
+        bound = max(1e-4, 2 * rounding_moves(found, method)) if method in CANCELING else 1e-4
+        difference = (ours[method][0] - expected).abs().max().item()
+        if not difference <= bound:
+            far[method] = (difference, bound)
+    assert not far
+
+
+def rounding_moves(found: xf.FeatureAndGrad, method: str) -> float:
+    """How far the heatmap moves, at most, when the features move by a few units of float32's last place."""
+    options = xf.VARIANTS["xplaincam"][method]
+
+    def heatmap(A: Tensor) -> Tensor:
+        weights = getattr(xf.weights, method)(A, found.grads, **options)
+        return xf.heatmap(xf.weights.weighted_sum(A, weights), (224, 224))
+
+    expected, largest = heatmap(found.features), found.features.abs().max()
+    noise = [torch.randn(found.features.shape, generator=torch.Generator().manual_seed(i)) for i in range(20)]
+    return max((heatmap(found.features + n * largest * 2**-22) - expected).abs().max().item() for n in noise)
+
+
+def test_a_variant_is_keywords_of_ours():
+    model, x = networks.seeded(networks.Residual()), torch.randn(2, 3, 12, 16)
+    for library, methods in xf.VARIANTS.items():
+        for name, options in methods.items():
+            few = {"rise": {"num_masks": 8}, "groupcam": {"num_groups": 2}}.get(name, {})
+            few |= {"num_samples": 2} if name in ("sscam", "iscam") else {}
+            found = xf.find_method(name, variant=library)(model, "relu", x, 1, **few)
+            assert torch.equal(found, xf.METHODS[name](model, "relu", x, 1, **(dict(options) | few)))
+            assert found.shape == (2, 12, 16)
+    with pytest.raises(TypeError):
+        xf.VARIANTS["torchcam"]["gradcam"]["eps"] = 1
+
+
+def test_variants_can_be_sent_to_other_processes():
+    code = """
+import pickle, xcam_fn as xf
+for library, methods in xf.VARIANTS.items():
+    for name in methods:
+        method = xf.find_method(name, variant=library)
+        again = pickle.loads(pickle.dumps(method))
+        assert (again.name, again.title, again.keywords.keys()) == (name, method.title, method.keywords.keys())
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)  # as users import it, without the tests' hook
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("gradcm", None), r"method 'gradcm' is not known; did you mean 'gradcam'"),
+        (("gradcam+sscm", None), r"method 'sscm' is not known; did you mean 'sscam'"),
+        (("gradcam", "captum"), r"variant 'captum' is not known; expected one of xplaincam, torchcam"),
+        (("rise", "torchcam"), r"variant 'torchcam' has no method 'rise'; it has gradcam, "),
+    ],
+)
+def test_the_error_says_what_there_is(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        xf.find_method(arguments[0], variant=arguments[1])

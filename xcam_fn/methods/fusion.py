@@ -1,0 +1,381 @@
+"""The fusion family: a gradient method's map and a perturbation method's, weighted by what they score."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from xcam_fn import checks, weights
+from xcam_fn.heatmap import heatmap, minmax, resized_minmax
+from xcam_fn.methods.gradient import finish, map_of
+from xcam_fn.methods.method import Method, Postprocess, accepted, method, run_once
+from xcam_fn.methods.perturbation import CALL, RETURNS, SCORING
+from xcam_fn.perturb import Baseline, baseline_images
+from xcam_fn.scoring import Precision, Run, Running, Scoring, check_running, check_score, class_of
+from xcam_fn.split import Layer, feature_and_grad, recording
+from xcam_fn.targets import Classes
+
+Images = Float[Tensor, "B C *size"]
+Component = str | Callable[..., Tensor] | Tensor | np.ndarray
+Gain = Callable[..., Sequence[Tensor] | Tensor]
+
+
+# -- the parts ---------------------------------------------------------------------------------------------
+
+
+def denoise(maps: Float[Tensor, "..."], theta: float = 10.0, *, axes: int = 2) -> Float[Tensor, "..."]:
+    """Maps without their lowest part: zero at or below their own θ-th percentile.
+
+    Args:
+        maps: (..., *spatial).
+        theta: the percentile, 0 to 100.
+        axes: how many of the last axes are one map.
+
+    Returns:
+        The same shape. A constant map becomes zero.
+    """
+    return torch.where(maps > weights.percentile(maps, theta, axes), maps, 0.0)
+
+
+def combine(
+    first: Float[Tensor, "..."],
+    second: Float[Tensor, "..."],
+    gains: Sequence[Tensor] | Tensor,
+    *,
+    axes: int = 2,
+) -> Float[Tensor, "..."]:
+    """Two maps added up, each times what it gains, and scaled to [0, 1].
+
+    Args:
+        first: (..., *spatial).
+        second: the same shape.
+        gains: two of (...), signed. A map with a negative gain counts against.
+        axes: how many of the last axes are one map.
+
+    Returns:
+        The same shape, in [0, 1]; zero where the sum is constant.
+    """
+    of_first, of_second = (_per_map(gain, first, axes) for gain in gains)
+    return minmax(of_first * first + of_second * second, axes)
+
+
+def agree(
+    first: Float[Tensor, "..."], second: Float[Tensor, "..."], *, axes: int = 2
+) -> Float[Tensor, "..."]:
+    """The larger of two maps where they agree, their mean where they do not, scaled to [0, 1].
+
+    sim = clamp(1 − |first − second|, 0, 1); n(sim · max(first, second) + (1 − sim) · (first + second) / 2).
+
+    Args:
+        first: (..., *spatial).
+        second: the same shape.
+        axes: how many of the last axes are one map.
+
+    Returns:
+        The same shape, in [0, 1]; zero where that is constant.
+    """
+    sim = (1 - (first - second).abs()).clamp(0, 1)
+    return minmax(sim * torch.maximum(first, second) + (1 - sim) * (first + second) / 2, axes)
+
+
+def fuse(
+    gradient_map: Float[Tensor, "..."],
+    region_map: Float[Tensor, "..."],
+    gain: Gain,
+    *,
+    theta: float = 10.0,
+    axes: int = 2,
+) -> Float[Tensor, "..."]:
+    """Fusion-CAM's map, made of two heatmaps and of what the score gains where a heatmap shows the image.
+
+    D is the gradient map without its lowest part; F = n(β_D·D + β_R·R); the fused map is what β_F·F and
+    β_R·R agree on.
+
+    Args:
+        gradient_map: (B, *size) or (B, n, *size), in [0, 1].
+        region_map: the same shape, in [0, 1].
+        gain: `(*heatmaps) -> their gains β`, (B,) or (B, n) each; `xcam_fn.gain(model, x, cls)` makes one. It
+            is called twice, with two heatmaps and with one.
+        theta: the percentile of the gradient map, 0 to 100, up to which it is dropped.
+        axes: how many of the last axes are one map.
+
+    Returns:
+        The same shape, in [0, 1]. Two maps of zeros give zeros, whatever they gain.
+
+    Raises:
+        ValueError: the shapes differ, or theta is out of range.
+
+    References:
+        Fusion-CAM (arXiv:2603.05386).
+    """
+    checks.check_number("theta", theta, at_least=0, at_most=100)
+    if gradient_map.shape != region_map.shape:
+        raise ValueError(
+            f"gradient_map has shape {tuple(gradient_map.shape)} and region_map {tuple(region_map.shape)}; "
+            "expected the same shape, both at the input's size"
+        )
+    denoised = denoise(gradient_map, theta, axes=axes)
+    gains = gain(denoised, region_map)
+    combined = combine(denoised, region_map, gains, axes=axes)
+    (of_combined,) = gain(combined)
+    return agree(
+        _per_map(of_combined, combined, axes) * combined,
+        _per_map(gains[1], region_map, axes) * region_map,
+        axes=axes,
+    )
+
+
+def _per_map(values: Tensor, maps: Tensor, axes: int) -> Tensor:
+    return values.reshape(*maps.shape[:-axes], *[1] * axes)
+
+
+def gain(
+    model: nn.Module,
+    x: Images,
+    cls: Classes = None,
+    *,
+    baseline: Baseline = 0.0,
+    score: str = "probability",
+    chunk_size: int | None = None,
+    precision: Precision = "float32",
+    compile: bool = False,
+    scorer: Run | None = None,
+    progress: bool = False,
+) -> Callable[..., Tensor]:
+    """The function that says what heatmaps gain: β = p(x ⊙ heatmap) − p(x₀), for `fuse` or for its own sake.
+
+    Args:
+        model: the network, in evaluation mode; it is never touched.
+        x: (B, C, *size), prepared images.
+        cls: None for the predicted class of each image, an int, B ints, (B, n) ints for n classes of each
+            image, or a target, a callable from the output to one score for each image it is given.
+        baseline: x₀, what is seen where a heatmap hides: a number, a tensor or a callable of x.
+        score: what is explained of a class, "probability" or "logit".
+        chunk_size: images in one forward, ≥ 1.
+        precision: "float32", exact, or "bfloat16" for scoring.
+        compile: compile the scoring model, once.
+        scorer: a callable from images to outputs that scores in the model's place.
+        progress: show a bar that counts forwards.
+
+    Returns:
+        `(*heatmaps) -> (m, B)` or `(m, B, n)`, for m heatmaps (B, *size) or (B, n, *size) in one go.
+
+    Raises:
+        ValueError: a value is out of range or does not fit the model or the batch.
+        TypeError: an argument is of the wrong kind.
+    """
+    checks.check_call(model, x)
+    checks.check_model(model, x)
+    how = Running(precision, compile, scorer, chunk_size, progress)
+    check_running(how, x)
+    check_score(score)
+    with recording(x), checks.explained(model, x):
+        return _gain(Scoring(model, x, cls, score, how), baseline)
+
+
+def _gain(scoring: Scoring, baseline: Baseline) -> Callable[..., Tensor]:
+    base = baseline_images(baseline, scoring.x)
+    many = scoring.explained.many
+
+    def of(*maps: Tensor) -> Tensor:
+        shown = torch.stack([torch.zeros_like(maps[0]), *maps])  # zeros show the baseline
+        scores = scoring.shown(shown if many else shown[:, :, None], base)
+        gains = scores[1:] - scores[:1]
+        return gains if many else gains.squeeze(-1)
+
+    return of
+
+
+# -- the methods -------------------------------------------------------------------------------------------
+
+
+def _unioncam(
+    model: nn.Module,
+    layer: Layer,
+    x: Images,
+    cls: Classes = None,
+    *,
+    region: Component = "scorecam",
+    theta: float = 10.0,
+    baseline: Baseline = 0.0,
+    score: str = "probability",
+    chunk_size: int | None = None,
+    precision: Precision = "float32",
+    compile: bool = False,
+    scorer: Run | None = None,
+    progress: bool = False,
+    postprocess: Postprocess | None = heatmap,
+    create_graph: bool = False,
+) -> Tensor:
+    """Union-CAM: a denoised gradient map and Score-CAM's, added up by what they gain, or the latter alone.
+
+    D = n(U(Σ α G₊ A)) with each channel's gradient below its θ-th percentile dropped, G₊ its positive part
+    and
+    α = 1 / Σ G₊; R is Score-CAM's heatmap; F = n(β_D·D + β_R·R) with β = p(x ⊙ map) − p(x₀). The map is F,
+    or R
+    where that gains more. Where both are zero, so is the map; a β may be negative, and its map then counts
+    against.
+
+    {arguments}        region: R: a method by name or as a function, or its heatmaps.
+        theta: the percentile of a channel's gradients, 0 to 100, below which they are dropped.
+    {scoring}
+    {returns}
+
+    References:
+        Frontiers in Neurorobotics 2024 (doi:10.3389/fnbot.2024.1490198).
+    """
+    checks.check_number("theta", theta, at_least=0, at_most=100)
+    how = Running(precision, compile, scorer, chunk_size, progress)
+    with _scoring(model, x, cls, score, how, create_graph) as scoring:
+        A, G, _ = feature_and_grad(model, layer, x, class_of(scoring.explained), create_graph=create_graph)
+        size = tuple(x.shape[2:])
+        D = resized_minmax(map_of(weights.unioncam, A, G, {"theta": theta}), size)
+        R = _heatmap_of("region", region, model, layer, x, scoring, create_graph)
+        gain = _gain(scoring, baseline)
+        gains = gain(D, R)
+        F = combine(D, R, gains, axes=len(size))
+        is_better = _per_map(gain(F)[0] >= gains[1], F, len(size))
+        return finish(torch.where(is_better, F, R), x, postprocess)
+
+
+def _fusioncam(
+    model: nn.Module,
+    layer: Layer,
+    x: Images,
+    cls: Classes = None,
+    *,
+    gradient: Component = "gradcam",
+    region: Component = "scorecam",
+    theta: float = 10.0,
+    baseline: Baseline = 0.0,
+    score: str = "probability",
+    chunk_size: int | None = None,
+    precision: Precision = "float32",
+    compile: bool = False,
+    scorer: Run | None = None,
+    progress: bool = False,
+    postprocess: Postprocess | None = heatmap,
+    create_graph: bool = False,
+) -> Tensor:
+    """Fusion-CAM: what a gradient method's heatmap and a perturbation method's agree on, by what they gain.
+
+    D is the gradient heatmap, zero at or below its θ-th percentile; R the region heatmap;
+    F = n(β_D·D + β_R·R) with β = p(x ⊙ map) − p(x₀); L₁ = β_F·F and L₂ = β_R·R;
+    sim = clamp(1 − |L₁ − L₂|, 0, 1); the map is n(sim · max(L₁, L₂) + (1 − sim) · (L₁ + L₂) / 2).
+
+    Where both maps are zero, so is the fused one. Identical maps give nearly themselves. A constant
+    gradient map is
+    dropped whole. A β may be negative (less is gained than from the baseline): its map then counts against. A
+    probability of 0 or 1 makes β 0 or ±1 and nothing else. The result is always finite and in [0, 1].
+
+    {arguments}        gradient: D's heatmap: a method by name ("layercam"), a method as a function with
+            keywords of its own (`functools.partial`), or heatmaps already computed, (B, *size) in [0, 1].
+        region: R, in the same ways.
+        theta: the percentile of D, 0 to 100, up to which it is dropped.
+    {scoring}
+    {returns}
+
+    References:
+        Fusion-CAM (arXiv:2603.05386).
+    """
+    how = Running(precision, compile, scorer, chunk_size, progress)
+    with _scoring(model, x, cls, score, how, create_graph) as scoring:
+        maps = [
+            _heatmap_of(role, given, model, layer, x, scoring, create_graph)
+            for role, given in (("gradient", gradient), ("region", region))
+        ]
+        fused = fuse(*maps, _gain(scoring, baseline), theta=theta, axes=x.ndim - 2)
+        return finish(fused, x, postprocess)
+
+
+@contextlib.contextmanager
+def _scoring(
+    model: nn.Module, x: Tensor, cls: Classes, score: str, how: Running, create_graph: bool
+) -> Iterator[Scoring]:
+    checks.check_call(model, x)
+    checks.check_model(model, x)
+    check_running(how, x)
+    check_score(score)
+    with recording(x, create_graph), checks.explained(model, x):
+        yield Scoring(model, x, cls, score, how)
+
+
+def _heatmap_of(
+    role: str,
+    given: Component,
+    model: nn.Module,
+    layer: Layer,
+    x: Tensor,
+    scoring: Scoring,
+    create_graph: bool,
+) -> Tensor:
+    """The heatmaps that a part of a fusion stands for, (B, *size) or (B, n, *size)."""
+    if isinstance(given, (Tensor, np.ndarray)):
+        return _checked_maps(role, torch.as_tensor(given).to(x), x, scoring)
+    if isinstance(given, str):
+        from xcam_fn.methods.registry import find_method
+
+        given = find_method(given)
+    if not callable(given):
+        raise TypeError(
+            f"{role} is a {type(given).__name__}; expected the name of a method, a method as a function, or "
+            "heatmaps (B, *size)"
+        )
+    how = {name: value for name, value in scoring.how._asdict().items() if value != getattr(Running(), name)}
+    options = accepted(given, how | ({"create_graph": True} if create_graph else {}))
+    maps = run_once(given, model, layer, x, scoring.explained.cls, options)
+    return _checked_maps(role, maps, x, scoring)
+
+
+def _checked_maps(role: str, maps: Tensor, x: Tensor, scoring: Scoring) -> Tensor:
+    classes = scoring.explained.own.shape[1:] if scoring.explained.many else ()
+    expected = (len(x), *classes, *x.shape[2:])
+    if maps.shape != expected:
+        raise ValueError(
+            f"{role}: the heatmaps have shape {tuple(maps.shape)}; expected {expected}, the input's "
+            f"size (a raw "
+            "map becomes a heatmap with xcam_fn.heatmap(cam, size))"
+        )
+    if checks.is_readable(maps):
+        low, high = (float(end) for end in maps.detach().aminmax())
+        if not (low >= 0 and high <= 1):  # so that NaN is refused as well
+            raise ValueError(
+                f"{role}: the heatmaps have values from {low:.4g} to {high:.4g}; expected [0, 1] "
+                "(xcam_fn.heatmap(cam, size) makes that of a raw map)"
+            )
+    return maps
+
+
+_OPTIONS = """        baseline: x₀, what is seen where a map hides: a number, a tensor or a callable of x.
+The methods
+            that make the maps have their own.
+"""
+
+
+def _method(run: Callable[..., Tensor], title: str, paper: str, summary: str) -> Method:
+    doc = run.__doc__ or ""
+    for key, text in (("{arguments}", CALL), ("{scoring}\n", _OPTIONS + SCORING), ("{returns}\n", RETURNS)):
+        doc = doc.replace(key + ("\n" if key == "{arguments}" else ""), text)
+    return method(
+        run, name=run.__name__.lstrip("_"), title=title, family="fusion", paper=paper, summary=summary,
+        module=__name__, doc=doc,
+    )  # fmt: skip
+
+
+unioncam = _method(
+    _unioncam,
+    "Union-CAM",
+    "doi:10.3389/fnbot.2024.1490198",
+    "a denoised gradient map and Score-CAM's, added up by what they gain",
+)
+fusioncam = _method(
+    _fusioncam,
+    "Fusion-CAM",
+    "arXiv:2603.05386",
+    "what any gradient map and any perturbation map agree on, by what they gain",
+)

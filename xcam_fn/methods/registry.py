@@ -1,0 +1,118 @@
+"""The registry `METHODS`, the keywords that other libraries' definitions need, and methods found by name."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from xcam_fn.heatmap import corners_minmax, heatmap, minmax_resized
+from xcam_fn.methods.fusion import fusioncam, unioncam
+from xcam_fn.methods.gradient import (
+    gradcam,
+    gradcam_pp,
+    hirescam,
+    integrated_gradients,
+    layercam,
+    xgradcam,
+)
+from xcam_fn.methods.method import Method, with_options
+from xcam_fn.methods.perturbation import ablationcam, groupcam, iscam, rise, scorecam, sscam
+
+_ALL = (
+    gradcam, gradcam_pp, xgradcam, layercam, hirescam, integrated_gradients,
+    scorecam, sscam, iscam, ablationcam, groupcam, rise,
+    unioncam, fusioncam,
+)  # fmt: skip
+
+
+METHODS: Mapping[str, Method] = MappingProxyType({method.name: method for method in _ALL})
+"""Every method by its name, for the command line and for users."""
+
+_RESIZE_FIRST = functools.partial(heatmap, resize_first=True)
+_XPLAINCAM_SCORECAM: dict[str, Any] = {"increase": False, "summed": "masks", "mask": minmax_resized}
+_XPLAINCAM_REGION = with_options(scorecam, **_XPLAINCAM_SCORECAM)
+_TORCHCAM_SCORES: dict[str, Any] = {"score": "logit", "softmax": True, "mask": minmax_resized}
+
+_VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "xplaincam": {
+        "gradcam": {},
+        "gradcam_pp": {"eps": 1e-8},
+        "xgradcam": {},
+        "layercam": {},
+        "scorecam": _XPLAINCAM_SCORECAM,
+        "sscam": {"postprocess": _RESIZE_FIRST},
+        "iscam": {"scales": "cumulative", "score": "logit", "softmax": True, "postprocess": _RESIZE_FIRST},
+        "ablationcam": {},
+        "groupcam": {},
+        "rise": {"num_masks": 8000, "keep": 0.1, "score": "logit"},
+        "unioncam": {"region": _XPLAINCAM_REGION},
+        "fusioncam": {"region": _XPLAINCAM_REGION},
+    },
+    "torchcam": {
+        "gradcam": {},
+        "gradcam_pp": {"divide": False},
+        "xgradcam": {"eps": 1e-8},
+        "layercam": {},
+        "scorecam": _TORCHCAM_SCORES,
+        "sscam": {**_TORCHCAM_SCORES, "noise": "mask"},
+        "iscam": {**_TORCHCAM_SCORES, "scales": "cumulative"},
+    },
+    "pytorch-grad-cam": {
+        "gradcam": {},
+        "gradcam_pp": {"eps": 1e-6, "local": True},
+        "xgradcam": {"eps": 1e-7},
+        "layercam": {},
+        "hirescam": {},
+        "scorecam": {"score": "logit", "increase": False, "softmax": True, "mask": corners_minmax},
+        "ablationcam": {},
+    },
+}
+
+VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+    {
+        library: MappingProxyType({name: MappingProxyType(options) for name, options in methods.items()})
+        for library, methods in _VARIANTS.items()
+    }
+)
+"""For each library the methods that it has, and the keywords with which ours computes its map."""
+
+
+def find_method(name: str, *, variant: str | None = None) -> Method:
+    """The method of that name; "gradcam+sscam" is Fusion-CAM of the two.
+
+    Args:
+        name: a key of `METHODS`, or two of them with a plus: a gradient method's and a perturbation method's.
+        variant: a library of `VARIANTS` whose definitions to take; None for the papers'.
+
+    Returns:
+        The method, ready to be called as `method(model, layer, x, cls, **options)`.
+
+    Raises:
+        ValueError: the name or the variant is not known, or the library has no such method.
+    """
+    if variant is not None and variant not in VARIANTS:
+        raise ValueError(f"variant {variant!r} is not known; expected one of {', '.join(VARIANTS)}")
+    if "+" in name:
+        gradient, _, region = name.partition("+")
+        parts = [find_method(part, variant=variant) for part in (gradient, region)]
+        title = f"Fusion-CAM of {parts[0].title} and {parts[1].title}"
+        return with_options(fusioncam, title=title, name=name, gradient=parts[0], region=parts[1])
+    if name not in METHODS:
+        raise ValueError(_unknown(name))
+    if variant is None:
+        return METHODS[name]
+    if name not in VARIANTS[variant]:
+        known = ", ".join(VARIANTS[variant])
+        raise ValueError(f"variant {variant!r} has no method {name!r}; it has {known}")
+    return with_options(METHODS[name], **VARIANTS[variant][name])
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, METHODS, n=3)
+    hint = f"did you mean {' or '.join(map(repr, near))}? (xcam methods lists them)"
+    if not near:
+        hint = f"expected one or more of {', '.join(METHODS)}"
+    return f"method {name!r} is not known; {hint}"

@@ -1,0 +1,107 @@
+"""Many methods on one batch, with what they share computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from xcam_fn import checks
+from xcam_fn.methods.method import accepted, run_once
+from xcam_fn.methods.registry import METHODS, find_method
+from xcam_fn.split import Layer, Shared, layer_of, recording, run_model
+from xcam_fn.targets import Classes, ClassScore, class_index, logits
+
+Methods = Sequence[str | Callable[..., Tensor]] | Mapping[str, str | Callable[..., Tensor]]
+
+
+def explain_all(
+    model: nn.Module,
+    layer: Layer,
+    x: Float[Tensor, "B C *size"],
+    cls: Classes = None,
+    methods: Methods | None = None,
+    *,
+    variant: str | None = None,
+    **options: Any,
+) -> dict[str, Tensor]:
+    """The heatmaps of many methods, with features, gradients and each map that others build on computed once.
+
+    Each is what the method returns on its own. The price is that of the distinct work: `scorecam`, `unioncam`
+    and `fusioncam` together cost one Score-CAM and a few forwards.
+
+    Args:
+        model: the network, in evaluation mode; it is never touched.
+        layer: a name, a module of the model, or None for `default_layer`.
+        x: (B, C, *size), prepared images.
+        cls: as for every method; it is fixed once, so that all explain the same class.
+        methods: names ("gradcam", or "gradcam+sscam" for their fusion), methods as functions, or a mapping
+            from names of your own to these; None for all of `METHODS`.
+        variant: a library of `VARIANTS` whose definitions the names stand for; None for the papers'.
+        **options: passed to those methods that take them, such as chunk_size=8; at least one has to.
+
+    Returns:
+        {name: heatmaps}, in the order of `methods`; (B, *size) each, or (B, n, *size) for n classes.
+
+    Raises:
+        ValueError: a method is not known, or a value is out of range or does not fit the model or the batch.
+        TypeError: an argument is of the wrong kind, or no method takes an option.
+    """
+    checks.check_call(model, x)
+    chosen = named_methods(list(METHODS) if methods is None else methods, variant)
+    for option in options:
+        if not any(accepted(run, {option: None}) for run in chosen.values()):
+            raise TypeError(f"no method takes the option {option!r}; the methods are {', '.join(chosen)}")
+    fixed = _fixed(model, x, cls)
+    shared = Shared(layer_of(layer))
+    return {
+        name: run_once(run, model, shared, x, fixed, accepted(run, options)) for name, run in chosen.items()
+    }
+
+
+def named_methods(methods: Methods, variant: str | None = None) -> dict[str, Callable[..., Tensor]]:
+    """The methods as functions, by name.
+
+    Args:
+        methods: as for `explain_all`.
+        variant: whose definitions the names stand for.
+
+    Raises:
+        ValueError: a method is not known, or two have one name.
+        TypeError: something is neither a name nor a function.
+    """
+    if isinstance(methods, str):
+        methods = [methods]
+    pairs = methods.items() if isinstance(methods, Mapping) else [(_name(given), given) for given in methods]
+    found: dict[str, Callable[..., Tensor]] = {}
+    for name, given in pairs:
+        if not (isinstance(given, str) or callable(given)):
+            raise TypeError(f"methods: {given!r} is a {type(given).__name__}; expected a name or a function")
+        if name in found:
+            raise ValueError(
+                f"methods: two are called {name!r}; pass a mapping from names of your own to methods"
+            )
+        found[name] = find_method(given, variant=variant) if isinstance(given, str) else given
+    if not found:
+        raise ValueError(f"methods is empty; expected one or more of {', '.join(METHODS)}")
+    return found
+
+
+def _name(given: Any) -> str:
+    return (
+        given if isinstance(given, str) else getattr(given, "name", getattr(given, "__name__", repr(given)))
+    )
+
+
+def _fixed(model: nn.Module, x: Tensor, cls: Classes) -> Classes:
+    """The class with the predicted one filled in, so that it is looked for once."""
+    asked = cls.cls if isinstance(cls, ClassScore) else cls
+    if asked is not None:
+        return cls
+    checks.check_model(model, x)
+    with recording(x), checks.explained(model, x), torch.no_grad():
+        index = class_index(None, logits(run_model(model, x)))
+    return cls._replace(cls=index) if isinstance(cls, ClassScore) else index
