@@ -183,7 +183,7 @@ def test_a_method_that_reports_progress_is_asked_to_only_for_a_person(monkeypatc
         return xf.gradcam(model, layer, x, cls, **options)
 
     slow.__dict__.update(name="slow", title="Slow", family="perturbation", paper="", summary="")
-    monkeypatch.setattr(xf, "METHODS", {"slow": slow})
+    monkeypatch.setattr("xcam_fn.methods.registry.METHODS", {"slow": slow})
     assert explain("cat.png", "--methods", "slow") == 0
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert explain("cat.png", "--methods", "slow") == 0
@@ -275,3 +275,30 @@ def test_ctrl_c_is_quiet(monkeypatch, capsys):
     monkeypatch.setattr(xf.models, "load", interrupted)
     assert explain("cat.png") == 130
     assert capsys.readouterr() == ("", "")
+
+
+def test_options_reach_the_methods_and_what_they_fuse(capsys):
+    arguments = ("cat.png", "--methods", "sscam", "gradcam+sscam", "--layer", "features.12", "--save-maps")
+    assert explain(*arguments, "--option", "num_samples=1", "--option", "chunk_size=16") == 0
+    assert capsys.readouterr().out.count("wrote") == 3
+    assert explain("cat.png", "--option", "num_samples=1") == 2
+    assert "no method takes the option 'num_samples'" in capsys.readouterr().err
+    assert explain("cat.png", "--option", "num_samples") == 2
+    assert "expected NAME=VALUE" in capsys.readouterr().err
+
+
+def test_a_variant_by_name(capsys):
+    assert explain("cat.png", "--methods", "gradcam_pp", "--variant", "xplaincam") == 0
+    assert explain("cat.png", "--variant", "captum") == 2
+    assert "variant 'captum' is not known; expected one of xplaincam" in capsys.readouterr().err
+
+
+def test_a_gallery_of_fusions(capsys):
+    few = ("--option", "num_masks=8", "--option", "num_groups=2")
+    status = cli.main(["gallery", "cat.png", "--class", "281", "--class", "goldfish", "--pairs", "gradcam+rise",
+                       "layercam+groupcam", *few, "--model", SMALL, "--weights", "random"])  # fmt: skip
+    assert (status, capsys.readouterr().out) == (0, "  wrote xcam_output/cat_gallery.png\n")
+    with Image.open("xcam_output/cat_gallery.png") as figure:
+        assert figure.width > figure.height > 400
+    assert cli.main(["gallery", "cat.png", "--pairs", "gradcam"]) == 2
+    assert "--pairs 'gradcam': expected two methods and a plus" in capsys.readouterr().err

@@ -113,8 +113,9 @@ def explain(
     from xcam_fn import images, models, plot
 
     plot.check_style(colormap=colormap, alpha=alpha)
-    chosen = [_method(name, variant) for name in dict.fromkeys(methods or ["gradcam"])]
-    options = _options(option or [], chosen)
+    options = _options(option or [])
+    chosen = [_method(name, variant, options) for name in dict.fromkeys(methods or ["gradcam"])]
+    _check_taken(options, chosen)
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output {str(output)!r} is a file; expected a folder")
     loaded = models.load(model, weights=weights, device=device)
@@ -130,7 +131,7 @@ def explain(
             _say("warning", error)
             unreadable += 1
             continue
-        explanation = _explained(loaded, chosen, options, layer, cls, x.to(device), picture)
+        explanation = _explained(loaded, chosen, layer, cls, x.to(device), picture)
         lines = _report(photo, loaded, explanation)
         figure = plot.heatmaps(
             picture,
@@ -189,19 +190,17 @@ def gallery(
     for name in names:
         if name.count("+") != 1:
             raise ValueError(f"--pairs {name!r}: expected two methods and a plus, such as gradcam+scorecam")
-    parts = {
-        name: [*(_method(part, variant) for part in name.split("+")), _method(name, variant)]
-        for name in names
-    }
+    options = _options(option or [])
+    parts = {name: [_method(part, variant, options) for part in (*name.split("+"), name)] for name in names}
     chosen = list({method.name: method for row in parts.values() for method in row}.values())
-    options = _options(option or [], chosen)
+    _check_taken(options, chosen)
     loaded = models.load(model, weights=weights, device=device)
     x, picture = images.prepare(photo, loaded.preset)
     x = x.to(device)
     with torch.no_grad():
         probabilities = logits(loaded.model(x))[0].softmax(-1)
     classes = [models.find_class(c, loaded.categories) for c in class_ or [str(int(probabilities.argmax()))]]
-    maps = _all_maps(loaded, chosen, options, layer, x, torch.tensor([classes], device=x.device))
+    maps = _all_maps(loaded, chosen, layer, x, torch.tensor([classes], device=x.device))
     rows = [
         {
             f"{title}\n{loaded.categories[cls]}": maps[method.name][0, i].float().cpu().numpy()
@@ -261,7 +260,6 @@ def layers(model: str, /, *, weights: str | None = None) -> None:
 def _explained(
     loaded: LoadedModel,
     methods: list[Method],
-    options: dict[str, Any],
     layer: str | None,
     cls: int | None,
     x: Tensor,
@@ -274,7 +272,7 @@ def _explained(
     with torch.no_grad():
         probabilities = xf.targets.logits(loaded.model(x))[0].softmax(-1)
     index = int(probabilities.argmax()) if cls is None else cls
-    found = _all_maps(loaded, methods, options, layer, x, index)
+    found = _all_maps(loaded, methods, layer, x, index)
     maps = {name: heatmaps[0].float().cpu().numpy() for name, heatmaps in found.items()}
     remarks = [
         f"{method.title}: {_why_empty(method, loaded, layer, x, index)}"
@@ -287,17 +285,12 @@ def _explained(
 
 
 def _all_maps(
-    loaded: LoadedModel,
-    methods: list[Method],
-    options: dict[str, Any],
-    layer: str | None,
-    x: Tensor,
-    cls: Any,
+    loaded: LoadedModel, methods: list[Method], layer: str | None, x: Tensor, cls: Any
 ) -> dict[str, Tensor]:
     import xcam_fn as xf
 
-    watched = any("progress" in inspect.signature(method).parameters for method in methods)
-    options = options | ({"progress": True} if watched and sys.stderr.isatty() else {})
+    watched = sys.stderr.isatty() and any("progress" in inspect.signature(m).parameters for m in methods)
+    options: dict[str, Any] = {"progress": True} if watched else {}
     return xf.explain_all(loaded.model, layer, x, cls, {m.name: m for m in methods}, **options)
 
 
@@ -352,30 +345,35 @@ def _write(figure: Figure, maps: dict[str, np.ndarray], stem: Path) -> list[str]
 # Small things
 
 
-def _method(name: str, variant: str | None = None) -> Method:
+def _method(name: str, variant: str | None, options: dict[str, Any]) -> Method:
     from xcam_fn import find_method
 
     if Path(name).is_file():
         raise ValueError(f"method {name!r} is not known; it is a file: photographs come before --methods")
-    return find_method(name, variant=variant)
+    return find_method(name, variant=variant, **options)
 
 
-def _options(given: list[str], methods: list[Method]) -> dict[str, Any]:
+def _options(given: list[str]) -> dict[str, Any]:
     """What --option NAME=VALUE says, VALUE as Python reads it and else as text."""
     found: dict[str, Any] = {}
     for text in given:
         name, equals, value = text.partition("=")
-        known = {
-            parameter for method in methods for parameter in list(inspect.signature(method).parameters)[4:]
-        }
-        if not equals or name not in known:
-            problem = "expected NAME=VALUE" if not equals else f"no method takes {name!r}"
-            raise ValueError(f"--option {text!r}: {problem}; the names are {', '.join(sorted(known))}")
+        if not (equals and name.isidentifier()):
+            raise ValueError(f"--option {text!r}: expected NAME=VALUE, such as num_samples=10")
         try:
             found[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             found[name] = value
     return found
+
+
+def _check_taken(options: dict[str, Any], methods: list[Method]) -> None:
+    from xcam_fn.methods.together import named_methods
+
+    try:
+        named_methods({method.name: method for method in methods}, **options)
+    except TypeError as error:
+        raise ValueError(f"--option: {error}") from None
 
 
 def _names(photos: list[Path], output: Path) -> list[str]:

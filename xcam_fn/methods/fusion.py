@@ -285,11 +285,9 @@ def _fusioncam(
     """
     how = Running(precision, compile, scorer, chunk_size, progress)
     with _scoring(model, x, cls, score, how, create_graph) as scoring:
-        maps = [
-            _heatmap_of(role, given, model, layer, x, scoring, create_graph)
-            for role, given in (("gradient", gradient), ("region", region))
-        ]
-        fused = fuse(*maps, _gain(scoring, baseline), theta=theta, axes=x.ndim - 2)
+        D = _heatmap_of("gradient", gradient, model, layer, x, scoring, create_graph)
+        R = _heatmap_of("region", region, model, layer, x, scoring, create_graph)
+        fused = fuse(D, R, _gain(scoring, baseline), theta=theta, axes=x.ndim - 2)
         return finish(fused, x, postprocess)
 
 

@@ -18,7 +18,7 @@ from xcam_fn.methods.gradient import (
     layercam,
     xgradcam,
 )
-from xcam_fn.methods.method import Method, with_options
+from xcam_fn.methods.method import Method, accepted, with_options
 from xcam_fn.methods.perturbation import ablationcam, groupcam, iscam, rise, scorecam, sscam
 
 _ALL = (
@@ -80,12 +80,14 @@ VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = MappingProxyType(
 """For each library the methods that it has, and the keywords with which ours computes its map."""
 
 
-def find_method(name: str, *, variant: str | None = None) -> Method:
+def find_method(name: str, *, variant: str | None = None, **options: Any) -> Method:
     """The method of that name; "gradcam+sscam" is Fusion-CAM of the two.
 
     Args:
         name: a key of `METHODS`, or two of them with a plus: a gradient method's and a perturbation method's.
         variant: a library of `VARIANTS` whose definitions to take; None for the papers'.
+        **options: other defaults, such as num_samples=10, for the method and for what it fuses. Those that
+            neither takes are left out.
 
     Returns:
         The method, ready to be called as `method(model, layer, x, cls, **options)`.
@@ -97,17 +99,23 @@ def find_method(name: str, *, variant: str | None = None) -> Method:
         raise ValueError(f"variant {variant!r} is not known; expected one of {', '.join(VARIANTS)}")
     if "+" in name:
         gradient, _, region = name.partition("+")
-        parts = [find_method(part, variant=variant) for part in (gradient, region)]
+        parts = [find_method(part, variant=variant, **options) for part in (gradient, region)]
         title = f"Fusion-CAM of {parts[0].title} and {parts[1].title}"
-        return with_options(fusioncam, title=title, name=name, gradient=parts[0], region=parts[1])
+        fused = with_options(fusioncam, title=title, name=name, gradient=parts[0], region=parts[1])
+        return _with_accepted(fused, options)
     if name not in METHODS:
         raise ValueError(_unknown(name))
     if variant is None:
-        return METHODS[name]
+        return _with_accepted(METHODS[name], options)
     if name not in VARIANTS[variant]:
         known = ", ".join(VARIANTS[variant])
         raise ValueError(f"variant {variant!r} has no method {name!r}; it has {known}")
-    return with_options(METHODS[name], **VARIANTS[variant][name])
+    return with_options(METHODS[name], **{**VARIANTS[variant][name], **accepted(METHODS[name], options)})
+
+
+def _with_accepted(method: Method, options: dict[str, Any]) -> Method:
+    taken = accepted(method, options)
+    return with_options(method, **taken) if taken else method
 
 
 def _unknown(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,11 +11,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from xcam_fn import checks
-from xcam_fn.methods.method import accepted, run_once
+from xcam_fn.methods.method import accepted, base_of, run_once
 from xcam_fn.methods.registry import METHODS, find_method
 from xcam_fn.split import Layer, Shared, layer_of, recording, run_model
 from xcam_fn.targets import Classes, ClassScore, class_index, logits
 
+Run = Callable[..., Tensor]
 Methods = Sequence[str | Callable[..., Tensor]] | Mapping[str, str | Callable[..., Tensor]]
 
 
@@ -51,32 +53,28 @@ def explain_all(
         TypeError: an argument is of the wrong kind, or no method takes an option.
     """
     checks.check_call(model, x)
-    chosen = named_methods(list(METHODS) if methods is None else methods, variant)
-    for option in options:
-        if not any(accepted(run, {option: None}) for run in chosen.values()):
-            raise TypeError(f"no method takes the option {option!r}; the methods are {', '.join(chosen)}")
+    chosen = named_methods(list(METHODS) if methods is None else methods, variant, **options)
     fixed = _fixed(model, x, cls)
     shared = Shared(layer_of(layer))
-    return {
-        name: run_once(run, model, shared, x, fixed, accepted(run, options)) for name, run in chosen.items()
-    }
+    return {name: run_once(run, model, shared, x, fixed, {}) for name, run in chosen.items()}
 
 
-def named_methods(methods: Methods, variant: str | None = None) -> dict[str, Callable[..., Tensor]]:
+def named_methods(methods: Methods, variant: str | None = None, **options: Any) -> dict[str, Run]:
     """The methods as functions, by name.
 
     Args:
         methods: as for `explain_all`.
         variant: whose definitions the names stand for.
+        **options: given to those methods that take them; at least one has to.
 
     Raises:
         ValueError: a method is not known, or two have one name.
-        TypeError: something is neither a name nor a function.
+        TypeError: something is neither a name nor a function, or no method takes an option.
     """
     if isinstance(methods, str):
         methods = [methods]
     pairs = methods.items() if isinstance(methods, Mapping) else [(_name(given), given) for given in methods]
-    found: dict[str, Callable[..., Tensor]] = {}
+    found: dict[str, Run] = {}
     for name, given in pairs:
         if not (isinstance(given, str) or callable(given)):
             raise TypeError(f"methods: {given!r} is a {type(given).__name__}; expected a name or a function")
@@ -84,10 +82,23 @@ def named_methods(methods: Methods, variant: str | None = None) -> dict[str, Cal
             raise ValueError(
                 f"methods: two are called {name!r}; pass a mapping from names of your own to methods"
             )
-        found[name] = find_method(given, variant=variant) if isinstance(given, str) else given
+        found[name] = (
+            find_method(given, variant=variant, **options)
+            if isinstance(given, str)
+            else functools.partial(given, **accepted(given, options))
+        )
     if not found:
         raise ValueError(f"methods is empty; expected one or more of {', '.join(METHODS)}")
+    for option in options:
+        if not any(_gives(run, option) for run in found.values()):
+            raise TypeError(f"no method takes the option {option!r}; the methods are {', '.join(found)}")
     return found
+
+
+def _gives(run: Any, option: str) -> bool:
+    """True where a partial, or one that is handed on by it, gives the option."""
+    _, given = base_of(run)
+    return option in given or any(_gives(value, option) for value in given.values() if callable(value))
 
 
 def _name(given: Any) -> str:
