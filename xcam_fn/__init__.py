@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from xcam_fn import images, models, plot, targets, testing, weights
+    from xcam_fn import images, metrics, models, perturb, plot, targets, testing, weights
     from xcam_fn.heatmap import heatmap
     from xcam_fn.methods import (
         METHODS,
@@ -41,6 +41,20 @@ if TYPE_CHECKING:
         unioncam,
         xgradcam,
     )
+    from xcam_fn.metrics import (
+        Curve,
+        adcc,
+        average_drop,
+        coherency,
+        complexity,
+        deletion,
+        energy_pointing_game,
+        increase_in_confidence,
+        insertion,
+        parameter_randomization,
+        pointing_game,
+        road,
+    )
     from xcam_fn.perturb import perturbation_scores
     from xcam_fn.split import FeatureAndGrad, Split, default_layer, feature_and_grad, features, layers, split
 
@@ -49,14 +63,21 @@ __version__ = "0.1.0"
 __all__ = [
     "METHODS",
     "VARIANTS",
+    "Curve",
     "FeatureAndGrad",
     "Method",
     "Split",
     "ablationcam",
+    "adcc",
     "agree",
+    "average_drop",
+    "coherency",
     "combine",
+    "complexity",
     "default_layer",
+    "deletion",
     "denoise",
+    "energy_pointing_game",
     "explain_all",
     "feature_and_grad",
     "features",
@@ -71,14 +92,21 @@ __all__ = [
     "heatmap",
     "hirescam",
     "images",
+    "increase_in_confidence",
+    "insertion",
     "integrated_gradients",
     "iscam",
     "layercam",
     "layers",
+    "metrics",
     "models",
+    "parameter_randomization",
+    "perturb",
     "perturbation_scores",
     "plot",
+    "pointing_game",
     "rise",
+    "road",
     "scorecam",
     "split",
     "sscam",
@@ -92,16 +120,28 @@ __all__ = [
 # A name is imported when it is first used, so that torch is loaded with the first of them and not for
 # `xcam --help`. A public name stands in three places: above for type checkers, in __all__, and either among
 # the modules or, where it comes from one of these and not from `methods`, in _HOMES.
-_MODULES = ("images", "models", "plot", "targets", "testing", "weights")
+_MODULES = ("images", "metrics", "models", "perturb", "plot", "targets", "testing", "weights")
 _HOMES = {
+    "Curve": "metrics",
     "FeatureAndGrad": "split",
     "Split": "split",
+    "adcc": "metrics",
+    "average_drop": "metrics",
+    "coherency": "metrics",
+    "complexity": "metrics",
     "default_layer": "split",
+    "deletion": "metrics",
+    "energy_pointing_game": "metrics",
     "feature_and_grad": "split",
     "features": "split",
     "heatmap": "heatmap",
+    "increase_in_confidence": "metrics",
+    "insertion": "metrics",
     "layers": "split",
+    "parameter_randomization": "metrics",
     "perturbation_scores": "perturb",
+    "pointing_game": "metrics",
+    "road": "metrics",
     "split": "split",
 }
 

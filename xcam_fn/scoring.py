@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import shutil
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -18,7 +19,7 @@ from torch.utils import _pytree as pytree
 from xcam_fn import checks
 from xcam_fn._modules import unwrap
 from xcam_fn.perturb import perturbation_scores
-from xcam_fn.split import in_transform, run_model, traced
+from xcam_fn.split import in_transform, recording, run_model, traced
 from xcam_fn.targets import Classes, ClassScore, Target, class_index, logit, logits, probability
 
 TARGETS: dict[str, Callable[[Classes], ClassScore]] = {"probability": probability, "logit": logit}
@@ -390,3 +391,16 @@ class Scoring:
 
 def _shown(image: Tensor, base: Tensor, mask: Tensor) -> Tensor:
     return base + mask * (image - base)
+
+
+@contextlib.contextmanager
+def scoring_of(
+    model: nn.Module, x: Tensor, cls: Classes, score: str, how: Running, *, create_graph: bool = False
+) -> Iterator[Scoring]:
+    """The scoring of one call, its arguments checked; nothing is recorded meanwhile but what is asked for."""
+    checks.check_call(model, x)
+    checks.check_model(model, x)
+    check_running(how, x)
+    check_score(score)
+    with recording(x, create_graph), checks.explained(model, x):
+        yield Scoring(model, x, cls, score, how)

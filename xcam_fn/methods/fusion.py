@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -16,8 +15,8 @@ from xcam_fn.methods.gradient import finish, map_of
 from xcam_fn.methods.method import Method, Postprocess, accepted, method, run_once
 from xcam_fn.methods.perturbation import CALL, RETURNS, SCORING
 from xcam_fn.perturb import Baseline, baseline_images
-from xcam_fn.scoring import Precision, Run, Running, Scoring, check_running, check_score, class_of
-from xcam_fn.split import Layer, feature_and_grad, recording
+from xcam_fn.scoring import Precision, Run, Running, Scoring, class_of, scoring_of
+from xcam_fn.split import Layer, feature_and_grad
 from xcam_fn.targets import Classes
 
 Images = Float[Tensor, "B C *size"]
@@ -169,13 +168,9 @@ def gain(
         ValueError: a value is out of range or does not fit the model or the batch.
         TypeError: an argument is of the wrong kind.
     """
-    checks.check_call(model, x)
-    checks.check_model(model, x)
     how = Running(precision, compile, scorer, chunk_size, progress)
-    check_running(how, x)
-    check_score(score)
-    with recording(x), checks.explained(model, x):
-        return _gain(Scoring(model, x, cls, score, how), baseline)
+    with scoring_of(model, x, cls, score, how) as scoring:
+        return _gain(scoring, baseline)
 
 
 def _gain(scoring: Scoring, baseline: Baseline) -> Callable[..., Tensor]:
@@ -231,7 +226,7 @@ def _unioncam(
     """
     checks.check_number("theta", theta, at_least=0, at_most=100)
     how = Running(precision, compile, scorer, chunk_size, progress)
-    with _scoring(model, x, cls, score, how, create_graph) as scoring:
+    with scoring_of(model, x, cls, score, how, create_graph=create_graph) as scoring:
         A, G, _ = feature_and_grad(model, layer, x, class_of(scoring.explained), create_graph=create_graph)
         size = tuple(x.shape[2:])
         D = resized_minmax(map_of(weights.unioncam, A, G, {"theta": theta}), size)
@@ -284,23 +279,11 @@ def _fusioncam(
         Fusion-CAM (arXiv:2603.05386).
     """
     how = Running(precision, compile, scorer, chunk_size, progress)
-    with _scoring(model, x, cls, score, how, create_graph) as scoring:
+    with scoring_of(model, x, cls, score, how, create_graph=create_graph) as scoring:
         D = _heatmap_of("gradient", gradient, model, layer, x, scoring, create_graph)
         R = _heatmap_of("region", region, model, layer, x, scoring, create_graph)
         fused = fuse(D, R, _gain(scoring, baseline), theta=theta, axes=x.ndim - 2)
         return finish(fused, x, postprocess)
-
-
-@contextlib.contextmanager
-def _scoring(
-    model: nn.Module, x: Tensor, cls: Classes, score: str, how: Running, create_graph: bool
-) -> Iterator[Scoring]:
-    checks.check_call(model, x)
-    checks.check_model(model, x)
-    check_running(how, x)
-    check_score(score)
-    with recording(x, create_graph), checks.explained(model, x):
-        yield Scoring(model, x, cls, score, how)
 
 
 def _heatmap_of(
