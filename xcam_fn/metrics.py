@@ -316,8 +316,8 @@ def road(
     """The score while pixels are removed by imputing them, the most and the least relevant first.
 
     A removed pixel becomes the weighted mean of its neighbors (1/6 beside it, 1/12 across), which is one
-    sparse
-    linear system for all of them, and some noise: what is left does not tell where pixels were removed.
+    sparse linear system for all of them, and some noise: what is left does not tell where pixels were
+    removed.
 
     {any}
         fractions: the shares of pixels to remove, each in (0, 1).

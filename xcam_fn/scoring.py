@@ -322,8 +322,7 @@ def default_chunk_size(x: Tensor, forwarded: nn.Module | None) -> int:
     """How many images one forward takes where nothing else is said.
 
     Networks of depthwise convolutions are bound by memory and want their activations to stay in the cache,
-    plain
-    convolutions want enough work for every core.
+    plain convolutions want enough work for every core.
     """
     modules = [] if forwarded is None else list(forwarded.modules())
     convolutions = [m for m in modules if isinstance(m, nn.modules.conv._ConvNd)]

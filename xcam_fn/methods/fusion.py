@@ -210,11 +210,9 @@ def _unioncam(
     """Union-CAM: a denoised gradient map and Score-CAM's, added up by what they gain, or the latter alone.
 
     D = n(U(Σ α G₊ A)) with each channel's gradient below its θ-th percentile dropped, G₊ its positive part
-    and
-    α = 1 / Σ G₊; R is Score-CAM's heatmap; F = n(β_D·D + β_R·R) with β = p(x ⊙ map) − p(x₀). The map is F,
-    or R
-    where that gains more. Where both are zero, so is the map; a β may be negative, and its map then counts
-    against.
+    and α = 1 / Σ G₊; R is Score-CAM's heatmap; F = n(β_D·D + β_R·R) with β = p(x ⊙ map) − p(x₀). The map is
+    F, or R where that gains more. Where both are zero, so is the map; a β may be negative, and its map then
+    counts against.
 
     {arguments}        region: R: a method by name or as a function, or its heatmaps.
         theta: the percentile of a channel's gradients, 0 to 100, below which they are dropped.

@@ -88,9 +88,8 @@ def _region_map(
 ) -> Tensor:
     """The map that Score-CAM, SS-CAM and IS-CAM share: channels weighted by the score of what they show.
 
-    `ways` are those in which a channel's mask is tried, `(image, base, feature) -> image`; a channel's
-    score is
-    their mean.
+    `ways` are those in which a channel's mask is tried, `(image, base, feature) -> image`; a channel's score
+    is their mean.
     """
     checks.check_call(model, x)
     check_running(how, x)
@@ -204,9 +203,8 @@ def _sscam(
     """SS-CAM: Score-CAM with each channel's score averaged over noisy masks.
 
     M_kj = n(U(A_k) + δ_j), δ_j ~ N(0, σ²); w_k = mean_j p(x ⊙ M_kj) − p(x₀); the map is Σ w_k A_k.
-    `num_samples`
-    forwards for each channel. The noise is a function of the seed and j, the same for every channel and
-    image.
+    `num_samples` forwards for each channel. The noise is a function of the seed and j, the same for every
+    channel and image.
     {arguments}        num_samples: noisy masks for each channel, ≥ 1.
         std: σ of the noise, ≥ 0, in units of the features (of the mask with noise="mask").
         seed: of the noise.
@@ -265,8 +263,8 @@ def _iscam(
 ) -> Tensor:
     """IS-CAM: Score-CAM with each channel's score averaged over its mask from faint to full.
 
-    w_k = mean_t p(x ⊙ t M_k) − p(x₀) with t = 1/T … 1; the map is Σ w_k A_k. `num_samples` forwards for
-    each channel.
+    w_k = mean_t p(x ⊙ t M_k) − p(x₀) with t = 1/T … 1; the map is Σ w_k A_k. `num_samples` forwards for each
+    channel.
     {arguments}        num_samples: T, the number of scales, ≥ 1.
         scales: "even" (t = 1/T, 2/T … 1), "cumulative" (t_i = Σ_{j≤i} j/T, as in other libraries), or the
             scales themselves (`num_samples` is then not used).
@@ -310,7 +308,7 @@ def _ablationcam(
     cls: Classes = None,
     *,
     score: str = "logit",
-    chunk_size: int = 32,
+    chunk_size: int = 64,
     progress: bool = False,
     postprocess: Postprocess | None = heatmap,
     create_graph: bool = False,
@@ -318,8 +316,7 @@ def _ablationcam(
     """Ablation-CAM: each channel weighted by the share of the score that is lost without it.
 
     w_k = (s − s_k) / s, where s_k is the score with A_k set to zero (0 where s is 0); the map is Σ w_k A_k.
-    The
-    trunk runs once, the head once for each channel that is not zero already.
+    The trunk runs once, the head once for each channel that is not zero already.
 
     {call}        score: what is explained of a class, "logit" or "probability".
         chunk_size: ablated copies of the features in one run of the head, ≥ 1; it changes the memory, not
@@ -511,8 +508,7 @@ def _rise(
         layer: not used; there so that all methods are called alike.
         x: (B, C, *size), prepared images.
         cls: None for the predicted class of each image, an int, B ints, (B, n) ints, or a target, a
-            callable from
-            the output to one score for each image.
+            callable from the output to one score for each image.
         num_masks: N, ≥ 1.
         grid: cells of a mask along each axis, ≥ 1.
         keep: P, the probability that a cell is shown, in (0, 1].
@@ -561,8 +557,7 @@ CALL = """    Args:
         layer: a name, a module of the model, or None for `default_layer`.
         x: (B, C, *size), prepared images.
         cls: None for the predicted class of each image, an int, B ints, (B, n) ints for n classes of each
-            image at
-            once, or a target, a callable from the output to one score for each perturbed image.
+            image at once, or a target, a callable from the output to one score for each perturbed image.
         postprocess: `heatmap`, a callable `(cam, size) -> map`, or None for the raw map.
         create_graph: record the computation, so that the result can be differentiated with respect to the
             parameters.
