@@ -257,7 +257,7 @@ def _curve(
     x = scoring.x
     rank = relevance_rank(_checked(heatmap, x))
     total = rank[0].numel()
-    counts = torch.arange(pixels, total, pixels, device=x.device)
+    counts = torch.arange(1, math.ceil(total / pixels), device=x.device) * pixels
     which = torch.arange(len(x), device=x.device).repeat_interleave(len(counts))
     between = scoring.perturbed(_replaced, which, (counts.repeat(len(x)),), beside=(start, end, rank))
     scores = torch.cat([known[0], between.reshape(len(x), -1), known[1]], 1)

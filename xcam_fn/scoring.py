@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils import _pytree as pytree
 
 from xcam_fn import checks
+from xcam_fn._inference import inference_copy
 from xcam_fn._modules import unwrap
 from xcam_fn.perturb import perturbation_scores
 from xcam_fn.split import in_transform, recording, run_model, traced
@@ -134,9 +134,9 @@ def _prepared(root: nn.Module, x: Tensor, how: Running) -> Run:
 
 
 def _prepare(root: nn.Module, trace: Any, x: Tensor, how: Running) -> Run:
-    """A private copy with batch norm folded, convolutions in channels-last, and the precision asked for."""
+    """A private copy made for inference, convolutions in channels-last, in the precision asked for."""
     dtype = torch.bfloat16 if how.precision == "bfloat16" else x.dtype
-    twin = _folded(root, trace.graph) if trace is not None else copy.deepcopy(root)
+    twin = inference_copy(root, trace.graph) if trace is not None else copy.deepcopy(root)
     for parameter in (*twin.parameters(), *twin.buffers()):
         parameter.requires_grad_(False)
         parameter.data = _placed(parameter.data, dtype)
@@ -158,119 +158,6 @@ def _to_float(output: Any, dtype: torch.dtype) -> Any:
     """The output with its tensors in x's precision, so that softmax and sums are computed in it."""
     convert = lambda v: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v  # noqa: E731
     return pytree.tree_map(convert, output)
-
-
-def _folded(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
-    """A copy of the traced network in which batch norm that follows a convolution is part of it."""
-    own = fx.Graph()
-    new: dict[fx.Node, fx.Node] = {}
-    holder = nn.Module()
-    folded = {node.args[0]: node for node in graph.nodes if _is_foldable(root, node)}
-    for node in graph.nodes:
-        if node in folded.values():
-            new[node] = new[node.args[0]]
-        elif node in folded:
-            new[node] = _folded_convolution(root, own, holder, node, folded[node], new)
-        else:
-            new[node] = own.node_copy(node, lambda n: new[n])
-            if node.op in ("call_module", "get_attr"):
-                new[node].target = _keep(holder, _attribute(root, str(node.target)), str(node.target))
-    own.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or _writes(node))
-    return fx.GraphModule(holder, own)
-
-
-def _writes(node: fx.Node) -> bool:
-    """True for a node that may write in place: it stays, read or not."""
-    if node.op == "call_module":
-        return True
-    name = str(getattr(node.target, "__name__", node.target))
-    return (
-        bool(node.kwargs.get("inplace"))
-        or name.startswith("i")
-        or (name.endswith("_") and not name.endswith("__"))
-    )
-
-
-def _keep(holder: nn.Module, value: Any, name: str) -> str:
-    """Put a copy of a module or tensor of the model into the holder, once, and say under which name."""
-    own = name.replace(".", "_")
-    if not hasattr(holder, own):
-        if isinstance(value, nn.Module):
-            holder.add_module(own, copy.deepcopy(value))
-        else:
-            holder.register_buffer(own, value.detach().clone())
-    return own
-
-
-def _attribute(root: nn.Module, path: str) -> Any:
-    value: Any = root
-    for part in path.split("."):
-        value = getattr(value, part)
-    return value
-
-
-def _is_foldable(root: nn.Module, node: fx.Node) -> bool:
-    """True for batch norm with running statistics whose input is a convolution that nothing else reads."""
-    if node.op != "call_module" or not node.args or not isinstance(node.args[0], fx.Node):
-        return False
-    norm, source = _attribute(root, str(node.target)), node.args[0]
-    if type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) or norm.running_mean is None:
-        return False
-    return len(source.users) == 1 and _convolution(root, source) is not None
-
-
-def _convolution(root: nn.Module, node: fx.Node) -> tuple[Tensor, Tensor | None, dict[str, Any], Any] | None:
-    """The weight, bias, other arguments and function of a convolution node, or None where it is none."""
-    if node.op == "call_module":
-        module = _attribute(root, str(node.target))
-        if type(module) not in _FUNCTIONS or module.padding_mode != "zeros":
-            return None
-        names = ("stride", "padding", "dilation", "groups")
-        return module.weight, module.bias, {n: getattr(module, n) for n in names}, _FUNCTIONS[type(module)]
-    if node.op != "call_function" or node.target not in _FUNCTIONS.values():
-        return None
-    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-    given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-    weight, bias = (_read(root, given.get(name)) for name in ("weight", "bias"))
-    rest = {name: value for name, value in given.items() if name not in ("input", "weight", "bias")}
-    is_constant = not any(isinstance(value, fx.Node) for value in rest.values())
-    if weight is None or (bias is None and given.get("bias") is not None) or not is_constant:
-        return None
-    return weight, bias, rest, node.target
-
-
-def _read(root: nn.Module, value: Any) -> Any:
-    """The tensor of the model that a node stands for, or None where it stands for none."""
-    is_own = isinstance(value, fx.Node) and value.op == "get_attr"
-    return _attribute(root, str(value.target)) if is_own else None
-
-
-_FUNCTIONS: dict[Any, Any] = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
-
-
-def _folded_convolution(
-    root: nn.Module,
-    graph: fx.Graph,
-    holder: nn.Module,
-    node: fx.Node,
-    norm_node: fx.Node,
-    new: dict[fx.Node, fx.Node],
-) -> fx.Node:
-    found = _convolution(root, node)
-    assert found is not None
-    weight, bias, rest, function = found
-    norm = _attribute(root, str(norm_node.target))
-    fused = fuse_conv_bn_weights(
-        weight, bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-    )  # fmt: skip
-    names = [
-        _keep(holder, value, f"{norm_node.target}.{part}")
-        for value, part in zip(fused, ("w", "b"), strict=True)
-    ]
-    source = node.args[0] if node.args else node.kwargs["input"]
-    assert isinstance(source, fx.Node)
-    values = [graph.get_attr(name) for name in names]
-    return graph.call_function(function, (new[source], *values), rest)
 
 
 def explained_score(

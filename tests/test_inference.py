@@ -1,0 +1,137 @@
+"""The private copy that scores: the same values as the network, whatever was made part of what."""
+
+import operator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import networks
+from xcam_fn._inference import inference_copy
+from xcam_fn.split import traced
+
+pads = st.tuples(*[st.integers(0, 3)] * 4)
+
+
+class Padded(nn.Module):
+    """A convolution whose input is padded by something else, then normalized, then activated."""
+
+    def __init__(self, pad, *, own, stride, groups, dilation, function, activation):
+        super().__init__()
+        self.pad = None if function else nn.ZeroPad2d(pad)
+        self.sides = pad
+        self.conv = nn.Conv2d(6, 6, 3, stride, own, dilation, groups, bias=False)
+        self.norm = nn.BatchNorm2d(6)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.pad(x, self.sides) if self.pad is None else self.pad(x)
+        return self.activation(self.norm(self.conv(y))).mean((2, 3))
+
+
+def same(model: nn.Module, x: Tensor) -> torch.fx.GraphModule:
+    """The copy, after it was seen to compute the same and to leave the model and its input as they were."""
+    networks.seeded(model)
+    model.double().eval()
+    before, image = {k: v.clone() for k, v in model.state_dict().items()}, x.clone()
+    with torch.no_grad():
+        trace = traced(model, x)
+        assert trace is not None
+        twin = inference_copy(model, trace.graph)
+        torch.testing.assert_close(twin(x), model(x), rtol=1e-12, atol=1e-12)
+    assert torch.equal(x, image)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    return twin
+
+
+def count(twin: torch.fx.GraphModule, wanted) -> int:
+    return sum(
+        node.target is wanted
+        or (node.op == "call_module" and type(twin.get_submodule(str(node.target))) is wanted)
+        for node in twin.graph.nodes
+    )
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    pads, st.integers(0, 2), st.integers(1, 3), st.sampled_from([1, 2, 6]), st.integers(1, 2), st.booleans(),
+    st.sampled_from([nn.ReLU(), nn.ReLU6(), nn.SiLU(), nn.Hardswish(), nn.LeakyReLU(0.3), nn.ELU(0.5), nn.Hardtanh(-2, 1)]),
+)  # fmt: skip
+def test_padding_norm_and_activation_become_part_of_the_convolution(
+    pad, own, stride, groups, dilation, function, activation
+):
+    model = Padded(
+        pad,
+        own=own,
+        stride=stride,
+        groups=groups,
+        dilation=dilation,
+        function=function,
+        activation=activation,
+    )
+    x = torch.randn(2, 6, 11, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(pad)))
+    twin = same(model, x)
+    is_even = pad[0] == pad[1] and pad[2] == pad[3]
+    if is_even or (groups > 1 and dilation == 1):
+        assert count(twin, nn.ZeroPad2d) == count(twin, F.pad) == 0
+    assert count(twin, nn.BatchNorm2d) == 0
+    assert count(twin, type(activation)) == 0  # it is a function that overwrites its input
+
+
+class Shared(nn.Module):
+    """What may not be changed in place or folded: values that something else reads too."""
+
+    def __init__(self):
+        super().__init__()
+        self.pad, self.conv, self.other = nn.ZeroPad2d(1), nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3)
+        self.norm, self.relu = nn.BatchNorm2d(3), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        padded = self.pad(x)
+        first = self.conv(padded)
+        second = self.relu(first) - first  # the convolution's output is read twice
+        third = self.norm(self.other(F.pad(x, (1, 1, 1, 1)))) + self.norm(first)  # one norm, two convolutions
+        view = self.conv(padded).flatten(1)
+        return torch.cat(
+            [(second + third).mean((2, 3)), self.relu(view).mean(1, keepdim=True), F.relu(x).mean((2, 3))], 1
+        )
+
+
+def test_what_others_read_stays():
+    twin = same(Shared(), torch.randn(2, 3, 8, 9, dtype=torch.float64))
+    assert count(twin, nn.ZeroPad2d) == 1
+
+
+class OtherPads(nn.Module):
+    def __init__(self, pad):
+        super().__init__()
+        self.pad, self.conv = pad, nn.Conv2d(3, 4, 3, padding="same" if isinstance(pad, nn.ZeroPad2d) else 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.pad(x))
+
+
+@pytest.mark.parametrize(
+    "pad",
+    [nn.ConstantPad2d(1, 0.5), nn.ReflectionPad2d(1), nn.ZeroPad2d((-1, 2, 0, 0)), nn.ZeroPad2d(1)],
+    ids=["constant", "reflected", "cropped", "beside-same"],
+)
+def test_padding_that_is_not_only_zeros_stays(pad):
+    twin = same(OtherPads(pad), torch.randn(1, 3, 8, 9, dtype=torch.float64))
+    assert count(twin, type(pad)) == 1
+
+
+def test_a_convolution_that_runs_twice_keeps_one_kernel():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return operator.add(self.norm(self.conv(x)), self.norm(self.conv(x * 2)))
+
+    twin = same(Twice(), torch.randn(1, 3, 5, 5, dtype=torch.float64))
+    assert sum(buffer.ndim == 4 for buffer in twin.buffers()) == 1
