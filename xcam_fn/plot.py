@@ -3,33 +3,43 @@
 from __future__ import annotations
 
 import difflib
-import math
-import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import numpy as np
 import torch
 from jaxtyping import Float64, UInt8
-from PIL import Image
 from torch import Tensor
+
+from xcam_fn import checks
+from xcam_fn._plot_figures import curve_beside, curves_figure, panels_figure
+from xcam_fn._plot_inputs import (
+    Line,
+    Map,
+    Picture,
+    array_of,
+    lines_of,
+    map_of,
+    numbers_of,
+    picture_of,
+    relevance_of,
+    resized,
+    unit_floats,
+)
 
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
-Picture = Image.Image | np.ndarray | Tensor
-Map = np.ndarray | Tensor
+    from xcam_fn.metrics import Curve
 
-_COLUMNS = 4
-_PANEL_INCHES = 2.6
-_COLORBAR_INCHES = 0.85
-_POINTS = 10
-_LINE_INCHES = 0.19
-_CHARACTERS_PER_INCH = 11.5
-_ROUNDING = 1e-4
+Numbers = Sequence[float] | np.ndarray | Tensor
+Color = float | Numbers
+
+_FRAMES = 6  # a row
+_MEAN_COLOR = (0.485, 0.456, 0.406)  # of ImageNet; zero once it is normalized
 
 
 def overlay(
@@ -59,11 +69,11 @@ def overlay(
         TypeError: an argument is of the wrong kind.
     """
     check_style(colormap=colormap, alpha=alpha)
-    picture = _picture(image)
-    relevance = _resized(_relevance(heatmap, "heatmap"), picture.shape[:2])
+    picture = picture_of(image)
+    relevance = resized(relevance_of(heatmap, "heatmap"), picture.shape[:2]).clip(0, 1)
     colors = _colormap(colormap)(relevance)[..., :3]
     cover = (alpha * relevance if alpha_follows_heatmap else np.full_like(relevance, alpha))[..., None]
-    return np.round((picture * (1 - cover) + colors * cover) * 255).astype(np.uint8)
+    return _bytes(picture * (1 - cover) + colors * cover)
 
 
 def heatmaps(
@@ -98,10 +108,10 @@ def heatmaps(
     if not maps:
         raise ValueError('maps is empty; expected at least one heatmap, as {"Grad-CAM": map}')
     check_style(colormap=colormap, alpha=alpha)
-    picture = _picture(image)
-    panels, titles = [np.round(picture * 255).astype(np.uint8)], ["photograph"]
+    picture = picture_of(image)
+    panels, titles = [_bytes(picture)], ["photograph"]
     for title, values in maps.items():
-        relevance = _relevance(values, f"maps[{title!r}]")
+        relevance = relevance_of(values, f"maps[{title!r}]")
         shown = overlay(
             picture,
             relevance,
@@ -110,8 +120,8 @@ def heatmaps(
             alpha_follows_heatmap=alpha_follows_heatmap,
         )
         panels.append(shown)
-        titles.append(title if relevance.any() else f"{title}\n(empty: zero everywhere)")
-    return _figure(panels, titles, caption, colormap)
+        titles.append(_named(title, relevance))
+    return panels_figure(panels, titles, caption, colormap)
 
 
 def grid(
@@ -147,11 +157,11 @@ def grid(
             f"number"
         )
     check_style(colormap=colormap, alpha=alpha)
-    picture = _picture(image)
+    picture = picture_of(image)
     panels, titles = [], []
     for i, row in enumerate(rows):
         for title, values in row.items():
-            relevance = _relevance(values, f"rows[{i}][{title!r}]")
+            relevance = relevance_of(values, f"rows[{i}][{title!r}]")
             panels.append(
                 overlay(
                     picture, relevance, colormap=colormap, alpha=alpha,
@@ -159,7 +169,128 @@ def grid(
                 )
             )  # fmt: skip
             titles.append(title if relevance.any() else f"{title} (empty)")
-    return _figure(panels, titles, caption, colormap, columns=len(rows[0]))
+    return panels_figure(panels, titles, caption, colormap, columns=len(rows[0]))
+
+
+def curves(
+    curves: Mapping[str, Curve],
+    image: Picture | None = None,
+    heatmap: Map | None = None,
+    *,
+    best: str = "highest",
+    title: str | None = None,
+    xlabel: str = "share of pixels changed",
+    ylabel: str = "probability",
+    colormap: str = "viridis",
+    alpha: float = 0.5,
+    alpha_follows_heatmap: bool = False,
+) -> Figure:
+    """A figure of what the score does while pixels are shown or taken away.
+
+    One curve has the area under it shaded, and the overlay beside it where its image and heatmap are given.
+    Many share one axes, in a legend that begins with the best. Of a batch the line is the mean over its
+    images, within a band of one standard error. Colors and dashes follow the order of `curves`, so that a
+    method looks the same in two figures; up to 28 curves look different.
+
+    Args:
+        curves: names to curves, as `xcam_fn.insertion` and `xcam_fn.deletion` return them.
+        image: the picture that the only curve is of, as for `overlay`.
+        heatmap: the heatmap that the only curve is of, as for `overlay`.
+        best: which area is named first: "highest", as for insertion, or "lowest", as for deletion.
+        title: above the curves.
+        xlabel: below the horizontal axis.
+        ylabel: beside the vertical axis.
+        colormap: as for `overlay`.
+        alpha: as for `overlay`.
+        alpha_follows_heatmap: as for `overlay`.
+
+    Returns:
+        The figure, the caller's alone; the curves are in its last axes.
+
+    Raises:
+        ValueError: there are no curves, one's parts do not fit each other, a value is out of range, or an
+            image comes without a heatmap, with many curves or with the curve of many images.
+        TypeError: an argument is of the wrong kind.
+    """
+    lines = lines_of(curves)
+    checks.check_choice("best", best, ("highest", "lowest"))
+    check_style(colormap=colormap, alpha=alpha)
+    if image is None or heatmap is None:
+        if image is not heatmap:
+            given, missing = ("heatmap", "image") if image is None else ("image", "heatmap")
+            raise ValueError(
+                f"{given} is given without {missing}; expected both, or neither for curves alone"
+            )
+        figure = curves_figure(lines, best, title)
+    else:
+        _check_beside(lines)
+        relevance = relevance_of(heatmap, "heatmap")
+        panel = overlay(
+            image, relevance, colormap=colormap, alpha=alpha, alpha_follows_heatmap=alpha_follows_heatmap
+        )
+        figure = curve_beside(panel, _named(lines[0].name, relevance), lines[0], title)
+    axis = figure.axes[-1]
+    axis.set_xlabel(xlabel, parse_math=False)
+    axis.set_ylabel(ylabel, parse_math=False)
+    return figure
+
+
+def frames(
+    image: Picture,
+    heatmap: Map,
+    *,
+    mode: str = "insertion",
+    baseline: Color | Callable[[Tensor], Tensor] | None = None,
+    fractions: Numbers = (0.0, 0.05, 0.1, 0.25, 0.5, 1.0),
+    scores: Numbers | None = None,
+    caption: str | None = None,
+) -> Figure:
+    """A figure of what the network sees on the way of an insertion or a deletion curve.
+
+    Args:
+        image: the picture, as for `overlay`.
+        heatmap: (h, w) or (1, h, w), finite: its order counts, as for `xcam_fn.insertion`, and equal values
+            are in the order of their places. Resized to the picture (bilinear) where it differs, which gives
+            an order of its own: the curve's is that of the heatmap it was given.
+        mode: "insertion", where the most relevant pixels are shown first, or "deletion", where they are taken
+            away first.
+        baseline: what is seen in place of a pixel that is not shown: a number or three (red, green, blue) in
+            [0, 1], in the picture's units and not in normalized ones, or a callable of the picture as a
+            tensor (1, 3, H, W). By default `xcam_fn.perturb.blurred` for insertion, and for deletion the mean
+            color of ImageNet, which is 0 in the normalized units of most networks; the preset of another
+            has its own as `preset.mean`.
+        fractions: the shares of pixels, each in [0, 1], one frame each.
+        scores: the score of each frame, to be named above it.
+        caption: a line below the frames.
+
+    Returns:
+        The figure, the caller's alone.
+
+    Raises:
+        ValueError: there are no fractions, scores are not as many, or a shape or a value is out of range.
+        TypeError: an argument is of the wrong kind.
+    """
+    from xcam_fn.metrics import relevance_rank  # noqa: PLC0415 (an overlay needs no metric)
+
+    checks.check_choice("mode", mode, ("insertion", "deletion"))
+    picture = picture_of(image)
+    order = map_of(heatmap, "heatmap")
+    if not np.isfinite(order).all():
+        raise ValueError("heatmap holds NaN or infinite values; expected finite ones")
+    rank = relevance_rank(torch.tensor(resized(order, picture.shape[:2]))[None])[0].numpy()
+    shares = numbers_of(fractions, "fractions")
+    if shares.size == 0 or shares.min() < 0 or shares.max() > 1:
+        raise ValueError(f"fractions={fractions!r}; expected one or more numbers from 0 to 1")
+    unseen = _unseen(baseline, mode, picture)
+    start, end = (unseen, picture) if mode == "insertion" else (picture, unseen)
+    panels = [_bytes(np.where((rank < round(f * rank.size))[..., None], end, start)) for f in shares]
+    titles = [f"{100 * f:.4g} %" for f in shares]
+    if scores is not None:
+        values = numbers_of(scores, "scores")
+        if len(values) != len(shares):
+            raise ValueError(f"scores are {len(values)}; expected {len(shares)}, one for each fraction")
+        titles = [f"{title}\np = {p:.2f}" for title, p in zip(titles, values, strict=True)]
+    return panels_figure(panels, titles, caption, None, columns=_FRAMES)
 
 
 def check_style(*, colormap: str, alpha: float) -> None:
@@ -198,125 +329,43 @@ def _colormap(name: str) -> Colormap:
     return mpl.colormaps[name]
 
 
-# What comes in
+def _check_beside(lines: list[Line]) -> None:
+    if len(lines) > 1:
+        raise ValueError(
+            f"image and heatmap are given with {len(lines)} curves; expected one curve, or leave them out"
+        )
+    if lines[0].images > 1:
+        raise ValueError(
+            f"curves[{lines[0].name!r}] is of {lines[0].images} images beside one image; expected scores (1, "
+            "T), as Curve(fractions, scores[:1], auc[:1]) has, or leave image and heatmap out"
+        )
 
 
-def _picture(image: Picture) -> Float64[np.ndarray, "H W 3"]:
-    """The picture in [0, 1], channels last."""
-    if isinstance(image, Image.Image):
-        if image.mode not in {"1", "L", "P", "RGB"}:
-            raise ValueError(
-                f"image has mode {image.mode!r}; expected 'RGB' or 'L' (xcam_fn.images.load converts it)"
-            )
-        values = np.asarray(image.convert("RGB"))
-    elif isinstance(image, Tensor):
-        values = _channels_last(image)
-    elif isinstance(image, np.ndarray):
-        values = image
+def _unseen(
+    baseline: Color | Callable[[Tensor], Tensor] | None, mode: str, picture: np.ndarray
+) -> Float64[np.ndarray, "H W 3"]:
+    """What is seen in place of each pixel."""
+    from xcam_fn.perturb import baseline_images, blurred  # noqa: PLC0415 (an overlay is no perturbation)
+
+    if baseline is None:
+        baseline = blurred if mode == "insertion" else _MEAN_COLOR
+    if callable(baseline):
+        x = torch.tensor(picture).permute(2, 0, 1)[None]
+        values = np.moveaxis(array_of(baseline_images(baseline, x)[0]), 0, -1)
     else:
-        raise TypeError(f"image is a {type(image).__name__}; expected a PIL image, an array or a tensor")
-    given = values.shape if isinstance(image, Image.Image) else image.shape
-    if values.ndim == 2:
-        values = values[..., None]
-    if values.ndim != 3 or values.shape[2] not in (1, 3) or values.size == 0:
-        raise ValueError(
-            f"image has shape {tuple(given)}; expected an array (H, W), (H, W, 1) or (H, W, 3), or a "
-            "tensor (H, W), (1, H, W) or (3, H, W)"
-        )
-    return np.broadcast_to(_unit(values, "image"), (*values.shape[:2], 3))
+        values = numbers_of(baseline, "baseline", None)
+        if values.shape not in {(), (3,)}:
+            raise ValueError(
+                f"baseline has shape {values.shape}; expected a number, three (red, green, blue), or a "
+                "callable of the picture as a tensor (1, 3, H, W)"
+            )
+    values = np.broadcast_to(values, picture.shape)
+    return unit_floats(values, "baseline", "in the picture's units, not in normalized ones")
 
 
-def _channels_last(image: Tensor) -> np.ndarray:
-    image = image[0] if image.ndim == 4 and len(image) == 1 else image
-    values = _array(image)
-    return np.moveaxis(values, 0, -1) if values.ndim == 3 else values
+def _bytes(picture: np.ndarray) -> UInt8[np.ndarray, "H W 3"]:
+    return np.round(picture * 255).astype(np.uint8)
 
 
-def _array(values: Tensor) -> np.ndarray:
-    values = values.detach().cpu()
-    return (values.to(torch.float64) if values.is_floating_point() else values).numpy()
-
-
-def _unit(values: np.ndarray, argument: str) -> Float64[np.ndarray, "..."]:
-    """The values as floats in [0, 1]."""
-    if values.dtype == np.uint8:
-        return values / 255
-    if values.dtype == np.bool_:
-        return values.astype(np.float64)
-    if values.dtype.kind != "f":
-        raise ValueError(f"{argument} has values of {values.dtype}; expected uint8, or floats in [0, 1]")
-    return _floats(
-        values, argument, "pass the picture as it was before normalization (images.prepare returns it)"
-    )
-
-
-def _floats(values: np.ndarray, argument: str, remedy: str) -> Float64[np.ndarray, "..."]:
-    if not np.isfinite(values).all():
-        raise ValueError(f"{argument} holds NaN or infinite values; expected [0, 1]")
-    if values.min() < -_ROUNDING or values.max() > 1 + _ROUNDING:
-        raise ValueError(
-            f"{argument} has values from {values.min():.4g} to {values.max():.4g}; expected [0, 1] ({remedy})"
-        )
-    return values.astype(np.float64).clip(0, 1)
-
-
-def _relevance(heatmap: Map, argument: str) -> Float64[np.ndarray, "h w"]:
-    if not isinstance(heatmap, (Tensor, np.ndarray)):
-        raise TypeError(f"{argument} is a {type(heatmap).__name__}; expected a tensor or an array (h, w)")
-    values = _array(heatmap) if isinstance(heatmap, Tensor) else heatmap
-    values = values[0] if values.ndim == 3 and len(values) == 1 else values
-    if values.ndim != 2 or values.size == 0:
-        raise ValueError(
-            f"{argument} has shape {tuple(heatmap.shape)}; expected one map (h, w), as heatmaps[0] of a batch"
-        )
-    return _floats(
-        np.asarray(values, np.float64), argument, "xcam_fn.heatmap(cam, size) makes that of a raw map"
-    )
-
-
-def _resized(relevance: np.ndarray, size: tuple[int, ...]) -> Float64[np.ndarray, "H W"]:
-    if relevance.shape == size:
-        return relevance
-    height, width = size
-    resized = Image.fromarray(relevance.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(resized, np.float64).clip(0, 1)
-
-
-# What goes out
-
-
-def _figure(
-    panels: list[np.ndarray], titles: list[str], caption: str | None, colormap: str, columns: int = _COLUMNS
-) -> Figure:
-    from matplotlib.cm import ScalarMappable  # noqa: PLC0415 (slow, and not needed for an overlay)
-    from matplotlib.figure import Figure  # noqa: PLC0415 (as slow)
-
-    height, width = panels[0].shape[:2]
-    columns = min(len(panels), columns)
-    rows = math.ceil(len(panels) / columns)
-    panel_width = _PANEL_INCHES * min(1.0, max(0.5, width / height))
-    figure_width = columns * panel_width + _COLORBAR_INCHES
-    titles = [_wrapped(title, panel_width) for title in titles]
-    below = _wrapped(caption or "", figure_width)
-    title_height = _LINE_INCHES * (2.4 + max(title.count("\n") for title in titles))
-    caption_height = _LINE_INCHES * (2 + below.count("\n")) if below else 0
-    figure_height = rows * (panel_width * height / width + title_height) + caption_height
-    figure = Figure(figsize=(figure_width, figure_height), layout="constrained")
-    axes: Any = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for axis, panel, title in zip(axes.flat, panels, titles, strict=False):
-        axis.imshow(panel)
-        axis.set_title(title, fontsize=_POINTS, parse_math=False)
-    scale = ScalarMappable(cmap=colormap)
-    bar = figure.colorbar(scale, ax=axes, ticks=[0, 1], fraction=0.03, pad=0.02, aspect=20 * rows)
-    bar.ax.set_yticklabels(["least", "most"])
-    bar.set_label("relevance", labelpad=-12)
-    if below:
-        figure.supxlabel(below, fontsize=_POINTS, parse_math=False)
-    return figure
-
-
-def _wrapped(text: str, inches: float) -> str:
-    width = max(8, int(inches * _CHARACTERS_PER_INCH))
-    return "\n".join(line for part in text.splitlines() for line in textwrap.wrap(part, width))
+def _named(name: str, relevance: np.ndarray) -> str:
+    return name if relevance.any() else f"{name}\n(empty: zero everywhere)"

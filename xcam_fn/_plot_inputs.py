@@ -1,0 +1,181 @@
+"""Pictures, heatmaps and curves of every kind that is taken, as arrays that can be drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from PIL import Image
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from xcam_fn.metrics import Curve
+
+Picture = Image.Image | np.ndarray | Tensor
+Map = np.ndarray | Tensor
+
+_ROUNDING = 1e-4
+
+
+def array_of(values: Tensor) -> np.ndarray:
+    """The tensor's values as an array, floats in double precision."""
+    values = values.detach().cpu()
+    return (values.to(torch.float64) if values.is_floating_point() else values).numpy()
+
+
+def picture_of(image: Picture) -> Float64[np.ndarray, "H W 3"]:
+    """The picture in [0, 1], channels last."""
+    if isinstance(image, Image.Image):
+        if image.mode not in {"1", "L", "P", "RGB"}:
+            raise ValueError(
+                f"image has mode {image.mode!r}; expected 'RGB' or 'L' (xcam_fn.images.load converts it)"
+            )
+        values = np.asarray(image.convert("RGB"))
+    elif isinstance(image, Tensor):
+        values = _channels_last(image)
+    elif isinstance(image, np.ndarray):
+        values = image
+    else:
+        raise TypeError(f"image is a {type(image).__name__}; expected a PIL image, an array or a tensor")
+    given = values.shape if isinstance(image, Image.Image) else image.shape
+    if values.ndim == 2:
+        values = values[..., None]
+    if values.ndim != 3 or values.shape[2] not in (1, 3) or values.size == 0:
+        raise ValueError(
+            f"image has shape {tuple(given)}; expected an array (H, W), (H, W, 1) or (H, W, 3), or a "
+            "tensor (H, W), (1, H, W) or (3, H, W)"
+        )
+    return np.broadcast_to(_unit(values, "image"), (*values.shape[:2], 3))
+
+
+def _channels_last(image: Tensor) -> np.ndarray:
+    image = image[0] if image.ndim == 4 and len(image) == 1 else image
+    values = array_of(image)
+    return np.moveaxis(values, 0, -1) if values.ndim == 3 else values
+
+
+def _unit(values: np.ndarray, argument: str) -> Float64[np.ndarray, "..."]:
+    """The values as floats in [0, 1]."""
+    if values.dtype == np.uint8:
+        return values / 255
+    if values.dtype == np.bool_:
+        return values.astype(np.float64)
+    if values.dtype.kind != "f":
+        raise ValueError(f"{argument} has values of {values.dtype}; expected uint8, or floats in [0, 1]")
+    return unit_floats(
+        values, argument, "pass the picture as it was before normalization (images.prepare returns it)"
+    )
+
+
+def unit_floats(values: np.ndarray, argument: str, remedy: str) -> Float64[np.ndarray, "..."]:
+    """The values, which may be outside [0, 1] by rounding only, within it."""
+    if not np.isfinite(values).all():
+        raise ValueError(f"{argument} holds NaN or infinite values; expected [0, 1]")
+    if values.min() < -_ROUNDING or values.max() > 1 + _ROUNDING:
+        raise ValueError(
+            f"{argument} has values from {values.min():.4g} to {values.max():.4g}; expected [0, 1] ({remedy})"
+        )
+    return values.astype(np.float64).clip(0, 1)
+
+
+def map_of(heatmap: Map, argument: str) -> Float64[np.ndarray, "h w"]:
+    """One map, whatever its values."""
+    if not isinstance(heatmap, (Tensor, np.ndarray)):
+        raise TypeError(f"{argument} is a {type(heatmap).__name__}; expected a tensor or an array (h, w)")
+    values = array_of(heatmap) if isinstance(heatmap, Tensor) else heatmap
+    values = values[0] if values.ndim == 3 and len(values) == 1 else values
+    if values.ndim != 2 or values.size == 0:
+        raise ValueError(
+            f"{argument} has shape {tuple(heatmap.shape)}; expected one map (h, w), as heatmaps[0] of a batch"
+        )
+    return np.asarray(values, np.float64)
+
+
+def relevance_of(heatmap: Map, argument: str) -> Float64[np.ndarray, "h w"]:
+    """One map with values in [0, 1]."""
+    return unit_floats(
+        map_of(heatmap, argument), argument, "xcam_fn.heatmap(cam, size) makes that of a raw map"
+    )
+
+
+def resized(values: np.ndarray, size: tuple[int, ...]) -> Float64[np.ndarray, "H W"]:
+    """The map at another size (bilinear), as it is where it has that size already."""
+    if values.shape == size:
+        return values
+    height, width = size
+    image = Image.fromarray(values.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(image, np.float64)
+
+
+class Line(NamedTuple):
+    """A curve's mean over its images, with its standard errors, or None where it is of one image."""
+
+    name: str
+    fractions: Float64[np.ndarray, " T"]
+    mean: Float64[np.ndarray, " T"]
+    error: Float64[np.ndarray, " T"] | None
+    auc: float
+    auc_error: float | None
+    images: int
+
+    @property
+    def area(self) -> str:
+        """The area in words."""
+        return f"{self.auc:.3f}" if self.auc_error is None else f"{self.auc:.3f} ± {self.auc_error:.3f}"
+
+
+def lines_of(curves: Mapping[str, Curve]) -> list[Line]:
+    """The curves in their order, checked."""
+    if not isinstance(curves, Mapping):
+        kind = type(curves).__name__
+        raise TypeError(f'curves is a {kind}; expected names to curves, as {{"Grad-CAM": curve}}')
+    if not curves:
+        raise ValueError('curves is empty; expected at least one curve, as {"Grad-CAM": curve}')
+    return [_line(name, curve) for name, curve in curves.items()]
+
+
+def _line(name: str, curve: Curve) -> Line:
+    from xcam_fn.metrics import Curve  # noqa: PLC0415 (an overlay needs no metric)
+
+    argument = f"curves[{name!r}]"
+    if not isinstance(curve, Curve):
+        kind = type(curve).__name__
+        raise TypeError(f"{argument} is a {kind}; expected a Curve, as xcam_fn.insertion returns it")
+    fractions, scores, auc = (numbers_of(v, f"{argument}.{k}", None) for k, v in curve._asdict().items())
+    fits = fractions.ndim == auc.ndim == 1 and scores.shape == (len(auc), len(fractions))
+    if not fits or scores.size == 0:
+        raise ValueError(
+            f"{argument} has fractions {fractions.shape}, scores {scores.shape} and auc {auc.shape}; "
+            "expected (T,), (B, T) and (B,)"
+        )
+    if fractions.min() < 0 or fractions.max() > 1 or (np.diff(fractions) < 0).any():
+        raise ValueError(
+            f"{argument}.fractions go from {fractions[0]:.4g} to {fractions[-1]:.4g}; expected ascending "
+            "numbers from 0 to 1"
+        )
+    mean, area = scores.mean(0), float(auc.mean())
+    if len(auc) == 1:
+        return Line(name, fractions, mean, None, area, None, 1)
+    root = math.sqrt(len(auc))
+    error, area_error = scores.std(0, ddof=1) / root, float(auc.std(ddof=1)) / root
+    return Line(name, fractions, mean, error, area, area_error, len(auc))
+
+
+def numbers_of(values: Any, argument: str, axes: int | None = 1) -> Float64[np.ndarray, "..."]:
+    """The values as an array, of any number of axes where that is None."""
+    try:
+        found = np.asarray(array_of(values) if isinstance(values, Tensor) else values, np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{argument} is a {type(values).__name__}, {values!r}; expected numbers, as a tensor, an array "
+            "or a sequence"
+        ) from None
+    if axes is not None and found.ndim != axes:
+        raise ValueError(f"{argument} has shape {found.shape}; expected {axes} axis of numbers")
+    if not np.isfinite(found).all():
+        raise ValueError(f"{argument} holds NaN or infinite values; expected finite ones")
+    return found
