@@ -12,7 +12,20 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from xcam_fn import images, metrics, models, perturb, plot, targets, testing, weights
+    from xcam_fn import (
+        dataset,
+        evaluate,
+        images,
+        latency,
+        metrics,
+        models,
+        perturb,
+        plot,
+        report,
+        targets,
+        testing,
+        weights,
+    )
     from xcam_fn.heatmap import heatmap
     from xcam_fn.methods import (
         METHODS,
@@ -74,10 +87,12 @@ __all__ = [
     "coherency",
     "combine",
     "complexity",
+    "dataset",
     "default_layer",
     "deletion",
     "denoise",
     "energy_pointing_game",
+    "evaluate",
     "explain_all",
     "feature_and_grad",
     "features",
@@ -96,6 +111,7 @@ __all__ = [
     "insertion",
     "integrated_gradients",
     "iscam",
+    "latency",
     "layercam",
     "layers",
     "metrics",
@@ -105,6 +121,7 @@ __all__ = [
     "perturbation_scores",
     "plot",
     "pointing_game",
+    "report",
     "rise",
     "road",
     "scorecam",
@@ -120,7 +137,20 @@ __all__ = [
 # A name is imported when it is first used, so that torch is loaded with the first of them and not for
 # `xcam --help`. A public name stands in three places: above for type checkers, in __all__, and either among
 # the modules or, where it comes from one of these and not from `methods`, in _HOMES.
-_MODULES = ("images", "metrics", "models", "perturb", "plot", "targets", "testing", "weights")
+_MODULES = (
+    "dataset",
+    "evaluate",
+    "images",
+    "latency",
+    "metrics",
+    "models",
+    "perturb",
+    "plot",
+    "report",
+    "targets",
+    "testing",
+    "weights",
+)
 _HOMES = {
     "Curve": "metrics",
     "FeatureAndGrad": "split",

@@ -134,8 +134,9 @@ def panels_figure(
     caption: str | None,
     colormap: str | None,
     columns: int = _COLUMNS,
+    notes: list[str] | None = None,
 ) -> Figure:
-    """The panels in rows, with a bar of the colors where there is a colormap."""
+    """The panels in rows, each over its note, with a bar of the colors where there is a colormap."""
     from matplotlib.cm import ScalarMappable  # noqa: PLC0415 (slow, and not needed for an overlay)
     from matplotlib.figure import Figure  # noqa: PLC0415 (as slow)
 
@@ -145,17 +146,24 @@ def panels_figure(
     panel_width = _PANEL_INCHES * min(1.0, max(0.5, width / height))
     figure_width = columns * panel_width + (_COLORBAR_INCHES if colormap else 0)
     titles = [_wrapped(title, panel_width) for title in titles]
+    notes = [_wrapped(note, panel_width) for note in notes or [""] * len(panels)]
     below = _wrapped(caption or "", figure_width)
+    note_height = _LINE_INCHES * (1 + max(note.count("\n") for note in notes)) if any(notes) else 0
     title_height = _LINE_INCHES * ((2.4 if colormap else 1.6) + max(title.count("\n") for title in titles))
     caption_height = _LINE_INCHES * (2 + below.count("\n")) if below else 0
-    figure_height = rows * (panel_width * height / width + title_height) + caption_height
+    figure_height = rows * (panel_width * height / width + title_height + note_height) + caption_height
     figure = Figure(figsize=(figure_width, figure_height), layout="constrained")
     axes: Any = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
-    for axis, panel, title in zip(axes.flat, panels, titles, strict=False):
+    for axis, panel, title, note in zip(axes.flat, panels, titles, notes, strict=False):
         axis.imshow(panel)
         axis.set_title(title, fontsize=_POINTS, parse_math=False)
+        if note:
+            axis.text(
+                0.5, -0.03, note, transform=axis.transAxes, ha="center", va="top", fontsize=_POINTS - 1,
+                parse_math=False,
+            )  # fmt: skip
     if colormap:
         scale = ScalarMappable(cmap=colormap)
         bar = figure.colorbar(scale, ax=axes, ticks=[0, 1], fraction=0.03, pad=0.02, aspect=20 * rows)

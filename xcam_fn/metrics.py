@@ -200,8 +200,7 @@ def insertion(
         Petsiuk et al., RISE (arXiv:1806.07421), section 4.1.
     """
     with _scoring(model, x, cls, how) as scoring:
-        pixels = _pixels(x, steps, pixels_per_step)
-        return inserted(scoring, heatmap, baseline, pixels)
+        return inserted(scoring, heatmap, baseline, step_pixels(x, steps, pixels_per_step))
 
 
 @_documented
@@ -235,7 +234,7 @@ def deletion(
         Petsiuk et al., RISE (arXiv:1806.07421), section 4.1.
     """
     with _scoring(model, x, cls, how) as scoring:
-        return deleted(scoring, heatmap, baseline, _pixels(x, steps, pixels_per_step))
+        return deleted(scoring, heatmap, baseline, step_pixels(x, steps, pixels_per_step))
 
 
 def inserted(scoring: Scoring, heatmap: Heatmap, baseline: Baseline, pixels: int) -> Curve:
@@ -284,7 +283,14 @@ def relevance_rank(heatmap: Float[Tensor, "B *size"]) -> Int[Tensor, "B *size"]:
     return torch.zeros_like(places).scatter(1, order, places).reshape(heatmap.shape)
 
 
-def _pixels(x: Tensor, steps: int | None, pixels_per_step: int | None) -> int:
+def step_pixels(x: Tensor, steps: int | None = None, pixels_per_step: int | None = None) -> int:
+    """How many pixels each step of a curve changes.
+
+    Args:
+        x: (B, C, *size).
+        steps: how many there are, ≥ 1; 112 by default.
+        pixels_per_step: in place of steps, ≥ 1.
+    """
     total = math.prod(x.shape[2:])
     if pixels_per_step is not None:
         if steps is not None:

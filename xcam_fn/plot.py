@@ -81,6 +81,7 @@ def heatmaps(
     maps: Mapping[str, Map],
     *,
     caption: str | None = None,
+    notes: Mapping[str, str] | None = None,
     colormap: str = "viridis",
     alpha: float = 0.5,
     alpha_follows_heatmap: bool = False,
@@ -91,6 +92,7 @@ def heatmaps(
         image: the picture, as for `overlay`.
         maps: titles to heatmaps, as for `overlay`; the title of a map that is zero everywhere says so.
         caption: a line below the pictures.
+        notes: titles to what is said below their pictures, such as scores.
         colormap: as for `overlay`.
         alpha: as for `overlay`.
         alpha_follows_heatmap: as for `overlay`.
@@ -107,6 +109,9 @@ def heatmaps(
         raise TypeError(f'maps is a {kind}; expected titles to heatmaps, as {{"Grad-CAM": map}}')
     if not maps:
         raise ValueError('maps is empty; expected at least one heatmap, as {"Grad-CAM": map}')
+    if notes is not None and not notes.keys() <= maps.keys():
+        unknown = sorted(notes.keys() - maps.keys())
+        raise ValueError(f"notes has {unknown}, of which maps has none; expected titles of maps")
     check_style(colormap=colormap, alpha=alpha)
     picture = picture_of(image)
     panels, titles = [_bytes(picture)], ["photograph"]
@@ -121,7 +126,8 @@ def heatmaps(
         )
         panels.append(shown)
         titles.append(_named(title, relevance))
-    return panels_figure(panels, titles, caption, colormap)
+    below = ["", *((notes or {}).get(title, "") for title in maps)]
+    return panels_figure(panels, titles, caption, colormap, notes=below)
 
 
 def grid(

@@ -1,0 +1,108 @@
+"""How long methods take, beside the bare forward of the network."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from xcam_fn import checks
+from xcam_fn.methods.together import named_methods
+from xcam_fn.split import Layer
+from xcam_fn.targets import Classes
+
+BARE = "bare forward"
+
+
+class Timing(NamedTuple):
+    """Seconds an image.
+
+    Attributes:
+        mean: over the rounds.
+        median: over the rounds.
+        fastest: of the rounds.
+        slowest: of the rounds.
+        deviation: the standard deviation over the rounds; 0 for one round.
+        first: of the first call, which prepares what later calls find ready.
+    """
+
+    mean: float
+    median: float
+    fastest: float
+    slowest: float
+    deviation: float
+    first: float
+
+
+def timings(
+    model: nn.Module,
+    layer: Layer,
+    x: Float[Tensor, "B C *size"],
+    methods: Sequence[str],
+    cls: Classes = None,
+    *,
+    rounds: int = 5,
+    variant: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> dict[str, Timing]:
+    """How long each method takes, all in turn, so that what else the machine does hits all alike.
+
+    Args:
+        model: the network, in evaluation mode.
+        layer: a name, a module of the model, or None for `default_layer`.
+        x: (B, C, *size), prepared images.
+        methods: names of methods.
+        cls: as for every method.
+        rounds: how often each is timed after its first call, ≥ 1.
+        variant: a library of `VARIANTS` whose definitions the names stand for.
+        options: keywords of the methods; at least one has to take each.
+
+    Returns:
+        {name: timing}, first "bare forward", the network alone without gradients, then the methods.
+
+    Raises:
+        ValueError: a method is not known, or a value is out of range.
+        TypeError: no method takes an option.
+    """
+    checks.check_call(model, x)
+    checks.check_count("rounds", rounds)
+    chosen = named_methods(methods, variant, **(options or {}))
+
+    def bare() -> None:
+        with torch.no_grad():
+            model(x)
+
+    calls: dict[str, Callable[[], Any]] = {BARE: bare}
+    for name, run in chosen.items():
+        calls[name] = lambda run=run: run(model, layer, x, cls)
+    first = {name: _seconds(call, x) for name, call in calls.items()}
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            taken[name].append(_seconds(call, x))
+    return {
+        name: Timing(
+            statistics.mean(seconds), statistics.median(seconds), min(seconds), max(seconds),
+            statistics.pstdev(seconds), first[name],
+        )
+        for name, seconds in taken.items()
+    }  # fmt: skip
+
+
+def _seconds(call: Callable[[], Any], x: Tensor) -> float:
+    """What a call takes for each image, to the end of what it asked of the device."""
+    _wait(x)
+    start = time.perf_counter()
+    call()
+    _wait(x)
+    return (time.perf_counter() - start) / len(x)
+
+
+def _wait(x: Tensor) -> None:
+    if x.device.type != "cpu":
+        torch.get_device_module(x.device).synchronize(x.device)

@@ -1,0 +1,445 @@
+"""What a run found: tables with intervals, pairs of methods, curves, and a page that holds it all."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import itertools
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy import stats
+
+from xcam_fn import plot
+from xcam_fn.evaluate import METRICS
+from xcam_fn.methods.registry import find_method
+from xcam_fn.metrics import Curve
+from xcam_fn.store import ImageRow, Result, reading
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LEVEL = 0.05  # of an error of the first kind, as is usual: 95 % intervals, false discovery rate of pairs
+_RESAMPLES = 4999
+_GALLERY = 3
+_DPI = 110
+_SEED = 0
+_PLAIN = (
+    "model",
+    "layer",
+    "explain",
+    "variant",
+    "options",
+    "batch size",
+    "precision",
+    "compile",
+    "chunk size",
+)
+
+
+class Found(NamedTuple):
+    """What a run holds.
+
+    Attributes:
+        settings: what it was begun with.
+        images: the photographs.
+        results: what the methods made of them.
+    """
+
+    settings: dict[str, Any]
+    images: list[ImageRow]
+    results: list[Result]
+
+    @property
+    def methods(self) -> list[str]:
+        """The names of the methods."""
+        return self.settings["methods"]
+
+    @property
+    def metrics(self) -> list[str]:
+        """The names of the metrics."""
+        return self.settings["metrics"]
+
+    def title(self, method: str) -> str:
+        """The title of a method."""
+        return find_method(method, variant=self.settings["variant"]).title
+
+    def values(self, method: str, metric: str) -> dict[int, float]:
+        """The score of each photograph, by its number."""
+        return {
+            r.number: r.scores[metric].value for r in self.results if r.method == method and r.error is None
+        }
+
+
+class Mean(NamedTuple):
+    """A mean over photographs.
+
+    Attributes:
+        value: the mean; NaN where there are no photographs.
+        low: the lower end of its 95 % interval, NaN for fewer than two photographs.
+        high: the upper end.
+        photographs: how many.
+    """
+
+    value: float
+    low: float
+    high: float
+    photographs: int
+
+
+class Pair(NamedTuple):
+    """Two methods compared on the photographs that both have scores of.
+
+    Attributes:
+        metric: by name.
+        first: a method, by name.
+        second: the other.
+        difference: mean of first − second.
+        p: the chance of such a difference or a greater one, were the two alike: signs flipped at random,
+            corrected for the number of pairs (Benjamini and Hochberg).
+        photographs: how many.
+        better: the better method where that is beyond chance (p < 0.05), else None.
+    """
+
+    metric: str
+    first: str
+    second: str
+    difference: float
+    p: float
+    photographs: int
+    better: str | None
+
+
+def read(folder: str | os.PathLike[str]) -> Found:
+    """What a run has found so far.
+
+    Args:
+        folder: that `evaluate.run` wrote to.
+
+    Raises:
+        FileNotFoundError: there is no run.
+        ValueError: the file there is not of a run.
+    """
+    with reading(folder) as store:
+        return Found(store.settings(), store.images(), store.results())
+
+
+def means(found: Found) -> dict[str, dict[str, Mean]]:
+    """The mean of each metric by method, with a 95 % bootstrap interval.
+
+    Args:
+        found: what `read` returns.
+
+    Returns:
+        {method: {metric: mean}}, in the order of the run.
+    """
+    return {
+        method: {metric: _mean(list(found.values(method, metric).values())) for metric in found.metrics}
+        for method in found.methods
+    }
+
+
+def _mean(values: Sequence[float]) -> Mean:
+    if not values:
+        return Mean(np.nan, np.nan, np.nan, 0)
+    mean = float(np.mean(values))
+    if len(values) == 1:
+        return Mean(mean, np.nan, np.nan, 1)
+    interval = stats.bootstrap(
+        (np.asarray(values),), np.mean, n_resamples=_RESAMPLES, confidence_level=1 - LEVEL,
+        method="percentile", rng=np.random.default_rng(_SEED), batch=100,
+    ).confidence_interval  # fmt: skip
+    return Mean(mean, float(interval.low), float(interval.high), len(values))
+
+
+def pairs(found: Found) -> list[Pair]:
+    """Each pair of methods in each metric, and which is better where that is beyond chance.
+
+    Args:
+        found: what `read` returns.
+    """
+    return [pair for metric in found.metrics for pair in _pairs(found, metric)]
+
+
+def _pairs(found: Found, metric: str) -> list[Pair]:
+    values = {method: found.values(method, metric) for method in found.methods}
+    compared = []
+    for first, second in itertools.combinations(found.methods, 2):
+        both = sorted(values[first].keys() & values[second].keys())
+        differences = np.array([values[first][n] - values[second][n] for n in both])
+        compared.append((first, second, differences))
+    raw = [_chance(differences) for *_, differences in compared]
+    corrected = stats.false_discovery_control(raw) if raw else []
+    highest = METRICS[metric].best == "highest"
+    rows = []
+    for (first, second, differences), p in zip(compared, corrected, strict=True):
+        mean = float(differences.mean()) if len(differences) else np.nan
+        winner = (first if (mean > 0) == highest else second) if p < LEVEL else None
+        rows.append(Pair(metric, first, second, mean, float(p), len(differences), winner))
+    return rows
+
+
+def _chance(differences: np.ndarray) -> float:
+    """The p value of a mean difference under random signs."""
+    if len(differences) < 2 or not differences.any():
+        return 1.0
+    return float(stats.permutation_test(
+        (differences,), np.mean, permutation_type="samples", n_resamples=_RESAMPLES, vectorized=True,
+        axis=0, batch=100, rng=np.random.default_rng(_SEED),
+    ).pvalue)  # fmt: skip
+
+
+# -- tables -------------------------------------------------------------------------------------------------
+
+
+def table(found: Found) -> list[list[str]]:
+    """The table of a run as text: a header, then a row a method with each metric's mean and interval.
+
+    Args:
+        found: what `read` returns.
+    """
+    rows = [["method", "model", "photographs", *(_heading(metric) for metric in found.metrics)]]
+    for method, row in means(found).items():
+        count = max((mean.photographs for mean in row.values()), default=0)
+        rows.append([found.title(method), found.settings["model"], str(count), *map(_shown, row.values())])
+    return rows
+
+
+def _heading(metric: str) -> str:
+    about = METRICS[metric]
+    return f"{about.title} {'↑' if about.best == 'highest' else '↓'}"
+
+
+def _shown(mean: Mean) -> str:
+    if not mean.photographs:
+        return "–"
+    return f"{mean.value:.4f}" + ("" if np.isnan(mean.low) else f" ({mean.low:.4f} to {mean.high:.4f})")
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """The table in Markdown.
+
+    Args:
+        rows: a header and what is below it.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in rows]
+    lines.insert(1, "| " + " | ".join("-" * width for width in widths) + " |")
+    return "\n".join(lines) + "\n"
+
+
+# -- files --------------------------------------------------------------------------------------------------
+
+
+def write(found: Found, folder: str | os.PathLike[str]) -> list[Path]:
+    """Write the tables, the figures and the page, and return which files these are.
+
+    Args:
+        found: what `read` returns.
+        folder: where they go; it is made where it is missing.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    compared = pairs(found)
+    drawn = {metric: _drawn(figure) for metric, figure in figures(found).items()}
+    files: dict[str, bytes] = {
+        "table.md": markdown(table(found)).encode(),
+        "table.csv": _csv(_plain_table(found)),
+        "pairs.csv": _csv([Pair._fields, *((*pair[:3], *map(_cell, pair[3:])) for pair in compared)]),
+        **{f"{metric}.png": png for metric, png in drawn.items()},
+        "report.html": _page(found, compared, drawn).encode(),
+    }
+    for name, content in files.items():
+        (place / name).write_bytes(content)
+    return [place / name for name in files]
+
+
+def _plain_table(found: Found) -> Iterator[Sequence[Any]]:
+    """One number a cell, in full."""
+    parts = ("mean", "low", "high", "photographs")
+    yield ["method", "model", *(f"{metric} {part}" for metric in found.metrics for part in parts)]
+    for method, row in means(found).items():
+        yield [method, found.settings["model"], *(_cell(value) for mean in row.values() for value in mean)]
+
+
+def _cell(value: Any) -> Any:
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return ""
+    return repr(value) if isinstance(value, float) else value
+
+
+def _csv(rows: Any) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()
+
+
+def figures(found: Found) -> dict[str, Figure]:
+    """The curves of all methods in one figure for each metric that has curves.
+
+    Args:
+        found: what `read` returns.
+    """
+    drawn = {}
+    for metric in found.metrics:
+        curves = {
+            found.title(method): curve for method in found.methods if (curve := _curve(found, method, metric))
+        }
+        if curves:
+            about = METRICS[metric]
+            changed = "shown" if metric == "insertion" else "taken away"
+            drawn[metric] = plot.curves(
+                curves, best=about.best, title=about.title, xlabel=f"share of pixels {changed}"
+            )
+    return drawn
+
+
+def _curve(found: Found, method: str, metric: str) -> Curve | None:
+    scores = [r.scores[metric] for r in found.results if r.method == method and r.error is None]
+    if not scores or scores[0].curve is None or scores[0].fractions is None:
+        return None
+    return Curve(
+        torch.from_numpy(scores[0].fractions.copy()),
+        torch.from_numpy(np.stack([score.curve for score in scores if score.curve is not None])),
+        torch.tensor([score.value for score in scores], dtype=torch.float64),
+    )
+
+
+def _drawn(figure: Figure, kind: str = "png") -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format=kind, dpi=_DPI)
+    return file.getvalue()
+
+
+# -- the page -----------------------------------------------------------------------------------------------
+
+
+class _Shot(NamedTuple):
+    """A photograph of the gallery."""
+
+    title: str
+    agreement: float
+    picture: str
+
+
+def agreement(found: Found) -> dict[int, float]:
+    """How alike the methods' heatmaps of each photograph are: the mean correlation of all pairs.
+
+    Args:
+        found: what `read` returns.
+
+    Returns:
+        By the photograph's number; those of fewer than two methods are left out. A constant heatmap
+        correlates with nothing.
+    """
+    maps: dict[int, list[np.ndarray]] = {}
+    for result in found.results:
+        if result.heatmap is not None:
+            maps.setdefault(result.number, []).append(_pixels(result.heatmap).ravel())
+    return {number: _mean_correlation(np.stack(rows)) for number, rows in maps.items() if len(rows) > 1}
+
+
+def _mean_correlation(rows: np.ndarray) -> float:
+    centered = rows - rows.mean(1, keepdims=True)
+    norm = np.linalg.norm(centered, axis=1, keepdims=True)
+    unit = np.divide(centered, norm, out=np.zeros_like(centered), where=norm > 0)
+    return float((unit @ unit.T)[np.triu_indices(len(rows), 1)].mean())
+
+
+def _pixels(file: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(file)) as opened:
+        return np.asarray(opened, np.float64) / 255
+
+
+def _page(found: Found, compared: Sequence[Pair], drawn: dict[str, bytes]) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415, needed here alone
+
+    environment = Environment(
+        loader=PackageLoader("xcam_fn"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    alike = agreement(found)
+    order = sorted(alike, key=lambda number: (-alike[number], number))
+    most, least = order[:_GALLERY], order[_GALLERY:][-_GALLERY:][::-1]
+    failures = [(image.name, "", image.error) for image in found.images if image.error is not None]
+    names = {image.number: image.name for image in found.images}
+    failures += [
+        (names[r.number], found.title(r.method), r.error) for r in found.results if r.error is not None
+    ]
+    rows = table(found)
+    return environment.get_template("report.html").render(
+        settings={name: _said(found.settings[name]) for name in _PLAIN if name in found.settings},
+        versions=found.settings["versions"],
+        header=rows[0],
+        rows=rows[1:],
+        best=_best(found),
+        figures={METRICS[metric].title: _embedded(png, "png") for metric, png in drawn.items()},
+        matrices=[_matrix(found, metric, compared) for metric in found.metrics],
+        most=[_shot(found, number, alike[number]) for number in most],
+        least=[_shot(found, number, alike[number]) for number in least],
+        failures=failures,
+        readable=sum(image.error is None for image in found.images),
+        total=len(found.images),
+        level=LEVEL,
+    )
+
+
+def _said(value: Any) -> str:
+    return "–" if value in (None, {}, []) else value if isinstance(value, str) else json.dumps(value)
+
+
+def _best(found: Found) -> list[tuple[int, int]]:
+    """Row and column of the best mean of each metric."""
+    cells = []
+    rows = list(means(found).values())
+    for column, metric in enumerate(found.metrics, 3):
+        values = [row[metric].value for row in rows]
+        if not np.isnan(values).all():
+            pick = np.nanargmax if METRICS[metric].best == "highest" else np.nanargmin
+            cells.append((int(pick(values)), column))
+    return cells
+
+
+def _matrix(found: Found, metric: str, compared: Sequence[Pair]) -> dict[str, Any]:
+    """Who is better than whom, as a square table: a row's method against a column's."""
+    cells: dict[tuple[str, str], tuple[str, str]] = {}
+    for pair in compared:
+        if pair.metric == metric:
+            note = f"mean difference {pair.difference:+.4f}, p = {pair.p:.3g}, {pair.photographs} photographs"
+            for row, column in ((pair.first, pair.second), (pair.second, pair.first)):
+                sign = "·" if pair.better is None else "better" if pair.better == row else "worse"
+                cells[row, column] = (sign, f"{found.title(pair.first)} − {found.title(pair.second)}: {note}")
+    rows = [
+        (found.title(row), [cells.get((row, column), ("", "")) for column in found.methods])
+        for row in found.methods
+    ]
+    return {"title": METRICS[metric].title, "columns": [found.title(m) for m in found.methods], "rows": rows}
+
+
+def _shot(found: Found, number: int, alike: float) -> _Shot:
+    image = next(image for image in found.images if image.number == number)
+    assert image.picture is not None
+    with Image.open(io.BytesIO(image.picture)) as opened:
+        picture = np.asarray(opened.convert("RGB"))
+    maps = {
+        found.title(r.method): _pixels(r.heatmap)
+        for r in sorted(found.results, key=lambda r: found.methods.index(r.method))
+        if r.number == number and r.heatmap is not None
+    }
+    name = found.settings["categories"][image.cls] if image.cls is not None else ""
+    figure = plot.heatmaps(picture, maps, caption=f"{name}, {image.probability:.1%}")
+    return _Shot(image.name, alike, _embedded(_drawn(figure, "jpeg"), "jpeg"))
+
+
+def _embedded(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
