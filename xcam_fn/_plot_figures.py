@@ -22,6 +22,8 @@ _LINE_INCHES = 0.19
 _CHARACTERS_PER_INCH = 11.5
 _LEGEND_CHARACTERS = 32
 _KEY_INCHES = 0.8
+_SHADE = 0.2
+_SHADES = 0.6  # of all bands, which lie over each other
 # Okabe and Ito's colors, but for yellow, which is faint on white. Neighbors differ in dashes too, with gaps
 # through which a line below is seen, as of methods that agree; 7 and 4 have no common divisor: 28 looks.
 _COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000")
@@ -46,7 +48,8 @@ def curves_figure(lines: list[Line], best: str, title: str | None) -> Figure:
     height = max(height, _LINE_INCHES * (len(words) + 5))
     figure = Figure(figsize=(width + beside, height), layout="constrained")
     axis = figure.subplots()
-    handles = [_draw(axis, line, i) for i, line in enumerate(lines)]
+    shade = min(_SHADE, _SHADES / len(lines))
+    handles = [_draw(axis, line, i, shade) for i, line in enumerate(lines)]
     _frame(axis, lines)
     axis.set_title(_wrapped(title or "", width), fontsize=_POINTS, parse_math=False)
     legend = axis.legend(
@@ -94,7 +97,7 @@ def _label(line: Line) -> str:
 
 def _draw_only(axis: Any, line: Line, words: list[str | None], inches: float) -> None:
     """The curve with the area under it, which the title names."""
-    axis.fill_between(line.fractions, line.mean, color=_COLORS[0], alpha=0.2, linewidth=0)
+    axis.fill_between(line.fractions, line.mean, color=_COLORS[0], alpha=_SHADE, linewidth=0)
     _draw(axis, line, 0)
     _frame(axis, [line])
     text = ", ".join([*filter(None, words), f"AUC = {line.area}"])
@@ -103,13 +106,13 @@ def _draw_only(axis: Any, line: Line, words: list[str | None], inches: float) ->
     axis.set_title(_wrapped(text, inches), fontsize=_POINTS, parse_math=False)
 
 
-def _draw(axis: Any, line: Line, number: int) -> Any:
+def _draw(axis: Any, line: Line, number: int, shade: float = _SHADE) -> Any:
     """The line with its band, as the number says; returns the line's artist."""
     color = _COLORS[number % len(_COLORS)]
     dashes = _DASHES[number % len(_DASHES)]
     if line.error is not None:
         low, high = line.mean - line.error, line.mean + line.error
-        axis.fill_between(line.fractions, low, high, color=color, alpha=0.2, linewidth=0)
+        axis.fill_between(line.fractions, low, high, color=color, alpha=shade, linewidth=0)
     (drawn,) = axis.plot(
         line.fractions, line.mean, color=color, linestyle=dashes, linewidth=1.6, label=line.name
     )

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from xcam_fn import checks, images, metrics
 from xcam_fn.dataset import Photograph
 from xcam_fn.methods.method import accepted, run_once
-from xcam_fn.methods.together import Run, named_methods
+from xcam_fn.methods.together import Methods, Run, named_methods
 from xcam_fn.metrics import Curve
 from xcam_fn.models import LoadedModel
 from xcam_fn.perturb import blurred
@@ -145,7 +145,7 @@ class _Prepared(NamedTuple):
 def run(
     network: LoadedModel,
     photographs: Sequence[Photograph],
-    methods: Sequence[str],
+    methods: Methods,
     metric_names: Sequence[str] = STANDARD,
     *,
     output: str | os.PathLike[str],
@@ -170,7 +170,8 @@ def run(
     Args:
         network: what `models.load` returns, or the same of your own.
         photographs: as `dataset.photographs` lists them.
-        methods: names of methods; "gradcam+sscam" is the fusion of two.
+        methods: names of methods ("gradcam+sscam" is the fusion of two), functions, or a mapping from names
+            to these.
         metric_names: names of `METRICS`.
         output: the folder; its results.sqlite holds all that was found.
         layer: a name, or None for `default_layer`.
@@ -210,7 +211,7 @@ def run(
         "categories": network.categories,
         "photographs": _digest(f"{p.name}\n{p.label}\n".encode() for p in photographs),
         **(about or {}),
-        "methods": list(chosen),
+        "methods": {name: getattr(run, "title", name) for name, run in chosen.items()},
         "metrics": list(metric_names),
         "layer": layer,
         "explain": explain,

@@ -19,7 +19,6 @@ from scipy import stats
 
 from xcam_fn import plot
 from xcam_fn.evaluate import METRICS
-from xcam_fn.methods.registry import find_method
 from xcam_fn.metrics import Curve
 from xcam_fn.store import ImageRow, Result, reading
 
@@ -60,7 +59,7 @@ class Found(NamedTuple):
     @property
     def methods(self) -> list[str]:
         """The names of the methods."""
-        return self.settings["methods"]
+        return list(self.settings["methods"])
 
     @property
     def metrics(self) -> list[str]:
@@ -69,7 +68,7 @@ class Found(NamedTuple):
 
     def title(self, method: str) -> str:
         """The title of a method."""
-        return find_method(method, variant=self.settings["variant"]).title
+        return self.settings["methods"][method]
 
     def values(self, method: str, metric: str) -> dict[int, float]:
         """The score of each photograph, by its number."""

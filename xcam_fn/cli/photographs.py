@@ -271,7 +271,7 @@ def gallery(
 def _note(scores: dict[str, Tensor]) -> str:
     drop, increase, insertion, deletion = (float(value) for value in scores.values())
     gained = "yes" if increase else "no"
-    return f"drop {drop:.3f}, increase {gained}\ninsertion {insertion:.3f}, deletion {deletion:.3f}"
+    return f"drop {drop:.3f}, increase {gained}\ninsertion {insertion:.3f} deletion {deletion:.3f}"
 
 
 def _explained(
