@@ -252,30 +252,34 @@ def test_bad_arguments_leave_no_folder(network, data, tmp_path, options, words):
 
 def command(*arguments: str | Path) -> list[str]:
     methods = ["--methods", "gradcam", "layercam", "--metrics", "average_drop", "deletion"]
-    return [str(part) for part in (XCAM, "evaluate", *arguments, *SMALL, *methods, "--num-images", "3")]
+    return [str(part) for part in (XCAM, "evaluate", *arguments, *SMALL, *methods)]
 
 
+THREE = ("--num-images", "3")
 ALONE = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(data, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     begun = time.monotonic()
-    subprocess.run(command(data, "--output", whole), check=True, env=ALONE, capture_output=True)
+    subprocess.run(command(data, "--output", whole, *THREE), check=True, env=ALONE, capture_output=True)
     lasting = time.monotonic() - begun
     assert len(dump(whole)) == 3 + 6 + 12
     moments = random.Random(0)
     kills = 0
     for _ in range(3):
         process = subprocess.Popen(
-            command(data, "--output", killed), env=ALONE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command(data, "--output", killed, *THREE),
+            env=ALONE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         time.sleep(lasting * moments.uniform(0.6, 0.95))
         kills += process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert kills
-    subprocess.run(command(data, "--output", killed), check=True, env=ALONE, capture_output=True)
+    subprocess.run(command(data, "--output", killed, *THREE), check=True, env=ALONE, capture_output=True)
     assert sorted(dump(killed)) == sorted(dump(whole))
     for folder in (whole, killed):
         assert cli.main(["report", str(folder)]) == 0
@@ -286,10 +290,10 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(data, tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="a process's files are limited in size on POSIX")
 def test_a_full_disk_leaves_what_was_written(network, data, tmp_path):
     whole, full = tmp_path / "whole", tmp_path / "full"
-    subprocess.run(command(data, "--output", whole), check=True, env=ALONE, capture_output=True)
+    subprocess.run(command(data, "--output", whole, *THREE), check=True, env=ALONE, capture_output=True)
     size = (whole / store.FILE).stat().st_size
     limited = f"import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, ({size * 2 // 3}, resource.RLIM_INFINITY)); from xcam_fn.cli import main; sys.exit(main())"
-    arguments = command(data, "--output", full)
+    arguments = command(data, "--output", full, *THREE)
     stopped = subprocess.run(
         [sys.executable, "-c", limited, *arguments[1:]],
         env=ALONE,
@@ -400,7 +404,7 @@ def test_a_browser_shows_the_page(page, tmp_path):
 
 def test_the_commands_from_beginning_to_end(data, tmp_path):
     spoil(data)
-    arguments = [*command(data, "--output", tmp_path / "out"), "--num-images", "0"]
+    arguments = command(data, "--output", tmp_path / "out")
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert done.stdout.startswith("10 photographs, 10 results in ")

@@ -234,6 +234,22 @@ def test_all_methods_together_pay_once_for_what_they_share():
     assert torch.equal(alone, xf.scorecam(model, "relu", x))
 
 
+def test_equal_masks_are_scored_once_for_all_methods():
+    model, x = network().float(), images(1).float()
+    methods = {"scorecam": xf.scorecam, "iscam": functools.partial(xf.iscam, num_samples=2)}
+    expected = {name: method(model, "relu", x) for name, method in methods.items()}
+    maps = forwards(lambda: xf.scorecam(model, "relu", x))
+    apart = sum(forwards(lambda m=m: m(model, "relu", x)) for m in methods.values())
+    together = forwards(lambda: xf.explain_all(model, "relu", x, None, methods))
+    assert (
+        together <= apart - maps + 4
+    )  # the masks of scale 1 are Score-CAM's; the image and baseline are scored
+    for name, found in xf.explain_all(model, "relu", x, None, methods).items():
+        assert torch.equal(found, expected[name])
+    other = {"scorecam": xf.scorecam, "logits": functools.partial(xf.scorecam, score="logit")}
+    assert forwards(lambda: xf.explain_all(model, "relu", x, None, other)) >= 2 * (maps - 4)
+
+
 def test_together_they_are_what_they_are_apart(lite0, photographs):
     x = photographs[:, :, ::4, ::4].contiguous()
     names = [name for name in xf.METHODS if name not in ("sscam", "iscam", "rise")]

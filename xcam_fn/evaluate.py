@@ -43,6 +43,9 @@ _PACKAGES = ("xcam-fn", "torch", "torchvision", "numpy", "pillow")
 Explain = Literal["predicted", "label"]
 
 
+_OF_HEATMAP = ("confidence", "insertion", "deletion")  # what of a case depends on the heatmap alone
+
+
 class Case:
     """A heatmap to be judged, with what metrics need for it; what several need is computed once."""
 
@@ -51,6 +54,14 @@ class Case:
     ) -> None:
         self.scoring, self.smooth, self.heatmap = scoring, smooth, heatmap
         self._again = again
+
+    def like(self, others: Iterable[Case]) -> Case:
+        """The case itself, knowing what another found out about the same heatmap, as of methods that agree."""
+        for other in others:
+            if torch.equal(other.heatmap, self.heatmap):
+                found = {name: value for name, value in vars(other).items() if name in _OF_HEATMAP}
+                vars(self).update(found)
+        return self
 
     @cached_property
     def confidence(self) -> tuple[Tensor, Tensor]:
@@ -71,10 +82,12 @@ class Case:
         kept = 1 - metrics.drop(*self.confidence)
         return metrics.harmonic_mean(self.coherency, 1 - metrics.complexity(self.heatmap), kept)
 
+    @cached_property
     def insertion(self) -> Curve:
         """As `metrics.insertion`, with the steps of the paper."""
         return metrics.inserted(self.scoring, self.heatmap, self.smooth, metrics.step_pixels(self.scoring.x))
 
+    @cached_property
     def deletion(self) -> Curve:
         """As `metrics.deletion`, with the steps of the paper."""
         return metrics.deleted(self.scoring, self.heatmap, 0.0, metrics.step_pixels(self.scoring.x))
@@ -99,8 +112,8 @@ METRICS: Mapping[str, Metric] = {
     "increase_in_confidence": Metric(
         "Increase in confidence", "highest", lambda case: metrics.increase(*case.confidence)
     ),
-    "insertion": Metric("Insertion", "highest", Case.insertion),
-    "deletion": Metric("Deletion", "lowest", Case.deletion),
+    "insertion": Metric("Insertion", "highest", lambda case: case.insertion),
+    "deletion": Metric("Deletion", "lowest", lambda case: case.deletion),
     "road": Metric("ROAD", "highest", lambda case: metrics.removed(case.scoring, case.heatmap).value),
     "complexity": Metric("Complexity", "lowest", lambda case: metrics.complexity(case.heatmap)),
     "coherency": Metric("Coherency", "highest", lambda case: case.coherency),
@@ -248,6 +261,7 @@ def judged(
     heatmaps: Mapping[str, Float[Tensor, "B *size"]],
     cls: Classes = None,
     metric_names: Sequence[str] = STANDARD,
+    **how: Any,
 ) -> dict[str, dict[str, Float[Tensor, " B"] | Curve]]:
     """The scores of heatmaps, from here or from elsewhere, on one batch.
 
@@ -257,6 +271,7 @@ def judged(
         heatmaps: names to heatmaps in [0, 1].
         cls: None for the predicted class of each image, an int, B ints, or a target. It is fixed once.
         metric_names: names of `METRICS`; those that need the method itself are not possible.
+        **how: how the model is run: precision, compile, scorer, chunk_size, progress.
 
     Returns:
         {name: {metric: scores or curve}}.
@@ -266,13 +281,13 @@ def judged(
     """
     for name in metric_names:
         checks.check_choice("metric_names", name, tuple(METRICS))
-    with scoring_of(model, x, cls, "probability", Running()) as scoring:
+    with scoring_of(model, x, cls, "probability", Running(**how)) as scoring:
         smooth = blurred(x)
-        cases = {name: Case(scoring, smooth, heatmap) for name, heatmap in heatmaps.items()}
-        return {
-            name: {metric: METRICS[metric].score(case) for metric in metric_names}
-            for name, case in cases.items()
-        }
+        found, cases = {}, []
+        for name, heatmap in heatmaps.items():
+            cases.append(Case(scoring, smooth, heatmap).like(cases))
+            found[name] = {metric: METRICS[metric].score(cases[-1]) for metric in metric_names}
+        return found
 
 
 class _Batch:
@@ -295,6 +310,7 @@ class _Batch:
             self._smooth = blurred(self._x)
         self._cls = scoring.explained.cls
         self._shared = Shared(layer_of(layer))
+        self._cases: list[Case] = []
 
     def write_images(self, store: Store, photographs: Sequence[Photograph]) -> None:
         """Write down what the network saw, and the class that is explained."""
@@ -330,7 +346,8 @@ class _Batch:
         def again() -> Tensor:
             return metrics.coherency(method, self._model, self._layer, x, cls, heatmap=heatmaps)
 
-        case = Case(self._scoring, self._smooth, heatmaps, again)
+        case = Case(self._scoring, self._smooth, heatmaps, again).like(self._cases)
+        self._cases.append(case)
         with torch.no_grad():
             found = {metric: wanted.score(case) for metric, wanted in self._wanted.items()}
         return [

@@ -107,14 +107,14 @@ def run_once(
         return run(model, layer_of(layer), x, cls, **options)
     parameters = inspect.signature(base).parameters
     own = {
-        (name, _key(value))
+        (name, comparable(value))
         for name, value in (given | options).items()
-        if name not in parameters or _key(parameters[name].default) != _key(value)
+        if name not in parameters or comparable(parameters[name].default) != comparable(value)
     }
     return once(layer, (base, Same(cls), frozenset(own)), lambda: run(model, layer, x, cls, **options))
 
 
-def _key(value: Any) -> Any:
+def comparable(value: Any) -> Any:
     """A value that compares by what it is where it is a plain one, and else by its identity."""
     return (type(value), value) if isinstance(value, (bool, int, float, str, type(None))) else Same(value)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from xcam_fn import checks, weights
 from xcam_fn.heatmap import heatmap, minmax, resize, resized_minmax
 from xcam_fn.methods.gradient import finish
-from xcam_fn.methods.method import Method, Postprocess, method
+from xcam_fn.methods.method import Method, Postprocess, comparable, method
 from xcam_fn.perturb import (
     Baseline,
     baseline_images,
@@ -40,9 +40,11 @@ from xcam_fn.scoring import (
 from xcam_fn.split import (
     Layer,
     Parts,
+    Same,
     feature_and_grad,
     features,
     guarded,
+    once,
     prepare,
     recording,
     run_head,
@@ -74,7 +76,7 @@ def _region_map(
     x: Tensor,
     cls: Classes,
     *,
-    ways: Sequence[Callable[..., Tensor]],
+    ways: Sequence[tuple[Any, Callable[..., Tensor]]],
     zero_mask_is_baseline: bool,
     baseline: Baseline,
     score: str,
@@ -89,7 +91,7 @@ def _region_map(
     """The map that Score-CAM, SS-CAM and IS-CAM share: channels weighted by the score of what they show.
 
     `ways` are those in which a channel's mask is tried, `(image, base, feature) -> image`; a channel's score
-    is their mean.
+    is their mean. A way with a key is the same for all methods that use the key with the same mask.
     """
     checks.check_call(model, x)
     check_running(how, x)
@@ -103,16 +105,21 @@ def _region_map(
         of_baseline = scoring.each(base)
         # Each score is compared before they are averaged: equal scores then cancel exactly.
         reference = of_baseline if increase else torch.zeros_like(of_baseline)
-        shown: Any = sum(
-            scoring.perturbed(way, found.which, (found.maps,), beside=(base,)) - reference[found.which]
-            for way in ways
-        )
+
+        def scored(key: Any, way: Callable[..., Tensor]) -> Tensor:
+            compute = lambda: scoring.perturbed(way, found.which, (found.maps,), beside=(base,))  # noqa: E731
+            if key is None:
+                return compute()
+            asked = (score, how._replace(progress=False), comparable(baseline), comparable(mask))
+            return once(layer, ("masked", key, Same(A), Same(cls), *asked), compute)
+
+        shown: Any = sum(scored(key, way) - reference[found.which] for key, way in ways)
         constant: Any = of_baseline - reference
         if not zero_mask_is_baseline:  # a constant map's mask is changed as well: it is scored, once an image
             every = torch.arange(len(x), device=x.device)
             zeros = torch.zeros_like(A[:, 0])
             changed: Any = sum(
-                scoring.perturbed(way, every, (zeros,), beside=(base,)) - reference for way in ways
+                scoring.perturbed(way, every, (zeros,), beside=(base,)) - reference for _, way in ways
             )
             constant = changed / len(ways)
         scores = scatter_scores(shown / len(ways), found, constant)
@@ -170,7 +177,7 @@ def _scorecam(
     """
     how = Running(precision, compile, scorer, chunk_size, progress)
     return _region_map(
-        model, layer, x, cls, ways=[_masking(mask, tuple(x.shape[2:]))], zero_mask_is_baseline=True,
+        model, layer, x, cls, ways=[(1.0, _masking(mask, tuple(x.shape[2:])))], zero_mask_is_baseline=True,
         baseline=baseline, score=score, increase=increase, softmax=softmax, summed=summed, mask=mask, how=how,
         postprocess=postprocess, create_graph=create_graph,
     )  # fmt: skip
@@ -233,9 +240,9 @@ def _sscam(
 
     how = Running(precision, compile, scorer, chunk_size, progress)
     return _region_map(
-        model, layer, x, cls, ways=[noisy(j) for j in range(num_samples)], zero_mask_is_baseline=False,
-        baseline=baseline, score=score, increase=increase, softmax=softmax, summed=summed, mask=mask, how=how,
-        postprocess=postprocess, create_graph=create_graph,
+        model, layer, x, cls, ways=[(None, noisy(j)) for j in range(num_samples)],
+        zero_mask_is_baseline=False, baseline=baseline, score=score, increase=increase, softmax=softmax,
+        summed=summed, mask=mask, how=how, postprocess=postprocess, create_graph=create_graph,
     )  # fmt: skip
 
 
@@ -283,7 +290,7 @@ def _iscam(
 
     how = Running(precision, compile, scorer, chunk_size, progress)
     return _region_map(
-        model, layer, x, cls, ways=[scaled(t) for t in _checked_scales(scales, num_samples)],
+        model, layer, x, cls, ways=[(t, scaled(t)) for t in _checked_scales(scales, num_samples)],
         zero_mask_is_baseline=True, baseline=baseline, score=score, increase=increase, softmax=softmax,
         summed=summed, mask=mask, how=how, postprocess=postprocess, create_graph=create_graph,
     )  # fmt: skip
