@@ -56,7 +56,7 @@ class Case:
         self._again = again
 
     def like(self, others: Iterable[Case]) -> Case:
-        """The case itself, knowing what another found out about the same heatmap, as of methods that agree."""
+        """The case itself, knowing what another found out about the same heatmap (two methods may agree)."""
         for other in others:
             if torch.equal(other.heatmap, self.heatmap):
                 found = {name: value for name, value in vars(other).items() if name in _OF_HEATMAP}
