@@ -1,12 +1,13 @@
 # make demo   explain a photograph, from a fresh clone
 # make test   the tests
 # make lint   ruff and pyright
+# make bench  every library on this machine; make bench-check: did ours get slower?
 
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench bench-check clean
 
 demo: $(VENV)/.installed-demo
 	@$(VENV)/bin/xcam explain \
@@ -20,6 +21,13 @@ lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/pyright
+
+bench: $(VENV)/.installed-test
+	$(PY) -m benchmarks
+	$(PY) -m benchmarks --growth
+
+bench-check: $(VENV)/.installed-test
+	$(PY) -m benchmarks.check
 
 clean:
 	rm -rf $(VENV) demo dist

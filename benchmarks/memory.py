@@ -1,8 +1,8 @@
 """The peak memory of one case, in a process of its own: prints one line of JSON.
 
-    python -m benchmarks.memory NETWORK METHOD BATCH SECONDS
+    python -m benchmarks.memory CASE LIBRARY SECONDS
 
-METHOD is "bare forward" or a name of `METHODS`. The case is ended after SECONDS; its peak so far counts.
+CASE is the text of a `Case`, LIBRARY a key of `LIBRARIES`. It is ended after SECONDS; its peak so far counts.
 """
 
 from __future__ import annotations
@@ -15,35 +15,32 @@ import sys
 import threading
 from pathlib import Path
 
-import torch
-
-import xcam_fn as xf
-from benchmarks import common
+from benchmarks.cases import Case, prepared
+from benchmarks.libraries import LIBRARIES
 
 _STATUS = Path("/proc/self/status")
 
 
-def main(name: str, method: str, batch: int, seconds: float) -> None:
-    """Run the case and print its peak above what the process had with the network and the input loaded."""
-    network = next(common.networks([name]))
-    x = common.photographs(network.preset, batch)
-    reset_peak()
-    before = resident("VmRSS")
+def main(case: str, library: str, seconds: float) -> None:
+    """Run the case and print its peak above what the process had with network and images loaded."""
+    setting = prepared(Case.loads(case), sample=sys.maxsize, peer_sample=sys.maxsize)
+    with contextlib.ExitStack() as stack:
+        job = LIBRARIES[library](setting, stack)
+        if job is None:
+            raise ValueError(f"{library} has no {setting.case.task}")
+        reset_peak()
+        before = resident("VmRSS")
 
-    def finish(finished: bool) -> None:
-        print(json.dumps({"bytes": resident("VmHWM") - before, "finished": finished}), flush=True)
-        os._exit(0)
+        def finish(finished: bool) -> None:
+            print(json.dumps({"bytes": resident("VmHWM") - before, "finished": finished}), flush=True)
+            os._exit(0)
 
-    timer = threading.Timer(seconds, finish, [False])
-    timer.daemon = True
-    timer.start()
-    if method == "bare forward":
-        with torch.no_grad():
-            network.model(x)
-    else:
-        xf.METHODS[method](network.model, network.layer, x)
-    timer.cancel()
-    finish(True)
+        timer = threading.Timer(seconds, finish, [False])
+        timer.daemon = True
+        timer.start()
+        job.call()
+        timer.cancel()
+        finish(True)
 
 
 def reset_peak() -> None:
@@ -65,4 +62,4 @@ def resident(field: str) -> int:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))
+    main(sys.argv[1], sys.argv[2], float(sys.argv[3]))

@@ -1,0 +1,54 @@
+"""Measures a few cases again and fails where ours lost more than a quarter against the committed table."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import cases, networks, timing
+from benchmarks.libraries import BARE, LIBRARIES, OURS
+from benchmarks.records import Record, measured, read
+from benchmarks.report import table
+
+COMMITTED = Path(__file__).parent / "results" / "benchmarks.csv"
+ALLOWED = 1.25
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print and compare; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.check", description=__doc__)
+    parser.add_argument("--against", type=Path, default=COMMITTED, help="the table to compare with")
+    parser.add_argument("--seconds", type=float, default=20, help="for the rounds of each case")
+    options = parser.parse_args(arguments)
+    before = {record.case: record for record in read(options.against) if record.library == OURS}
+    compared = []
+    for case in cases.quick():
+        timing.progress(case.key)
+        setting = cases.prepared(case, networks.load(case.network))
+        known = {name: LIBRARIES[name] for name in (BARE, OURS)}
+        found = {record.library: record for record in measured(setting, known, options.seconds)}
+        if case in before:
+            compared.append((before[case], found[OURS]))
+    if not compared:
+        print(f"{options.against} has none of the cases; python -m benchmarks makes it")
+        return 1
+    rows = [
+        [then.case.key, *(f"{record.in_forwards[1]:.2f}" for record in (then, now)), f"{lost(then, now):.2f}"]
+        for then, now in compared
+    ]
+    print(table(["case", "forwards then", "now", "ratio"], rows))
+    failed = [then.case.key for then, now in compared if lost(then, now) > ALLOWED]
+    if failed:
+        print(f"slower by more than a quarter: {', '.join(failed)}")
+    return bool(failed)
+
+
+def lost(then: Record, now: Record) -> float:
+    """How many times as many bare forwards ours takes now: the lower quartile, for a busy moment."""
+    return now.in_forwards[0] / then.in_forwards[1]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
