@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from xcam_fn import (
         dataset,
         evaluate,
+        export,
         images,
         latency,
         metrics,
@@ -94,6 +95,7 @@ __all__ = [
     "energy_pointing_game",
     "evaluate",
     "explain_all",
+    "export",
     "feature_and_grad",
     "features",
     "find_method",
@@ -140,6 +142,7 @@ __all__ = [
 _MODULES = (
     "dataset",
     "evaluate",
+    "export",
     "images",
     "latency",
     "metrics",

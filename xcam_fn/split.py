@@ -220,7 +220,7 @@ def _feature_and_grad(
 
     def score(output: Any) -> tuple[Tensor, Any]:
         scores = target(output)
-        checks.check_scores(scores, len(x), many=isinstance(target, ClassScore))
+        checks.check_scores(scores, x.shape[0], many=isinstance(target, ClassScore))
         return scores, output
 
     with recording(x, create_graph), checks.explained(model, x):

@@ -30,7 +30,7 @@ class ClassScore(NamedTuple):
     def __call__(self, output: Any) -> Tensor:
         values = self.of(logits(output))
         index = class_index(self.cls, values)
-        scores = values.gather(-1, index.reshape(len(values), -1))
+        scores = values.gather(-1, index.reshape(values.shape[0], -1))
         return scores if index.ndim == 2 else scores.squeeze(-1)
 
 

@@ -12,6 +12,7 @@ from cyclopts import App, CycloptsError
 from xcam_fn.cli._text import say
 from xcam_fn.cli.catalog import layers, methods
 from xcam_fn.cli.datasets import evaluate, latency, report
+from xcam_fn.cli.exporting import export
 from xcam_fn.cli.photographs import compare, explain, gallery
 
 _BAD_INPUT = 2
@@ -30,6 +31,7 @@ app.command(gallery, usage="Usage: xcam gallery PHOTO [OPTIONS]")
 app.command(evaluate, usage="Usage: xcam evaluate DATA [OPTIONS]")
 app.command(report, usage="Usage: xcam report DIR")
 app.command(latency)
+app.command(export)
 app.command(methods)
 app.command(layers)
 

@@ -1,0 +1,57 @@
+"""The command that writes a network and its explanation as one file: `export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from xcam_fn.cli._text import show
+
+
+def export(
+    *,
+    model: str = "lite0",
+    weights: str | None = None,
+    layer: str | None = None,
+    method: str = "gradcam",
+    class_: Annotated[str | None, Parameter(name="--class")] = None,
+    size: int | None = None,
+    output: Path | None = None,
+    page: Path | None = None,
+) -> None:
+    """Write a network and its explanation as one file, which predicts and explains.
+
+    Args:
+        model: lite0, a classification model of torchvision, or timm:NAME.
+        weights: a checkpoint of your own (a state dict), or random.
+        layer: whose maps are used; `xcam layers MODEL` lists them. [default: the last convolution's]
+        method: gradcam, gradcam_pp, xgradcam, layercam, hirescam or ablationcam.
+        class_: the class to explain, an index or a name. [default: the one that is predicted]
+        size: of the images' sides, pixels. [default: the model's]
+        output: the file, .onnx or .pt2. [default: MODEL_METHOD.onnx, unless there is a page]
+        page: a folder for a page that explains photographs in the browser, with the file that it runs.
+    """
+    if output is not None and output.suffix not in (".onnx", ".pt2"):
+        raise ValueError(f"--output {str(output)!r}: expected a name that ends in .onnx or .pt2")
+    if size is not None and page is not None:
+        raise ValueError(f"--size {size} with --page: the page prepares photographs as the model was trained")
+    if size is not None and size < 1:
+        raise ValueError(f"--size {size} is out of range; expected at least 1 pixel")
+    import xcam_fn as xf
+
+    loaded = xf.models.load(model, weights=weights)
+    cls = None if class_ is None else xf.models.find_class(class_, loaded.categories)
+    if page is not None:
+        made = xf.export.page(loaded, page, layer, method, cls=cls)
+        show(
+            f"wrote {made}\nto see it: cd {page} && npm install && python -m http.server, then localhost:8000"
+        )
+        if output is None:
+            return
+    output = output or Path(f"{model.replace(':', '_')}_{method}.onnx")
+    x = xf.export.sample_images(size or loaded.preset.crop)
+    write = xf.export.onnx if output.suffix == ".onnx" else xf.export.pt2
+    done = write(loaded.model, layer, x, output, method, cls=cls)
+    show(f"wrote {done.path}; its heatmaps differ from those computed here by at most {done.difference:.1e}")
