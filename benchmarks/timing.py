@@ -50,7 +50,7 @@ class Result(NamedTuple):
         return self._replace(first=self.first / share, seconds=seconds, share=share)
 
 
-def measure(calls: dict[str, Call], seconds: float, rounds: tuple[int, int] = (3, 15)) -> dict[str, Result]:
+def measure(calls: dict[str, Call], seconds: float, rounds: tuple[int, int] = (1, 15)) -> dict[str, Result]:
     """The first call of each on its own, then those that did not fail in turn, A B C A B C …
 
     So the machine's moods hit all alike. A call of milliseconds runs once more right before it is timed, that

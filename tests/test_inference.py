@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import networks
-from xcam_fn._inference import inference_copy
+import xcam_fn as xf
+from xcam_fn._inference import inference_copy, with_exact_head
 from xcam_fn.split import traced
 
 pads = st.tuples(*[st.integers(0, 3)] * 4)
@@ -135,3 +136,28 @@ def test_a_convolution_that_runs_twice_keeps_one_kernel():
 
     twin = same(Twice(), torch.randn(1, 3, 5, 5, dtype=torch.float64))
     assert sum(buffer.ndim == 4 for buffer in twin.buffers()) == 1
+
+
+@pytest.mark.parametrize("name", ["lite0", "vgg11", "resnet18", "convnext_tiny"])
+def test_in_bfloat16_the_last_linear_layer_stays_exact(name):
+    loaded = xf.models.load(name, weights=None if name == "lite0" else "random")
+    x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    made = inference_copy(loaded.model, traced(loaded.model, x).graph)
+    kept = with_exact_head(made, torch.float32)
+    assert len(kept) == 2  # weight and bias of one layer
+    for parameter_name, value in (*made.named_parameters(), *made.named_buffers()):
+        value.data = value.data if parameter_name in kept else value.data.bfloat16()
+    found = made(x.bfloat16())
+    assert found.dtype == torch.float32
+    assert torch.corrcoef(torch.stack([found[0], loaded.model(x)[0]]))[0, 1] > 0.999
+
+
+def test_without_a_linear_layer_at_the_end_nothing_is_kept_exact():
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 5, 1), nn.Flatten()
+    ).eval()
+    x = torch.randn(1, 3, 8, 8)
+    made = inference_copy(model, traced(model, x).graph)
+    before = made.code
+    assert with_exact_head(made, torch.float32) == set()
+    assert made.code == before

@@ -27,6 +27,14 @@ _ACTIVATIONS: dict[Any, tuple[Any, tuple[str, ...]]] = {
 _OVERWRITING = {torch.relu: F.relu} | {function: function for function, _ in _ACTIVATIONS.values()}
 _FRESH = (*_CONVOLUTIONS.values(), F.linear, operator.add, torch.add)
 _FEW_CHANNELS = 4
+_POOLS = (
+    nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
+    nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.Flatten, nn.Dropout, nn.Identity,
+)  # fmt: skip
+_POOLING = (
+    F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d,
+    F.avg_pool2d, F.dropout, torch.flatten, torch.mean, torch.squeeze,
+)  # fmt: skip
 
 
 class _Convolution(NamedTuple):
@@ -107,6 +115,66 @@ def _attribute(root: nn.Module, path: str) -> Any:
     for part in path.split("."):
         value = getattr(value, part)
     return value
+
+
+def with_exact_head(network: fx.GraphModule, dtype: torch.dtype) -> set[str]:
+    """Make the last linear layer, and the pooling before it, compute in a precision of their own.
+
+    In bfloat16 a logit of 10 is rounded to steps of 1/16, which is more than most perturbations change it.
+
+    Args:
+        network: what `inference_copy` made; it is changed.
+        dtype: the precision of what follows the last convolution's pooling.
+
+    Returns:
+        The names of the parameters and buffers that are to have that precision; none where the network does
+        not end in a linear layer after its convolutions.
+    """
+    nodes = list(network.graph.nodes)
+    linear = next((node for node in reversed(nodes) if _is_linear(network, node)), None)
+    if linear is None or not linear.args:
+        return set()
+    position = nodes.index(linear)
+    own = [node for node in nodes[position:] if node.op in ("get_attr", "call_module")]
+    own += [node for node in linear.all_input_nodes if node.op == "get_attr"]
+    targets = {node.target for node in own}
+    elsewhere = {node.target for node in nodes[:position] if node not in own}
+    if targets & elsewhere or any(_is_convolution(network, node) for node in nodes[position:]):
+        return set()
+    start = linear
+    while isinstance(start.args[0], fx.Node) and _only_pools(network, start.args[0]):
+        start = start.args[0]
+    source = start.args[0]
+    if not isinstance(source, fx.Node):
+        return set()
+    with network.graph.inserting_before(start):
+        start.replace_input_with(source, network.graph.call_method("to", (source, dtype)))
+    network.recompile()
+    tensors = [name for name, _ in (*network.named_parameters(), *network.named_buffers())]
+    return {name for name in tensors if any(name == t or name.startswith(f"{t}.") for t in targets)}
+
+
+def _is_linear(network: nn.Module, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return type(_attribute(network, str(node.target))) is nn.Linear
+    return node.op == "call_function" and node.target is F.linear
+
+
+def _is_convolution(network: nn.Module, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return isinstance(_attribute(network, str(node.target)), nn.modules.conv._ConvNd)
+    return node.op == "call_function" and node.target in _CONVOLUTIONS.values()
+
+
+def _only_pools(network: nn.Module, node: fx.Node) -> bool:
+    """True for a node of one input that averages or reshapes, and is read by one other."""
+    if len(node.users) != 1 or not node.args or not isinstance(node.args[0], fx.Node):
+        return False
+    if node.op == "call_module":
+        return isinstance(_attribute(network, str(node.target)), _POOLS)
+    if node.op == "call_method":
+        return node.target in ("mean", "flatten", "view", "reshape", "squeeze")
+    return node.op == "call_function" and node.target in _POOLING
 
 
 # -- convolutions -------------------------------------------------------------------------------------------

@@ -317,7 +317,38 @@ class _PlainMean(TorchFunctionMode):
 def _table() -> dict[Any, Callable[..., Any]]:
     table = dict(get_decompositions(_BACKWARD))
     table[_aten._adaptive_avg_pool2d_backward.default] = _adaptive_average_backward
+    table[_aten.convolution_backward.default] = _convolution_backward
     return table
+
+
+def _convolution_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    _: Any,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    transposed: bool,
+    __: list[int],
+    groups: int,
+    wanted: list[bool],
+) -> Any:
+    """The gradient to the input alone, which is a transposed convolution."""
+    if transposed or wanted[1] or wanted[2]:
+        return NotImplemented
+    left_over = [
+        int(x.shape[i + 2])
+        - (
+            (int(grad.shape[i + 2]) - 1) * stride[i]
+            - 2 * padding[i]
+            + dilation[i] * (weight.shape[i + 2] - 1)
+            + 1
+        )
+        for i in range(len(stride))
+    ]
+    back = _aten.convolution.default(grad, weight, None, stride, padding, dilation, True, left_over, groups)
+    return back, None, None
 
 
 def _adaptive_average_backward(grad: Tensor, pooled: Tensor) -> Tensor:
@@ -368,14 +399,14 @@ def _written(
 def _difference(found: list[Tensor], expected: tuple[Tensor, ...], path: Path) -> float:
     """The largest difference of the heatmaps; an error where the file computes something else."""
     for name, a, b in zip(OUTPUTS, found, expected, strict=True):
-        off = float((a.to(b) - b.detach()).abs().max())
+        off = float((a.detach().to(b) - b.detach()).abs().max())
         scale = 1.0 if name == "heatmap" else max(1.0, float(b.detach().abs().max()))
         if a.shape != b.shape or not off <= (_SLACK if name == "logits" else _TOLERANCE) * scale:
             raise ValueError(
                 f"{path.name}: {name} {tuple(a.shape)} differs by {off:.2g} from what the model computes, "
                 f"{tuple(b.shape)}; nothing was written"
             )
-    return float((found[1].to(expected[1]) - expected[1].detach()).abs().max())
+    return float((found[1].detach().to(expected[1]) - expected[1].detach()).abs().max())
 
 
 def _cannot(model: nn.Module, method: str, error: BaseException) -> ValueError:

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from xcam_fn import checks
-from xcam_fn._inference import inference_copy
+from xcam_fn._inference import inference_copy, with_exact_head
 from xcam_fn._modules import unwrap
 from xcam_fn.perturb import perturbation_scores
 from xcam_fn.split import in_transform, recording, run_model, traced
@@ -137,9 +137,12 @@ def _prepare(root: nn.Module, trace: Any, x: Tensor, how: Running) -> Run:
     """A private copy made for inference, convolutions in channels-last, in the precision asked for."""
     dtype = torch.bfloat16 if how.precision == "bfloat16" else x.dtype
     twin = inference_copy(root, trace.graph) if trace is not None else copy.deepcopy(root)
-    for parameter in (*twin.parameters(), *twin.buffers()):
+    exact: set[str] = set()
+    if dtype != x.dtype and isinstance(twin, fx.GraphModule):
+        exact = with_exact_head(twin, x.dtype)
+    for name, parameter in (*twin.named_parameters(), *twin.named_buffers()):
         parameter.requires_grad_(False)
-        parameter.data = _placed(parameter.data, dtype)
+        parameter.data = _placed(parameter.data, x.dtype if name in exact else dtype)
     network: Run = torch.compile(twin, dynamic=False) if how.compile else twin
 
     def run(images: Tensor) -> Any:
