@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 import networks
 import xcam_fn as xf
@@ -36,6 +37,16 @@ def main() -> None:
     fast = compiled(lambda x: xf.gradcam(model, "conv2", x), "inductor")
     agree(fast(x), xf.gradcam(model, "conv2", x))
     print("inductor")
+    counter = CompileCounter()
+    torch._dynamo.reset()
+    fast = torch.compile(lambda x: xf.gradcam(model, "conv2", x), fullgraph=True, backend=counter)
+    for number in range(20):
+        agree(fast(x + number / 10), xf.gradcam(model, "conv2", x + number / 10))
+    assert counter.frame_count == 1, counter.frame_count
+    for batch in (5, 2, 7, 4):
+        agree(fast(x[:1].expand(batch, -1, -1, -1)), xf.gradcam(model, "conv2", x[:1]).expand(batch, -1, -1))
+    assert counter.frame_count <= 2, counter.frame_count
+    print("recompilation")
     broken = networks.seeded(networks.DataDependent())
     try:
         compiled(lambda x: xf.gradcam(broken, "conv", x))(x)

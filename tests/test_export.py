@@ -264,5 +264,5 @@ class serving:  # noqa: N801 - reads as a verb
 class Quiet(http.server.SimpleHTTPRequestHandler):
     """A file server that does not print."""
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:
         pass

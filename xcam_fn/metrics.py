@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from xcam_fn import checks
 from xcam_fn.methods.registry import find_method
-from xcam_fn.perturb import Baseline, baseline_images, blurred, normal
+from xcam_fn.perturb import Baseline, baseline_images, blurred, normal, uniform
 from xcam_fn.scoring import Running, Scoring, scoring_of
 from xcam_fn.split import Layer
 from xcam_fn.targets import Classes
@@ -657,6 +657,59 @@ def parameter_randomization(
             parameter.data = values.mean() + spread * draws
         found[name] = alike(expected, run(twin, layer, x, fixed))
     return found
+
+
+def max_sensitivity(
+    method: str | Callable[..., Tensor],
+    model: nn.Module,
+    layer: Layer,
+    x: Images,
+    cls: Classes = None,
+    *,
+    radius: float = 0.02,
+    num_samples: int = 10,
+    seed: int = 0,
+    **options: Any,
+) -> Values:
+    """How far the heatmap moves, at most, when the image is changed a little; the lower the better.
+
+    max over δ of ‖CAM(x + δ) − CAM(x)‖ / ‖CAM(x)‖, with each value of δ uniform in [−radius, radius]. For how
+    far it moves along one direction, and not by chance, see `torch.func.jvp` of the method.
+
+    Args:
+        method: by name or as a function.
+        model: the network, in evaluation mode.
+        layer: a name, a module of the model, or None for `default_layer`.
+        x: (B, C, *size), prepared images.
+        cls: None for the predicted class of the image as it is, an int, B ints, or a target. Fixed once.
+        radius: of the changes, > 0, in units of x.
+        num_samples: how many changes are tried, ≥ 1.
+        seed: of the changes.
+        **options: passed to the method.
+
+    Returns:
+        (B,), ≥ 0; 0 where the heatmap is zero and stays so, infinite where it is zero and does not.
+
+    Raises:
+        ValueError: a value is out of range or does not fit the model or the batch.
+        TypeError: an argument is of the wrong kind.
+
+    References:
+        Yeh et al., On the (In)fidelity and Sensitivity of Explanations (arXiv:1901.09392), definition 2.
+    """
+    checks.check_number("radius", radius, above=0)
+    checks.check_count("num_samples", num_samples)
+    checks.check_seed(seed)
+    run = functools.partial(find_method(method) if isinstance(method, str) else method, **options)
+    fixed = _fixed(model, x, cls)
+    first = run(model, layer, x, fixed)
+    worst = torch.zeros_like(first.flatten(1)[:, 0])
+    for number in range(num_samples):
+        change = radius * (2 * uniform(seed, number, tuple(x.shape[1:]), like=x) - 1)  # of every image alike
+        moved = run(model, layer, x + change, fixed)
+        worst = torch.maximum(worst, (moved - first).flatten(1).norm(dim=1))
+    size = first.flatten(1).norm(dim=1)
+    return torch.where(worst > 0, worst / size, 0.0)
 
 
 def pearson(first: Tensor, second: Tensor) -> Values:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
 
 from xcam_fn.heatmap import corners_minmax, heatmap, minmax_resized
 from xcam_fn.methods.fusion import fusioncam, unioncam
@@ -21,6 +20,8 @@ from xcam_fn.methods.gradient import (
 from xcam_fn.methods.method import Method, accepted, with_options
 from xcam_fn.methods.perturbation import ablationcam, groupcam, iscam, rise, scorecam, sscam
 
+Value = TypeVar("Value")
+
 _ALL = (
     gradcam, gradcam_pp, xgradcam, layercam, hirescam, integrated_gradients,
     scorecam, sscam, iscam, ablationcam, groupcam, rise,
@@ -28,7 +29,26 @@ _ALL = (
 )  # fmt: skip
 
 
-METHODS: Mapping[str, Method] = MappingProxyType({method.name: method for method in _ALL})
+class _Registry(Mapping[str, Value]):
+    """What is looked up by name and not changed; unlike a mapping proxy it can be pickled."""
+
+    def __init__(self, entries: Mapping[str, Value]) -> None:
+        self._entries = dict(entries)
+
+    def __getitem__(self, name: str) -> Value:
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __repr__(self) -> str:
+        return repr(self._entries)
+
+
+METHODS: Mapping[str, Method] = _Registry({method.name: method for method in _ALL})
 """Every method by its name, for the command line and for users."""
 
 _RESIZE_FIRST = functools.partial(heatmap, resize_first=True)
@@ -71,9 +91,9 @@ _VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
-VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = _Registry(
     {
-        library: MappingProxyType({name: MappingProxyType(options) for name, options in methods.items()})
+        library: _Registry({name: _Registry(options) for name, options in methods.items()})
         for library, methods in _VARIANTS.items()
     }
 )
