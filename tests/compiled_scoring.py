@@ -18,6 +18,14 @@ def main() -> None:
         )
         assert xf.testing.state(model) == before
         print(name)
+    torch._dynamo.reset()
+    compilations = torch._dynamo.utils.counters["stats"]
+    compilations.clear()
+    model = networks.seeded(networks.Residual(), 1)
+    for masks in (8, 9, 10, 11):  # what is left over for the last forward is 0, 1, 2 and 3 images
+        xf.rise(model, None, x[:1], 1, compile=True, chunk_size=4, num_masks=masks)
+    assert compilations["unique_graphs"] == 1, dict(compilations)
+    print("once")
 
 
 if __name__ == "__main__":

@@ -364,7 +364,7 @@ def test_compiling_agrees_with_eager():
     script = Path(__file__).with_name("compiled_scoring.py")
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["scorecam", "rise"]
+    assert done.stdout.split() == ["scorecam", "rise", "once"]
 
 
 def test_a_scorer_stands_in_for_the_model():

@@ -163,6 +163,20 @@ def _to_float(output: Any, dtype: torch.dtype) -> Any:
     return pytree.tree_map(convert, output)
 
 
+def _padded(run: Run, length: int) -> Run:
+    """The callable run on so many images at least: one length is compiled, not each that is left over."""
+
+    def padded(images: Tensor) -> Any:
+        n = len(images)
+        if n >= length:
+            return run(images)
+        output = run(torch.cat([images, images[-1:].expand(length - n, *images.shape[1:])]))
+        is_batched = lambda v: isinstance(v, Tensor) and v.ndim > 0 and len(v) == length  # noqa: E731
+        return pytree.tree_map(lambda v: v[:n] if is_batched(v) else v, output)
+
+    return padded
+
+
 def explained_score(
     run: Run, x: Tensor, cls: Classes, default: Callable[[Classes], Target] = probability
 ) -> Explained:
@@ -232,9 +246,11 @@ class Scoring:
 
     def __init__(self, model: nn.Module, x: Tensor, cls: Classes, score: str, how: Running) -> None:
         self.x, self.how = x, how
-        self.run = running_model(model, x, how)
-        self.explained = explained_score(self.run, x, cls, TARGETS[score])
         self.chunk_size = how.chunk_size or default_chunk_size(x, None if how.scorer else model)
+        self.run = running_model(model, x, how)
+        if how.compile and how.scorer is None:
+            self.run = _padded(self.run, self.chunk_size)
+        self.explained = explained_score(self.run, x, cls, TARGETS[score])
 
     def of(self, images: Tensor, which: Tensor) -> Tensor:
         """The scores (P, n) of images (P, C, *size) that stand for those of x that `which` says."""
