@@ -163,6 +163,8 @@ def figure(records: Sequence[Record]) -> Figure:
             for row, (_, of) in enumerate(cases)
             if name in of and of[name].seconds
         ]
+        if not points:
+            continue
         marker = "D" if name == OURS else "o"
         axes.scatter(
             *zip(*points, strict=True), s=34, label=name, color=COLORS.get(name), marker=marker, zorder=3

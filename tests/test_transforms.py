@@ -16,7 +16,7 @@ import networks
 import xcam_fn as xf
 
 split_module = importlib.import_module("xcam_fn.split")
-CAMS = [n for n, m in xf.METHODS.items() if m.family == "gradient" and n != "integrated_gradients"]
+GRADIENT = [name for name, method in xf.METHODS.items() if method.family == "gradient"]
 NETWORKS = {"conv": networks.ReadsParameters, "conv2": networks.Residual, "block": networks.DataDependent}
 
 
@@ -134,7 +134,7 @@ def test_grad_of_vmap_is_not_silently_zero(layer, cold):
     )
 
 
-@pytest.mark.parametrize("name", [n for n in xf.METHODS if xf.METHODS[n].family == "gradient"])
+@pytest.mark.parametrize("name", GRADIENT)
 def test_vmap_over_x_is_the_batch(name):
     model, x = networks.seeded(networks.Residual()).double(), images(3)
     for layer in ("conv2", None):
@@ -174,7 +174,7 @@ def test_a_compiled_pipeline_is_the_eager_one():
     script = Path(__file__).with_name("compiled.py")
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [*CAMS, "defaults", "inductor", "recompilation", "untraceable"]
+    assert done.stdout.split() == [*GRADIENT, "defaults", "inductor", "recompilation", "untraceable"]
 
 
 def test_make_fx_sees_straight_through(unchecked):

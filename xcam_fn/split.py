@@ -411,6 +411,14 @@ def run_model(model: nn.Module, x: Tensor) -> Any:
     return private_copy(model)(guarded(x))
 
 
+def whole(model: nn.Module, x: Tensor) -> Callable[[Tensor], Any]:
+    """The model as a function; a compilation, which cannot trace private copies, sees its two halves."""
+    if not torch.compiler.is_dynamo_compiling():
+        return lambda images: run_model(model, images)
+    parts = prepare(model, None, x)
+    return lambda images: run_head(parts, *run_trunk(parts, images))
+
+
 def guarded(x: Tensor) -> Tensor:
     """A copy of x that a forward may write to."""
     return x.clone()

@@ -15,7 +15,7 @@ from xcam_fn.heatmap import heatmap
 from xcam_fn.methods.method import Method, Postprocess, check_options, method, option_names
 from xcam_fn.perturb import Baseline, baseline_images
 from xcam_fn.scoring import explained_score
-from xcam_fn.split import Layer, feature_and_grad, pulled_back, recording, run_model
+from xcam_fn.split import Layer, feature_and_grad, pulled_back, recording, whole
 from xcam_fn.targets import Classes, ClassScore, logit
 
 _COMMON = ("postprocess", "create_graph")
@@ -161,23 +161,25 @@ def _integrated_gradients(
     References:
         Sundararajan et al., Axiomatic Attribution for Deep Networks (arXiv:1703.01365).
     """
-    checks.check_call(model, x)
-    checks.check_model(model, x)
+    if not torch.compiler.is_dynamo_compiling():
+        checks.check_call(model, x)
+        checks.check_model(model, x)
     checks.check_count("steps", steps, at_least=2)
     checks.check_count("chunk_size", chunk_size)
     start = baseline_images(baseline, x)
     with recording(x, create_graph), checks.explained(model, x):
-        explained = explained_score(lambda images: run_model(model, images), x, cls, default=logit)
+        run = whole(model, x)
+        explained = explained_score(run, x, cls, default=logit)
         # A target of the user's own is handed whole batches, one step of the path at a time.
         per_forward = len(x) if callable(cls) and not isinstance(cls, ClassScore) else chunk_size
-        gradient = _path_gradient(model, x, start, explained.of, steps, per_forward)
+        gradient = _path_gradient(run, x, start, explained.of, steps, per_forward)
         attribution = (x - start)[:, None] * gradient
         cam = (attribution if postprocess is None else attribution.abs()).sum(2)
         return finish(cam if explained.many else cam.squeeze(1), x, postprocess)
 
 
 def _path_gradient(
-    model: nn.Module,
+    run: Callable[[Tensor], Any],
     x: Tensor,
     start: Tensor,
     score: Callable[[Any, Tensor], Tensor],
@@ -193,7 +195,7 @@ def _path_gradient(
         for chunk in positions.split(max(1, chunk_size // len(images))):
             on_path = torch.stack([first + t * way for t in chunk]).flatten(0, 1)
             repeated = images.repeat(len(chunk))
-            found = _Nodes(*_scores_and_gradients(model, on_path, lambda y, i=repeated: score(y, i)))
+            found = _Nodes(*_scores_and_gradients(run, on_path, lambda y, i=repeated: score(y, i)))
             found = _Nodes(*(part.reshape(len(chunk), len(images), *part.shape[1:]) for part in found))
             nodes = found if last is None else _Nodes(*map(torch.cat, zip(last, found, strict=True)))
             part, owed = _integral(nodes, way, 1 / (steps - 1), owed)
@@ -235,10 +237,10 @@ def _integral(nodes: _Nodes, way: Tensor, length: float, owed: Tensor) -> tuple[
 
 
 def _scores_and_gradients(
-    model: nn.Module, x: Tensor, score: Callable[[Any], Tensor]
+    run: Callable[[Tensor], Any], x: Tensor, score: Callable[[Any], Tensor]
 ) -> tuple[Tensor, Tensor]:
     """The n scores of each image, (B, n), and their gradients with respect to the image, (B, n, C, *size)."""
-    found: Any = torch.func.vjp(lambda x: score(run_model(model, x)), x)
+    found: Any = torch.func.vjp(lambda x: score(run(x)), x)
     scores, pullback = found
     return scores, pulled_back(pullback, scores)
 
