@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 import xcam_fn as xf
 from benchmarks import cases, growth, libraries, networks, report, timing
 from benchmarks.libraries import BARE, LIBRARIES, OURS
-from benchmarks.records import Record, measured, save
+from benchmarks.records import Record, measured, read, save
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -47,10 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.sizes or [224],
         )
     stem = "selection" if asked else "quick" if options.quick else "benchmarks"
-    records: list[Record] = []
+    kept = options.output / f"{stem}.csv"
+    records: list[Record] = read(kept) if options.resume and kept.exists() else []
+    done = {record.case for record in records}
     text = ""
     with timing.empty_compile_cache():
-        for case in chosen:
+        for case in [case for case in chosen if case not in done]:
             timing.progress(case.key)
             setting = cases.prepared(case, None, options.sample, options.peer_sample)
             records += measured(setting, known, options.seconds, memory_seconds)
@@ -89,6 +91,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=45, help="for the rounds of each case")
     parser.add_argument("--sample", type=int, default=96, help="maps or steps that a plain loop runs")
     parser.add_argument("--peer-sample", type=int, default=96, help="maps that another library runs")
+    parser.add_argument("--resume", action="store_true", help="leave out what an earlier run has measured")
     parser.add_argument("--no-memory", action="store_true", help="leave the peak memory out")
     parser.add_argument("--memory-seconds", type=float, default=20, help="for each measurement of memory")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the report")

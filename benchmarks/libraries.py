@@ -72,7 +72,7 @@ def ours(setting: Setting, _: contextlib.ExitStack, **options: Any) -> Job | Non
     if "," in case.task:
         names = case.task.split(",")
         return Job(lambda: xf.explain_all(model, layer, x, setting.cls, names, **options))
-    method = xf.METHODS[case.task]
+    method = functools.partial(xf.METHODS[case.task], **cases.OPTIONS.get(case.task, {}))
     if options and case.task not in ("scorecam", "sscam", "iscam"):
         return None
     return Job(lambda: method(model, layer, x, setting.cls, **options))
@@ -257,7 +257,9 @@ def torchcam(setting: Setting, stack: contextlib.ExitStack) -> Job | None:
         channels = setting.peer_channels
         options["reshape_transform"] = lambda maps: maps[:, channels]
         share = len(channels) / setting.maps
-    cam = stack.enter_context(getattr(peer_torchcam, _TORCHCAM[task])(model, layer, **options))
+    cam = stack.enter_context(
+        getattr(peer_torchcam, _TORCHCAM[task])(model, layer, **options, **cases.OPTIONS.get(task, {}))
+    )
 
     def run() -> Tensor:
         with contextlib.nullcontext() if gradient else torch.no_grad():

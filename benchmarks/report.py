@@ -31,8 +31,9 @@ for the classes named. The other libraries' objects are made beforehand."""
 LOOP_NOTES = f"""Seconds for one photograph, and how many times as fast as the plain loop of one image a
 forward, float32: medians. Where a share is in brackets, that much of the work was done and scaled to all of
 it. "compiled" is `compile=True`, "bfloat16" is `precision="bfloat16", compile=True`; what compiling takes
-once is in the next table. {TITLES[TABLE]}: {", ".join(TABLE_FORWARDS)}, four metrics each, at
-`{TABLE_LAYER}`, IS-CAM with {TABLE_SCALES} scales; its loop counts a backward as one forward."""
+once is in the next table. SS-CAM and IS-CAM run 2 samples. {TITLES[TABLE]}: four metrics for each of
+{", ".join(TABLE_FORWARDS)}, at `{TABLE_LAYER}`, IS-CAM with {TABLE_SCALES} scales; its loop counts a
+backward as one forward."""
 
 AGREEMENT_NOTES = """The correlation with our exact map (the smallest of the batch), ours computed by the
 definition of that library where it has one of its own; of scores, the largest difference. Memory is the peak
