@@ -1,5 +1,6 @@
 """The evaluation of a data set: numbers, faults, interruption, and the report."""
 
+import contextlib
 import csv
 import io
 import os
@@ -259,22 +260,33 @@ THREE = ("--num-images", "3")
 ALONE = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
+def results_in(folder: Path) -> int:
+    """How many results a run has written so far; it may be at work or not have begun."""
+    if not (folder / store.FILE).is_file():
+        return 0
+    with contextlib.closing(sqlite3.connect(f"file:{folder / store.FILE}?mode=ro", uri=True)) as reading:
+        try:
+            return reading.execute("SELECT count(*) FROM results").fetchone()[0]
+        except sqlite3.OperationalError:  # no table yet
+            return 0
+
+
 def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(data, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    begun = time.monotonic()
     subprocess.run(command(data, "--output", whole, *THREE), check=True, env=ALONE, capture_output=True)
-    lasting = time.monotonic() - begun
     assert len(dump(whole)) == 3 + 6 + 12
     moments = random.Random(0)
     kills = 0
-    for _ in range(3):
+    for results in (1, 3, 5):
         process = subprocess.Popen(
             command(data, "--output", killed, *THREE),
             env=ALONE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        time.sleep(lasting * moments.uniform(0.6, 0.95))
+        while process.poll() is None and results_in(killed) < results:
+            time.sleep(0.002)
+        time.sleep(moments.uniform(0, 0.01))
         kills += process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.wait()
