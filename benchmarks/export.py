@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), help="which networks")
     parser.add_argument("--methods", nargs="+", default=["gradcam", "ablationcam"], help="which methods")
     options = parser.parse_args(arguments)
-    load, rows = timing.load(), []
+    load, rows, text = timing.load(), [], ""
     for name in options.networks:
         loaded = xf.models.load(name, weights=None if name == "lite0" else "random")
         for method in xf.export.METHODS_THAT_EXPORT if name == "lite0" else options.methods:
