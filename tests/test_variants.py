@@ -30,6 +30,9 @@ KEYS = {
 # Where a method divides by what nearly cancels, the rounding of the features (which differs from one processor
 # to the next) moves the map by more than 1e-4: by how much is measured, not guessed.
 CANCELING = ("gradcam_pp", "xgradcam")
+# Fusion-CAM drops a tenth of the pixels. One at the edge is dropped or kept as its value is rounded, and the whole
+# map is scaled by what is left: the reference may stand on either side of that edge.
+ROUNDING = 1e-6
 
 
 @pytest.mark.parametrize("name", PHOTOGRAPHS)
@@ -47,7 +50,14 @@ def test_xplaincams_maps(lite0, shared, name):
     far = {}
     for method, expected in theirs.items():
         bound = max(1e-4, 2 * rounding_moves(found, method)) if method in CANCELING else 1e-4
-        difference = (ours[method][0] - expected).abs().max().item()
+        maps = [ours[method]]
+        if method == "fusioncam":
+            edge = torch.quantile(ours["gradcam"], 0.1)
+            is_at_edge = (ours["gradcam"] - edge).abs() < ROUNDING
+            for other in (edge, edge + ROUNDING):
+                moved = torch.where(is_at_edge, other, ours["gradcam"])
+                maps.append(xf.fusioncam(lite0, None, x, cls, gradient=moved, region=ours["scorecam"]))
+        difference = min((m[0] - expected).abs().max().item() for m in maps)
         if not difference <= bound:
             far[method] = (difference, bound)
     assert not far

@@ -142,6 +142,14 @@ def check_features(features: Any, x: Tensor, layer: str) -> None:
         )
     if features.ndim != x.ndim or features.shape[0] != x.shape[0] or features.numel() == 0:
         expected = f"({x.shape[0]}, K, {', '.join('DHW'[-(x.ndim - 2) :])})"
+        if features.ndim == 3:
+            size = " × ".join(str(length) for length in x.shape[2:])
+            raise ValueError(
+                f"layer {layer!r} returns tokens of shape {tuple(features.shape)}, and no grid of patches of "
+                f"an image of {size} has {features.shape[1]} of them; pass to_spatial=a function that "
+                f"arranges them as {expected}, such as "
+                "lambda t: einops.rearrange(t[:, 1:], 'b (h w) d -> b d h w', h=14)"
+            )
         raise ValueError(
             f"layer {layer!r} returns shape {tuple(features.shape)}, not the spatial maps {expected} that a "
             "class activation map is made of; choose another layer (layer=None finds one, "

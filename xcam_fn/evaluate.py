@@ -31,7 +31,7 @@ from xcam_fn.metrics import Curve
 from xcam_fn.models import LoadedModel
 from xcam_fn.perturb import blurred
 from xcam_fn.scoring import Running, Scoring, check_running, scoring_of
-from xcam_fn.split import Shared, default_layer, layer_of, split
+from xcam_fn.split import Shared, default_layer, split
 from xcam_fn.store import ImageRow, OtherSettingsError, Result, Score, Store, writing
 from xcam_fn.targets import Classes
 
@@ -309,7 +309,7 @@ class _Batch:
             self._scoring = scoring
             self._smooth = blurred(self._x)
         self._cls = scoring.explained.cls
-        self._shared = Shared(layer_of(layer))
+        self._shared = Shared(layer)
         self._cases: list[Case] = []
 
     def write_images(self, store: Store, photographs: Sequence[Photograph]) -> None:

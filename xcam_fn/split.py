@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from xcam_fn import _trace, checks
 from xcam_fn._modules import canonical_names, fingerprint, private_copy, unwrap
+from xcam_fn._placement import Call, ToSpatial, default_position, own_layout, replaced, to_spatial_of
 from xcam_fn.targets import Classes, ClassScore, resolve
 
 
@@ -29,8 +30,8 @@ class Shared:
     call or is seen by another.
     """
 
-    def __init__(self, layer: str | nn.Module | None) -> None:
-        self.layer = layer
+    def __init__(self, layer: Layer) -> None:
+        self.layer = unshared(layer)
         self._found: dict[Any, Any] = {}
 
     def once(self, key: Any, compute: Callable[[], Any]) -> Any:
@@ -53,11 +54,53 @@ class Same:
         return id(self.it)
 
 
-Layer = str | nn.Module | Shared | None
+class At(NamedTuple):
+    """A layer, and what places its output as (B, K, *spatial).
+
+    Attributes:
+        layer: a name, a module of the model, or None for `default_layer`.
+        to_spatial: the layer's output to (B, K, *spatial); it selects and arranges, and computes nothing.
+    """
+
+    layer: str | nn.Module | None
+    to_spatial: ToSpatial
+
+
+Layer = str | nn.Module | At | Shared | None
+
+
+def at(layer: Layer, to_spatial: ToSpatial | None) -> Layer:
+    """The layer with what places its output, for every function that takes a layer.
+
+    Args:
+        layer: a name, a module of the model, or None for `default_layer`.
+        to_spatial: the layer's output, such as tokens (B, T, D), to (B, K, *spatial); None finds it.
+
+    Raises:
+        TypeError: `to_spatial` is not callable.
+    """
+    if to_spatial is None:
+        return layer
+    if not callable(to_spatial):
+        raise TypeError(
+            f"to_spatial is a {type(to_spatial).__name__}; expected a function from the layer's output to "
+            "(B, K, H, W), such as lambda t: einops.rearrange(t[:, 1:], 'b (h w) d -> b d h w', h=14)"
+        )
+    if isinstance(layer, Shared):
+        inner = layer.layer
+        return layer.once(("at", Same(to_spatial)), lambda: Shared(at(inner, to_spatial)))
+    return At(layer_of(layer), to_spatial)
 
 
 def layer_of(layer: Layer) -> str | nn.Module | None:
-    """The layer itself, also where it is shared."""
+    """The layer itself, also where it is shared or placed."""
+    if isinstance(layer, Shared):
+        return layer_of(layer.layer)
+    return layer.layer if isinstance(layer, At) else layer
+
+
+def unshared(layer: Layer) -> str | nn.Module | At | None:
+    """The layer, with what places its output but shared with nobody."""
     return layer.layer if isinstance(layer, Shared) else layer
 
 
@@ -92,16 +135,6 @@ class FeatureAndGrad(NamedTuple):
     output: Any
 
 
-class Call(NamedTuple):
-    """One module run by a forward: its name, the shape of its output and whether it is a convolution."""
-
-    name: str
-    shape: tuple[int, ...]
-    kind: str
-    is_convolution: bool
-    is_pooling: bool
-
-
 class _Plan(NamedTuple):
     """What is remembered of a model: valid for as long as its fingerprint is."""
 
@@ -110,6 +143,7 @@ class _Plan(NamedTuple):
     trace: _trace.Trace | None
     calls: dict[tuple[int, ...], tuple[Call, ...]]  # by the input's shape without its batch
     cuts: dict[tuple[str, int], _trace.Cut]
+    places: dict[tuple[int, tuple[int, ...]], ToSpatial | None]  # by the call and the input's shape
 
 
 class Parts(NamedTuple):
@@ -120,22 +154,32 @@ class Parts(NamedTuple):
     call: int
     cut: _trace.Cut | None
     name: str
+    to_spatial: ToSpatial | None
+
+    @property
+    def takes_any_batch(self) -> bool:
+        """Whether the head runs on another batch than its trunk, given the residual of each row."""
+        return self.cut is not None and self.cut.residual_is_empty
 
 
 # Remembered plans, by the id of the model; the weak reference removes an entry with its model.
 _PLANS: dict[int, tuple[weakref.ref[nn.Module], _Plan]] = {}
-# What compiled calls look up by key: `(layer, call, cut)`, removed with its model.
-_COMPILING: dict[str, tuple[str, int, _trace.Cut]] = {}
+# What compiled calls look up by key: `(layer, call, cut, to_spatial)`, removed with its model.
+_COMPILING: dict[str, tuple[str, int, _trace.Cut, ToSpatial | None]] = {}
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 
 
-def split(model: nn.Module, layer: Layer, x: Float[Tensor, "B C *size"]) -> Split:
+def split(
+    model: nn.Module, layer: Layer, x: Float[Tensor, "B C *size"], *, to_spatial: ToSpatial | None = None
+) -> Split:
     """The model as two pure functions, cut at a layer's output.
 
     Args:
         model: the network, in evaluation mode; it is never touched.
         layer: a name (`"layer4"`, `"layer4.2.relu#2"`), a module of the model, or None for `default_layer`.
         x: (B, C, *size), an input to find the layer with; only its shape matters.
+        to_spatial: where the layer returns tokens (B, T, K) or channels last, the function that selects and
+            arranges them as (B, K, *spatial); None finds it.
 
     Returns:
         `Split(trunk, head)`: `trunk(x) -> (features, residual)` and `head(features, residual) -> output`.
@@ -146,20 +190,24 @@ def split(model: nn.Module, layer: Layer, x: Float[Tensor, "B C *size"]) -> Spli
         ValueError: the layer is not in the model, is never reached, or is ambiguous.
         TypeError: an argument is of the wrong kind.
     """
-    parts = prepare(model, layer, x)
+    parts = prepare(model, at(layer, to_spatial), x)
     return Split(
         trunk=lambda x: run_trunk(parts, x),
         head=lambda features, residual: run_head(parts, features, residual),
     )
 
 
-def features(model: nn.Module, layer: Layer, x: Float[Tensor, "B C *size"]) -> Tensor:
+def features(
+    model: nn.Module, layer: Layer, x: Float[Tensor, "B C *size"], *, to_spatial: ToSpatial | None = None
+) -> Tensor:
     """The layer's output for x, as the layer returned it (before anything changes it in place).
 
     Args:
         model: the network, in evaluation mode.
         layer: a name, a module of the model, or None for `default_layer`.
         x: (B, C, *size), prepared images.
+        to_spatial: where the layer returns tokens (B, T, K) or channels last, the function that selects and
+            arranges them as (B, K, *spatial); None finds it.
 
     Returns:
         (B, K, *spatial), detached unless x requires grad.
@@ -168,6 +216,7 @@ def features(model: nn.Module, layer: Layer, x: Float[Tensor, "B C *size"]) -> T
         ValueError: bad x, unknown layer, a layer without spatial maps, or a model in training mode.
         TypeError: an argument is of the wrong kind.
     """
+    layer = at(layer, to_spatial)
     parts = prepare(model, layer, x)
     with recording(x), checks.explained(model, x):
         found, _ = trunk_of(layer, parts, x)
@@ -180,6 +229,7 @@ def feature_and_grad(
     x: Float[Tensor, "B C *size"],
     cls: Classes = None,
     *,
+    to_spatial: ToSpatial | None = None,
     create_graph: bool = False,
 ) -> FeatureAndGrad:
     """The layer's features and the gradient of the score with respect to them.
@@ -193,6 +243,8 @@ def feature_and_grad(
         x: (B, C, *size), prepared images.
         cls: what is explained: None for the predicted class of each image, an int, B ints, (B, n) ints for n
             classes of each image, or a target, a callable from the model's output to B scores.
+        to_spatial: where the layer returns tokens (B, T, K) or channels last, the function that selects and
+            arranges them as (B, K, *spatial); None finds it.
         create_graph: record the computation, so that the result can be differentiated with respect to the
             parameters as well (it always can with respect to an x that requires grad).
 
@@ -206,6 +258,7 @@ def feature_and_grad(
     References:
         Selvaraju et al., Grad-CAM (arXiv:1610.02391).
     """
+    layer = at(layer, to_spatial)
     if not isinstance(layer, Shared):
         return _feature_and_grad(model, layer, x, cls, create_graph)
     key = ("feature_and_grad", Same(cls), create_graph)
@@ -225,14 +278,34 @@ def _feature_and_grad(
 
     with recording(x, create_graph), checks.explained(model, x):
         if parts.cut is None:
-            scores, pullback, (found, output) = _one_pass_vjp(parts, guarded(x), score)
+            scores, pullback, (raw, output) = _one_pass_vjp(parts, guarded(x), score)
+            own = pulled_back(pullback, scores)
+            found, grads = _placed(parts, raw), _placed(parts, own, classes=scores.ndim == 2)
+            checks.check_features(found, x, parts.name)
         else:
             found, residual = trunk_of(layer, parts, x)
             with_aux: Any = torch.func.vjp(lambda a: score(run_head(parts, a, residual)), found, has_aux=True)
             scores, pullback, output = with_aux
-        checks.check_features(found, x, parts.name)
-        grads = pulled_back(pullback, scores)
+            grads = pulled_back(pullback, scores)
+    if parts.to_spatial is not None and checks.is_readable(x) and not grads.detach().any():
+        _check_patches_have_a_say(parts, x, score)
     return FeatureAndGrad(found, grads, output)
+
+
+def _check_patches_have_a_say(parts: Parts, x: Tensor, score: Callable[[Any], tuple[Tensor, Any]]) -> None:
+    """Raise where the score reads of the layer's tokens only those that stand for no place."""
+    with torch.no_grad():
+        raw, _ = _own_trunk(parts, guarded(x))
+        taken = _placed(parts, torch.ones_like(raw)).numel()
+    if taken == raw.numel():
+        return
+    scores, pullback, _ = _one_pass_vjp(parts, guarded(x), score)
+    if pulled_back(pullback, scores).detach().any():
+        raise ValueError(
+            f"layer {parts.name!r}: the score reads its class token alone, so the gradient of every patch is "
+            f"zero and there is no map; explain a layer before the last attention, such as "
+            f"{default_layer(parts.model, x)!r} (layer=None)"
+        )
 
 
 def pulled_back(pullback: Callable[..., tuple[Tensor]], scores: Tensor) -> Tensor:
@@ -262,7 +335,7 @@ def _one_pass_vjp(
         return scores, (seen[0], output)
 
     with torch.no_grad():
-        shape_of = run_trunk(parts, x)[0]
+        shape_of = _own_trunk(parts, x)[0]
     with_aux: Any = torch.func.vjp(run, torch.zeros_like(shape_of), has_aux=True)
     return with_aux
 
@@ -272,19 +345,21 @@ def default_layer(model: nn.Module, x: Float[Tensor, "B C *size"]) -> str:
 
     It is the last convolution's activation as the network goes on to use it: the last module run, before
     pooling or flattening, whose output has the last convolution's spatial size (VGG-19: `features.35`,
-    ResNet-50: `layer4`, EfficientNet: `features`).
+    ResNet-50: `layer4`, EfficientNet: `features`). In a transformer it is what the last attention reads, the
+    norm before it (ViT: `encoder.layers.encoder_layer_11.ln_1`): after that attention a class token has all
+    that the score knows, and no patch has a gradient.
 
     Args:
         model: the network, in evaluation mode.
         x: (B, C, *size), an input; only its shape matters.
 
     Raises:
-        ValueError: the model runs no convolution with spatial maps.
+        ValueError: the model runs neither a convolution with spatial maps nor an attention over patches.
         TypeError: an argument is of the wrong kind.
     """
     checks.check_call(model, x)
     root = unwrap(model)
-    return _default_name(root, _calls(_plan(root, x), root, x))
+    return _default_name(_plan(root, x), root, x)
 
 
 def layers(model: nn.Module, x: Float[Tensor, "B C *size"]) -> dict[str, tuple[int, ...]]:
@@ -295,7 +370,7 @@ def layers(model: nn.Module, x: Float[Tensor, "B C *size"]) -> dict[str, tuple[i
         x: (B, C, *size), an input; only its shape matters.
 
     Returns:
-        Names to shapes; a module that runs several times is listed once per call, as `name#1`, `name#2`, ….
+        Names to shapes (1, K, *spatial), those of tokens as they are placed on the image; a module that runs several times is listed once per call, as `name#1`, `name#2`, ….
 
     Raises:
         ValueError: bad x or a model in training mode.
@@ -303,30 +378,48 @@ def layers(model: nn.Module, x: Float[Tensor, "B C *size"]) -> dict[str, tuple[i
     """
     checks.check_call(model, x)
     root = unwrap(model)
-    calls = _calls(_plan(root, x), root, x)
+    plan = _plan(root, x)
+    calls = _calls(plan, root, x)
     counts = _counts(calls)
     seen: dict[str, int] = {}
     listed: dict[str, tuple[int, ...]] = {}
-    for call in calls:
+    for i, call in enumerate(calls):
         seen[call.name] = number = seen.get(call.name, 0) + 1
-        if call.name and len(call.shape) == x.ndim:
-            listed[f"{call.name}#{number}" if counts[call.name] > 1 else call.name] = call.shape
+        shape = _placed_shape(plan, root, i, x)
+        if call.name and len(shape) == x.ndim:
+            listed[f"{call.name}#{number}" if counts[call.name] > 1 else call.name] = shape
     return listed
 
 
-def _default_name(model: nn.Module, calls: tuple[Call, ...]) -> str:
-    mapped = [c for c in calls if len(c.shape) > 2 and c.name]
-    convolutions = [c for c in mapped if c.is_convolution]
-    spatial = [c for c in convolutions if max(c.shape[2:]) > 1] or convolutions
-    if not spatial:
+def _default_name(plan: _Plan, root: nn.Module, x: Tensor) -> str:
+    calls = _calls(plan, root, x)
+
+    def places(position: int) -> bool:
+        shape = _placed_shape(plan, root, position, x)
+        return bool(calls[position].name) and len(shape) == x.ndim and max(shape[2:]) > 1
+
+    try:
+        return calls[default_position(calls, tuple(x.shape[2:]), places)].name
+    except ValueError:
         raise ValueError(
-            f"layer=None: {type(unwrap(model)).__name__} runs no convolution, so there is no default layer; "
-            "name the layer to explain"
-        )
-    size = spatial[-1].shape[2:]
-    start = max(i for i, call in enumerate(mapped) if call is spatial[-1])
-    chosen = [c for c in mapped[start:] if c.shape[2:] == size and not c.is_pooling][-1]
-    return chosen.name
+            f"layer=None: {type(root).__name__} runs no convolution and no attention over patches, so there "
+            "is no default layer; name the layer to explain"
+        ) from None
+
+
+def _placed_shape(plan: _Plan, root: nn.Module, position: int, x: Tensor) -> tuple[int, ...]:
+    """The shape of a call's output for one image, placed on the image where it can be."""
+    shape = _calls(plan, root, x)[position].shape
+    place = _to_spatial(plan, root, position, tuple(x.shape[1:]))
+    return shape if place is None else tuple(place(torch.empty(shape, device="meta")).shape)
+
+
+def _to_spatial(plan: _Plan, root: nn.Module, position: int, image: tuple[int, ...]) -> ToSpatial | None:
+    """What places a call's output, found once for each shape of image (C, *size) that has been recorded."""
+    key = (position, image)
+    if key not in plan.places:
+        plan.places[key] = to_spatial_of(root, plan.calls[image], position, image[1:])
+    return plan.places[key]
 
 
 def _counts(calls: tuple[Call, ...]) -> dict[str, int]:
@@ -350,7 +443,44 @@ def trunk_of(layer: Layer, parts: Parts, x: Tensor) -> tuple[Tensor, Any]:
 
 
 def run_trunk(parts: Parts, x: Tensor) -> tuple[Tensor, Any]:
-    """The layer's output and the residual."""
+    """The layer's output, placed on the image, and the residual: what else the head reads.
+
+    Where the output had to be placed, what it was as the layer returned it is part of the residual.
+    """
+    raw, residual = _own_trunk(parts, x)
+    return (raw, residual) if parts.to_spatial is None else (_placed(parts, raw), (raw, residual))
+
+
+def run_head(parts: Parts, features: Tensor, residual: Any) -> Any:
+    """The model's output for a layer's output, placed on the image."""
+    if parts.to_spatial is None:
+        return _own_head(parts, features, residual)
+    raw, own_residual = residual
+    return _own_head(parts, replaced(parts.to_spatial, raw, features), own_residual)
+
+
+def residual_rows(parts: Parts, residual: Any, rows: Tensor) -> Any:
+    """The residual of other rows of the batch, for a head that `takes_any_batch`."""
+    return residual if parts.to_spatial is None else (residual[0][rows], residual[1])
+
+
+def _placed(parts: Parts, raw: Tensor, *, classes: bool = False) -> Tensor:
+    """Values in the shape of the layer's output, (B, ...) or (B, n, ...), placed on the image."""
+    if parts.to_spatial is None:
+        return raw
+    if classes:
+        return torch.vmap(lambda values: _placed(parts, values), in_dims=1, out_dims=1)(raw)
+    try:
+        return parts.to_spatial(raw)
+    except Exception as error:  # anything may go wrong in a user's function
+        raise ValueError(
+            f"to_spatial fails on what layer {parts.name!r} returns, shape {tuple(raw.shape)}: {error}; "
+            "expected a function that selects and arranges it as (B, K, *spatial)"
+        ) from error
+
+
+def _own_trunk(parts: Parts, x: Tensor) -> tuple[Tensor, Any]:
+    """The layer's output as it returned it, and the residual."""
     if parts.cut is not None:
         return parts.cut.trunk(parts.model, x)
     reached: list[Tensor] = []
@@ -366,8 +496,8 @@ def run_trunk(parts: Parts, x: Tensor) -> tuple[Tensor, Any]:
     return reached[0], x
 
 
-def run_head(parts: Parts, features: Tensor, residual: Any) -> Any:
-    """The model's output for a layer's output."""
+def _own_head(parts: Parts, features: Tensor, residual: Any) -> Any:
+    """The model's output for a layer's output as it returned it."""
     if parts.cut is not None:
         return parts.cut.head(parts.model, features, *residual)
     return _run_replaced(parts, residual, lambda _: features.clone())
@@ -449,9 +579,11 @@ def in_transform() -> bool:
 def prepare(model: nn.Module, layer: Layer, x: Tensor) -> Parts:
     """The model ready to be run in two halves at the layer, after every check that needs no forward."""
     if torch.compiler.is_dynamo_compiling():
-        key = _prepare_while_compiling(model, layer_of(layer), tuple(x.shape[1:]), x.dtype, x.device)
-        name, call, cut = _COMPILING[key]
-        return Parts(_unwrapped_while_compiling(model), name, call, cut, name)
+        key = _prepare_while_compiling(model, unshared(layer), tuple(x.shape[1:]), x.dtype, x.device)
+        name, call, cut, place = _COMPILING[key]
+        return Parts(_unwrapped_while_compiling(model), name, call, cut, name, place)
+    layer = unshared(layer)
+    given = layer.to_spatial if isinstance(layer, At) else None
     layer = layer_of(layer)
     checks.check_call(model, x)
     root = unwrap(model)
@@ -459,7 +591,7 @@ def prepare(model: nn.Module, layer: Layer, x: Tensor) -> Parts:
     if all(len(shape) != x.ndim - 1 for shape in plan.calls):
         checks.check_model(root, x)
     if layer is None:
-        layer = _default_name(root, _calls(plan, root, x))
+        layer = _default_name(plan, root, x)
     name, call = _resolve(root, layer, plan.names)
     count = _counts(_any_calls(plan)).get(name, 0)
     shown = name if call is None else f"{name}#{call}"
@@ -470,7 +602,21 @@ def prepare(model: nn.Module, layer: Layer, x: Tensor) -> Parts:
         raise ValueError(
             f"layer {shown!r}: {name!r} runs {count} time(s) in a forward; expected one of {names}"
         )
-    return Parts(root, name, call or count, _cut(plan, name, call or count), shown)
+    number = call or count
+    place = given or _place_of(plan, root, name, number, x)
+    return Parts(root, name, number, _cut(plan, name, number), shown, place)
+
+
+def _place_of(plan: _Plan, root: nn.Module, name: str, number: int, x: Tensor) -> ToSpatial | None:
+    """What places the output of a module's call; tokens alone are looked at anew for each size of image."""
+
+    def position(calls: tuple[Call, ...]) -> int:
+        return [i for i, call in enumerate(calls) if call.name == name][number - 1]
+
+    known, calls = next(iter(plan.calls.items()))
+    if len(calls[position(calls)].shape) == x.ndim:
+        return _to_spatial(plan, root, position(calls), known)
+    return _to_spatial(plan, root, position(_calls(plan, root, x)), tuple(x.shape[1:]))
 
 
 def _prepare_while_compiling(
@@ -483,10 +629,10 @@ def _prepare_while_compiling(
             f"layer {parts.name!r}: {type(parts.model).__name__} cannot be traced, so the call cannot be "
             "compiled; call it without torch.compile"
         )
-    key = f"{id(parts.model)}/{id(parts.cut)}"
+    key = f"{id(parts.model)}/{id(parts.cut)}/{id(parts.to_spatial)}"
     if key not in _COMPILING:
         weakref.finalize(parts.model, _COMPILING.pop, key, None)
-    _COMPILING[key] = (parts.layer, parts.call, parts.cut)
+    _COMPILING[key] = (parts.layer, parts.call, parts.cut, parts.to_spatial)
     return key
 
 
@@ -542,7 +688,7 @@ def _new_plan(root: nn.Module, x: Tensor, mark: tuple[Any, ...]) -> _Plan:
         traced = _trace.trace(root)
         if traced is not None:
             traced = _trace.audited(traced, root, sample, expected)
-    return _Plan(mark, canonical_names(root), traced, {tuple(x.shape[1:]): calls}, {})
+    return _Plan(mark, canonical_names(root), traced, {tuple(x.shape[1:]): calls}, {}, {})
 
 
 def _calls(plan: _Plan, root: nn.Module, x: Tensor) -> tuple[Call, ...]:
@@ -562,10 +708,11 @@ def _recorded(root: nn.Module, x: Tensor) -> tuple[tuple[Call, ...], Any]:
         kind = type(module).__name__
 
         def recorded(*args: Any, **kwargs: Any) -> Any:
+            start = len(calls)
             output = forward(*args, **kwargs)
-            calls.append(
-                Call(name, _shape(output), kind, isinstance(module, _CONVOLUTIONS), "pool" in kind.lower())
-            )
+            shape, is_pooling = _shape(output), "pool" in kind.lower()
+            convolves = isinstance(module, _CONVOLUTIONS)
+            calls.append(Call(name, shape, kind, convolves, is_pooling, own_layout(module, shape), start))
             return output
 
         return recorded

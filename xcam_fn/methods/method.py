@@ -9,7 +9,8 @@ from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 from torch import Tensor, nn
 
-from xcam_fn.split import Layer, Same, layer_of, once
+from xcam_fn._placement import ToSpatial
+from xcam_fn.split import Layer, Same, at, layer_of, once
 from xcam_fn.targets import Classes
 
 Postprocess = Callable[[Tensor, tuple[int, ...]], Tensor]
@@ -21,6 +22,8 @@ ARGUMENTS = """Args:
     x: (B, C, *size), prepared images.
     cls: None for the predicted class of each image, an int, B ints, (B, n) ints for n classes of each
         image at once, or a target, a callable from the model's output to B scores.
+    to_spatial: where the layer returns tokens (B, T, K) or channels last, the function that selects and
+        arranges them as (B, K, *spatial); None finds it.
     postprocess: `heatmap`, a callable `(cam, size) -> map`, or None for the raw map: signed, at the layer's
         own size.
     create_graph: record the computation, so that the result can be differentiated with respect to the
@@ -69,12 +72,30 @@ def method(
     module: str,
     doc: str | None = None,
 ) -> Method:
-    """`run` with what the registry, the command line and `help` say of it."""
-    run.__name__ = run.__qualname__ = name
-    run.__module__ = module  # together with the name this is what pickles it by reference
-    run.__doc__ = doc or f"{title}: {summary}\n\n{ARGUMENTS}\n{RETURNS}\nReferences:\n    {paper or 'none'}\n"
-    run.__dict__.update(name=name, title=title, family=family, paper=paper, summary=summary)
-    return cast(Method, run)
+    """`run` at any layer, tokens included, with what the registry, the command line and `help` say of it."""
+
+    def called(
+        model: Any,
+        layer: Layer,
+        x: Tensor,
+        cls: Classes = None,
+        *,
+        to_spatial: ToSpatial | None = None,
+        **options: Any,
+    ) -> Tensor:
+        return run(model, at(layer, to_spatial), x, cls, **options)
+
+    signature = inspect.signature(run)
+    own = list(signature.parameters.values())
+    shared = inspect.signature(called).parameters["to_spatial"]
+    called.__dict__["__signature__"] = signature.replace(parameters=[*own[:4], shared, *own[4:]])
+    called.__name__ = called.__qualname__ = name
+    called.__module__ = module  # together with the name this is what pickles it by reference
+    called.__doc__ = doc or (
+        f"{title}: {summary}\n\n{ARGUMENTS}\n{RETURNS}\nReferences:\n    {paper or 'none'}\n"
+    )
+    called.__dict__.update(name=name, title=title, family=family, paper=paper, summary=summary)
+    return cast(Method, called)
 
 
 def with_options(run: Method, title: str | None = None, name: str | None = None, **options: Any) -> Method:

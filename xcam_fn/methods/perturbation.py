@@ -47,6 +47,7 @@ from xcam_fn.split import (
     once,
     prepare,
     recording,
+    residual_rows,
     run_head,
     run_trunk,
     trunk_of,
@@ -342,10 +343,10 @@ def _ablationcam(
         explained = explained_score(lambda a: run_head(parts, a, residual), A, cls, TARGETS[score])
         which, channel = _channels_to_ablate(A)
         s = explained.own
-        if parts.cut is not None and parts.cut.residual_is_empty:
+        if parts.takes_any_batch:
             ablated = perturbation_scores(
-                lambda a, images: explained.of(run_head(parts, a, ()), images), A, _without_channel, which,
-                (channel,), chunk_size=chunk_size, progress=progress,
+                lambda a, i: explained.of(run_head(parts, a, residual_rows(parts, residual, i)), i), A,
+                _without_channel, which, (channel,), chunk_size=chunk_size, progress=progress,
             )  # fmt: skip
         else:
             ablated = _ablated_one_by_one(parts, x, explained, which, channel, chunk_size, progress)

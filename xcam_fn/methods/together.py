@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from xcam_fn import checks
 from xcam_fn.methods.method import accepted, base_of, run_once
 from xcam_fn.methods.registry import METHODS, find_method
-from xcam_fn.split import Layer, Shared, layer_of, recording, run_model
+from xcam_fn.split import Layer, Shared, recording, run_model
 from xcam_fn.targets import Classes, ClassScore, class_index, logits
 
 Run = Callable[..., Tensor]
@@ -55,7 +55,7 @@ def explain_all(
     checks.check_call(model, x)
     chosen = named_methods(list(METHODS) if methods is None else methods, variant, **options)
     fixed = _fixed(model, x, cls)
-    shared = Shared(layer_of(layer))
+    shared = Shared(layer)
     return {name: run_once(run, model, shared, x, fixed, {}) for name, run in chosen.items()}
 
 

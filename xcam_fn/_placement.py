@@ -1,0 +1,231 @@
+"""Where a layer's output lies on the image: channels first, channels last, or tokens in a row."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+ToSpatial = Callable[[Tensor], Tensor]
+
+_CHANNELS_FIRST = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
+# What models call the parameters that they put before (or after) the patches.
+_PREFIX_TOKENS = (
+    "cls_token", "class_token", "class_embedding", "dist_token", "distillation_token", "reg_token",
+    "register_tokens",
+)  # fmt: skip
+_AXES = {1: "l", 2: "h w", 3: "d h w"}
+
+
+class Call(NamedTuple):
+    """One module run by a forward.
+
+    Attributes:
+        name: of the module.
+        shape: of its output for one image.
+        kind: the name of its type.
+        is_convolution: it is a convolution of torch.nn.
+        is_pooling: its type's name says that it pools.
+        layout: "first" or "last", where the module by itself tells which axis is the channels'.
+        start: how many calls had ended when this one began.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+    is_convolution: bool
+    is_pooling: bool
+    layout: str | None
+    start: int
+
+
+def own_layout(module: nn.Module, shape: tuple[int, ...]) -> str | None:
+    """Which axis of its output is the channels' as far as the module itself tells: "first" or "last"."""
+    if isinstance(module, nn.Linear):
+        return "last"
+    if isinstance(module, nn.LayerNorm):
+        channels = module.normalized_shape
+        first = len(channels) == 1 and len(shape) > 2 and shape[1] == channels[0] != shape[-1]
+        return "first" if first or "2d" in type(module).__name__ else "last"
+    return "first" if isinstance(module, _CHANNELS_FIRST) else None
+
+
+def to_spatial_of(
+    root: nn.Module, calls: Sequence[Call], position: int, size: tuple[int, ...]
+) -> ToSpatial | None:
+    """What places a call's output as (B, K, *spatial); None where it is so placed already, or cannot be.
+
+    Args:
+        root: the network.
+        calls: all calls of a forward of one image.
+        position: which of them.
+        size: the image's, pixels.
+    """
+    shape = calls[position].shape
+    if len(shape) == len(size) + 2:
+        return _channels_first if _layout(calls, position) == "last" else None
+    if len(shape) != 3 or shape[0] != 1:
+        return None
+    prefix = _prefix_tokens(root, calls[position].name)
+    for dropped in dict.fromkeys((prefix, 0)):
+        grid = _grid(calls[:position], shape[1] - dropped, size)
+        if grid is not None:
+            return functools.partial(place_tokens, prefix=dropped, grid=grid)
+    return None
+
+
+def place_tokens(tokens: Tensor, *, prefix: int, grid: tuple[int, ...]) -> Tensor:
+    """Tokens (B, prefix + patches, K) as maps (B, K, *grid), those before the patches left out."""
+    axes = _AXES[len(grid)]
+    sizes = dict(zip(axes.split(), grid, strict=True))
+    return rearrange(tokens[:, prefix:], f"b ({axes}) k -> b k {axes}", **sizes)
+
+
+def _channels_first(values: Tensor) -> Tensor:
+    return values.movedim(-1, 1)
+
+
+def replaced(to_spatial: ToSpatial, raw: Tensor, spatial: Tensor) -> Tensor:
+    """A layer's own output with what `to_spatial` takes from it put in anew, and the rest as it was.
+
+    `to_spatial` selects and arranges, so that its transpose puts each value back in its place.
+    """
+    _, back = torch.func.vjp(to_spatial, raw)
+    (taken,) = back(torch.ones_like(spatial))
+    (placed,) = back(spatial)
+    return raw * (1 - taken) + placed
+
+
+def _layout(calls: Sequence[Call], position: int) -> str:
+    """Whether a call returns its channels first or last, from the nearest call before that tells.
+
+    A block that turns its axes around after the last module that tells is seen by its shape.
+    """
+    call = calls[position]
+    if call.layout is not None:
+        return call.layout
+    for near in reversed(calls[:position]):
+        if near.layout is None or len(near.shape) != len(call.shape):
+            continue
+        channels = near.shape[1] if near.layout == "first" else near.shape[-1]
+        is_first, is_last = call.shape[1] == channels, call.shape[-1] == channels
+        if is_first == is_last or near.shape == call.shape:
+            return near.layout
+        return "first" if is_first else "last"
+    return "first"
+
+
+def _prefix_tokens(root: nn.Module, name: str) -> int:
+    """How many tokens stand before the patches, as the model says it."""
+    path = name.split(".")
+    for depth in range(len(path), -1, -1):
+        count = getattr(root.get_submodule(".".join(path[:depth])), "num_prefix_tokens", None)
+        if isinstance(count, int):
+            return count
+    found = [
+        1 if parameter.ndim < 2 else parameter.shape[-2]
+        for name, parameter in root.named_parameters()
+        if name.rpartition(".")[2] in _PREFIX_TOKENS
+    ]
+    return sum(found)
+
+
+def _grid(calls: Sequence[Call], patches: int, size: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The grid of so many patches: one that the forward has been at, else the image's size in patches."""
+    for i in range(len(calls) - 1, -1, -1):
+        shape = calls[i].shape
+        if len(shape) == len(size) + 2 and shape[0] == 1:
+            grid = shape[2:] if _layout(calls, i) == "first" else shape[1:-1]
+            if math.prod(grid) == patches:
+                return tuple(grid)
+    for stride in range(1, max(size) + 1):
+        grid = tuple(math.ceil(length / stride) for length in size)
+        if math.prod(grid) == patches:
+            return grid
+    return None
+
+
+def default_position(calls: Sequence[Call], size: tuple[int, ...], places: Callable[[int], bool]) -> int:
+    """The call whose output class activation maps are usually taken at.
+
+    In a network of tokens it is what the last attention reads (the norm before it): there every patch still
+    has a say in the score. Elsewhere it is the last convolution's activation as the network goes on to use
+    it: the last module run, before pooling or flattening, whose output has the last convolution's size.
+
+    Args:
+        calls: all calls of a forward of one image.
+        size: the image's, pixels.
+        places: whether a call's output can be placed on the image, on more than one position.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    last_map = _last_map(calls, size)
+    attentions = [i for i in _attentions(calls) if last_map is None or i > last_map]
+    for i in reversed(attentions):
+        if places(calls[i].start - 1):
+            return calls[i].start - 1
+    tokens = [i for i in range(len(calls)) if _is_row(calls, i) and (last_map is None or i > last_map)]
+    if not attentions and tokens and places(tokens[-1]):
+        return tokens[-1]
+    if last_map is None:
+        raise ValueError("neither maps nor tokens")
+    return last_map
+
+
+def _attentions(calls: Sequence[Call]) -> list[int]:
+    """The attentions over patches, the innermost where one is made of another."""
+    named = [
+        i
+        for i, call in enumerate(calls)
+        if ("attention" in call.kind.lower() or "attn" in call.kind.lower()) and call.start > 0
+    ]
+    return [i for i in named if len(calls[i].shape) > 2 and not any(calls[i].start <= j < i for j in named)]
+
+
+def _last_map(calls: Sequence[Call], size: tuple[int, ...]) -> int | None:
+    """The last activation of the size of the last convolution, or of the last maps that attention made."""
+    convolutions = [i for i, call in enumerate(calls) if call.is_convolution and call.name]
+    spatial = [i for i in convolutions if max(calls[i].shape[2:]) > 1] or convolutions
+    around = [
+        next(
+            (
+                j
+                for j in range(i + 1, len(calls))
+                if calls[j].start <= calls[i].start and _is_map(calls, j, size)
+            ),
+            -1,
+        )
+        for i in _attentions(calls)
+    ]
+    last = max([*spatial[-1:], *around], default=-1)
+    if last < 0:
+        return None
+    grid = calls[last].shape[2:]
+    return [i for i in range(last, len(calls)) if calls[i].name and _goes_on(calls[i], grid)][-1]
+
+
+def _goes_on(call: Call, grid: tuple[int, ...]) -> bool:
+    return len(call.shape) > 2 and call.shape[2:] == grid and not call.is_pooling
+
+
+def _is_map(calls: Sequence[Call], position: int, size: tuple[int, ...]) -> bool:
+    call = calls[position]
+    shape = call.shape
+    return (
+        bool(call.name)
+        and len(shape) == len(size) + 2
+        and max(shape[2:]) > 1
+        and _layout(calls, position) == "first"
+    )
+
+
+def _is_row(calls: Sequence[Call], position: int) -> bool:
+    """True for tokens in a row, as networks without attention may have them too."""
+    call = calls[position]
+    return bool(call.name) and len(call.shape) == 3 and call.shape[0] == 1
