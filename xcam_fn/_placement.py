@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -95,7 +95,8 @@ def replaced(to_spatial: ToSpatial, raw: Tensor, spatial: Tensor) -> Tensor:
 
     `to_spatial` selects and arranges, so that its transpose puts each value back in its place.
     """
-    _, back = torch.func.vjp(to_spatial, raw)
+    with_back: Any = torch.func.vjp(to_spatial, raw)
+    _, back = with_back
     (taken,) = back(torch.ones_like(spatial))
     (placed,) = back(spatial)
     return raw * (1 - taken) + placed

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
 from xcam_fn import _trace, checks
+from xcam_fn._attention import differentiable_twice
 from xcam_fn._modules import canonical_names, fingerprint, private_copy, unwrap
 from xcam_fn._placement import Call, ToSpatial, default_position, own_layout, replaced, to_spatial_of
 from xcam_fn.targets import Classes, ClassScore, resolve
@@ -155,6 +156,7 @@ class Parts(NamedTuple):
     cut: _trace.Cut | None
     name: str
     to_spatial: ToSpatial | None
+    axes: int  # of the input, its batch included
 
     @property
     def takes_any_batch(self) -> bool:
@@ -276,10 +278,10 @@ def _feature_and_grad(
         checks.check_scores(scores, x.shape[0], many=isinstance(target, ClassScore))
         return scores, output
 
-    with recording(x, create_graph), checks.explained(model, x):
+    tokens = differentiable_twice if parts.to_spatial is not None else contextlib.nullcontext
+    with recording(x, create_graph), checks.explained(model, x), tokens():
         if parts.cut is None:
-            scores, pullback, (raw, output) = _one_pass_vjp(parts, guarded(x), score)
-            own = pulled_back(pullback, scores)
+            raw, own, scores, output = _in_one_pass(parts, guarded(x), score)
             found, grads = _placed(parts, raw), _placed(parts, own, classes=scores.ndim == 2)
             checks.check_features(found, x, parts.name)
         else:
@@ -299,8 +301,9 @@ def _check_patches_have_a_say(parts: Parts, x: Tensor, score: Callable[[Any], tu
         taken = _placed(parts, torch.ones_like(raw)).numel()
     if taken == raw.numel():
         return
-    scores, pullback, _ = _one_pass_vjp(parts, guarded(x), score)
-    if pulled_back(pullback, scores).detach().any():
+    with torch.no_grad():
+        _, grads, _, _ = _in_one_pass(parts, guarded(x), score)
+    if grads.any():
         raise ValueError(
             f"layer {parts.name!r}: the score reads its class token alone, so the gradient of every patch is "
             f"zero and there is no map; explain a layer before the last attention, such as "
@@ -319,10 +322,51 @@ def pulled_back(pullback: Callable[..., tuple[Tensor]], scores: Tensor) -> Tenso
     return torch.vmap(lambda cotangent: pullback(cotangent)[0], out_dims=1)(chosen)
 
 
-def _one_pass_vjp(
-    parts: Parts, x: Tensor, score: Callable[[Any], tuple[Tensor, Any]]
-) -> tuple[Tensor, Any, tuple[Tensor, Any]]:
-    """The score, its pullback to the layer's output, to which a zero is added, and (features, output)."""
+class _OnePass(NamedTuple):
+    """What one forward of the whole model tells: the layer's output as it is, its gradient, the rest."""
+
+    features: Tensor
+    grads: Tensor
+    scores: Tensor
+    output: Any
+
+
+def _in_one_pass(parts: Parts, x: Tensor, score: Callable[[Any], tuple[Tensor, Any]]) -> _OnePass:
+    """The layer's output and the gradient of a zero added to it, where the model cannot be cut in two."""
+    if in_transform() or not checks.is_readable(x):
+        return _in_one_transform(parts, x, score)
+    wanted = torch.is_grad_enabled()
+    seen: list[Tensor] = []
+
+    def perturbed(value: Tensor) -> Tensor:
+        zero = torch.zeros_like(value).requires_grad_()
+        seen[:] = [value.clone(), zero]
+        torch.set_grad_enabled(True)  # what comes before the layer is recorded only where it is asked for
+        return value + zero
+
+    with torch.set_grad_enabled(wanted):
+        scores, output = score(_run_replaced(parts, x, perturbed))
+        if not seen:
+            raise _never_reached(parts.name, parts.model)
+        found, zero = seen
+        # One class after another: C++ functions such as roi_align cannot be vmapped.
+        rows = scores.sum(0).reshape(-1) if scores.requires_grad else []
+        grads = [
+            torch.autograd.grad(
+                row, zero, retain_graph=True, create_graph=wanted, allow_unused=True, materialize_grads=True
+            )[0]
+            for row in rows
+        ]
+    every = torch.stack(grads, 1) if grads else zero.new_zeros(len(x), scores[0].numel(), *zero.shape[1:])
+    every = every if scores.ndim == 2 else every.squeeze(1)
+    if not wanted:
+        every, scores = every.detach(), scores.detach()
+        output = pytree.tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, output)
+    return _OnePass(found, every, scores, output)
+
+
+def _in_one_transform(parts: Parts, x: Tensor, score: Callable[[Any], tuple[Tensor, Any]]) -> _OnePass:
+    """The same by torch.func, which other transforms go through."""
 
     def run(zero: Tensor) -> tuple[Tensor, tuple[Tensor, Any]]:
         seen: list[Tensor] = []
@@ -337,7 +381,8 @@ def _one_pass_vjp(
     with torch.no_grad():
         shape_of = _own_trunk(parts, x)[0]
     with_aux: Any = torch.func.vjp(run, torch.zeros_like(shape_of), has_aux=True)
-    return with_aux
+    scores, pullback, (found, output) = with_aux
+    return _OnePass(found, pulled_back(pullback, scores), scores, output)
 
 
 def default_layer(model: nn.Module, x: Float[Tensor, "B C *size"]) -> str:
@@ -370,7 +415,8 @@ def layers(model: nn.Module, x: Float[Tensor, "B C *size"]) -> dict[str, tuple[i
         x: (B, C, *size), an input; only its shape matters.
 
     Returns:
-        Names to shapes (1, K, *spatial), those of tokens as they are placed on the image; a module that runs several times is listed once per call, as `name#1`, `name#2`, ….
+        Names to shapes (1, K, *spatial), those of tokens as they are placed on the image; a module that runs
+        several times is listed once per call, as `name#1`, `name#2`, ….
 
     Raises:
         ValueError: bad x or a model in training mode.
@@ -470,13 +516,20 @@ def _placed(parts: Parts, raw: Tensor, *, classes: bool = False) -> Tensor:
         return raw
     if classes:
         return torch.vmap(lambda values: _placed(parts, values), in_dims=1, out_dims=1)(raw)
+    expected = "expected a function that selects and arranges it as (B, K, *spatial)"
     try:
-        return parts.to_spatial(raw)
+        placed = parts.to_spatial(raw)
     except Exception as error:  # anything may go wrong in a user's function
         raise ValueError(
-            f"to_spatial fails on what layer {parts.name!r} returns, shape {tuple(raw.shape)}: {error}; "
-            "expected a function that selects and arranges it as (B, K, *spatial)"
+            f"to_spatial fails on what layer {parts.name!r} returns, shape "
+            f"{tuple(raw.shape)}: {error}; {expected}"
         ) from error
+    if placed.ndim != parts.axes or len(placed) != len(raw):
+        raise ValueError(
+            f"to_spatial makes shape {tuple(placed.shape)} of what layer {parts.name!r} returns, shape "
+            f"{tuple(raw.shape)}; {expected}, with {parts.axes} axes as x has"
+        )
+    return placed
 
 
 def _own_trunk(parts: Parts, x: Tensor) -> tuple[Tensor, Any]:
@@ -581,7 +634,7 @@ def prepare(model: nn.Module, layer: Layer, x: Tensor) -> Parts:
     if torch.compiler.is_dynamo_compiling():
         key = _prepare_while_compiling(model, unshared(layer), tuple(x.shape[1:]), x.dtype, x.device)
         name, call, cut, place = _COMPILING[key]
-        return Parts(_unwrapped_while_compiling(model), name, call, cut, name, place)
+        return Parts(_unwrapped_while_compiling(model), name, call, cut, name, place, x.ndim)
     layer = unshared(layer)
     given = layer.to_spatial if isinstance(layer, At) else None
     layer = layer_of(layer)
@@ -604,7 +657,7 @@ def prepare(model: nn.Module, layer: Layer, x: Tensor) -> Parts:
         )
     number = call or count
     place = given or _place_of(plan, root, name, number, x)
-    return Parts(root, name, number, _cut(plan, name, number), shown, place)
+    return Parts(root, name, number, _cut(plan, name, number), shown, place, x.ndim)
 
 
 def _place_of(plan: _Plan, root: nn.Module, name: str, number: int, x: Tensor) -> ToSpatial | None:
