@@ -28,6 +28,10 @@ _SHAPE_TROUBLE = (
 )
 
 
+class StructureError(ValueError):
+    """A method needs a structure that this network does not have at this layer."""
+
+
 def is_readable(x: Tensor) -> bool:
     """True where the values of x can be looked at: not under a transform, a trace or a compilation."""
     return (

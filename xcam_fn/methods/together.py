@@ -6,15 +6,14 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from xcam_fn import checks
 from xcam_fn.methods.method import accepted, base_of, run_once
 from xcam_fn.methods.registry import METHODS, find_method
-from xcam_fn.split import Layer, Shared, layer_of, recording, run_model
-from xcam_fn.targets import Classes, ClassScore, class_index, logits
+from xcam_fn.split import Layer, Shared, layer_of
+from xcam_fn.targets import Classes
 
 Run = Callable[..., Tensor]
 Methods = Sequence[str | Callable[..., Tensor]] | Mapping[str, str | Callable[..., Tensor]]
@@ -54,7 +53,7 @@ def explain_all(
     """
     checks.check_call(model, x)
     chosen = named_methods(list(METHODS) if methods is None else methods, variant, **options)
-    fixed = _fixed(model, x, cls)
+    fixed = fixed_class(model, x, cls)
     shared = Shared(layer_of(layer))
     return {name: run_once(run, model, shared, x, fixed, {}) for name, run in chosen.items()}
 
@@ -105,14 +104,3 @@ def _name(given: Any) -> str:
     return (
         given if isinstance(given, str) else getattr(given, "name", getattr(given, "__name__", repr(given)))
     )
-
-
-def _fixed(model: nn.Module, x: Tensor, cls: Classes) -> Classes:
-    """The class with the predicted one filled in, so that it is looked for once."""
-    asked = cls.cls if isinstance(cls, ClassScore) else cls
-    if asked is not None:
-        return cls
-    checks.check_model(model, x)
-    with recording(x), checks.explained(model, x), torch.no_grad():
-        index = class_index(None, logits(run_model(model, x)))
-    return cls._replace(cls=index) if isinstance(cls, ClassScore) else index
