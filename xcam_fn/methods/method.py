@@ -99,9 +99,12 @@ def with_options(run: Method, title: str | None = None, name: str | None = None,
     return cast(Method, found)
 
 
-def with_parameters(run: Callable[..., Tensor], parameters: Iterable[inspect.Parameter]) -> None:
+def with_parameters(
+    run: Callable[..., Tensor], parameters: Iterable[inspect.Parameter], *, hidden: str | None = None
+) -> None:
     """Let the function's signature name what its `**options` stand for."""
-    own = [p for p in inspect.signature(run).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    signed = inspect.signature(run).parameters.values()
+    own = [p for p in signed if p.kind is not p.VAR_KEYWORD and p.name != hidden]
     names = {p.name for p in own}
     more = [p.replace(kind=p.KEYWORD_ONLY) for p in parameters if p.name not in names]
     run.__dict__["__signature__"] = inspect.Signature([*own, *more])
