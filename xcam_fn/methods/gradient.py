@@ -206,15 +206,15 @@ def _smoothgradcam_pp(
     found = feature_and_grad(model, layer, x, cls, create_graph=create_graph)
     with recording(x, create_graph):
         fixed = explained_score(lambda _: found.output, x, cls, default=logit).cls
-        A, first, second, third = found.features, 0.0, 0.0, 0.0
+        A = found.features
+        G, powers = torch.zeros(()), [torch.zeros(())] * 3
         for j in range(num_samples):
             noisy = x + std * normal(seed, j, tuple(x.shape[1:]), like=x)
             sample = feature_and_grad(model, layer_of(layer), noisy, fixed, create_graph=create_graph)
             G = sample.grads if sample.grads.dtype == torch.float64 else sample.grads.float()
-            first, second, third = first + G, second + G**2, third + G**3
-        powers = [power / num_samples for power in (first, second, third)]
-        if last:
-            A, powers[0] = sample.features, G
+            powers = [total + G**p / num_samples for p, total in enumerate(powers, start=1)]
+            A = sample.features if last else A
+        powers[0] = G if last else powers[0]
 
         def one_class(*powers: Tensor) -> Tensor:
             w = weights.smoothgradcam_pp(A.to(G), *powers, eps=eps)

@@ -183,10 +183,8 @@ def _with_accepted(method: Method, options: dict[str, Any]) -> Method:
 def _unknown(name: str) -> str:
     near = difflib.get_close_matches(name, METHODS, n=3)
     if "(" in name:
-        wrapper = name.partition("(")[0]
-        return f"method {name!r} is not known; expected one of {', '.join(WRAPPERS)} around a method" + (
-            f", such as '{next(iter(WRAPPERS))}(gradcam)', not {wrapper!r}"
-        )
+        around = ", ".join(f"{wrapper}(…)" for wrapper in WRAPPERS)
+        return f"method {name!r} is not known; expected one of {around} around a method"
     hint = f"did you mean {' or '.join(map(repr, near))}? (xcam methods lists them)"
     if not near:
         hint = f"expected one or more of {', '.join(METHODS)}"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from xcam_fn import checks
 from xcam_fn.methods.method import accepted, base_of, run_once
 from xcam_fn.methods.registry import METHODS, find_method
+from xcam_fn.scoring import fixed_class
 from xcam_fn.split import Layer, Shared, layer_of
 from xcam_fn.targets import Classes
 
@@ -40,7 +41,7 @@ def explain_all(
         x: (B, C, *size), prepared images.
         cls: as for every method; it is fixed once, so that all explain the same class.
         methods: names ("gradcam", or "gradcam+sscam" for their fusion), methods as functions, or a mapping
-            from names of your own to these; None for all of `METHODS`.
+            from names of your own to these; None for all of `METHODS` that the network has the structure for.
         variant: a library of `VARIANTS` whose definitions the names stand for; None for the papers'.
         **options: passed to those methods that take them, such as chunk_size=8; at least one has to.
 
@@ -53,9 +54,26 @@ def explain_all(
     """
     checks.check_call(model, x)
     chosen = named_methods(list(METHODS) if methods is None else methods, variant, **options)
+    found, lacking = explained_where_possible(model, layer, x, cls, chosen)
+    if lacking and methods is not None:
+        raise next(iter(lacking.values()))
+    return found
+
+
+def explained_where_possible(
+    model: nn.Module, layer: Layer, x: Tensor, cls: Classes, chosen: Mapping[str, Run]
+) -> tuple[dict[str, Tensor], dict[str, checks.StructureError]]:
+    """The heatmaps by the method's name, and what stands in the way of those that do not fit the network."""
     fixed = fixed_class(model, x, cls)
     shared = Shared(layer_of(layer))
-    return {name: run_once(run, model, shared, x, fixed, {}) for name, run in chosen.items()}
+    found: dict[str, Tensor] = {}
+    lacking: dict[str, checks.StructureError] = {}
+    for name, run in chosen.items():
+        try:
+            found[name] = run_once(run, model, shared, x, fixed, {})
+        except checks.StructureError as error:
+            lacking[name] = error
+    return found, lacking
 
 
 def named_methods(methods: Methods, variant: str | None = None, **options: Any) -> dict[str, Run]:

@@ -375,7 +375,7 @@ def _sess(
         every = torch.arange(len(x), device=x.device)
         scores = torch.stack([explained.of(run_model(model, seen), every) for seen, _, _ in views()]).relu()
         shares, kept = _shares(scores, drop)
-        total, count = torch.zeros_like(_per_map(scores[0], x)), 0
+        total = count = torch.zeros_like(_per_map(scores[0], x))
         for (seen, corner, size), share, keep in zip(views(), shares, kept, strict=True):
             if checks.is_readable(keep) and not keep.any():
                 continue
@@ -385,7 +385,7 @@ def _sess(
             there = torch.where(counts, there, 0.0)
             total = total + there if pool == "mean" else torch.maximum(total, there)
             count = count + counts.to(there)
-        fused = total / torch.where(count > 0, count, 1) if pool == "mean" else total
+        fused = total / torch.where(count > 0, count, 1.0) if pool == "mean" else total
         fused = blurred(fused, width=11, std=5.0) if blur else fused
         return finish(fused if explained.many else fused.squeeze(1), x, postprocess)
 
@@ -394,7 +394,7 @@ def _shares(scores: Tensor, drop: float) -> tuple[Tensor, Tensor]:
     """Each window's share of the highest score, and whether it is not among the lowest, both (V, B, n)."""
     highest = scores.amax(0)
     shares = torch.where(highest > 0, scores / torch.where(highest > 0, highest, 1.0), 1.0)
-    return shares, scores.argsort(0, stable=True).argsort(0) >= int(len(scores) * drop)
+    return shares, scores.argsort(dim=0, stable=True).argsort(dim=0) >= int(len(scores) * drop)
 
 
 def _scaled(x: Tensor, shorter: int) -> tuple[int, ...]:
