@@ -28,6 +28,10 @@ _SHAPE_TROUBLE = (
 )
 
 
+class StructureError(ValueError):
+    """A method needs a structure that this network does not have at this layer."""
+
+
 def is_readable(x: Tensor) -> bool:
     """True where the values of x can be looked at: not under a transform, a trace or a compilation."""
     return (
@@ -192,7 +196,7 @@ def check_number(
     *,
     above: int | None = None,
     at_least: int | None = None,
-    at_most: int | None = None,
+    at_most: float | None = None,
 ) -> None:
     """Raise where an option is not a finite number within its range."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):

@@ -67,6 +67,19 @@ def minmax_resized(cam: Tensor, size: Sequence[int]) -> Tensor:
     return resize(minmax(cam, len(size)), size)
 
 
+def own_size(cam: Tensor, size: Sequence[int]) -> Tensor:
+    """Each map's positive part scaled to [0, 1] at the map's own size, as a library keeps it.
+
+    Args:
+        cam: (..., *spatial), with as many spatial axes as `size` has entries.
+        size: the input's spatial size; only how many axes it has matters.
+
+    Returns:
+        The shape of `cam`, in [0, 1].
+    """
+    return minmax(cam.relu(), len(size))
+
+
 def corners_minmax(cam: Tensor, size: Sequence[int]) -> Tensor:
     """Each map resized with its corners on the input's corners, then scaled to [0, 1], as a library does.
 

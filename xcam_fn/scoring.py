@@ -216,6 +216,23 @@ def explained_score(
     return Explained(of_classes, values.gather(-1, rows), many=index.ndim == 2, cls=fixed)
 
 
+def fixed_class(model: nn.Module, x: Tensor, cls: Classes) -> Classes:
+    """The class with the predicted one filled in, so that it is looked for once.
+
+    Args:
+        model: the network, in evaluation mode.
+        x: (B, C, *size), the images whose class is predicted.
+        cls: as for every method.
+    """
+    asked = cls.cls if isinstance(cls, ClassScore) else cls
+    if asked is not None:
+        return cls
+    checks.check_model(model, x)
+    with recording(x), checks.explained(model, x), torch.no_grad():
+        index = class_index(None, logits(run_model(model, x)))
+    return cls._replace(cls=index) if isinstance(cls, ClassScore) else index
+
+
 def class_of(explained: Explained) -> Classes:
     """The class without what is read off for it, so that a gradient is that of the logit."""
     cls = explained.cls

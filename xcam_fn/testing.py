@@ -117,20 +117,23 @@ def check_method(method: Method | Callable[..., Tensor], **options: Any) -> None
 
 
 def _checks(method: Callable[..., Tensor]) -> Iterator[Callable[[Callable[..., Tensor]], None]]:
+    family = getattr(method, "family", None)
     yield from (
         _gives_heatmaps,
         _repeats,
         _treats_images_alone,
         _takes_any_form_of_class,
         _takes_many_classes,
-        _ignores_channel_order,
         _takes_other_dtypes,
         _runs_in_threads,
         _leaves_no_trace,
         _refuses_bad_calls,
     )
     parameters = inspect.signature(method).parameters
-    if "num_masks" not in parameters:  # random masks do not add up to a constant, whatever they score
+    if family != "baseline":  # weights drawn for channels by their number
+        yield _ignores_channel_order
+    # Random masks do not add up to a constant, whatever they score, and features do not look at the score.
+    if "num_masks" not in parameters and family not in ("activation", "baseline"):
         yield _is_zero_without_evidence
     if "chunk_size" in parameters:
         yield _ignores_chunk_size

@@ -6,12 +6,15 @@ channels of weight × feature. Every function works for any number of spatial ax
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
 Maps = Float[Tensor, "B K *spatial"]
+Projection = Callable[[Tensor], Tensor]
 ChannelWeights = Float[Tensor, "B K"]
 
 
@@ -65,6 +68,29 @@ def gradcam_pp(
     denominator = 2 * g**2 + third * scale + eps / scale / scale
     alpha = torch.where(denominator != 0, g**2 / torch.where(denominator != 0, denominator, 1.0), 0.0)
     return reduce(alpha * G.relu(), "b k ... -> b k", "sum")
+
+
+def smoothgradcam_pp(A: Maps, first: Maps, second: Maps, third: Maps, eps: float = 0.0) -> ChannelWeights:
+    """Smooth Grad-CAM++'s weights: Grad-CAM++'s, with each power of the gradient averaged over noisy inputs.
+
+    α = D² / (2 D² + Σ A D³), 0 where the denominator is 0, and the weight is Σ α ReLU(D¹).
+
+    Args:
+        A: features of the input without noise, (B, K, *spatial).
+        first: D¹, the mean of the gradient over the noisy inputs, (B, K, *spatial).
+        second: D², the mean of its square.
+        third: D³, the mean of its cube.
+        eps: added to the denominator, ≥ 0, as another library does.
+
+    Returns:
+        (B, K), ≥ 0 where α is.
+
+    References:
+        Omeiza et al. (arXiv:1908.01224). D² in the numerator, as in Grad-CAM++, which this is without noise.
+    """
+    denominator = 2 * second + _total(A * third) + eps
+    alpha = torch.where(denominator != 0, second / torch.where(denominator != 0, denominator, 1.0), 0.0)
+    return reduce(alpha * first.relu(), "b k ... -> b k", "sum")
 
 
 def _total(values: Maps) -> Tensor:
@@ -123,6 +149,40 @@ def hirescam(A: Maps, G: Maps) -> Maps:
     return G
 
 
+def gradcam_elementwise(A: Maps, G: Maps) -> Maps:
+    """Elementwise Grad-CAM's weights: the gradient where its product with the feature is positive.
+
+    The map is then Σ ReLU(G · A).
+
+    Args:
+        A: features, (B, K, *spatial).
+        G: gradient of the score with respect to A, (B, K, *spatial).
+
+    Returns:
+        (B, K, *spatial), signed.
+
+    References:
+        GradCAMElementWise of pytorch-grad-cam; no paper.
+    """
+    return torch.where(G * A > 0, G, 0.0)
+
+
+def absolute(A: Maps, G: Maps) -> Maps:
+    """Seg-Eigen-CAM's weights: the absolute gradient, at each position.
+
+    Args:
+        A: features, (B, K, *spatial).
+        G: gradient of the score with respect to A, (B, K, *spatial).
+
+    Returns:
+        (B, K, *spatial), ≥ 0.
+
+    References:
+        Chung and Ying, Seg-Eigen-CAM, Applied Sciences 2025 (doi:10.3390/app15137562), equation 10.
+    """
+    return G.abs()
+
+
 def unioncam(A: Maps, G: Maps, theta: float = 10.0) -> Maps:
     """Union-CAM's weights: each channel's positive gradient without its lowest part, scaled to a sum of 1.
 
@@ -159,12 +219,15 @@ def percentile(values: Tensor, theta: float, axes: int) -> Tensor:
     return found.to(values.dtype).reshape(*values.shape[:-axes], *[1] * axes)
 
 
-def weighted_sum(A: Maps, weights: Tensor) -> Float[Tensor, "B *spatial"]:
-    """The map: the sum over channels of weight × feature.
+def weighted_sum(
+    A: Maps, weights: Tensor, projection: Projection | None = None
+) -> Float[Tensor, "B *spatial"]:
+    """The map: the sum over channels of weight × feature, or another projection of these products.
 
     Args:
         A: features, (B, K, *spatial).
         weights: (B, K), or (B, K, *spatial).
+        projection: (B, K, *spatial) to (B, *spatial); None adds up.
 
     Returns:
         (B, *spatial), signed.
@@ -179,4 +242,4 @@ def weighted_sum(A: Maps, weights: Tensor) -> Float[Tensor, "B *spatial"]:
             f"weights have shape {tuple(weights.shape)} for features of shape {tuple(A.shape)}; expected "
             f"{tuple(A.shape[:2])}, one a channel, or {tuple(A.shape)}, one a position"
         )
-    return (weights * A).sum(1)
+    return (weights * A).sum(1) if projection is None else projection(weights * A)

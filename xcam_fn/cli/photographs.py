@@ -104,11 +104,13 @@ def explain(
             say("warning", error)
             unreadable += 1
             continue
-        explanation = _explained(loaded, chosen, layer, cls, x.to(device), picture)
+        explanation = _explained(
+            loaded, chosen, layer, cls, x.to(device), picture, leave_out=methods == ["all"]
+        )
         lines = _report(photo, loaded, explanation)
         figure = plot.heatmaps(
             picture,
-            {method.title: explanation.maps[method.name] for method in chosen},
+            {m.title: explanation.maps[m.name] for m in chosen if m.name in explanation.maps},
             caption=_caption(loaded, explanation),
             colormap=colormap,
             alpha=alpha,
@@ -164,8 +166,12 @@ def compare(
     cls = None if class_ is None else models.find_class(class_, loaded.categories)
     x, picture = images.prepare(photo, loaded.preset)
     x = x.to(device)
-    explanation = _explained(loaded, chosen, layer, cls, x, picture)
-    maps = {m.title: torch.from_numpy(explanation.maps[m.name])[None].to(x) for m in chosen}
+    explanation = _explained(loaded, chosen, layer, cls, x, picture, leave_out=methods in (None, ["all"]))
+    maps = {
+        m.title: torch.from_numpy(explanation.maps[m.name])[None].to(x)
+        for m in chosen
+        if m.name in explanation.maps
+    }
     found: dict[str, Any] = evaluate.judged(loaded.model, x, maps, explanation.cls)
     scores = {
         title: {name: getattr(value, "auc", value) for name, value in row.items()}
@@ -281,7 +287,10 @@ def _explained(
     cls: int | None,
     x: Tensor,
     picture: np.ndarray,
+    *,
+    leave_out: bool,
 ) -> _Explanation:
+    """One photograph explained; with `leave_out` without the methods that do not fit the network."""
     import torch
 
     import xcam_fn as xf
@@ -289,12 +298,12 @@ def _explained(
     with torch.no_grad():
         probabilities = xf.targets.logits(loaded.model(x))[0].softmax(-1)
     index = int(probabilities.argmax()) if cls is None else cls
-    found = _all_maps(loaded, methods, layer, x, index)
+    found = _all_maps(loaded, methods, layer, x, index, leave_out=leave_out)
     maps = {name: heatmaps[0].float().cpu().numpy() for name, heatmaps in found.items()}
     remarks = [
         f"{method.title}: {_why_empty(method, loaded, layer, x, index)}"
         for method in methods
-        if not maps[method.name].any()
+        if method.name in maps and not maps[method.name].any()
     ]
     return _Explanation(
         picture, probabilities, index, layer or xf.default_layer(loaded.model, x), maps, remarks
@@ -302,13 +311,25 @@ def _explained(
 
 
 def _all_maps(
-    loaded: LoadedModel, methods: list[Method], layer: str | None, x: Tensor, cls: Any
+    loaded: LoadedModel,
+    methods: list[Method],
+    layer: str | None,
+    x: Tensor,
+    cls: Any,
+    *,
+    leave_out: bool = False,
 ) -> dict[str, Tensor]:
-    import xcam_fn as xf
+    from xcam_fn.methods.together import explained_where_possible, named_methods
 
     watched = sys.stderr.isatty() and any("progress" in inspect.signature(m).parameters for m in methods)
     options: dict[str, Any] = {"progress": True} if watched else {}
-    return xf.explain_all(loaded.model, layer, x, cls, {m.name: m for m in methods}, **options)
+    chosen = named_methods({m.name: m for m in methods}, **options)
+    found, lacking = explained_where_possible(loaded.model, layer, x, cls, chosen)
+    for name, error in lacking.items():
+        if not leave_out:
+            raise error
+        say("left out", f"{name}: {error}")
+    return found
 
 
 def _why_empty(method: Method, loaded: LoadedModel, layer: str | None, x: Tensor, cls: int) -> str:

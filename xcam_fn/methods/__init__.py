@@ -1,19 +1,33 @@
 """The methods, and the registry `METHODS` that names them."""
 
+from xcam_fn.methods.activation import cam, eigencam, fem, from_features, kpcacam, randomcam
 from xcam_fn.methods.fusion import agree, combine, denoise, fuse, fusioncam, gain, unioncam
 from xcam_fn.methods.gradient import (
+    eigengradcam,
     from_gradients,
     gradcam,
+    gradcam_elementwise,
     gradcam_pp,
     hirescam,
     integrated_gradients,
     layercam,
+    segeigencam,
+    smoothgradcam_pp,
     xgradcam,
 )
 from xcam_fn.methods.method import Method
-from xcam_fn.methods.perturbation import ablationcam, groupcam, iscam, rise, scorecam, sscam
+from xcam_fn.methods.perturbation import (
+    ablationcam,
+    groupcam,
+    iscam,
+    reciprocam,
+    rise,
+    scorecam,
+    sscam,
+)
 from xcam_fn.methods.registry import METHODS, VARIANTS, find_method
 from xcam_fn.methods.together import explain_all
+from xcam_fn.methods.wrappers import eigen_smooth, multi_layer, refinecam, sess, smooth
 
 __all__ = [
     "METHODS",
@@ -21,23 +35,39 @@ __all__ = [
     "Method",
     "ablationcam",
     "agree",
+    "cam",
     "combine",
     "denoise",
+    "eigen_smooth",
+    "eigencam",
+    "eigengradcam",
     "explain_all",
+    "fem",
     "find_method",
+    "from_features",
     "from_gradients",
     "fuse",
     "fusioncam",
     "gain",
     "gradcam",
+    "gradcam_elementwise",
     "gradcam_pp",
     "groupcam",
     "hirescam",
     "integrated_gradients",
     "iscam",
+    "kpcacam",
     "layercam",
+    "multi_layer",
+    "randomcam",
+    "reciprocam",
+    "refinecam",
     "rise",
     "scorecam",
+    "segeigencam",
+    "sess",
+    "smooth",
+    "smoothgradcam_pp",
     "sscam",
     "unioncam",
     "xgradcam",

@@ -10,15 +10,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from xcam_fn import checks, weights
+from xcam_fn import checks, projections, weights
 from xcam_fn.heatmap import heatmap
-from xcam_fn.methods.method import Method, Postprocess, check_options, method, option_names
-from xcam_fn.perturb import Baseline, baseline_images
+from xcam_fn.methods.method import (
+    ARGUMENTS,
+    PROJECTION,
+    Method,
+    Postprocess,
+    check_options,
+    documented,
+    method,
+    parameters_of,
+    with_parameters,
+)
+from xcam_fn.perturb import Baseline, baseline_images, normal
 from xcam_fn.scoring import explained_score
-from xcam_fn.split import Layer, feature_and_grad, pulled_back, recording, whole
+from xcam_fn.split import Layer, feature_and_grad, unshared, pulled_back, recording, whole
 from xcam_fn.targets import Classes, ClassScore, logit
-
-_COMMON = ("postprocess", "create_graph")
+from xcam_fn.weights import Projection
 
 
 def from_gradients(
@@ -28,6 +37,7 @@ def from_gradients(
     title: str | None = None,
     paper: str = "",
     summary: str = "a map weighted by the gradient of the score",
+    projection: Projection | None = None,
 ) -> Method:
     """A method made of a weighting function: batches, targets, many classes and the checks come with it.
 
@@ -38,15 +48,20 @@ def from_gradients(
         title: the method's name in print; its name by default.
         paper: where it was published.
         summary: what it does, in one line.
+        projection: what is made of the weighted features, (B, K, *spatial) to (B, *spatial), unless the
+            caller says otherwise; None adds them up.
 
     Returns:
-        The method: `(model, layer, x, cls=None, *, postprocess, create_graph, **options) -> heatmaps`.
+        The method: `(model, layer, x, cls=None, *, projection, postprocess, create_graph, **options) ->
+        heatmaps`.
 
     Example:
         >>> absolute = from_gradients(lambda A, G: G.abs().mean((2, 3)), name="absolute")
     """
     name = name or weighting.__name__
-    known = option_names(weighting, 2)
+    default = projection
+    own = parameters_of(weighting, 2)
+    known = [p.name for p in own]
 
     def run(
         model: nn.Module,
@@ -54,15 +69,18 @@ def from_gradients(
         x: Tensor,
         cls: Classes = None,
         *,
+        projection: Projection | None = default,
         postprocess: Postprocess | None = heatmap,
         create_graph: bool = False,
         **options: Any,
     ) -> Tensor:
-        check_options(name, options, [*known, *_COMMON])
+        check_options(name, options, [*known, "projection", "postprocess", "create_graph"])
         found = feature_and_grad(model, layer, x, cls, create_graph=create_graph)
         with recording(x, create_graph):
-            return finish(map_of(weighting, found.features, found.grads, options), x, postprocess)
+            cam = map_of(weighting, found.features, found.grads, options, projection)
+            return finish(cam, x, postprocess)
 
+    with_parameters(run, own)
     return method(
         run,
         name=name,
@@ -71,14 +89,21 @@ def from_gradients(
         paper=paper,
         summary=summary,
         module=sys._getframe(1).f_globals.get("__name__", "__main__"),
+        arguments=ARGUMENTS + PROJECTION,
     )
 
 
-def map_of(weighting: Callable[..., Tensor], A: Tensor, G: Tensor, options: dict[str, Any]) -> Tensor:
+def map_of(
+    weighting: Callable[..., Tensor],
+    A: Tensor,
+    G: Tensor,
+    options: dict[str, Any],
+    projection: Projection | None = None,
+) -> Tensor:
     """The raw map (B, *spatial), or (B, n, *spatial) where G has n classes."""
 
     def one_class(G: Tensor) -> Tensor:
-        return weights.weighted_sum(A, weighting(A, G, **options))
+        return weights.weighted_sum(A, weighting(A, G, **options), projection)
 
     return one_class(G) if G.ndim == A.ndim else torch.vmap(one_class, in_dims=1, out_dims=1)(G)
 
@@ -118,6 +143,86 @@ hirescam = from_gradients(
     paper="arXiv:2011.08891",
     summary="each position of each channel weighted by its gradient",
 )
+gradcam_elementwise = from_gradients(
+    weights.gradcam_elementwise,
+    title="Grad-CAM, elementwise",
+    paper="pytorch-grad-cam",
+    summary="each position of each channel weighted by its gradient, where that product is positive",
+)
+eigengradcam = from_gradients(
+    weights.hirescam,
+    name="eigengradcam",
+    title="EigenGrad-CAM",
+    paper="arXiv:2008.00299 on gradient times feature, pytorch-grad-cam",
+    summary="the first principal component of the features times their gradients",
+    projection=projections.principal_component,
+)
+segeigencam = from_gradients(
+    weights.absolute,
+    name="segeigencam",
+    title="Seg-Eigen-CAM",
+    paper="Applied Sciences 2025, doi:10.3390/app15137562",
+    summary="the first principal component of the features times their absolute gradients, its peak positive",
+    projection=projections.peak_component,
+)
+
+
+def _smoothgradcam_pp(
+    model: nn.Module,
+    layer: Layer,
+    x: Float[Tensor, "B C *size"],
+    cls: Classes = None,
+    *,
+    num_samples: int = 4,
+    std: float = 0.3,
+    seed: int = 0,
+    last: bool = False,
+    eps: float = 0.0,
+    projection: Projection | None = None,
+    postprocess: Postprocess | None = heatmap,
+    create_graph: bool = False,
+) -> Tensor:
+    """Smooth Grad-CAM++: Grad-CAM++ with the powers of the gradient averaged over noisy inputs.
+
+    D^p = mean_j G_j^p, G_j the gradient at x + δ_j, δ_j ~ N(0, σ²); α = D² / (2 D² + Σ A D³); w_k =
+    Σ α ReLU(D¹); the map is Σ w_k A_k, A the features of x itself. The noise is a function of the seed and j,
+    the same for every image; the class is that of x itself. One forward and backward for each sample.
+
+    {arguments}{projection}    num_samples: noisy inputs, ≥ 1.
+        std: σ of the noise, ≥ 0, in units of x.
+        seed: of the noise.
+        last: take D¹ and A of the last noisy input alone, as a library does.
+        eps: added to α's denominator, ≥ 0, as a library does.
+
+    {returns}
+
+    References:
+        Omeiza et al. (arXiv:1908.01224).
+    """
+    checks.check_count("num_samples", num_samples)
+    checks.check_number("std", std, at_least=0)
+    checks.check_number("eps", eps, at_least=0)
+    checks.check_seed(seed)
+    found = feature_and_grad(model, layer, x, cls, create_graph=create_graph)
+    with recording(x, create_graph):
+        fixed = explained_score(lambda _: found.output, x, cls, default=logit).cls
+        A = found.features
+        G, powers = torch.zeros(()), [torch.zeros(())] * 3
+        for j in range(num_samples):
+            noisy = x + std * normal(seed, j, tuple(x.shape[1:]), like=x)
+            sample = feature_and_grad(model, unshared(layer), noisy, fixed, create_graph=create_graph)
+            G = sample.grads if sample.grads.dtype == torch.float64 else sample.grads.float()
+            powers = [total + G**p / num_samples for p, total in enumerate(powers, start=1)]
+            A = sample.features if last else A
+        powers[0] = G if last else powers[0]
+
+        def one_class(*powers: Tensor) -> Tensor:
+            w = weights.smoothgradcam_pp(A.to(G), *powers, eps=eps)
+            return weights.weighted_sum(A, w.to(A), projection)
+
+        many = G.ndim > A.ndim
+        cam = torch.vmap(one_class, in_dims=1, out_dims=1)(*powers) if many else one_class(*powers)
+        return finish(cam, x, postprocess)
 
 
 def _integrated_gradients(
@@ -245,6 +350,16 @@ def _scores_and_gradients(
     return scores, pulled_back(pullback, scores)
 
 
+smoothgradcam_pp = method(
+    _smoothgradcam_pp,
+    name="smoothgradcam_pp",
+    title="Smooth Grad-CAM++",
+    family="gradient",
+    paper="arXiv:1908.01224",
+    summary="Grad-CAM++ with the gradient's powers averaged over noisy inputs",
+    module=__name__,
+    doc=documented(_smoothgradcam_pp),
+)
 integrated_gradients = method(
     _integrated_gradients,
     name="integrated_gradients",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 from torch import Tensor, nn
@@ -29,6 +29,9 @@ ARGUMENTS = """Args:
     create_graph: record the computation, so that the result can be differentiated with respect to the
         parameters as well (with respect to an x that requires grad it always can).
 """
+PROJECTION = """    projection: what is made of the weighted features in place of their sum over channels,
+        `(B, K, *spatial) -> (B, *spatial)`, such as `projections.principal_component`.
+"""
 RETURNS = """Returns:
     (B, *size) in [0, 1], or (B, n, *size) for n classes; with postprocess=None (B, *spatial) and signed.
 
@@ -45,7 +48,8 @@ class Method(Protocol):
     Attributes:
         name: its key in `METHODS`.
         title: its name in print, such as "Grad-CAM".
-        family: "gradient", "perturbation" or "fusion".
+        family: "gradient", "perturbation", "fusion", "activation" (a map of the features and of the network's
+            own weights) or "baseline".
         paper: where it was published.
         summary: what it does, in one line.
     """
@@ -71,6 +75,7 @@ def method(
     summary: str,
     module: str,
     doc: str | None = None,
+    arguments: str = ARGUMENTS,
 ) -> Method:
     """`run` at any layer, tokens included, with what the registry, the command line and `help` say of it."""
 
@@ -92,10 +97,19 @@ def method(
     called.__name__ = called.__qualname__ = name
     called.__module__ = module  # together with the name this is what pickles it by reference
     called.__doc__ = doc or (
-        f"{title}: {summary}\n\n{ARGUMENTS}\n{RETURNS}\nReferences:\n    {paper or 'none'}\n"
+        f"{title}: {summary}\n\n{arguments}\n{RETURNS}\nReferences:\n    {paper or 'none'}\n"
     )
     called.__dict__.update(name=name, title=title, family=family, paper=paper, summary=summary)
     return cast(Method, called)
+
+
+def documented(run: Callable[..., Tensor]) -> str:
+    """The function's docstring with the arguments and returns that all methods share filled in."""
+    doc = inspect.cleandoc(run.__doc__ or "")
+    parts = {"{arguments}": ARGUMENTS, "{projection}": PROJECTION, "{returns}": RETURNS}
+    for key, text in parts.items():
+        doc = doc.replace(key, text)
+    return doc
 
 
 def with_options(run: Method, title: str | None = None, name: str | None = None, **options: Any) -> Method:
@@ -104,6 +118,23 @@ def with_options(run: Method, title: str | None = None, name: str | None = None,
     about = {key: getattr(run, key) for key in ("name", "title", "family", "paper", "summary")}
     found.__dict__.update(about | {k: v for k, v in (("title", title), ("name", name)) if v is not None})
     return cast(Method, found)
+
+
+def with_parameters(
+    run: Callable[..., Tensor], parameters: Iterable[inspect.Parameter], *, hidden: str | None = None
+) -> None:
+    """Let the function's signature name what its `**options` stand for."""
+    signed = inspect.signature(run).parameters.values()
+    own = [p for p in signed if p.kind is not p.VAR_KEYWORD and p.name != hidden]
+    names = {p.name for p in own}
+    more = [p.replace(kind=p.KEYWORD_ONLY) for p in parameters if p.name not in names]
+    run.__dict__["__signature__"] = inspect.Signature([*own, *more])
+
+
+def parameters_of(function: Callable[..., Any], given_by_caller: int) -> list[inspect.Parameter]:
+    """A function's named parameters after those that its caller gives by position."""
+    after = list(inspect.signature(function).parameters.values())[given_by_caller:]
+    return [p for p in after if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
 def base_of(run: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
@@ -145,11 +176,6 @@ def accepted(run: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]
     _, given = base_of(run)
     names = [name for name in inspect.signature(run).parameters if name not in given]
     return {name: value for name, value in options.items() if name in names}
-
-
-def option_names(function: Callable[..., Any], given_by_caller: int) -> Collection[str]:
-    """The names of a function's parameters after those that its caller gives by position."""
-    return list(inspect.signature(function).parameters)[given_by_caller:]
 
 
 def check_options(name: str, options: Collection[str], known: Collection[str]) -> None:

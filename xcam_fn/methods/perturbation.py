@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -53,6 +53,7 @@ from xcam_fn.split import (
     trunk_of,
 )
 from xcam_fn.targets import Classes
+from xcam_fn.weights import Projection
 
 Images = Float[Tensor, "B C *size"]
 MaskOf = Callable[[Tensor, Sequence[int]], Tensor]
@@ -85,6 +86,7 @@ def _region_map(
     softmax: bool,
     summed: str,
     mask: MaskOf,
+    projection: Projection | None,
     how: Running,
     postprocess: Postprocess | None,
     create_graph: bool,
@@ -98,6 +100,8 @@ def _region_map(
     check_running(how, x)
     check_score(score)
     checks.check_choice("summed", summed, ("features", "masks"))
+    if summed == "masks" and projection is not None:
+        raise ValueError("summed='masks' with a projection: masks are only added up; use summed='features'")
     A = features(model, layer, x) if not create_graph else _features_with_graph(model, layer, x)
     with recording(x, create_graph), checks.explained(model, x):
         scoring = Scoring(model, x, cls, score, how)
@@ -126,7 +130,10 @@ def _region_map(
         scores = scatter_scores(shown / len(ways), found, constant)
         if softmax:
             scores = scores.softmax(1)
-        cam = _summed(A, scores, summed, mask, tuple(x.shape[2:]), scoring.chunk_size)
+        if summed == "features":
+            cam = _projected(A, scores, projection)
+        else:
+            cam = _summed_masks(A, scores, mask, tuple(x.shape[2:]), scoring.chunk_size)
         return finish(_without_class_axis(cam, scoring.explained), x, postprocess)
 
 
@@ -134,12 +141,16 @@ def _features_with_graph(model: nn.Module, layer: Layer, x: Tensor) -> Tensor:
     return trunk_of(layer, prepare(model, layer, x), x)[0]
 
 
-def _summed(
-    A: Tensor, w: Tensor, summed: str, mask: MaskOf, size: tuple[int, ...], chunk_size: int
-) -> Tensor:
-    """Σ_k w_k A_k, or Σ_k w_k M_k at the input's size: weights (B, K, n) to maps (B, n, ...)."""
-    if summed == "features":
+def _projected(A: Tensor, w: Tensor, projection: Projection | None) -> Tensor:
+    """Σ_k w_k A_k, or another projection of the weighted features: weights (B, K, n) to maps (B, n, ...)."""
+    if projection is None:
         return torch.einsum("bkn,bk...->bn...", w, A)
+    one_class = lambda w: weights.weighted_sum(A, w, projection)  # noqa: E731
+    return torch.vmap(one_class, in_dims=2, out_dims=1)(w)
+
+
+def _summed_masks(A: Tensor, w: Tensor, mask: MaskOf, size: tuple[int, ...], chunk_size: int) -> Tensor:
+    """Σ_k w_k M_k at the input's size: weights (B, K, n) to maps (B, n, ...)."""
     total: Any = 0.0
     for chunk in torch.arange(A.shape[1], device=A.device).split(chunk_size):
         M = mask(A[:, chunk], size)
@@ -159,6 +170,7 @@ def _scorecam(
     softmax: bool = False,
     summed: Literal["features", "masks"] = "features",
     mask: MaskOf = resized_minmax,
+    projection: Projection | None = None,
     chunk_size: int | None = None,
     precision: Precision = "float32",
     compile: bool = False,
@@ -179,8 +191,8 @@ def _scorecam(
     how = Running(precision, compile, scorer, chunk_size, progress)
     return _region_map(
         model, layer, x, cls, ways=[(1.0, _masking(mask, tuple(x.shape[2:])))], zero_mask_is_baseline=True,
-        baseline=baseline, score=score, increase=increase, softmax=softmax, summed=summed, mask=mask, how=how,
-        postprocess=postprocess, create_graph=create_graph,
+        baseline=baseline, score=score, increase=increase, softmax=softmax, summed=summed, mask=mask,
+        projection=projection, how=how, postprocess=postprocess, create_graph=create_graph,
     )  # fmt: skip
 
 
@@ -200,6 +212,7 @@ def _sscam(
     softmax: bool = False,
     summed: Literal["features", "masks"] = "features",
     mask: MaskOf = resized_minmax,
+    projection: Projection | None = None,
     chunk_size: int | None = None,
     precision: Precision = "float32",
     compile: bool = False,
@@ -243,7 +256,8 @@ def _sscam(
     return _region_map(
         model, layer, x, cls, ways=[(None, noisy(j)) for j in range(num_samples)],
         zero_mask_is_baseline=False, baseline=baseline, score=score, increase=increase, softmax=softmax,
-        summed=summed, mask=mask, how=how, postprocess=postprocess, create_graph=create_graph,
+        summed=summed, mask=mask, projection=projection, how=how, postprocess=postprocess,
+        create_graph=create_graph,
     )  # fmt: skip
 
 
@@ -261,6 +275,7 @@ def _iscam(
     softmax: bool = False,
     summed: Literal["features", "masks"] = "features",
     mask: MaskOf = resized_minmax,
+    projection: Projection | None = None,
     chunk_size: int | None = None,
     precision: Precision = "float32",
     compile: bool = False,
@@ -293,7 +308,8 @@ def _iscam(
     return _region_map(
         model, layer, x, cls, ways=[(t, scaled(t)) for t in _checked_scales(scales, num_samples)],
         zero_mask_is_baseline=True, baseline=baseline, score=score, increase=increase, softmax=softmax,
-        summed=summed, mask=mask, how=how, postprocess=postprocess, create_graph=create_graph,
+        summed=summed, mask=mask, projection=projection, how=how, postprocess=postprocess,
+        create_graph=create_graph,
     )  # fmt: skip
 
 
@@ -316,6 +332,7 @@ def _ablationcam(
     cls: Classes = None,
     *,
     score: str = "logit",
+    projection: Projection | None = None,
     chunk_size: int = 64,
     progress: bool = False,
     postprocess: Postprocess | None = heatmap,
@@ -327,8 +344,8 @@ def _ablationcam(
     The trunk runs once, the head once for each channel that is not zero already.
 
     {call}        score: what is explained of a class, "logit" or "probability".
-        chunk_size: ablated copies of the features in one run of the head, ≥ 1; it changes the memory, not
-            the map.
+    {projection}        chunk_size: ablated copies of the features in one run of the head, ≥ 1; it changes the
+            memory, not the map.
         progress: show a bar that counts runs of the head.
     {returns}
 
@@ -343,17 +360,12 @@ def _ablationcam(
         explained = explained_score(lambda a: run_head(parts, a, residual), A, cls, TARGETS[score])
         which, channel = _channels_to_ablate(A)
         s = explained.own
-        if parts.takes_any_batch:
-            ablated = perturbation_scores(
-                lambda a, i: explained.of(run_head(parts, a, residual_rows(parts, residual, i)), i), A,
-                _without_channel, which, (channel,), chunk_size=chunk_size, progress=progress,
-            )  # fmt: skip
-        else:
-            ablated = _ablated_one_by_one(parts, x, explained, which, channel, chunk_size, progress)
+        head = _Head(parts, x, A, residual, explained, chunk_size, progress)
+        ablated = _scores_of_changed_features(head, _without_channel, which, channel)
         every = s[:, None].expand(-1, A.shape[1], -1)
         s_k = every.index_put((which, channel), ablated) if len(which) else every
         share = (every - s_k) / torch.where(every != 0, every, 1.0)
-        cam = torch.einsum("bkn,bk...->bn...", torch.where(every != 0, share, 0.0), A)
+        cam = _projected(A, torch.where(every != 0, share, 0.0), projection)
         return finish(_without_class_axis(cam, explained), x, postprocess)
 
 
@@ -373,36 +385,118 @@ def _without_channel(features: Tensor, channel: Tensor) -> Tensor:
     return features * kept.reshape(-1, *[1] * (features.ndim - 1)).to(features.dtype)
 
 
-def _ablated_one_by_one(
-    parts: Parts,
-    x: Tensor,
-    explained: Explained,
-    which: Tensor,
-    channel: Tensor,
-    chunk_size: int,
-    progress: bool,
+class _Head(NamedTuple):
+    """A head ready to score changed features of the images of x."""
+
+    parts: Parts
+    x: Tensor
+    A: Tensor
+    residual: Any
+    explained: Explained
+    chunk_size: int
+    progress: bool
+
+
+def _scores_of_changed_features(
+    head: _Head, change: Callable[[Tensor, Tensor], Tensor], which: Tensor, parameter: Tensor
 ) -> Tensor:
-    """The scores of the ablated features where the head reads more of its own image than the features.
+    """The scores (P, n) of the features of the images `which`, changed by `(features, parameter)`."""
+    parts, explained = head.parts, head.explained
+    if not parts.takes_any_batch:
+        return _scored_one_by_one(head, change, which, parameter)
+
+    def score(changed: Tensor, images: Tensor) -> Tensor:
+        residual = residual_rows(parts, head.residual, images)
+        return explained.of(run_head(parts, changed, residual), images)
+
+    return perturbation_scores(
+        score, head.A, change, which, (parameter,), chunk_size=head.chunk_size, progress=head.progress
+    )
+
+
+def _scored_one_by_one(
+    head: _Head, change: Callable[[Tensor, Tensor], Tensor], which: Tensor, parameter: Tensor
+) -> Tensor:
+    """The same where the head reads more of its own image than the features.
 
     A chunk is then mapped over the features of one image; what else the head reads stays as it was.
     """
+    parts, x, explained = head.parts, head.x, head.explained
     scores = []
     for image in range(len(x)):
         A, residual = run_trunk(parts, guarded(x[image : image + 1]))
-        own = channel[which == image] if checks.is_readable(x) else channel[: A.shape[1]]
+        own = parameter[which == image] if checks.is_readable(x) else parameter[: len(parameter) // len(x)]
         if not len(own):
             continue
-        here = torch.full_like(own, 0)
+        here = torch.zeros(len(own), dtype=torch.int64, device=x.device)
 
-        def score(ablated: Tensor, images: Tensor, residual: Any = residual, image: int = image) -> Tensor:
+        def score(changed: Tensor, images: Tensor, residual: Any = residual, image: int = image) -> Tensor:
             index = images.new_tensor([image])
-            return torch.vmap(lambda a: explained.of(run_head(parts, a[None], residual), index)[0])(ablated)
+            return torch.vmap(lambda a: explained.of(run_head(parts, a[None], residual), index)[0])(changed)
 
         found = perturbation_scores(
-            score, A, _without_channel, here, (own,), chunk_size=chunk_size, progress=progress
+            score, A, change, here, (own,), chunk_size=head.chunk_size, progress=head.progress
         )
         scores.append(found)
     return torch.cat(scores) if scores else x.new_zeros(0, explained.own.shape[-1])
+
+
+def _reciprocam(
+    model: nn.Module,
+    layer: Layer,
+    x: Images,
+    cls: Classes = None,
+    *,
+    gaussian: bool = True,
+    score: str = "probability",
+    chunk_size: int = 64,
+    progress: bool = False,
+    postprocess: Postprocess | None = heatmap,
+    create_graph: bool = False,
+) -> Tensor:
+    """Recipro-CAM: each position's value is the score of the features with all but that position masked.
+
+    S(p) = p(A ⊙ M_p), M_p the 3 × 3 Gaussian (1/4 at p, 1/8 beside it, 1/16 at the corners) and zero
+    elsewhere, or 1 at p alone. The trunk runs once, the head once for each position.
+
+    {call}        gaussian: show the neighbors of a position too, by the Gaussian; else the position alone.
+        score: what is explained of a class, "probability" or "logit".
+        chunk_size: masked copies of the features in one run of the head, ≥ 1; it changes the memory, not the
+            map.
+        progress: show a bar that counts runs of the head.
+    {returns}
+
+    References:
+        Byun and Lee (arXiv:2209.14074).
+    """
+    checks.check_count("chunk_size", chunk_size)
+    check_score(score)
+    parts = prepare(model, layer, x)
+    with recording(x, create_graph), checks.explained(model, x):
+        A, residual = trunk_of(layer, parts, x)
+        explained = explained_score(lambda a: run_head(parts, a, residual), A, cls, TARGETS[score])
+        B, spatial = len(A), A.shape[2:]
+        axes = [torch.arange(length, device=A.device) for length in spatial]
+        places = torch.cartesian_prod(*axes).reshape(-1, len(axes))
+        which = torch.arange(B, device=A.device).repeat_interleave(len(places))
+        head = _Head(parts, x, A, residual, explained, chunk_size, progress)
+        reach = 1 if gaussian else 0
+        shown = _scores_of_changed_features(head, _only_around(reach), which, places.repeat(B, 1))
+        cam = shown.reshape(B, *spatial, -1).movedim(-1, 1)
+        return finish(_without_class_axis(cam, explained), x, postprocess)
+
+
+def _only_around(reach: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """What shows the features around a place, weighted by half for each step away from it along an axis."""
+
+    def shown(features: Tensor, place: Tensor) -> Tensor:
+        for axis, center in enumerate(place.unbind(), start=1):
+            steps = (torch.arange(features.shape[axis], device=features.device) - center).abs()
+            line = torch.where(steps <= reach, 0.5 ** (steps + reach), 0.0).to(features.dtype)
+            features = features * line.reshape(-1, *[1] * (features.ndim - 1 - axis))
+        return features
+
+    return shown
 
 
 def _groupcam(
@@ -583,6 +677,9 @@ _SUMMING = """        baseline: what is seen where a mask hides: a number, a ten
         summed: "features" adds up w_k A_k, "masks" adds up w_k M_k.
         mask: `(maps, size) -> masks`, what makes a mask of a map; `heatmap.resized_minmax` is n(U(A)).
 """
+_PROJECTION = """        projection: what is made of the weighted features w_k A_k in place of their sum,
+            `(B, K, *spatial) -> (B, *spatial)`, such as `projections.principal_component`.
+"""
 RETURNS = """
     Returns:
         (B, *size) in [0, 1], or (B, n, *size) for n classes; with postprocess=None the raw map, signed.
@@ -595,8 +692,8 @@ RETURNS = """
 
 
 def _method(run: Callable[..., Tensor], title: str, paper: str, summary: str) -> Method:
-    parts = {"{call}": CALL, "{scoring}": SCORING, "{returns}": RETURNS}
-    group = SCORING if run is _groupcam else SCORING + _SUMMING
+    parts = {"{call}": CALL, "{scoring}": SCORING, "{projection}": _PROJECTION, "{returns}": RETURNS}
+    group = SCORING if run is _groupcam else SCORING + _SUMMING + _PROJECTION
     parts["{arguments}"] = "\n" + CALL + group
     doc = run.__doc__ or ""
     for key, text in parts.items():
@@ -619,6 +716,9 @@ ablationcam = _method(
     "Ablation-CAM",
     "WACV 2020, doi:10.1109/WACV45572.2020.9093360",
     "each channel weighted by the share of the score lost without it",
+)
+reciprocam = _method(
+    _reciprocam, "Recipro-CAM", "arXiv:2209.14074", "what each position of the features scores alone"
 )
 groupcam = _method(
     _groupcam,

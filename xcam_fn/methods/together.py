@@ -6,15 +6,15 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from xcam_fn import checks
 from xcam_fn.methods.method import accepted, base_of, run_once
 from xcam_fn.methods.registry import METHODS, find_method
-from xcam_fn.split import Layer, Shared, recording, run_model
-from xcam_fn.targets import Classes, ClassScore, class_index, logits
+from xcam_fn.scoring import fixed_class
+from xcam_fn.split import Layer, Shared
+from xcam_fn.targets import Classes
 
 Run = Callable[..., Tensor]
 Methods = Sequence[str | Callable[..., Tensor]] | Mapping[str, str | Callable[..., Tensor]]
@@ -41,7 +41,7 @@ def explain_all(
         x: (B, C, *size), prepared images.
         cls: as for every method; it is fixed once, so that all explain the same class.
         methods: names ("gradcam", or "gradcam+sscam" for their fusion), methods as functions, or a mapping
-            from names of your own to these; None for all of `METHODS`.
+            from names of your own to these; None for all of `METHODS` that the network has the structure for.
         variant: a library of `VARIANTS` whose definitions the names stand for; None for the papers'.
         **options: passed to those methods that take them, such as chunk_size=8; at least one has to.
 
@@ -54,9 +54,26 @@ def explain_all(
     """
     checks.check_call(model, x)
     chosen = named_methods(list(METHODS) if methods is None else methods, variant, **options)
-    fixed = _fixed(model, x, cls)
+    found, lacking = explained_where_possible(model, layer, x, cls, chosen)
+    if lacking and methods is not None:
+        raise next(iter(lacking.values()))
+    return found
+
+
+def explained_where_possible(
+    model: nn.Module, layer: Layer, x: Tensor, cls: Classes, chosen: Mapping[str, Run]
+) -> tuple[dict[str, Tensor], dict[str, checks.StructureError]]:
+    """The heatmaps by the method's name, and what stands in the way of those that do not fit the network."""
+    fixed = fixed_class(model, x, cls)
     shared = Shared(layer)
-    return {name: run_once(run, model, shared, x, fixed, {}) for name, run in chosen.items()}
+    found: dict[str, Tensor] = {}
+    lacking: dict[str, checks.StructureError] = {}
+    for name, run in chosen.items():
+        try:
+            found[name] = run_once(run, model, shared, x, fixed, {})
+        except checks.StructureError as error:
+            lacking[name] = error
+    return found, lacking
 
 
 def named_methods(methods: Methods, variant: str | None = None, **options: Any) -> dict[str, Run]:
@@ -105,14 +122,3 @@ def _name(given: Any) -> str:
     return (
         given if isinstance(given, str) else getattr(given, "name", getattr(given, "__name__", repr(given)))
     )
-
-
-def _fixed(model: nn.Module, x: Tensor, cls: Classes) -> Classes:
-    """The class with the predicted one filled in, so that it is looked for once."""
-    asked = cls.cls if isinstance(cls, ClassScore) else cls
-    if asked is not None:
-        return cls
-    checks.check_model(model, x)
-    with recording(x), checks.explained(model, x), torch.no_grad():
-        index = class_index(None, logits(run_model(model, x)))
-    return cls._replace(cls=index) if isinstance(cls, ClassScore) else index

@@ -1,0 +1,458 @@
+"""Methods of a method: smoothed, projected, taken at several layers or over scaled and sliding windows."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, cast, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from xcam_fn import checks
+from xcam_fn._modules import unwrap
+from xcam_fn.heatmap import heatmap, resize
+from xcam_fn.methods.gradient import finish, gradcam_pp
+from xcam_fn.methods.method import (
+    Method,
+    Postprocess,
+    documented,
+    method,
+    parameters_of,
+    with_options,
+    with_parameters,
+)
+from xcam_fn.perturb import blurred
+from xcam_fn.projections import principal_component
+from xcam_fn.scoring import TARGETS, check_score, explained_score, fixed_class
+from xcam_fn.split import Layer, unshared, prepare, recording, run_model
+from xcam_fn.split import layers as layers_of
+from xcam_fn.targets import Classes
+
+Images = Float[Tensor, "B C *size"]
+Run = Callable[..., Tensor]
+Layers = Sequence[str | nn.Module]
+Pool = Literal["mean", "max"]
+
+_COMBINATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda maps: maps.mean(0),
+    "max": lambda maps: maps.amax(0),
+    "product": lambda maps: maps.prod(0),
+}
+Combine = Literal["mean", "max", "product"] | Callable[[Tensor], Tensor]
+
+
+# -- test-time augmentation ----------------------------------------------------------------------------------
+
+
+def smooth(method: str | Run, *, flips: bool = True, scales: Sequence[float] = (0.9, 1.0, 1.1)) -> Method:
+    """The method with its maps averaged over mirrored and brightened inputs, each mirrored back.
+
+    Args:
+        method: a method, or its name.
+        flips: see every input mirrored along its last axis as well.
+        scales: what the input is multiplied by, one or more numbers.
+
+    Returns:
+        A method, "smooth(gradcam)" for example; the class is that of the input as it is.
+
+    Raises:
+        ValueError: scales is empty, or the name is not known.
+        TypeError: a scale is no number.
+    """
+    if not scales:
+        raise ValueError("scales is empty; expected one or more numbers, such as (0.9, 1, 1.1)")
+    for scale in scales:
+        checks.check_number("scales", scale)
+    return _wrapped(_smooth, method, "smoothed", flips=flips, scales=tuple(scales))
+
+
+def _smooth(
+    model: nn.Module,
+    layer: Layer,
+    x: Images,
+    cls: Classes = None,
+    *,
+    method: Run,
+    flips: bool = True,
+    scales: tuple[float, ...] = (0.9, 1.0, 1.1),
+    **options: Any,
+) -> Tensor:
+    checks.check_call(model, x)
+    fixed = fixed_class(model, x, cls)
+    maps = [
+        _flipped(method(model, unshared(layer), _flipped(x * scale, flip), fixed, **options), flip)
+        for flip in (False, True)[: 1 + flips]
+        for scale in scales
+    ]
+    return torch.stack(maps).mean(0)
+
+
+def _flipped(values: Tensor, flip: bool) -> Tensor:
+    return values.flip(-1) if flip else values
+
+
+# -- the first component in place of the sum -----------------------------------------------------------------
+
+
+def eigen_smooth(method: str | Run) -> Method:
+    """The method with the first principal component of its weighted features in place of their sum.
+
+    Args:
+        method: a method that weighs channels, or its name.
+
+    Returns:
+        A method, "eigen_smooth(gradcam)" for example.
+
+    Raises:
+        ValueError: the method does not add up weighted channels, or its name is not known.
+    """
+    inner = _method_of(method)
+    if "projection" not in inspect.signature(inner).parameters:
+        raise ValueError(
+            f"eigen_smooth: {_name_of(inner)!r} does not add up weighted channels; expected a method with "
+            "the keyword `projection`, such as 'gradcam' or 'scorecam'"
+        )
+    name, title = _name_of(inner), _title_of(inner)
+    return with_options(
+        cast(Method, inner), name=f"eigen_smooth({name})", title=f"{title}, first component",
+        projection=principal_component,
+    )  # fmt: skip
+
+
+# -- several layers ------------------------------------------------------------------------------------------
+
+
+def multi_layer(
+    method: str | Run,
+    layers: Layers | None = None,
+    combine: Combine = "mean",
+    *,
+    each: Postprocess | None = heatmap,
+) -> Method:
+    """The method's maps at several layers, combined into one.
+
+    Args:
+        method: a method, or its name.
+        layers: their names or modules; None for the last layer of each of the last three resolutions, the
+            deepest being the layer that the method is called with.
+        combine: "mean", "max" or "product", or a callable from the maps, (L, B, *size), to one, (B, *size).
+        each: what is made of a layer's map before, `(cam, size) -> map`; None leaves it raw. Where the maps
+            differ in size they are resized to the largest.
+
+    Returns:
+        A method, "multi_layer(gradcam)" for example; its `postprocess` is given what is combined.
+
+    Raises:
+        ValueError: an option is not one of those, or the name is not known. When called, StructureError (a
+            ValueError) where the network has one resolution alone.
+        TypeError: layers is a single name.
+    """
+    _check_layers(layers)
+    _combination(combine)
+    layers = None if layers is None else tuple(layers)
+    return _wrapped(_multi_layer, method, "several layers", layers=layers, combine=combine, each=each)
+
+
+def _multi_layer(
+    model: nn.Module,
+    layer: Layer,
+    x: Images,
+    cls: Classes = None,
+    *,
+    method: Run,
+    layers: Layers | None = None,
+    combine: Combine = "mean",
+    each: Postprocess | None = heatmap,
+    postprocess: Postprocess | None = heatmap,
+    **options: Any,
+) -> Tensor:
+    checks.check_call(model, x)
+    chosen = last_layers(model, x, layer) if layers is None else layers
+    maps = [method(model, one, x, cls, postprocess=each, **options) for one in chosen]
+    axes = x.ndim - 2
+    largest = tuple(map(max, zip(*(cam.shape[-axes:] for cam in maps), strict=True)))
+    combined = _combination(combine)(torch.stack([resize(cam, largest) for cam in maps]))
+    return finish(combined, x, postprocess)
+
+
+def last_layers(model: nn.Module, x: Images, layer: Layer = None, *, count: int = 3) -> list[str]:
+    """The last layer of each of the last resolutions, shallow to deep, pooling left out.
+
+    Args:
+        model: the network, in evaluation mode.
+        x: (B, C, *size), an input; only its shape matters.
+        layer: the deepest of them; None for `default_layer`.
+        count: how many resolutions at most, ≥ 2.
+
+    Raises:
+        StructureError: no layer before the deepest has a higher resolution.
+    """
+    root, found = unwrap(model), layers_of(model, x)
+    deepest = prepare(model, layer, x).name
+    shown = [name for name in found if deepest in (name, name.partition("#")[0])]
+    if not shown:
+        raise ValueError(
+            f"layer {deepest!r} has no spatial maps; xcam_fn.layers(model, x) lists those that do"
+        )
+    names = list(found)
+    of_size: dict[int, str] = {}
+    for name in names[: names.index(shown[-1])]:
+        if "pool" not in type(root.get_submodule(name.partition("#")[0])).__name__.lower():
+            of_size[math.prod(found[name][2:])] = name
+    own = math.prod(found[shown[-1]][2:])
+    before = [of_size[size] for size in sorted(of_size) if size > own][: count - 1]
+    if not before:
+        raise checks.StructureError(
+            f"layer {deepest!r}: no layer of {type(root).__name__} before it has a higher resolution, so "
+            "there are no several layers to combine; name them with layers=[...]"
+        )
+    return [*reversed(before), shown[-1]]
+
+
+def _check_layers(layers: Layers | None) -> None:
+    if isinstance(layers, (str, nn.Module)):
+        raise TypeError(
+            f"layers is a single layer, {layers!r}; expected several, such as ['layer3', 'layer4']"
+        )
+    if layers is not None and not len(layers):
+        raise ValueError("layers is empty; expected one or more names or modules, or None")
+
+
+def _combination(combine: Combine) -> Callable[[Tensor], Tensor]:
+    if callable(combine):
+        return combine
+    checks.check_choice("combine", combine, tuple(_COMBINATIONS))
+    return _COMBINATIONS[combine]
+
+
+def _refinecam(
+    model: nn.Module,
+    layer: Layer,
+    x: Images,
+    cls: Classes = None,
+    *,
+    method: str | Run = gradcam_pp,
+    layers: Layers | None = None,
+    each: Postprocess | None = heatmap,
+    postprocess: Postprocess | None = heatmap,
+    create_graph: bool = False,
+) -> Tensor:
+    """RefineCAM: the product of the heatmaps of several layers, from fine to deep.
+
+    Π_l n(U(ReLU(cam_l))): each layer's map scaled to [0, 1] and resized to the input, then multiplied.
+
+    {arguments}    method: whose maps, a method or its name.
+        layers: names or modules; None for the last layer of each of the last three resolutions, `layer` being
+            the deepest.
+        each: what is made of a layer's map before they are multiplied, `(cam, size) -> map`.
+
+    {returns}    StructureError: a ValueError; layers=None, and the network has one resolution alone.
+
+    References:
+        Domeniconi et al., How to Evaluate and Refine your CAM (arXiv:2605.14641).
+    """
+    _check_layers(layers)
+    return _multi_layer(
+        model, layer, x, cls, method=_method_of(method), layers=layers, combine="product", each=each,
+        postprocess=postprocess, create_graph=create_graph,
+    )  # fmt: skip
+
+
+refinecam = method(
+    _refinecam,
+    name="refinecam",
+    title="RefineCAM",
+    family="fusion",
+    paper="arXiv:2605.14641",
+    summary="Grad-CAM++ at several layers, multiplied; needs layers of several resolutions",
+    module=__name__,
+    doc=documented(_refinecam),
+)
+
+
+# -- scaling and sliding -------------------------------------------------------------------------------------
+
+
+def sess(
+    method: str | Run,
+    *,
+    num_scales: int = 12,
+    growth: float = 2 / 7,
+    window: int | None = None,
+    step: int | None = None,
+    drop: float = 0.0,
+    theta: float = 0.0,
+    pool: Pool = "mean",
+    blur: bool = True,
+    score: str = "probability",
+) -> Method:
+    """The method's heatmaps of windows that slide over the scaled input, weighted by the windows' scores.
+
+    The input is resized so that its shorter side is w, w + ⌊gw⌉, w + 2⌊gw⌉ …; a window of w pixels slides
+    over each. A window's heatmap times its score (as a share of the highest score) goes back to where it was
+    seen, and every pixel is the mean (or maximum) of what exceeds theta there.
+
+    Args:
+        method: a method, or its name.
+        num_scales: sizes that the input is seen in, ≥ 1.
+        growth: g, by how much of the window each is larger than the one before, > 0.
+        window: w, pixels; None for the shorter side of the input.
+        step: of the window, pixels; None for w.
+        drop: the share of the windows, those with the lowest scores, that is left out, 0 to 0.9.
+        theta: the value at or below which a window does not count at a pixel, ≥ 0.
+        pool: "mean" or "max".
+        blur: blur the result by a Gaussian of 11 pixels, σ = 5.
+        score: what weighs a window, the class's "probability" or "logit" (0 where negative).
+
+    Returns:
+        A method, "sess(gradcam)" for example, with one forward for the score and one heatmap for each window.
+
+    Raises:
+        ValueError: an option is out of range, or the name is not known.
+        TypeError: an option is of the wrong kind.
+
+    References:
+        Tursun et al. (arXiv:2207.01769).
+    """
+    given = {"num_scales": num_scales, "growth": growth, "window": window, "step": step, "drop": drop}
+    given |= {"theta": theta, "pool": pool, "blur": blur, "score": score}
+    _check_sess(given)
+    return _wrapped(_sess, method, "SESS", **given)
+
+
+def _check_sess(given: Mapping[str, Any]) -> None:
+    checks.check_count("num_scales", given["num_scales"])
+    checks.check_number("growth", given["growth"], above=0)
+    for name in ("window", "step"):
+        if given[name] is not None:
+            checks.check_count(name, given[name])
+    checks.check_number("drop", given["drop"], at_least=0, at_most=0.9)
+    checks.check_number("theta", given["theta"], at_least=0)
+    checks.check_choice("pool", given["pool"], get_args(Pool))
+    check_score(given["score"])
+
+
+def _sess(
+    model: nn.Module,
+    layer: Layer,
+    x: Images,
+    cls: Classes = None,
+    *,
+    method: Run,
+    num_scales: int = 12,
+    growth: float = 2 / 7,
+    window: int | None = None,
+    step: int | None = None,
+    drop: float = 0.0,
+    theta: float = 0.0,
+    pool: Pool = "mean",
+    blur: bool = True,
+    score: str = "probability",
+    postprocess: Postprocess | None = heatmap,
+    create_graph: bool = False,
+    **options: Any,
+) -> Tensor:
+    given = {"num_scales": num_scales, "growth": growth, "window": window, "step": step, "drop": drop}
+    _check_sess(given | {"theta": theta, "pool": pool, "blur": blur, "score": score})
+    checks.check_call(model, x)
+    fixed = fixed_class(model, x, cls)
+    options |= {"create_graph": True} if create_graph else {}
+    length = window or min(x.shape[2:])
+    sizes = [_scaled(x, length + i * round(length * growth)) for i in range(num_scales)]
+    views = functools.partial(_views, x, sizes, length, step or length)
+
+    def seen_by(window: Tensor) -> Tensor:
+        return method(model, unshared(layer), window, fixed, postprocess=heatmap, **options)
+
+    with recording(x, create_graph), checks.explained(model, x):
+        explained = explained_score(lambda images: run_model(model, images), x, fixed, TARGETS[score])
+        every = torch.arange(len(x), device=x.device)
+        scores = torch.stack([explained.of(run_model(model, seen), every) for seen, _, _ in views()]).relu()
+        shares, kept = _shares(scores, drop)
+        total = count = torch.zeros_like(_per_map(scores[0], x))
+        for (seen, corner, size), share, keep in zip(views(), shares, kept, strict=True):
+            if checks.is_readable(keep) and not keep.any():
+                continue
+            cam = seen_by(seen) if explained.many else seen_by(seen)[:, None]
+            there = resize(F.pad(cam * _per_map(share, x), _margins(corner, size, length)), x.shape[2:])
+            counts = (there > theta) & _per_map(keep, x)
+            there = torch.where(counts, there, 0.0)
+            total = total + there if pool == "mean" else torch.maximum(total, there)
+            count = count + counts.to(there)
+        fused = total / torch.where(count > 0, count, 1.0) if pool == "mean" else total
+        fused = blurred(fused, width=11, std=5.0) if blur else fused
+        return finish(fused if explained.many else fused.squeeze(1), x, postprocess)
+
+
+def _shares(scores: Tensor, drop: float) -> tuple[Tensor, Tensor]:
+    """Each window's share of the highest score, and whether it is not among the lowest, both (V, B, n)."""
+    highest = scores.amax(0)
+    shares = torch.where(highest > 0, scores / torch.where(highest > 0, highest, 1.0), 1.0)
+    return shares, scores.argsort(dim=0, stable=True).argsort(dim=0) >= int(len(scores) * drop)
+
+
+def _scaled(x: Tensor, shorter: int) -> tuple[int, ...]:
+    return tuple(int(shorter * side / min(x.shape[2:])) for side in x.shape[2:])
+
+
+def _views(
+    x: Tensor, sizes: Sequence[tuple[int, ...]], window: int, step: int
+) -> Iterator[tuple[Tensor, tuple[int, ...], tuple[int, ...]]]:
+    """What the window sees, its corner, and the size of the scaled input, window by window."""
+    for size in sizes:
+        scaled = resize(x, size)
+        for corner in itertools.product(*([*range(0, s - window, step), s - window] for s in size)):
+            yield scaled[(..., *(slice(start, start + window) for start in corner))], corner, size
+
+
+def _margins(corner: Sequence[int], size: Sequence[int], window: int) -> list[int]:
+    """What `F.pad` puts around a window so that it lies at its corner again: the last axis first."""
+    ends = [(start, side - start - window) for start, side in zip(corner, size, strict=True)]
+    return [margin for pair in reversed(ends) for margin in pair]
+
+
+def _per_map(values: Tensor, images: Tensor) -> Tensor:
+    return values.reshape(*values.shape, *[1] * (images.ndim - 2))
+
+
+# -- what they share -----------------------------------------------------------------------------------------
+
+WRAPPERS: dict[str, Callable[..., Method]] = {
+    "smooth": smooth, "eigen_smooth": eigen_smooth, "multi_layer": multi_layer, "sess": sess,
+}  # fmt: skip
+"""What "smooth(gradcam)" and the like stand for."""
+
+
+def _wrapped(run: Run, method: str | Run, how: str, **given: Any) -> Method:
+    """`run` around the method, with the options that are not its defaults: a method that can be pickled."""
+    inner = _method_of(method)
+    parameters = inspect.signature(run).parameters
+    given = {name: value for name, value in given.items() if value != parameters[name].default}
+    found = functools.partial(run, method=inner, **given)
+    about = {key: getattr(inner, key, "") for key in ("family", "paper", "summary")}
+    name = f"{run.__name__.lstrip('_')}({_name_of(inner)})"
+    found.__dict__.update(about, name=name, title=f"{_title_of(inner)}, {how}")
+    with_parameters(found, parameters_of(inner, 4), hidden="method")
+    return cast(Method, found)
+
+
+def _method_of(method: str | Run) -> Run:
+    if not isinstance(method, str):
+        return method
+    from xcam_fn.methods.registry import find_method  # noqa: PLC0415, it imports this module
+
+    return find_method(method)
+
+
+def _name_of(method: Any) -> str:
+    return getattr(method, "name", getattr(method, "__name__", repr(method)))
+
+
+def _title_of(method: Any) -> str:
+    return getattr(method, "title", _name_of(method))

@@ -1,0 +1,131 @@
+"""Maps of K channels to one map: their first principal component, of the features or of a kernel."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from xcam_fn import checks
+
+Maps = Float[Tensor, "B K *spatial"]
+Map = Float[Tensor, "B *spatial"]
+Kernel = Literal["sigmoid", "rbf", "linear"]
+
+
+def principal_component(A: Maps, *, center: bool = True) -> Map:
+    """The positions projected on the first principal component of the channels.
+
+    The first right singular vector v of the matrix X of positions × channels, and the map X v. It is found
+    from the smaller of the matrices X Xᵀ and Xᵀ X.
+
+    Args:
+        A: features, or weighted features, (B, K, *spatial); half precision is computed in float32.
+        center: subtract each channel's mean over the positions first.
+
+    Returns:
+        (B, *spatial), signed so that it grows with the mean of the channels, whatever their order. Zero
+        where every channel is constant.
+    """
+    rows = _centered(A) if center else _precise(A).flatten(2)
+    if rows.shape[1] > rows.shape[2]:
+        found = _scores(rows.mT @ rows)
+    else:
+        _, vector = _leading(rows @ rows.mT)
+        found = torch.einsum("bk,bkp->bp", vector, rows)
+    return _finished(found, A)
+
+
+def kernel_component(A: Maps, *, kernel: Kernel = "sigmoid", gamma: float | None = None) -> Map:
+    """The positions projected on the first principal component in the space of a kernel.
+
+    The kernel of two positions' features a and b, each channel centered, is tanh(γ a·b + 1) for "sigmoid",
+    exp(−γ |a − b|²) for "rbf" and a·b for "linear". Its matrix is centered; the map is the eigenvector of the
+    largest eigenvalue λ times √λ. The matrix has a row and a column for each position: choose a late layer.
+
+    Args:
+        A: features, (B, K, *spatial); half precision is computed in float32.
+        kernel: "sigmoid", "rbf" or "linear" (which is `principal_component`).
+        gamma: γ, > 0; 1 / K by default.
+
+    Returns:
+        (B, *spatial), signed so that it grows with the mean of the channels, whatever their order. Zero
+        where every channel is constant.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+    checks.check_choice("kernel", kernel, get_args(Kernel))
+    gamma = 1 / A.shape[1] if gamma is None else gamma
+    checks.check_number("gamma", gamma, above=0)
+    rows = _centered(A)
+    products = rows.mT @ rows
+    if kernel == "sigmoid":
+        products = torch.tanh(gamma * products + 1)
+    elif kernel == "rbf":
+        squares = products.diagonal(dim1=1, dim2=2)
+        products = torch.exp(-gamma * (squares[:, :, None] + squares[:, None] - 2 * products))
+    by_row = products - products.mean(2, keepdim=True)
+    return _finished(_scores(by_row - by_row.mean(1, keepdim=True)), A)
+
+
+def peak_component(A: Maps) -> Map:
+    """The first principal component with the sign that makes the value furthest from zero positive.
+
+    Args:
+        A: features, or weighted features, (B, K, *spatial).
+
+    Returns:
+        (B, *spatial). Zero where every channel is constant.
+    """
+    found = principal_component(A)
+    values = found.flatten(1)
+    sign = torch.where(-values.amin(1) > values.amax(1), -1.0, 1.0).to(found)
+    return found * sign.reshape(-1, *[1] * (found.ndim - 1))
+
+
+def _precise(A: Tensor) -> Tensor:
+    return A if A.dtype == torch.float64 else A.float()
+
+
+def _centered(A: Tensor) -> Tensor:
+    """(B, K, positions); exactly zero for a constant channel, whose mean may be rounded."""
+    rows = _precise(A).flatten(2)
+    varies = rows.amax(2, keepdim=True) > rows.amin(2, keepdim=True)
+    return torch.where(varies, rows - rows.mean(2, keepdim=True), 0.0)
+
+
+def _scores(gram: Tensor) -> Tensor:
+    """The positions' coordinates along the leading component, (B, P), from their products (B, P, P)."""
+    value, vector = _leading(gram)
+    root = torch.where(value > 0, torch.where(value > 0, value, 1.0).sqrt(), 0.0)
+    return root[:, None] * vector
+
+
+def _leading(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest eigenvalue (B,) and its eigenvector (B, M) of symmetric matrices (B, M, M).
+
+    What is added to the eigenvector is zero but for rounding; its derivative is the eigenvector's own. That
+    of `torch.linalg.eigh` is NaN where any two eigenvalues are equal, as those of dead channels are.
+    """
+    values, vectors = torch.linalg.eigh(gram.detach())
+    first, others = vectors[..., -1], vectors[..., :-1]
+    largest = values[..., -1:]
+    gaps = largest - values[..., :-1]
+    is_apart = gaps > torch.finfo(gram.dtype).eps ** 0.5 * largest
+    image = torch.einsum("bmn,bn->bm", gram, first)
+    turn = torch.einsum("bmi,bm->bi", others, image) / torch.where(is_apart, gaps, 1.0)
+    vector = first + torch.einsum("bmi,bi->bm", others, torch.where(is_apart, turn, 0.0))
+    return torch.einsum("bm,bm->b", first, image), vector
+
+
+def _finished(found: Tensor, A: Tensor) -> Tensor:
+    """The component (B, P) with its sign and A's shape and dtype; zero where no channel varies."""
+    rows = _precise(A).flatten(2)
+    mean = rows.mean(1)
+    agreement = (found * (mean - mean.mean(1, keepdim=True))).sum(1)
+    varies = (rows.amax(2) > rows.amin(2)).any(1)
+    sign = torch.where(varies, torch.where(agreement < 0, -1.0, 1.0), 0.0).to(found)
+    return (sign[:, None] * found).reshape(A.shape[0], *A.shape[2:]).to(A.dtype)
