@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 Change = Callable[[Tensor], Tensor]
 
-_SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)
+_SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)  # of attention outside the fused kernels
+_AXES = 4  # of its probabilities: (B, heads, queries, keys)
 
 
 class StepByStep(TorchFunctionMode):
@@ -35,16 +37,13 @@ class StepByStep(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
-            return _attention(self.change, *args, **kwargs)
+            return _attention(self.change, *args, **kwargs)[0]
+        if func is F.multi_head_attention_forward:  # by itself it would call the former where no mode sees it
+            return _multi_head(self.change, *args, **kwargs)
         output = func(*args, **kwargs)
-        if self.change is not None and func in _SOFTMAX and _is_attention(output):
+        if self.change is not None and func in _SOFTMAX and output.ndim == _AXES:
             return self.change(output)
         return output
-
-
-def _is_attention(probabilities: Tensor) -> bool:
-    """True for what a softmax outside the fused kernel makes: (B, heads, queries, keys), as many of both."""
-    return probabilities.ndim == 4 and probabilities.shape[-1] == probabilities.shape[-2]
 
 
 def _attention(
@@ -57,8 +56,8 @@ def _attention(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
-) -> Tensor:
-    """softmax(Q Kᵀ · scale + mask) V; dropout is that of training, which no model explained here is in."""
+) -> tuple[Tensor, Tensor]:
+    """P V and P = softmax(Q Kᵀ · scale + mask); dropout is that of training, which no model here is in."""
     if enable_gqa:
         key, value = (
             part.repeat_interleave(query.shape[-3] // part.shape[-3], dim=-3) for part in (key, value)
@@ -71,7 +70,66 @@ def _attention(
         is_kept = attn_mask.dtype == torch.bool
         logits = logits.masked_fill(~attn_mask, -torch.inf) if is_kept else logits + attn_mask
     probabilities = torch.exp(logits - logits.logsumexp(-1, keepdim=True))
-    return (probabilities if change is None else change(probabilities)) @ value
+    if change is not None:
+        probabilities = change(probabilities)
+    return probabilities @ value, probabilities
+
+
+def _multi_head(
+    change: Change | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    embed_dim_to_check: int,
+    num_heads: int,
+    in_proj_weight: Tensor | None,
+    in_proj_bias: Tensor | None,
+    bias_k: Tensor | None,
+    bias_v: Tensor | None,
+    add_zero_attn: bool,
+    dropout_p: float,
+    out_proj_weight: Tensor,
+    out_proj_bias: Tensor | None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """What `F.multi_head_attention_forward` returns; unusual settings are left to it."""
+    is_usual = in_proj_weight is not None and bias_k is None and not add_zero_attn and query.ndim == 3
+    if not is_usual or options.get("static_k") is not None or options.get("static_v") is not None:
+        return F.multi_head_attention_forward(
+            query, key, value, embed_dim_to_check, num_heads, in_proj_weight, in_proj_bias, bias_k, bias_v,
+            add_zero_attn, dropout_p, out_proj_weight, out_proj_bias, **options,
+        )  # fmt: skip
+    assert in_proj_weight is not None
+    biases = (None, None, None) if in_proj_bias is None else in_proj_bias.chunk(3)
+    q, k, v = (
+        rearrange(F.linear(x, weight, bias), "t b (h d) -> b h t d", h=num_heads)
+        for x, weight, bias in zip((query, key, value), in_proj_weight.chunk(3), biases, strict=True)
+    )
+    attended, probabilities = _attention(change, q, k, v, _mask(num_heads, **options))
+    output = F.linear(rearrange(attended, "b h t d -> t b (h d)"), out_proj_weight, out_proj_bias)
+    if not options.get("need_weights", True):
+        return output, None
+    return output, probabilities.mean(1) if options.get("average_attn_weights", True) else probabilities
+
+
+def _mask(
+    num_heads: int, attn_mask: Tensor | None = None, key_padding_mask: Tensor | None = None, **_: Any
+) -> Tensor | None:
+    """What is added to the logits; a mask of booleans says what not to attend to."""
+    masks = []
+    if attn_mask is not None:
+        masks.append(
+            rearrange(attn_mask, "(b h) t s -> b h t s", h=num_heads) if attn_mask.ndim == 3 else attn_mask
+        )
+    if key_padding_mask is not None:
+        masks.append(rearrange(key_padding_mask, "b s -> b 1 1 s"))
+    added = [
+        torch.zeros(mask.shape, device=mask.device).masked_fill(mask, -torch.inf)
+        if mask.dtype == torch.bool
+        else mask
+        for mask in masks
+    ]
+    return sum(added[1:], added[0]) if added else None
 
 
 @contextlib.contextmanager

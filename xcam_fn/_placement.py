@@ -31,6 +31,7 @@ class Call(NamedTuple):
         kind: the name of its type.
         is_convolution: it is a convolution of torch.nn.
         is_pooling: its type's name says that it pools.
+        is_container: it only runs its modules one after the other.
         layout: "first" or "last", where the module by itself tells which axis is the channels'.
         start: how many calls had ended when this one began.
     """
@@ -40,6 +41,7 @@ class Call(NamedTuple):
     kind: str
     is_convolution: bool
     is_pooling: bool
+    is_container: bool
     layout: str | None
     start: int
 
@@ -230,3 +232,26 @@ def _is_row(calls: Sequence[Call], position: int) -> bool:
     """True for tokens in a row, as networks without attention may have them too."""
     call = calls[position]
     return bool(call.name) and len(call.shape) == 3 and call.shape[0] == 1
+
+
+def attention_positions(calls: Sequence[Call]) -> list[int]:
+    """The calls that are blocks of tokens, (1, T, K), around one attention each, in order.
+
+    A block is the outermost module around one attention alone; where there is but one attention, the
+    innermost that is more than that attention.
+    """
+    inside = _attentions(calls)
+    found = []
+    for i in inside:
+        around = [
+            j
+            for j in range(i + 1, len(calls))
+            if calls[j].start <= calls[i].start and calls[j].name and _is_row(calls, j)
+            and not calls[j].is_container and calls[j].shape[1] > 1
+            and sum(calls[j].start <= k < j for k in inside) == 1
+        ]  # fmt: skip
+        blocks = [j for j in around if "attention" not in calls[j].kind.lower()] or around
+        if blocks:
+            found.append(blocks[0] if len(inside) == 1 else blocks[-1])
+    last = calls[found[-1]].shape if found else ()
+    return [j for j in dict.fromkeys(found) if calls[j].shape == last]

@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import itertools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +20,15 @@ from torch.utils._python_dispatch import _disable_current_modes
 from xcam_fn import _trace, checks
 from xcam_fn._attention import differentiable_twice
 from xcam_fn._modules import canonical_names, fingerprint, private_copy, unwrap
-from xcam_fn._placement import Call, ToSpatial, default_position, own_layout, replaced, to_spatial_of
+from xcam_fn._placement import (
+    Call,
+    ToSpatial,
+    attention_positions,
+    default_position,
+    own_layout,
+    replaced,
+    to_spatial_of,
+)
 from xcam_fn.targets import Classes, ClassScore, resolve
 
 
@@ -561,25 +569,16 @@ class _Reached(BaseException):
 
 
 def _run_replaced(parts: Parts, x: Tensor, change: Callable[[Tensor], Tensor]) -> Any:
-    """The model's output for x with the layer's output changed on its way: everything out of place."""
-    count = 0
+    """The model's output for x with the layer's output changed on its way."""
 
-    def intercept(name: str, _: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any] | None:
-        if name != parts.layer:
-            return None
+    def changed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return with_features(forward(*args, **kwargs), change)
 
-        def changed(*args: Any, **kwargs: Any) -> Any:
-            nonlocal count
-            count += 1
-            output = forward(*args, **kwargs)
-            return _with_features(output, change) if count == parts.call else output
-
-        return changed
-
-    return private_copy(parts.model, intercept)(x)
+    return run_changed(parts.model, x, {(parts.layer, parts.call): changed})
 
 
-def _with_features(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def with_features(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A layer's output with its features, the first floating-point tensor, changed."""
     if isinstance(output, Tensor):
         return change(output)
     leaves, spec = pytree.tree_flatten(output)
@@ -592,6 +591,76 @@ def _with_features(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
 def run_model(model: nn.Module, x: Tensor) -> Any:
     """The model's own output for x, without letting its forward write to the model or to x."""
     return private_copy(model)(guarded(x))
+
+
+class ModuleCall(NamedTuple):
+    """A module that a forward runs, which of its runs it is, and the shape of its output for one image."""
+
+    name: str
+    number: int
+    module: nn.Module
+    shape: tuple[int, ...]
+
+
+def module_calls(model: nn.Module, x: Tensor) -> list[ModuleCall]:
+    """Every run of every module in a forward of images like x, in the order in which they end."""
+    root = unwrap(model)
+    counts: dict[str, int] = {}
+    found = []
+    for call in _calls(_plan(root, x), root, x):
+        counts[call.name] = number = counts.get(call.name, 0) + 1
+        found.append(ModuleCall(call.name, number, unwrap(root.get_submodule(call.name)), call.shape))
+    return found
+
+
+def attention_blocks(model: nn.Module, x: Tensor) -> list[ModuleCall]:
+    """The runs of a transformer's blocks, in order: those around one attention over all tokens each."""
+    root = unwrap(model)
+    calls = module_calls(model, x)
+    return [calls[position] for position in attention_positions(_calls(_plan(root, x), root, x))]
+
+
+def head_after(model: nn.Module, x: Tensor, block: ModuleCall) -> Callable[[Tensor], Any] | None:
+    """The model from a block's own output on, where it reads nothing else and can be cut there."""
+    parts = prepare(model, f"{block.name}#{block.number}", x)
+    return (lambda tokens: _own_head(parts, tokens, ())) if parts.takes_any_batch else None
+
+
+def place_patches(
+    layer: Layer, model: nn.Module, x: Tensor, block: ModuleCall, values: Float[Tensor, "B n tokens"]
+) -> Float[Tensor, "B n *spatial"]:
+    """One value of each token of a block as maps, the tokens that stand for no place left out."""
+    given = unshared(layer)
+    name = f"{block.name}#{block.number}"
+    parts = prepare(model, at(name, given.to_spatial if isinstance(given, At) else None), x)
+    maps = _placed(parts, values.movedim(1, -1))
+    checks.check_features(maps, x, block.name)
+    return maps
+
+
+def run_changed(model: nn.Module, x: Tensor, change: Mapping[tuple[str, int], Callable[..., Any]]) -> Any:
+    """The model's output for x where runs of its modules are replaced, everything out of place.
+
+    Args:
+        model: the network; it is only read.
+        x: (B, C, *size).
+        change: `(name, number)` of a run to what runs in its place, `(forward, *args, **kwargs) -> output`.
+    """
+    names = {name for name, _ in change}
+    counts: dict[str, int] = {}
+
+    def intercept(name: str, _: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any] | None:
+        if name not in names:
+            return None
+
+        def changed(*args: Any, **kwargs: Any) -> Any:
+            counts[name] = number = counts.get(name, 0) + 1
+            run = change.get((name, number))
+            return forward(*args, **kwargs) if run is None else run(forward, *args, **kwargs)
+
+        return changed
+
+    return private_copy(model, intercept)(guarded(x))
 
 
 def whole(model: nn.Module, x: Tensor) -> Callable[[Tensor], Any]:
@@ -763,9 +832,13 @@ def _recorded(root: nn.Module, x: Tensor) -> tuple[tuple[Call, ...], Any]:
         def recorded(*args: Any, **kwargs: Any) -> Any:
             start = len(calls)
             output = forward(*args, **kwargs)
-            shape, is_pooling = _shape(output), "pool" in kind.lower()
-            convolves = isinstance(module, _CONVOLUTIONS)
-            calls.append(Call(name, shape, kind, convolves, is_pooling, own_layout(module, shape), start))
+            shape = _shape(output)
+            calls.append(
+                Call(
+                    name, shape, kind, isinstance(module, _CONVOLUTIONS), "pool" in kind.lower(),
+                    isinstance(module, nn.Sequential), own_layout(module, shape), start,
+                )
+            )  # fmt: skip
             return output
 
         return recorded

@@ -25,7 +25,7 @@ from xcam_fn.methods.method import (
 )
 from xcam_fn.perturb import Baseline, baseline_images, normal
 from xcam_fn.scoring import explained_score
-from xcam_fn.split import Layer, feature_and_grad, unshared, pulled_back, recording, whole
+from xcam_fn.split import Layer, feature_and_grad, pulled_back, recording, unshared, whole
 from xcam_fn.targets import Classes, ClassScore, logit
 from xcam_fn.weights import Projection
 

@@ -30,7 +30,7 @@ from xcam_fn.methods.method import (
 from xcam_fn.perturb import blurred
 from xcam_fn.projections import principal_component
 from xcam_fn.scoring import TARGETS, check_score, explained_score, fixed_class
-from xcam_fn.split import Layer, unshared, prepare, recording, run_model
+from xcam_fn.split import Layer, prepare, recording, run_model, unshared
 from xcam_fn.split import layers as layers_of
 from xcam_fn.targets import Classes
 
