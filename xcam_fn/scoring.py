@@ -20,7 +20,7 @@ from xcam_fn._inference import inference_copy, with_exact_head
 from xcam_fn._modules import unwrap
 from xcam_fn.perturb import perturbation_scores
 from xcam_fn.split import in_transform, recording, run_model, traced
-from xcam_fn.targets import Classes, ClassScore, Target, class_index, logit, logits, probability
+from xcam_fn.targets import Classes, ClassScore, Target, logit, probability
 
 TARGETS: dict[str, Callable[[Classes], ClassScore]] = {"probability": probability, "logit": logit}
 Precision = Literal["float32", "bfloat16"]
@@ -171,6 +171,8 @@ def _padded(run: Run, length: int) -> Run:
         if n >= length:
             return run(images)
         output = run(torch.cat([images, images[-1:].expand(length - n, *images.shape[1:])]))
+        if isinstance(output, list):
+            return output[:n]  # of detections: one for each image
         is_batched = lambda v: isinstance(v, Tensor) and v.ndim > 0 and len(v) == length  # noqa: E731
         return pytree.tree_map(lambda v: v[:n] if is_batched(v) else v, output)
 
@@ -178,7 +180,7 @@ def _padded(run: Run, length: int) -> Run:
 
 
 def explained_score(
-    run: Run, x: Tensor, cls: Classes, default: Callable[[Classes], Target] = probability
+    run: Run, x: Tensor, cls: Classes, default: Callable[[Classes], ClassScore] = probability
 ) -> Explained:
     """The score of each image, its class fixed on the image as it is.
 
@@ -194,26 +196,26 @@ def explained_score(
         TypeError: cls or what a target returns is of a wrong kind.
     """
     output = run(x)
-    if callable(cls) and not isinstance(cls, ClassScore):
+    if callable(cls) and not isinstance(cls, Target):
 
-        def of_target(output: Any, which: Tensor) -> Tensor:
+        def of_function(output: Any, which: Tensor) -> Tensor:
             scores = cls(output)
             checks.check_scores(scores, len(which))
             return scores[:, None]
 
-        return Explained(of_target, of_target(output, torch.arange(len(x))), many=False, cls=cls)
-    target = cls if isinstance(cls, ClassScore) else default(cls)
-    assert isinstance(target, ClassScore)
-    values = target.of(logits(output))
-    index = class_index(target.cls, values)
-    rows = index.reshape(len(x), -1)
+        return Explained(of_function, of_function(output, torch.arange(len(x))), many=False, cls=cls)
+    target = (cls if isinstance(cls, Target) else default(cls)).pinned(output)
+    fixed = target.fixed(output)
+    own = fixed(output, None)
+    checks.check_scores(own, len(x), many=True)
+    many = own.ndim == 2
 
-    fixed = target._replace(cls=index) if isinstance(cls, ClassScore) else index
+    def of_target(output: Any, which: Tensor) -> Tensor:
+        scores = fixed(output, which)
+        return scores if many else scores[:, None]
 
-    def of_classes(output: Any, which: Tensor) -> Tensor:
-        return target.of(logits(output)).gather(-1, rows[which])
-
-    return Explained(of_classes, values.gather(-1, rows), many=index.ndim == 2, cls=fixed)
+    pinned = target.cls if isinstance(target, ClassScore) and not isinstance(cls, Target) else target
+    return Explained(of_target, own if many else own[:, None], many=many, cls=pinned)
 
 
 def class_of(explained: Explained) -> Classes:

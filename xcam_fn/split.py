@@ -19,7 +19,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from xcam_fn import _trace, checks
 from xcam_fn._modules import canonical_names, fingerprint, private_copy, unwrap
-from xcam_fn.targets import Classes, ClassScore, resolve
+from xcam_fn.bind import Bound
+from xcam_fn.targets import Classes, Target, resolve
 
 
 class Shared:
@@ -220,7 +221,7 @@ def _feature_and_grad(
 
     def score(output: Any) -> tuple[Tensor, Any]:
         scores = target(output)
-        checks.check_scores(scores, x.shape[0], many=isinstance(target, ClassScore))
+        checks.check_scores(scores, x.shape[0], many=isinstance(target, Target))
         return scores, output
 
     with recording(x, create_graph), checks.explained(model, x):
@@ -256,6 +257,7 @@ def _one_pass_vjp(
 
         def perturbed(value: Tensor) -> Tensor:
             seen.append(value.clone())
+            torch.set_grad_enabled(True)  # until the caller's own setting is put back
             return value + zero
 
         scores, output = score(_run_replaced(parts, x, perturbed))
@@ -263,8 +265,39 @@ def _one_pass_vjp(
 
     with torch.no_grad():
         shape_of = run_trunk(parts, x)[0]
-    with_aux: Any = torch.func.vjp(run, torch.zeros_like(shape_of), has_aux=True)
+    zero = torch.zeros_like(shape_of)
+    if not in_transform() and not torch.compiler.is_compiling():
+        return _recorded_vjp(run, zero)
+    with_aux: Any = torch.func.vjp(run, zero, has_aux=True)
     return with_aux
+
+
+def _recorded_vjp(
+    run: Callable[[Tensor], tuple[Tensor, tuple[Tensor, Any]]], zero: Tensor
+) -> tuple[Tensor, Any, tuple[Tensor, Any]]:
+    """What `torch.func.vjp` returns, by autograd: a detector's own C++ functions fail within torch.func.
+
+    Recording begins where the zero is added; what comes before is recorded where the result is to be
+    differentiated.
+    """
+    create_graph = torch.is_grad_enabled()
+    zero = zero.requires_grad_()
+    with torch.set_grad_enabled(create_graph):
+        scores, seen = run(zero)
+
+    def pullback(cotangent: Tensor) -> tuple[Tensor]:
+        if not scores.requires_grad:
+            return (torch.zeros_like(zero),)
+        (gradient,) = torch.autograd.grad(
+            scores, zero, cotangent, create_graph=create_graph, retain_graph=True, materialize_grads=True
+        )
+        return (gradient,)
+
+    return (scores, pullback, seen) if create_graph else (scores, pullback, _detached(seen))
+
+
+def _detached(output: Any) -> Any:
+    return pytree.tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, output)
 
 
 def default_layer(model: nn.Module, x: Float[Tensor, "B C *size"]) -> str:
@@ -624,6 +657,8 @@ def _resolve(root: nn.Module, layer: str | nn.Module, names: dict[int, str]) -> 
     if marked and not number.isdecimal():
         raise ValueError(f"layer {layer!r}: expected a call number after '#', such as {path + '#1'!r}")
     found = _submodule(root, path)
+    if found is None and isinstance(root, Bound):
+        found = _submodule(root.model, path)  # a bound model's layers go by the names that they have in it
     if found is None:
         raise ValueError(_unknown_layer(root, path))
     return names[id(found)], int(number) if marked else None
@@ -653,7 +688,10 @@ def _top(root: nn.Module) -> str:
 
 
 def _never_reached(name: str, root: nn.Module) -> ValueError:
-    return ValueError(
-        f"layer {name!r} is in {type(root).__name__} but its forward never runs it; "
-        "xcam_fn.layers(model, x) lists the layers that run"
-    )
+    remedy = "; xcam_fn.layers(model, x) lists the layers that run"
+    if isinstance(root, Bound):
+        remedy += (
+            ". fn has to call the model that it is handed, as `lambda net, x: net(x)` does, and not one that "
+            "it finds in a variable outside"
+        )
+    return ValueError(f"layer {name!r} is in {type(root).__name__} but its forward never runs it{remedy}")

@@ -16,7 +16,7 @@ from xcam_fn.methods.method import Method, Postprocess, check_options, method, o
 from xcam_fn.perturb import Baseline, baseline_images
 from xcam_fn.scoring import explained_score
 from xcam_fn.split import Layer, feature_and_grad, pulled_back, recording, whole
-from xcam_fn.targets import Classes, ClassScore, logit
+from xcam_fn.targets import Classes, Target, logit
 
 _COMMON = ("postprocess", "create_graph")
 
@@ -171,7 +171,7 @@ def _integrated_gradients(
         run = whole(model, x)
         explained = explained_score(run, x, cls, default=logit)
         # A target of the user's own is handed whole batches, one step of the path at a time.
-        per_forward = len(x) if callable(cls) and not isinstance(cls, ClassScore) else chunk_size
+        per_forward = len(x) if callable(cls) and not isinstance(cls, Target) else chunk_size
         gradient = _path_gradient(run, x, start, explained.of, steps, per_forward)
         attribution = (x - start)[:, None] * gradient
         cam = (attribution if postprocess is None else attribution.abs()).sum(2)

@@ -14,7 +14,7 @@ from xcam_fn import checks
 from xcam_fn.methods.method import accepted, base_of, run_once
 from xcam_fn.methods.registry import METHODS, find_method
 from xcam_fn.split import Layer, Shared, layer_of, recording, run_model
-from xcam_fn.targets import Classes, ClassScore, class_index, logits
+from xcam_fn.targets import Classes, Target, class_index, logits
 
 Run = Callable[..., Tensor]
 Methods = Sequence[str | Callable[..., Tensor]] | Mapping[str, str | Callable[..., Tensor]]
@@ -108,11 +108,10 @@ def _name(given: Any) -> str:
 
 
 def _fixed(model: nn.Module, x: Tensor, cls: Classes) -> Classes:
-    """The class with the predicted one filled in, so that it is looked for once."""
-    asked = cls.cls if isinstance(cls, ClassScore) else cls
-    if asked is not None:
+    """The class with what the output chooses (the predicted one) filled in: all methods explain the same."""
+    if cls is not None and not isinstance(cls, Target):
         return cls
     checks.check_model(model, x)
     with recording(x), checks.explained(model, x), torch.no_grad():
-        index = class_index(None, logits(run_model(model, x)))
-    return cls._replace(cls=index) if isinstance(cls, ClassScore) else index
+        output = run_model(model, x)
+        return class_index(None, logits(output)) if cls is None else cls.pinned(output)
