@@ -267,37 +267,33 @@ def _one_pass_vjp(
         shape_of = run_trunk(parts, x)[0]
     zero = torch.zeros_like(shape_of)
     if not in_transform() and not torch.compiler.is_compiling():
-        return _recorded_vjp(run, zero)
+        return recorded_vjp(run, zero)
     with_aux: Any = torch.func.vjp(run, zero, has_aux=True)
     return with_aux
 
 
-def _recorded_vjp(
-    run: Callable[[Tensor], tuple[Tensor, tuple[Tensor, Any]]], zero: Tensor
-) -> tuple[Tensor, Any, tuple[Tensor, Any]]:
-    """What `torch.func.vjp` returns, by autograd: a detector's own C++ functions fail within torch.func.
+def recorded_vjp(run: Callable[[Tensor], tuple[Tensor, Any]], at: Tensor) -> tuple[Tensor, Any, Any]:
+    """What `torch.func.vjp(run, at, has_aux=True)` returns, by autograd.
 
-    Recording begins where the zero is added; what comes before is recorded where the result is to be
-    differentiated.
+    A detector's own C++ functions fail within torch.func. Where nothing is to be recorded but this gradient,
+    `run` switches recording on when it comes to `at`, so that what is before it costs nothing.
     """
     create_graph = torch.is_grad_enabled()
-    zero = zero.requires_grad_()
+    at = at if at.requires_grad else at.detach().requires_grad_()
     with torch.set_grad_enabled(create_graph):
-        scores, seen = run(zero)
+        scores, seen = run(at)
 
     def pullback(cotangent: Tensor) -> tuple[Tensor]:
         if not scores.requires_grad:
-            return (torch.zeros_like(zero),)
+            return (torch.zeros_like(at),)
         (gradient,) = torch.autograd.grad(
-            scores, zero, cotangent, create_graph=create_graph, retain_graph=True, materialize_grads=True
+            scores, at, cotangent, create_graph=create_graph, retain_graph=True, materialize_grads=True
         )
         return (gradient,)
 
-    return (scores, pullback, seen) if create_graph else (scores, pullback, _detached(seen))
-
-
-def _detached(output: Any) -> Any:
-    return pytree.tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, output)
+    if create_graph:
+        return scores, pullback, seen
+    return scores, pullback, pytree.tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, seen)
 
 
 def default_layer(model: nn.Module, x: Float[Tensor, "B C *size"]) -> str:
