@@ -240,6 +240,8 @@ def pulled_back(pullback: Callable[..., tuple[Tensor]], scores: Tensor) -> Tenso
     """The gradients of scores (B,) or (B, n) as (B, ...) or (B, n, ...), the n in one vmapped backward."""
     if scores.ndim == 1:
         return pullback(torch.ones_like(scores))[0]
+    if scores.shape[1] == 1:
+        return pullback(torch.ones_like(scores))[0][:, None]
     classes = torch.arange(scores.shape[1], device=scores.device)
     chosen = (classes[:, None, None] == classes) * torch.ones_like(
         scores

@@ -289,8 +289,8 @@ class _Contrast(Target):
 
 def contrast(
     cls: Classes = None,
-    others: Classes = None,
-    weight: float = 0.6,
+    others: int | Sequence[int] | Sequence[Sequence[int]] | Tensor | None = None,
+    weight: int | float = 0.6,
     *,
     count: int = 3,
     weighting: Weighting = "mean",
