@@ -16,7 +16,7 @@ class Bound(nn.Module):
         fn: the model and x to an output.
     """
 
-    def __init__(self, model: nn.Module, fn: Callable[[nn.Module, Tensor], Any]) -> None:
+    def __init__(self, model: nn.Module, fn: Callable[[Any, Tensor], Any]) -> None:
         super().__init__()
         self.model = model
         self.fn = fn
@@ -26,7 +26,7 @@ class Bound(nn.Module):
         return self.fn(self.model, x)
 
 
-def bind(model: nn.Module, fn: Callable[[nn.Module, Tensor], Any]) -> nn.Module:
+def bind(model: nn.Module, fn: Callable[[Any, Tensor], Any]) -> nn.Module:
     """The model as a function of the image alone: `fn(model, x)` says how x goes in and what comes out.
 
         xf.bind(net, lambda net, x: net(x, age.expand(len(x), 1)))             # two tensors
