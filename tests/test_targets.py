@@ -454,6 +454,25 @@ def test_a_bound_model_reads_what_fn_reads_now(residual):
     torch.testing.assert_close(xf.gradcam(bound, "conv2", x, 1, postprocess=None), -3 * before)
 
 
+class Scaled:
+    """A function of the model and x that remembers something, which can be changed."""
+
+    def __init__(self) -> None:
+        self.scale = 1.0
+
+    def __call__(self, net: nn.Module, x: Tensor) -> Tensor:
+        return net(x) * self.scale
+
+
+def test_a_bound_model_that_is_copied_for_scoring_reads_it_too(residual):
+    x, fn = made(1, 3, 8, 9), Scaled()
+    bound = xf.bind(residual, fn)
+    run = lambda: xf.scorecam(bound, "conv2", x, T.logit(1), postprocess=None)  # noqa: E731
+    before = run()
+    fn.scale = -3.0
+    torch.testing.assert_close(run(), -3 * before, atol=1e-5, rtol=1e-4)
+
+
 def test_a_bound_model_goes_through_transforms(residual):
     x = made(2, 3, 8, 9)
     bound = xf.bind(residual, lambda net, x: {"y": net(x)}["y"])
@@ -476,6 +495,9 @@ def test_errors_of_bind(residual, unchecked):
         ValueError, match=r"'model\.conv2' .* never runs it.*call the model that it is handed"
     ):
         xf.gradcam(closed, "conv2", made(1, 3, 8, 9))
+    per_image = xf.bind(residual, lambda net, x: net(x) + made(3, 5))
+    with pytest.raises(ValueError, match=r"fn returned shape \(3, 5\) for 1 image.*any number of images"):
+        xf.gradcam(per_image, "conv2", made(3, 3, 8, 9))
     bound = xf.bind(residual, lambda net, x: net(x))
     with pytest.raises(ValueError, match=r"layer 'conv9' is not in Bound; did you mean 'model\.conv"):
         xf.gradcam(bound, "conv9", made(1, 3, 8, 9))

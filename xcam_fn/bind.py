@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,21 @@ class Bound(nn.Module):
         self.training = model.training
 
     def forward(self, x: Tensor) -> Any:
-        return self.fn(self.model, x)
+        output = self.fn(self.model, x)
+        if isinstance(output, Tensor) and output.ndim > 0 and len(output) != len(x):
+            raise ValueError(
+                f"bind: fn returned shape {tuple(output.shape)} for {len(x)} image(s), not a row for each. "
+                "What goes in besides x has to serve any number of images, as age.expand(len(x), 1) does"
+            )
+        return output
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Bound:
+        """A copy with a model of its own and the same fn, which may read what changes."""
+        copied = object.__new__(type(self))
+        memo[id(self)] = copied
+        for name, value in self.__dict__.items():
+            copied.__dict__[name] = value if name == "fn" else copy.deepcopy(value, memo)
+        return copied
 
 
 def bind(model: nn.Module, fn: Callable[[Any, Tensor], Any]) -> nn.Module:
@@ -49,6 +64,7 @@ def bind(model: nn.Module, fn: Callable[[Any, Tensor], Any]) -> nn.Module:
 
     Raises:
         TypeError: model is no module, or fn cannot be called.
+        ValueError: when it runs: fn returns a tensor with another number of rows than there are images.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
