@@ -171,8 +171,8 @@ def _padded(run: Run, length: int) -> Run:
         if n >= length:
             return run(images)
         output = run(torch.cat([images, images[-1:].expand(length - n, *images.shape[1:])]))
-        if isinstance(output, list):
-            return output[:n]  # of detections: one for each image
+        if isinstance(output, list) and all(isinstance(image, dict) for image in output):
+            return output[:n]  # detections, a dict for each image
         is_batched = lambda v: isinstance(v, Tensor) and v.ndim > 0 and len(v) == length  # noqa: E731
         return pytree.tree_map(lambda v: v[:n] if is_batched(v) else v, output)
 

@@ -253,13 +253,15 @@ def _one_pass_vjp(
     parts: Parts, x: Tensor, score: Callable[[Any], tuple[Tensor, Any]]
 ) -> tuple[Tensor, Any, tuple[Tensor, Any]]:
     """The score, its pullback to the layer's output, to which a zero is added, and (features, output)."""
+    by_autograd = not in_transform() and not torch.compiler.is_compiling()
 
     def run(zero: Tensor) -> tuple[Tensor, tuple[Tensor, Any]]:
         seen: list[Tensor] = []
 
         def perturbed(value: Tensor) -> Tensor:
             seen.append(value.clone())
-            torch.set_grad_enabled(True)  # until the caller's own setting is put back
+            if by_autograd:
+                torch.set_grad_enabled(True)  # until recorded_vjp puts the caller's own setting back
             return value + zero
 
         scores, output = score(_run_replaced(parts, x, perturbed))
@@ -268,7 +270,7 @@ def _one_pass_vjp(
     with torch.no_grad():
         shape_of = run_trunk(parts, x)[0]
     zero = torch.zeros_like(shape_of)
-    if not in_transform() and not torch.compiler.is_compiling():
+    if by_autograd:
         return recorded_vjp(run, zero)
     with_aux: Any = torch.func.vjp(run, zero, has_aux=True)
     return with_aux
