@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         testing,
         weights,
     )
+    from xcam_fn.bind import bind
     from xcam_fn.heatmap import heatmap
     from xcam_fn.methods import (
         METHODS,
@@ -103,6 +104,7 @@ __all__ = [
     "adcc",
     "agree",
     "average_drop",
+    "bind",
     "cam",
     "coherency",
     "combine",
@@ -197,6 +199,7 @@ _HOMES = {
     "Split": "split",
     "adcc": "metrics",
     "average_drop": "metrics",
+    "bind": "bind",
     "coherency": "metrics",
     "complexity": "metrics",
     "default_layer": "split",
@@ -232,7 +235,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """The package, in which `split` and `heatmap` are the functions, although modules are called so too."""
+    """The package, in which `split`, `heatmap` and `bind` are functions, although modules are called so."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if _HOMES.get(name) == name and isinstance(value, ModuleType):

@@ -12,6 +12,7 @@ from torch.fx.proxy import TracerBase
 from torch.utils import _pytree as pytree
 
 from xcam_fn._modules import has_hooks, is_leaf, private_copy, unwrap
+from xcam_fn.bind import Bound
 
 
 class Trace(NamedTuple):
@@ -126,6 +127,8 @@ def trace(model: nn.Module) -> Trace | None:
     root = unwrap(model)
     if any(has_hooks(module) for module in root.modules()):
         return None  # a hook may do anything: it has to run at every call
+    if any(isinstance(module, Bound) for module in root.modules()):
+        return None  # what fn reads besides the image may be another thing at the next call
     tracer = _Tracer(root)
     try:
         copy = private_copy(root, tracer.intercept, clone_buffers=False)

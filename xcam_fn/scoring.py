@@ -171,6 +171,8 @@ def _padded(run: Run, length: int) -> Run:
         if n >= length:
             return run(images)
         output = run(torch.cat([images, images[-1:].expand(length - n, *images.shape[1:])]))
+        if isinstance(output, list) and all(isinstance(image, dict) for image in output):
+            return output[:n]  # detections, a dict for each image
         is_batched = lambda v: isinstance(v, Tensor) and v.ndim > 0 and len(v) == length  # noqa: E731
         return pytree.tree_map(lambda v: v[:n] if is_batched(v) else v, output)
 
@@ -178,7 +180,7 @@ def _padded(run: Run, length: int) -> Run:
 
 
 def explained_score(
-    run: Run, x: Tensor, cls: Classes, default: Callable[[Classes], Target] = probability
+    run: Run, x: Tensor, cls: Classes, default: Callable[[Classes], ClassScore] = probability
 ) -> Explained:
     """The score of each image, its class fixed on the image as it is.
 
@@ -194,43 +196,42 @@ def explained_score(
         TypeError: cls or what a target returns is of a wrong kind.
     """
     output = run(x)
-    if callable(cls) and not isinstance(cls, ClassScore):
+    if callable(cls) and not isinstance(cls, Target):
 
-        def of_target(output: Any, which: Tensor) -> Tensor:
+        def of_function(output: Any, which: Tensor) -> Tensor:
             scores = cls(output)
             checks.check_scores(scores, len(which))
             return scores[:, None]
 
-        return Explained(of_target, of_target(output, torch.arange(len(x))), many=False, cls=cls)
-    target = cls if isinstance(cls, ClassScore) else default(cls)
-    assert isinstance(target, ClassScore)
-    values = target.of(logits(output))
-    index = class_index(target.cls, values)
-    rows = index.reshape(len(x), -1)
+        return Explained(of_function, of_function(output, torch.arange(len(x))), many=False, cls=cls)
+    target = (cls if isinstance(cls, Target) else default(cls)).pinned(output)
+    fixed = target.fixed(output)
+    own = fixed(output, None)
+    checks.check_scores(own, len(x), many=True)
+    many = own.ndim == 2
 
-    fixed = target._replace(cls=index) if isinstance(cls, ClassScore) else index
+    def of_target(output: Any, which: Tensor) -> Tensor:
+        scores = fixed(output, which)
+        return scores if many else scores[:, None]
 
-    def of_classes(output: Any, which: Tensor) -> Tensor:
-        return target.of(logits(output)).gather(-1, rows[which])
-
-    return Explained(of_classes, values.gather(-1, rows), many=index.ndim == 2, cls=fixed)
+    pinned = target.cls if isinstance(target, ClassScore) and not isinstance(cls, Target) else target
+    return Explained(of_target, own if many else own[:, None], many=many, cls=pinned)
 
 
 def fixed_class(model: nn.Module, x: Tensor, cls: Classes) -> Classes:
-    """The class with the predicted one filled in, so that it is looked for once.
+    """The class with what the output chooses (the predicted one) filled in, so that it is chosen once.
 
     Args:
         model: the network, in evaluation mode.
         x: (B, C, *size), the images whose class is predicted.
         cls: as for every method.
     """
-    asked = cls.cls if isinstance(cls, ClassScore) else cls
-    if asked is not None:
+    if cls is not None and not isinstance(cls, Target):
         return cls
     checks.check_model(model, x)
     with recording(x), checks.explained(model, x), torch.no_grad():
-        index = class_index(None, logits(run_model(model, x)))
-    return cls._replace(cls=index) if isinstance(cls, ClassScore) else index
+        output = run_model(model, x)
+        return class_index(None, logits(output)) if cls is None else cls.pinned(output)
 
 
 def class_of(explained: Explained) -> Classes:

@@ -29,7 +29,8 @@ from xcam_fn._placement import (
     replaced,
     to_spatial_of,
 )
-from xcam_fn.targets import Classes, ClassScore, resolve
+from xcam_fn.bind import Bound
+from xcam_fn.targets import Classes, Target, resolve
 
 
 class Shared:
@@ -283,7 +284,7 @@ def _feature_and_grad(
 
     def score(output: Any) -> tuple[Tensor, Any]:
         scores = target(output)
-        checks.check_scores(scores, x.shape[0], many=isinstance(target, ClassScore))
+        checks.check_scores(scores, x.shape[0], many=isinstance(target, Target))
         return scores, output
 
     tokens = differentiable_twice if parts.to_spatial is not None else contextlib.nullcontext
@@ -323,6 +324,8 @@ def pulled_back(pullback: Callable[..., tuple[Tensor]], scores: Tensor) -> Tenso
     """The gradients of scores (B,) or (B, n) as (B, ...) or (B, n, ...), the n in one vmapped backward."""
     if scores.ndim == 1:
         return pullback(torch.ones_like(scores))[0]
+    if scores.shape[1] == 1:
+        return pullback(torch.ones_like(scores))[0][:, None]
     classes = torch.arange(scores.shape[1], device=scores.device)
     chosen = (classes[:, None, None] == classes) * torch.ones_like(
         scores
@@ -391,6 +394,30 @@ def _in_one_transform(parts: Parts, x: Tensor, score: Callable[[Any], tuple[Tens
     with_aux: Any = torch.func.vjp(run, torch.zeros_like(shape_of), has_aux=True)
     scores, pullback, (found, output) = with_aux
     return _OnePass(found, pulled_back(pullback, scores), scores, output)
+
+
+def recorded_vjp(run: Callable[[Tensor], tuple[Tensor, Any]], at: Tensor) -> tuple[Tensor, Any, Any]:
+    """What `torch.func.vjp(run, at, has_aux=True)` returns, by autograd.
+
+    A detector's own C++ functions fail within torch.func. Where nothing is to be recorded but this gradient,
+    `run` switches recording on when it comes to `at`, so that what is before it costs nothing.
+    """
+    create_graph = torch.is_grad_enabled()
+    at = at if at.requires_grad else at.detach().requires_grad_()
+    with torch.set_grad_enabled(create_graph):
+        scores, seen = run(at)
+
+    def pullback(cotangent: Tensor) -> tuple[Tensor]:
+        if not scores.requires_grad:
+            return (torch.zeros_like(at),)
+        (gradient,) = torch.autograd.grad(
+            scores, at, cotangent, create_graph=create_graph, retain_graph=True, materialize_grads=True
+        )
+        return (gradient,)
+
+    if create_graph:
+        return scores, pullback, seen
+    return scores, pullback, pytree.tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, seen)
 
 
 def default_layer(model: nn.Module, x: Float[Tensor, "B C *size"]) -> str:
@@ -897,6 +924,8 @@ def _resolve(root: nn.Module, layer: str | nn.Module, names: dict[int, str]) -> 
     if marked and not number.isdecimal():
         raise ValueError(f"layer {layer!r}: expected a call number after '#', such as {path + '#1'!r}")
     found = _submodule(root, path)
+    if found is None and isinstance(root, Bound):
+        found = _submodule(root.model, path)  # a bound model's layers go by the names that they have in it
     if found is None:
         raise ValueError(_unknown_layer(root, path))
     return names[id(found)], int(number) if marked else None
@@ -926,7 +955,10 @@ def _top(root: nn.Module) -> str:
 
 
 def _never_reached(name: str, root: nn.Module) -> ValueError:
-    return ValueError(
-        f"layer {name!r} is in {type(root).__name__} but its forward never runs it; "
-        "xcam_fn.layers(model, x) lists the layers that run"
-    )
+    remedy = "; xcam_fn.layers(model, x) lists the layers that run"
+    if isinstance(root, Bound):
+        remedy += (
+            ". fn has to call the model that it is handed, as `lambda net, x: net(x)` does, and not one that "
+            "it finds in a variable outside"
+        )
+    return ValueError(f"layer {name!r} is in {type(root).__name__} but its forward never runs it{remedy}")

@@ -28,7 +28,7 @@ from xcam_fn.split import (
     run_model,
     trunk_of,
 )
-from xcam_fn.targets import Classes, ClassScore, resolve
+from xcam_fn.targets import Classes, Target, resolve
 from xcam_fn.weights import Projection
 
 Images = Float[Tensor, "B C *size"]
@@ -40,7 +40,7 @@ def _scored(cls: Classes, batch: int) -> Callable[[Any], Tensor]:
 
     def score(output: Any) -> Tensor:
         scores = target(output)
-        checks.check_scores(scores, batch, many=isinstance(target, ClassScore))
+        checks.check_scores(scores, batch, many=isinstance(target, Target))
         return scores
 
     return score

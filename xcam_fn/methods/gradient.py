@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from xcam_fn import checks, projections, weights
+from xcam_fn._modules import unwrap
 from xcam_fn.heatmap import heatmap
 from xcam_fn.methods.method import (
     ARGUMENTS,
@@ -25,8 +26,18 @@ from xcam_fn.methods.method import (
 )
 from xcam_fn.perturb import Baseline, baseline_images, normal
 from xcam_fn.scoring import explained_score
-from xcam_fn.split import Layer, feature_and_grad, pulled_back, recording, unshared, whole
-from xcam_fn.targets import Classes, ClassScore, logit
+from xcam_fn.split import (
+    Layer,
+    feature_and_grad,
+    in_transform,
+    pulled_back,
+    recorded_vjp,
+    recording,
+    traced,
+    unshared,
+    whole,
+)
+from xcam_fn.targets import Classes, Target, logit
 from xcam_fn.weights import Projection
 
 
@@ -276,8 +287,11 @@ def _integrated_gradients(
         run = whole(model, x)
         explained = explained_score(run, x, cls, default=logit)
         # A target of the user's own is handed whole batches, one step of the path at a time.
-        per_forward = len(x) if callable(cls) and not isinstance(cls, ClassScore) else chunk_size
-        gradient = _path_gradient(run, x, start, explained.of, steps, per_forward)
+        per_forward = len(x) if callable(cls) and not isinstance(cls, Target) else chunk_size
+        by_autograd = (
+            not in_transform() and not torch.compiler.is_compiling() and traced(unwrap(model), x) is None
+        )
+        gradient = _path_gradient(run, x, start, explained.of, steps, per_forward, by_autograd)
         attribution = (x - start)[:, None] * gradient
         cam = (attribution if postprocess is None else attribution.abs()).sum(2)
         return finish(cam if explained.many else cam.squeeze(1), x, postprocess)
@@ -290,6 +304,7 @@ def _path_gradient(
     score: Callable[[Any, Tensor], Tensor],
     steps: int,
     chunk_size: int,
+    by_autograd: bool,
 ) -> Tensor:
     """The gradient of n scores of each image, averaged over the path from start to x: (B, n, C, *size)."""
     positions = torch.linspace(0, 1, steps).to(x)
@@ -300,7 +315,8 @@ def _path_gradient(
         for chunk in positions.split(max(1, chunk_size // len(images))):
             on_path = torch.stack([first + t * way for t in chunk]).flatten(0, 1)
             repeated = images.repeat(len(chunk))
-            found = _Nodes(*_scores_and_gradients(run, on_path, lambda y, i=repeated: score(y, i)))
+            of_images = lambda y, i=repeated: score(y, i)  # noqa: E731
+            found = _Nodes(*_scores_and_gradients(run, on_path, of_images, by_autograd))
             found = _Nodes(*(part.reshape(len(chunk), len(images), *part.shape[1:]) for part in found))
             nodes = found if last is None else _Nodes(*map(torch.cat, zip(last, found, strict=True)))
             part, owed = _integral(nodes, way, 1 / (steps - 1), owed)
@@ -342,9 +358,18 @@ def _integral(nodes: _Nodes, way: Tensor, length: float, owed: Tensor) -> tuple[
 
 
 def _scores_and_gradients(
-    run: Callable[[Tensor], Any], x: Tensor, score: Callable[[Any], Tensor]
+    run: Callable[[Tensor], Any], x: Tensor, score: Callable[[Any], Tensor], by_autograd: bool
 ) -> tuple[Tensor, Tensor]:
     """The n scores of each image, (B, n), and their gradients with respect to the image, (B, n, C, *size)."""
+    if by_autograd:
+
+        def recorded(x: Tensor) -> tuple[Tensor, None]:
+            torch.set_grad_enabled(True)  # until recorded_vjp puts the caller's own setting back
+            return score(run(x)), None
+
+        scores, pullback, _ = recorded_vjp(recorded, x)
+        grads = pulled_back(pullback, scores)
+        return (scores, grads) if torch.is_grad_enabled() else (scores.detach(), grads)
     found: Any = torch.func.vjp(lambda x: score(run(x)), x)
     scores, pullback = found
     return scores, pulled_back(pullback, scores)

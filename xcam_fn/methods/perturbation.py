@@ -44,6 +44,7 @@ from xcam_fn.split import (
     feature_and_grad,
     features,
     guarded,
+    in_transform,
     once,
     prepare,
     recording,
@@ -432,13 +433,26 @@ def _scored_one_by_one(
 
         def score(changed: Tensor, images: Tensor, residual: Any = residual, image: int = image) -> Tensor:
             index = images.new_tensor([image])
-            return torch.vmap(lambda a: explained.of(run_head(parts, a[None], residual), index)[0])(changed)
+            return _mapped(lambda a: explained.of(run_head(parts, a[None], residual), index)[0], changed)
 
         found = perturbation_scores(
             score, A, change, here, (own,), chunk_size=head.chunk_size, progress=head.progress
         )
         scores.append(found)
     return torch.cat(scores) if scores else x.new_zeros(0, explained.own.shape[-1])
+
+
+def _mapped(score: Callable[[Tensor], Tensor], changed: Tensor) -> Tensor:
+    """The scores of changed features, mapped over them where the model allows it.
+
+    A detector finds as many boxes as there are, which cannot be mapped: it runs on one after the other.
+    """
+    try:
+        return torch.vmap(score)(changed)
+    except RuntimeError as error:
+        if in_transform() or "vmap" not in str(error):
+            raise
+        return torch.stack([score(a) for a in changed])
 
 
 def _reciprocam(
