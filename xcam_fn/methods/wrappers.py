@@ -304,7 +304,8 @@ def sess(
         growth: g, by how much of the window each is larger than the one before, > 0.
         window: w, pixels; None for the shorter side of the input.
         step: of the window, pixels; None for w.
-        drop: the share of the windows, those with the lowest scores, that is left out, 0 to 0.9.
+        drop: the share of the windows, those with the lowest scores, that is left out, 0 to 1; the best one
+            is kept.
         theta: the value at or below which a window does not count at a pixel, ≥ 0.
         pool: "mean" or "max".
         blur: blur the result by a Gaussian of 11 pixels, σ = 5.
@@ -332,7 +333,7 @@ def _check_sess(given: Mapping[str, Any]) -> None:
     for name in ("window", "step"):
         if given[name] is not None:
             checks.check_count(name, given[name])
-    checks.check_number("drop", given["drop"], at_least=0, at_most=0.9)
+    checks.check_number("drop", given["drop"], at_least=0, at_most=1)
     checks.check_number("theta", given["theta"], at_least=0)
     checks.check_choice("pool", given["pool"], get_args(Pool))
     check_score(given["score"])
@@ -394,7 +395,8 @@ def _shares(scores: Tensor, drop: float) -> tuple[Tensor, Tensor]:
     """Each window's share of the highest score, and whether it is not among the lowest, both (V, B, n)."""
     highest = scores.amax(0)
     shares = torch.where(highest > 0, scores / torch.where(highest > 0, highest, 1.0), 1.0)
-    return shares, scores.argsort(dim=0, stable=True).argsort(dim=0) >= int(len(scores) * drop)
+    rank = scores.argsort(dim=0, stable=True).argsort(dim=0)
+    return shares, rank >= min(int(len(scores) * drop), len(scores) - 1)
 
 
 def _scaled(x: Tensor, shorter: int) -> tuple[int, ...]:
