@@ -39,6 +39,12 @@ Run = Callable[..., Tensor]
 Layers = Sequence[str | nn.Module]
 Pool = Literal["mean", "max"]
 
+_PADDING = (
+    nn.modules.padding._ConstantPadNd,
+    nn.modules.padding._ReflectionPadNd,
+    nn.modules.padding._ReplicationPadNd,
+    nn.modules.padding._CircularPadNd,
+)
 _COMBINATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda maps: maps.mean(0),
     "max": lambda maps: maps.amax(0),
@@ -182,7 +188,7 @@ def _multi_layer(
 
 
 def last_layers(model: nn.Module, x: Images, layer: Layer = None, *, count: int = 3) -> list[str]:
-    """The last layer of each of the last resolutions, shallow to deep, pooling left out.
+    """The last layer of each of the last resolutions, shallow to deep, pooling and padding left out.
 
     Args:
         model: the network, in evaluation mode.
@@ -203,7 +209,7 @@ def last_layers(model: nn.Module, x: Images, layer: Layer = None, *, count: int 
     names = list(found)
     of_size: dict[int, str] = {}
     for name in names[: names.index(shown[-1])]:
-        if "pool" not in type(root.get_submodule(name.partition("#")[0])).__name__.lower():
+        if not _only_resizes(root.get_submodule(name.partition("#")[0])):
             of_size[math.prod(found[name][2:])] = name
     own = math.prod(found[shown[-1]][2:])
     before = [of_size[size] for size in sorted(of_size) if size > own][: count - 1]
@@ -213,6 +219,10 @@ def last_layers(model: nn.Module, x: Images, layer: Layer = None, *, count: int 
             "there are no several layers to combine; name them with layers=[...]"
         )
     return [*reversed(before), shown[-1]]
+
+
+def _only_resizes(module: nn.Module) -> bool:
+    return "pool" in type(module).__name__.lower() or isinstance(module, _PADDING)
 
 
 def _check_layers(layers: Layers | None) -> None:
