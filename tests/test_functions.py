@@ -23,6 +23,8 @@ OPTIONS = {
     "rise": {"num_masks": 8},
     "groupcam": {"num_groups": 2},
     "integrated_gradients": {"steps": 5},
+    "smoothgradcam_pp": {"num_samples": 2},
+    "refinecam": {"layers": ["0", "2"], "each": None},
 }
 METHODS = [name for name in xf.METHODS if name not in ("unioncam", "fusioncam")]
 
@@ -42,7 +44,8 @@ def smooth() -> torch.nn.Module:
 
 def raw_map(name: str, model: torch.nn.Module, x: Tensor, **options) -> Tensor:
     options = OPTIONS.get(name, {}) | options
-    return xf.METHODS[name](model, "2", x, 1, postprocess=None, **options)
+    layer = "3" if name == "cam" else "2"  # CAM is of the features that are pooled
+    return xf.METHODS[name](model, layer, x, 1, postprocess=None, **options)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -12,7 +12,7 @@ import networks
 import xcam_fn as xf
 
 GRADIENT = [name for name, method in xf.METHODS.items() if method.family == "gradient"]
-CAMS = [name for name in GRADIENT if name != "integrated_gradients"]
+CAMS = [name for name in GRADIENT if hasattr(xf.weights, name) and name != "smoothgradcam_pp"]
 seeds = st.integers(0, 2**31 - 1)
 
 
@@ -45,6 +45,8 @@ def loop_weights(name: str, A: Tensor, G: Tensor) -> Tensor:
                     per_position[b, k] = g.clamp(min=0)
                 case "hirescam":
                     per_position[b, k] = g
+                case "gradcam_elementwise":
+                    per_position[b, k] = (g * a).clamp(min=0) / a
                 case "gradcam_pp":
                     third = (a * g**3).sum()
                     weight = 0.0

@@ -81,7 +81,8 @@ def test_a_variant_is_keywords_of_ours():
     for library, methods in xf.VARIANTS.items():
         for name, options in methods.items():
             few = {"rise": {"num_masks": 8}, "groupcam": {"num_groups": 2}}.get(name, {})
-            few |= {"num_samples": 2} if name in ("sscam", "iscam") else {}
+            few |= {"num_samples": 2} if name in ("sscam", "iscam", "smoothgradcam_pp") else {}
+            few |= {"layers": ["conv1", "relu#3"]} if name == "refinecam" else {}
             found = xf.find_method(name, variant=library)(model, "relu", x, 1, **few)
             assert torch.equal(found, xf.METHODS[name](model, "relu", x, 1, **(dict(options) | few)))
             assert found.shape == (2, 12, 16)

@@ -196,7 +196,7 @@ def check_number(
     *,
     above: int | None = None,
     at_least: int | None = None,
-    at_most: float | None = None,
+    at_most: int | None = None,
 ) -> None:
     """Raise where an option is not a finite number within its range."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):

@@ -202,7 +202,7 @@ def _smoothgradcam_pp(
     {arguments}{projection}    num_samples: noisy inputs, ≥ 1.
         std: σ of the noise, ≥ 0, in units of x.
         seed: of the noise.
-        last: take D¹ and A of the last noisy input alone, as a library does.
+        last: take D¹, and the features that are added up, of the last noisy input alone, as a library does.
         eps: added to α's denominator, ≥ 0, as a library does.
 
     {returns}
@@ -217,19 +217,19 @@ def _smoothgradcam_pp(
     found = feature_and_grad(model, layer, x, cls, create_graph=create_graph)
     with recording(x, create_graph):
         fixed = explained_score(lambda _: found.output, x, cls, default=logit).cls
-        A = found.features
+        A = summed = found.features
         G, powers = torch.zeros(()), [torch.zeros(())] * 3
         for j in range(num_samples):
             noisy = x + std * normal(seed, j, tuple(x.shape[1:]), like=x)
             sample = feature_and_grad(model, unshared(layer), noisy, fixed, create_graph=create_graph)
             G = sample.grads if sample.grads.dtype == torch.float64 else sample.grads.float()
             powers = [total + G**p / num_samples for p, total in enumerate(powers, start=1)]
-            A = sample.features if last else A
+            summed = sample.features if last else A
         powers[0] = G if last else powers[0]
 
         def one_class(*powers: Tensor) -> Tensor:
             w = weights.smoothgradcam_pp(A.to(G), *powers, eps=eps)
-            return weights.weighted_sum(A, w.to(A), projection)
+            return weights.weighted_sum(summed, w.to(A), projection)
 
         many = G.ndim > A.ndim
         cam = torch.vmap(one_class, in_dims=1, out_dims=1)(*powers) if many else one_class(*powers)

@@ -39,6 +39,12 @@ Run = Callable[..., Tensor]
 Layers = Sequence[str | nn.Module]
 Pool = Literal["mean", "max"]
 
+_PADDING = (
+    nn.modules.padding._ConstantPadNd,
+    nn.modules.padding._ReflectionPadNd,
+    nn.modules.padding._ReplicationPadNd,
+    nn.modules.padding._CircularPadNd,
+)
 _COMBINATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda maps: maps.mean(0),
     "max": lambda maps: maps.amax(0),
@@ -182,7 +188,7 @@ def _multi_layer(
 
 
 def last_layers(model: nn.Module, x: Images, layer: Layer = None, *, count: int = 3) -> list[str]:
-    """The last layer of each of the last resolutions, shallow to deep, pooling left out.
+    """The last layer of each of the last resolutions, shallow to deep, pooling and padding left out.
 
     Args:
         model: the network, in evaluation mode.
@@ -203,7 +209,7 @@ def last_layers(model: nn.Module, x: Images, layer: Layer = None, *, count: int 
     names = list(found)
     of_size: dict[int, str] = {}
     for name in names[: names.index(shown[-1])]:
-        if "pool" not in type(root.get_submodule(name.partition("#")[0])).__name__.lower():
+        if not _only_resizes(root.get_submodule(name.partition("#")[0])):
             of_size[math.prod(found[name][2:])] = name
     own = math.prod(found[shown[-1]][2:])
     before = [of_size[size] for size in sorted(of_size) if size > own][: count - 1]
@@ -213,6 +219,10 @@ def last_layers(model: nn.Module, x: Images, layer: Layer = None, *, count: int 
             "there are no several layers to combine; name them with layers=[...]"
         )
     return [*reversed(before), shown[-1]]
+
+
+def _only_resizes(module: nn.Module) -> bool:
+    return "pool" in type(module).__name__.lower() or isinstance(module, _PADDING)
 
 
 def _check_layers(layers: Layers | None) -> None:
@@ -304,7 +314,8 @@ def sess(
         growth: g, by how much of the window each is larger than the one before, > 0.
         window: w, pixels; None for the shorter side of the input.
         step: of the window, pixels; None for w.
-        drop: the share of the windows, those with the lowest scores, that is left out, 0 to 0.9.
+        drop: the share of the windows, those with the lowest scores, that is left out, 0 to 1; the best one
+            is kept.
         theta: the value at or below which a window does not count at a pixel, ≥ 0.
         pool: "mean" or "max".
         blur: blur the result by a Gaussian of 11 pixels, σ = 5.
@@ -332,7 +343,7 @@ def _check_sess(given: Mapping[str, Any]) -> None:
     for name in ("window", "step"):
         if given[name] is not None:
             checks.check_count(name, given[name])
-    checks.check_number("drop", given["drop"], at_least=0, at_most=0.9)
+    checks.check_number("drop", given["drop"], at_least=0, at_most=1)
     checks.check_number("theta", given["theta"], at_least=0)
     checks.check_choice("pool", given["pool"], get_args(Pool))
     check_score(given["score"])
@@ -394,7 +405,8 @@ def _shares(scores: Tensor, drop: float) -> tuple[Tensor, Tensor]:
     """Each window's share of the highest score, and whether it is not among the lowest, both (V, B, n)."""
     highest = scores.amax(0)
     shares = torch.where(highest > 0, scores / torch.where(highest > 0, highest, 1.0), 1.0)
-    return shares, scores.argsort(dim=0, stable=True).argsort(dim=0) >= int(len(scores) * drop)
+    rank = scores.argsort(dim=0, stable=True).argsort(dim=0)
+    return shares, rank >= min(int(len(scores) * drop), len(scores) - 1)
 
 
 def _scaled(x: Tensor, shorter: int) -> tuple[int, ...]:
