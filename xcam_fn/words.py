@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from xcam_fn.methods.method import Method
 from xcam_fn.models import LoadedModel
-from xcam_fn.split import Layer, default_layer
+from xcam_fn.split import default_layer
 from xcam_fn.targets import logits
 
 TOP = 5
@@ -51,7 +51,7 @@ def default_call(model: nn.Module, x: Tensor, names: Sequence[str]) -> str:
     return [name for name in names if default in (name, name.partition("#")[0])][-1]
 
 
-def why_empty(method: Method, model: nn.Module, layer: Layer, x: Tensor, cls: Any) -> str:
+def why_empty(method: Method, model: nn.Module, layer: str | None, x: Tensor, cls: Any) -> str:
     """What a heatmap of zeros comes from. The raw map tells, where making it once more is cheap."""
     empty = "the heatmap is zero everywhere"
     if method.family != "gradient":
