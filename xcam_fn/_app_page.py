@@ -116,13 +116,12 @@ class _Desk:
             missing = "a photograph" if photo is None else "a class" if cls is None else "a method"
             yield _problem(f"Choose {missing} first."), *unchanged, *_buttons(running=False)
             return
-        stop = self.stops[str(request.session_hash)] = threading.Event()
         try:
+            stop = self.stops[str(request.session_hash)]
             loaded = self.load(model, weights)
             seen = app.see(loaded, photo, self.device)
             asked = Asked(Path(photo).name, model, weights or None, layer, cls, loaded.categories[cls],
                           tuple(methods), self.device)  # fmt: skip
-            yield _said("Computing …"), *unchanged, *_buttons(running=True)
             watch = _Watch(asked, progress, stop)
             found = _NOTHING
             for found in app.explain(loaded, asked, seen.x, watch):
@@ -132,19 +131,24 @@ class _Desk:
             done = _said(f"Explained: {words.caption(loaded, cls, probability, layer)}.")
             yield done, *_shown(seen, found, asked, alpha), *_buttons(running=False)
         except StoppedError:
-            return  # whoever canceled has an answer already
+            yield _said("Canceled. What was found until then stays."), *unchanged, *_buttons(running=False)
         except _EXPECTED as error:
             yield _problem(error), *unchanged, *_buttons(running=False)
         finally:
             self.stops.pop(str(request.session_hash), None)
 
-    def cancel(self, request: gr.Request) -> tuple[Any, ...]:
-        """The status and the buttons after the explanation was told to stop."""
+    def begin(self, request: gr.Request) -> tuple[Any, ...]:
+        """The status and the buttons while an explanation waits for its turn."""
+        self.stops[str(request.session_hash)] = threading.Event()
+        return _said("Waiting …"), *_buttons(running=True)
+
+    def cancel(self, request: gr.Request) -> Any:
+        """The button that was pressed; the explanation itself says when it has stopped."""
         self.left(request)
-        return _said("Canceled. What was found until then stays."), *_buttons(running=False)
+        return gr.Button(interactive=False)
 
     def left(self, request: gr.Request) -> None:
-        """Stop what a closed tab waits for."""
+        """Stop what a tab waits for, at once where it runs and else when its turn comes."""
         if stop := self.stops.get(str(request.session_hash)):
             stop.set()
 
@@ -176,7 +180,7 @@ def _said(text: str) -> str:
 
 def _problem(error: Exception | str) -> str:
     text = app.safe(" ".join(str(error).split()))
-    gr.Warning(text, title="That did not work")
+    gr.Warning(text, duration=6)
     return f'<div class="xcam-status"><span class="xcam-problem">{text}</span></div>'
 
 
@@ -223,7 +227,7 @@ def _controls(loaded: LoadedModel, weights: str, device: str) -> dict[str, Any]:
         kept = gr.Textbox(
             weights,
             label="Weights",
-            info="The path of a checkpoint, or random; empty for the published ones.",
+            info="A checkpoint's path, or random, then Enter; empty for the published ones.",
         )
         layer = gr.Dropdown(
             choices, value=default, label="Layer", info="Whose maps are used: channels × height × width.",
@@ -235,9 +239,7 @@ def _controls(loaded: LoadedModel, weights: str, device: str) -> dict[str, Any]:
 
 def _results() -> dict[str, Any]:
     status = gr.HTML(_said(_BEGIN), elem_id="status")
-    alpha = gr.Slider(
-        0, 1, _ALPHA, step=0.05, label="Opacity of the colors", visible=False, elem_id="opacity"
-    )
+    alpha = gr.Slider(0, 1, _ALPHA, step=0.05, label="Opacity of the colors", visible=False)
     overlays = gr.HTML(elem_id="overlays")
     curves = gr.HTML(elem_id="curves")
     code = gr.Code(label="The same pictures in Python", language="python", interactive=False, visible=False)
@@ -257,21 +259,20 @@ def _wire(page: gr.Blocks, parts: _Parts, desk: _Desk) -> None:
     } | quiet
     parts.photo.change(**of_photo)
     gr.on(
-        [parts.model.change, parts.weights.submit, parts.weights.blur], desk.network_chosen, network,
+        [parts.model.change, parts.weights.submit], desk.network_chosen, network,
         [parts.layer, parts.methods], **quiet,
     ).then(**of_photo)  # fmt: skip
     parts.layer.input(desk.layer_chosen, [*network, parts.layer], parts.methods, **quiet)
-    run = parts.explain.click(
+    buttons = [parts.explain, parts.cancel]
+    parts.explain.click(desk.begin, None, [parts.status, *buttons], queue=False, **quiet).then(
         desk.explain,
         [parts.photo, *network, parts.layer, parts.cls, parts.methods, parts.alpha],
-        [parts.status, *results, parts.explain, parts.cancel],
+        [parts.status, *results, *buttons],
         show_progress_on=parts.status,
         scroll_to_output=True,
         **private,
     )
-    parts.cancel.click(
-        desk.cancel, None, [parts.status, parts.explain, parts.cancel], cancels=[run], queue=False, **quiet
-    )
+    parts.cancel.click(desk.cancel, None, parts.cancel, queue=False, **quiet)
     parts.alpha.change(None, parts.alpha, None, js=_BLEND, **private)
     parts.alpha.change(_recoded, [parts.asked, parts.alpha], parts.code, trigger_mode="always_last", **quiet)
     page.unload(desk.left)

@@ -221,7 +221,7 @@ def class_choices(categories: Sequence[str], probabilities: Float[Tensor, " clas
 
 
 def forwards(name: str, channels: int) -> int | None:
-    """How many images, at most, a method runs through the network for one photograph and class.
+    """How many images, at most and but for a few, a method runs through the network for a photograph.
 
     Args:
         name: a key of `METHODS`.
@@ -421,7 +421,8 @@ def _drawn(found: Found, metric: str) -> str:
     named = {METHODS[name].title: both[metric] for name, both in found.curves.items()}
     file = io.BytesIO()
     plot.curves(named, best=about.best, title=about.title).savefig(file, format="svg")
-    return _image(_data("image/svg+xml", file.getvalue()), f"{metric} curves")
+    kind = "xcam-wide" if len(named) > 1 else ""  # with a legend beside the curves
+    return _image(_data("image/svg+xml", file.getvalue()), f"{metric} curves", kind)
 
 
 def _legend() -> str:
