@@ -361,7 +361,7 @@ def test_a_photograph_in_the_browser_from_beginning_to_end(tmp_path, cat, page):
         assert page.evaluate(style) == "0.2"
         choose(page, "Methods", "RISE")
         page.get_by_role("button", name="Explain").click()
-        page.get_by_text("RISE;").wait_for(timeout=60_000)
+        page.get_by_text("RISE: ").wait_for(timeout=60_000)
         page.get_by_role("button", name="Cancel").click()
         page.get_by_text("Canceled. What was found until then stays.").wait_for(timeout=20_000)
         assert page.locator("#overlays img.xcam-heatmap").count() == 1

@@ -21,6 +21,11 @@ from xcam_fn.models import LoadedModel
 _STYLE = Path(__file__).parent / "templates" / "app.css"
 _ALPHA = 0.5
 _BLEND = "(alpha) => { document.documentElement.style.setProperty('--xcam-alpha', alpha) }"
+_SCROLL = """() => {  // to the results, where a narrow screen has them below the controls
+    const status = document.querySelector("#status")
+    if (status.getBoundingClientRect().top > innerHeight / 2) status.scrollIntoView({behavior: "smooth"})
+}"""
+_LISTED = 2000  # layers in the list, more than any network has
 _WAITING = 8  # how many may wait in the queue
 _NETWORKS = 2  # how many are kept
 _EXPECTED = (ValueError, TypeError, OSError, RuntimeError)
@@ -126,7 +131,7 @@ class _Desk:
             found = _NOTHING
             for found in app.explain(loaded, asked, seen.x, watch):
                 watch.step += 1
-                yield _said("Computing …"), *_shown(seen, found, asked, alpha), *_buttons(running=True)
+                yield _said(""), *_shown(seen, found, asked, alpha), *_buttons(running=True)
             probability = float(seen.probabilities[cls])
             done = _said(f"Explained: {words.caption(loaded, cls, probability, layer)}.")
             yield done, *_shown(seen, found, asked, alpha), *_buttons(running=False)
@@ -170,7 +175,7 @@ class _Watch:
             raise StoppedError
         self._forwards += count
         step = min(self.step, len(self.steps) - 1)
-        said = f"{self.steps[step]}; {self._forwards:,} forwards so far"
+        said = f"{self.steps[step]}: {self._forwards:,} forwards"
         self._progress((step, len(self.steps)), desc=said, unit="steps")
 
 
@@ -231,7 +236,7 @@ def _controls(loaded: LoadedModel, weights: str, device: str) -> dict[str, Any]:
         )
         layer = gr.Dropdown(
             choices, value=default, label="Layer", info="Whose maps are used: channels × height × width.",
-            num_choices_shown=len(choices),
+            num_choices_shown=_LISTED,
         )  # fmt: skip
     return {"photo": photo, "cls": cls, "methods": methods, "explain": explain, "cancel": cancel,
             "model": model, "weights": kept, "layer": layer}  # fmt: skip
@@ -269,9 +274,9 @@ def _wire(page: gr.Blocks, parts: _Parts, desk: _Desk) -> None:
         [parts.photo, *network, parts.layer, parts.cls, parts.methods, parts.alpha],
         [parts.status, *results, *buttons],
         show_progress_on=parts.status,
-        scroll_to_output=True,
         **private,
     )
+    parts.explain.click(None, None, None, js=_SCROLL, **private)
     parts.cancel.click(desk.cancel, None, parts.cancel, queue=False, **quiet)
     parts.alpha.change(None, parts.alpha, None, js=_BLEND, **private)
     parts.alpha.change(_recoded, [parts.asked, parts.alpha], parts.code, trigger_mode="always_last", **quiet)
