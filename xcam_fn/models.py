@@ -93,6 +93,20 @@ def load(name: str, weights: str | Path | None = None, device: str | torch.devic
     return LoadedModel(model.eval().to(place), source.preset, _categories(count), name)
 
 
+def download_place(name: str) -> Path | None:
+    """Where the published weights of a model of torchvision are kept once they were downloaded.
+
+    Args:
+        name: as for `load`.
+
+    Returns:
+        The path, whether there is a file or not; None for other models, whose weights come otherwise.
+    """
+    if name not in _torchvision_names():
+        return None
+    return _place(torchvision.models.get_model_weights(name)["DEFAULT"].url)
+
+
 def find_class(query: str | int, categories: Sequence[str]) -> int:
     """The index of the class that a person means.
 
@@ -261,13 +275,17 @@ def _torchvision(name: str) -> _Source:
 
 def _fetch(url: str) -> None:
     """Puts the file where torchvision looks for it: its own download writes a line to stderr, always."""
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    path = _place(url)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         digest = torch.hub.HASH_REGEX.search(path.name)
         torch.hub.download_url_to_file(
             url, str(path), digest.group(1) if digest else None, progress=sys.stderr.isatty()
         )
+
+
+def _place(url: str) -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 from xcam_fn.cli._text import say
+from xcam_fn.cli.app import app as open_app
 from xcam_fn.cli.catalog import layers, methods
 from xcam_fn.cli.datasets import evaluate, latency, report
 from xcam_fn.cli.exporting import export
@@ -32,6 +33,7 @@ app.command(evaluate, usage="Usage: xcam evaluate DATA [OPTIONS]")
 app.command(report, usage="Usage: xcam report DIR")
 app.command(latency)
 app.command(export)
+app.command(open_app, name="app")
 app.command(methods)
 app.command(layers)
 

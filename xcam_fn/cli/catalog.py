@@ -23,15 +23,15 @@ def layers(model: str, /, *, weights: str | None = None) -> None:
     import torch
 
     import xcam_fn as xf
+    from xcam_fn import words
 
     loaded = xf.models.load(model, weights=weights or "random")
     x = torch.zeros(1, 3, loaded.preset.crop, loaded.preset.crop)
-    default = xf.default_layer(loaded.model, x)
     shapes = xf.layers(loaded.model, x)
-    last_call = [name for name in shapes if default in (name, name.partition("#")[0])][-1]
+    default = words.default_call(loaded.model, x, list(shapes))
     rows = [
         (
-            f"{'*' if name == last_call else ' '} {name}",
+            f"{'*' if name == default else ' '} {name}",
             type(loaded.model.get_submodule(name.partition("#")[0])).__name__,
             " x ".join(map(str, shape[1:])),
         )

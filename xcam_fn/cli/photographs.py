@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from xcam_fn.methods import Method
     from xcam_fn.models import LoadedModel
 
-_TOP = 5
 _DPI = 130
 _LEGEND = "drop and increase of confidence, area of insertion and of deletion"
 _PAIRS = ("gradcam+sscam", "gradcam_pp+iscam", "xgradcam+ablationcam")
@@ -156,7 +155,7 @@ def compare(
     """
     import torch
 
-    from xcam_fn import evaluate, images, models, plot
+    from xcam_fn import evaluate, images, models, plot, words
 
     plot.check_style(colormap=colormap, alpha=alpha)
     options = options_of(option or [])
@@ -173,12 +172,9 @@ def compare(
         if m.name in explanation.maps
     }
     found: dict[str, Any] = evaluate.judged(loaded.model, x, maps, explanation.cls)
-    scores = {
-        title: {name: getattr(value, "auc", value) for name, value in row.items()}
-        for title, row in found.items()
-    }
+    scores = {title: words.values_of(row) for title, row in found.items()}
     headings = [evaluate.METRICS[name].title for name in evaluate.STANDARD]
-    rows = [[title, *(f"{float(value):.4f}" for value in row.values())] for title, row in scores.items()]
+    rows = [[title, *(f"{value:.4f}" for value in row.values())] for title, row in scores.items()]
     lines = [*_report(photo, loaded, explanation), table([["method", *headings], *rows])]
     stem = output / _names([photo], output)[0]
     output.mkdir(parents=True, exist_ok=True)
@@ -234,8 +230,7 @@ def gallery(
     """
     import torch
 
-    from xcam_fn import images, models, plot
-    from xcam_fn.targets import logits
+    from xcam_fn import images, models, plot, words
 
     plot.check_style(colormap=colormap, alpha=alpha)
     names = list(dict.fromkeys(pairs or _PAIRS))
@@ -251,8 +246,7 @@ def gallery(
     loaded = models.load(model, weights=weights, device=device)
     x, picture = images.prepare(photo, loaded.preset)
     x = x.to(device)
-    with torch.no_grad():
-        probabilities = logits(loaded.model(x))[0].softmax(-1)
+    probabilities = words.probabilities(loaded, x)
     classes = [models.find_class(c, loaded.categories) for c in class_ or [str(int(probabilities.argmax()))]]
     maps = _all_maps(loaded, chosen, layer, x, torch.tensor([classes], device=x.device))
     rows = [
@@ -264,7 +258,8 @@ def gallery(
         for row in parts.values()
     ]
     caption = "; ".join(
-        f"{loaded.categories[cls]} (class {cls}), {_percent(float(probabilities[cls]))}" for cls in classes
+        f"{loaded.categories[cls]} (class {cls}), {words.percent(float(probabilities[cls]))}"
+        for cls in classes
     )
     output.mkdir(parents=True, exist_ok=True)
     figure = plot.grid(picture, rows, caption=f"{caption}; {loaded.name}", colormap=colormap, alpha=alpha)
@@ -274,8 +269,8 @@ def gallery(
 # One photograph
 
 
-def _note(scores: dict[str, Tensor]) -> str:
-    drop, increase, insertion, deletion = (float(value) for value in scores.values())
+def _note(scores: dict[str, float]) -> str:
+    drop, increase, insertion, deletion = scores.values()
     gained = "yes" if increase else "no"
     return f"drop {drop:.3f}, increase {gained}\ninsertion {insertion:.3f} deletion {deletion:.3f}"
 
@@ -291,17 +286,15 @@ def _explained(
     leave_out: bool,
 ) -> _Explanation:
     """One photograph explained; with `leave_out` without the methods that do not fit the network."""
-    import torch
-
     import xcam_fn as xf
+    from xcam_fn import words
 
-    with torch.no_grad():
-        probabilities = xf.targets.logits(loaded.model(x))[0].softmax(-1)
+    probabilities = words.probabilities(loaded, x)
     index = int(probabilities.argmax()) if cls is None else cls
     found = _all_maps(loaded, methods, layer, x, index, leave_out=leave_out)
     maps = {name: heatmaps[0].float().cpu().numpy() for name, heatmaps in found.items()}
     remarks = [
-        f"{method.title}: {_why_empty(method, loaded, layer, x, index)}"
+        f"{method.title}: {words.why_empty(method, loaded.model, layer, x, index)}"
         for method in methods
         if method.name in maps and not maps[method.name].any()
     ]
@@ -332,40 +325,22 @@ def _all_maps(
     return found
 
 
-def _why_empty(method: Method, loaded: LoadedModel, layer: str | None, x: Tensor, cls: int) -> str:
-    """What a heatmap of zeros comes from. The raw map tells, where making it once more is cheap."""
-    empty = "the heatmap is zero everywhere"
-    if method.family != "gradient":
-        return f"{empty}, likely because no region adds to the class"
-    raw = method(loaded.model, layer, x, cls, postprocess=None)
-    if not raw.any():
-        return f"{empty}, likely because the gradient vanished: the layer does not change the class's score"
-    if raw.max() <= 0:
-        return f"{empty}: all contributions are negative and dropped, the layer speaks against the class"
-    return f"{empty}: every place contributes the same"
-
-
 def _report(photo: Path, loaded: LoadedModel, explanation: _Explanation) -> list[str]:
-    probabilities = explanation.probabilities
-    top = probabilities.topk(min(_TOP, len(probabilities)))
+    from xcam_fn import words
+
     rows = [
-        (f"  {index}", loaded.categories[index], _percent(value))
-        for value, index in zip(top.values.tolist(), top.indices.tolist(), strict=True)
+        (f"  {index}", loaded.categories[index], words.percent(probability))
+        for index, probability in words.likeliest(explanation.probabilities)
     ]
     explained = f"  explained: {_caption(loaded, explanation)}"
     return [str(photo), table(rows), explained, *(f"  {remark}" for remark in explanation.remarks)]
 
 
 def _caption(loaded: LoadedModel, explanation: _Explanation) -> str:
+    from xcam_fn import words
+
     cls = explanation.cls
-    name = loaded.categories[cls]
-    shown = f"{name} (class {cls})" if name != str(cls) else f"class {cls}"
-    probability = _percent(float(explanation.probabilities[cls]))
-    return f"{shown}, {probability}; {loaded.name}, layer {explanation.layer}"
-
-
-def _percent(probability: float) -> str:
-    return f"{probability:.1%}" if probability >= 0.0005 else "<0.1%"
+    return words.caption(loaded, cls, float(explanation.probabilities[cls]), explanation.layer)
 
 
 def _write(figure: Figure, maps: dict[str, np.ndarray], stem: Path) -> list[str]:

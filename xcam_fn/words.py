@@ -1,0 +1,69 @@
+"""What is said of a network, a class and an explanation, for all who say it: the command and the app."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from xcam_fn.methods.method import Method
+from xcam_fn.models import LoadedModel
+from xcam_fn.split import default_layer
+from xcam_fn.targets import logits
+
+TOP = 5
+
+
+def percent(probability: float) -> str:
+    """A probability as people read it."""
+    return f"{probability:.1%}" if probability >= 0.0005 else "<0.1%"
+
+
+def class_name(cls: int, categories: Sequence[str]) -> str:
+    """The class by its name and index."""
+    name = categories[cls]
+    return f"{name} (class {cls})" if name != str(cls) else f"class {cls}"
+
+
+def probabilities(loaded: LoadedModel, x: Float[Tensor, "1 C h w"]) -> Float[Tensor, " classes"]:
+    """What the network makes of one image."""
+    with torch.no_grad():
+        return logits(loaded.model(x))[0].softmax(-1)
+
+
+def likeliest(found: Float[Tensor, " classes"]) -> list[tuple[int, float]]:
+    """The five likeliest classes, or all where there are fewer, with their probabilities."""
+    top = found.topk(min(TOP, len(found)))
+    return list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+
+
+def caption(loaded: LoadedModel, cls: int, probability: float, layer: str) -> str:
+    """What was explained, and of which network."""
+    return f"{class_name(cls, loaded.categories)}, {percent(probability)}; {loaded.name}, layer {layer}"
+
+
+def default_call(model: nn.Module, x: Tensor, names: Sequence[str]) -> str:
+    """The one of `layers`' names that is the default layer: its last call where it runs several times."""
+    default = default_layer(model, x)
+    return [name for name in names if default in (name, name.partition("#")[0])][-1]
+
+
+def why_empty(method: Method, model: nn.Module, layer: str | None, x: Tensor, cls: Any) -> str:
+    """What a heatmap of zeros comes from. The raw map tells, where making it once more is cheap."""
+    empty = "the heatmap is zero everywhere"
+    if method.family != "gradient":
+        return f"{empty}, likely because no region adds to the class"
+    raw = method(model, layer, x, cls, postprocess=None)
+    if not raw.any():
+        return f"{empty}, likely because the gradient vanished: the layer does not change the class's score"
+    if raw.max() <= 0:
+        return f"{empty}: all contributions are negative and dropped, the layer speaks against the class"
+    return f"{empty}: every place contributes the same"
+
+
+def values_of(scores: Mapping[str, Any]) -> dict[str, float]:
+    """The scores of one image as numbers, of a curve its area."""
+    return {name: float(getattr(value, "auc", value)) for name, value in scores.items()}
