@@ -135,7 +135,7 @@ def test_the_last_layers_of_the_last_resolutions(lite0, photographs):
     vgg = torchvision.models.vgg11(weights=None).eval()
     assert last_layers(vgg, photographs) == ["features.9", "features.14", "features.19"]
     shapes = xf.layers(lite0, photographs)
-    assert [shapes[name][-1] for name in last_layers(lite0, photographs, "_blocks.15")] == [14, 7, 4]
+    assert [shapes[name][-1] for name in last_layers(lite0, photographs, "_blocks.15")] == [14, 7, 3]
 
 
 # -- other libraries -----------------------------------------------------------------------------------------
@@ -334,8 +334,6 @@ def test_the_command_says_what_it_leaves_out(tmp_path, monkeypatch, capsys):
     assert "Grad-CAM" in out
     assert cli.main(["explain", *common, "--methods", "gradcam", "cam"]) == 2
     assert "xcam: error: layer " in capsys.readouterr().err
-    names = ["smooth(gradcam)", "eigen_smooth(scorecam)"]
-    quick = ["--model", "lite0", "--weights", "random", "--save-maps"]
-    assert cli.main(["explain", str(photo), "--output", str(tmp_path), *quick, "--methods", names[0]]) == 0
-    saved = np.load(tmp_path / "photo_2_smooth(gradcam).npy")
-    assert saved.shape[0] == saved.shape[1]
+    assert cli.main(["explain", *common, "--methods", "smooth(gradcam)", "--save-maps"]) == 0
+    (saved,) = tmp_path.glob("*_smooth(gradcam).npy")
+    assert np.load(saved).max() > 0

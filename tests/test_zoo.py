@@ -206,7 +206,8 @@ def test_cam_reads_the_linear_layers_weights_off_the_head():
     by_probability = xf.cam(model, "1", x, xf.targets.probability([0, 4]), postprocess=None)
     torch.testing.assert_close(by_probability, found[:, 0])
     two = pooled(nn.Linear(6, 4), nn.Dropout(), nn.Linear(4, 5))  # linear after linear is linear
-    w = (two[6].weight @ two[4].weight).detach()
+    second, first = two.get_parameter("6.weight"), two.get_parameter("4.weight")
+    w = (second @ first).detach()
     torch.testing.assert_close(
         xf.cam(two, "1", x, 2, postprocess=None), torch.einsum("k,bkhw->bhw", w[2], two[:2](x).detach())
     )
