@@ -47,7 +47,7 @@ def loop_curve(model, start: Tensor, end: Tensor, heatmap: np.ndarray, cls: int,
 @settings(deadline=None, max_examples=20)
 @given(maps, st.integers(0, 5), st.sampled_from([7, 100, 560, 10_000]), st.sampled_from([1, 3, 64]))
 def test_curves_and_drops_equal_a_loop(heatmap, seed, pixels, chunk_size):
-    model, x, classes = small_case(seed)
+    model, x, classes, _ = small_case(seed)
     options = {"pixels_per_step": pixels, "chunk_size": chunk_size}
     inserted = xf.insertion(model, x, heatmap, classes, **options)
     deleted = xf.deletion(model, x, torch.from_numpy(heatmap), classes, **options)
@@ -69,7 +69,7 @@ def test_curves_and_drops_equal_a_loop(heatmap, seed, pixels, chunk_size):
 @settings(deadline=None, max_examples=20)
 @given(maps)
 def test_what_holds_for_any_heatmap(heatmap):
-    model, x, _ = small_case(1)
+    model, x, *_ = small_case(1)
     predicted = model(x).argmax(1)
     p = model(x).softmax(1).gather(1, predicted[:, None])[:, 0].detach()
     inserted, deleted = xf.insertion(model, x, heatmap, steps=9), xf.deletion(model, x, heatmap, steps=9)
@@ -99,7 +99,7 @@ def test_the_default_is_448_of_224_by_224_pixels():
 
 
 def test_the_model_and_the_images_stay_as_they_are():
-    model, x, _ = small_case()
+    model, x, *_ = small_case()
     before, image = xf.testing.state(model), x.clone()
     heatmap = xf.gradcam(model, "features.4", x)
     for metric in (xf.average_drop, xf.increase_in_confidence, xf.insertion, xf.deletion, xf.road):
@@ -208,7 +208,7 @@ def test_energy_is_the_share_inside():
 def test_coherency_and_adcc_equal_their_formulas():
     from scipy.stats import pearsonr
 
-    model, x, classes = small_case(2)
+    model, x, classes, _ = small_case(2)
     first = xf.gradcam(model, "features.4", x, classes)
     again = xf.gradcam(model, "features.4", x * first[:, None], classes)
     coherent = xf.coherency("gradcam", model, "features.4", x, classes)
@@ -223,7 +223,7 @@ def test_coherency_and_adcc_equal_their_formulas():
 
 
 def test_randomizing_parameters_moves_the_map_and_a_map_of_the_image_alone_stays():
-    model, x, classes = small_case(3)
+    model, x, classes, _ = small_case(3)
     found = xf.parameter_randomization("gradcam", model, "features.4", x, classes)
     assert list(found) == ["fc", "features.3", "features.1", "features.0"]
     assert found["features.0"].shape == (3,)

@@ -1,9 +1,13 @@
 """The methods, and the registry `METHODS` that names them."""
 
 from xcam_fn.methods.activation import cam, eigencam, fem, from_features, kpcacam, randomcam
+from xcam_fn.methods.attention import legrad
+from xcam_fn.methods.backward import fullgrad, guided_backprop, shapleycam
+from xcam_fn.methods.factorization import Concepts, concepts, deep_feature_factorization
 from xcam_fn.methods.fusion import agree, combine, denoise, fuse, fusioncam, gain, unioncam
 from xcam_fn.methods.gradient import (
     eigengradcam,
+    finercam,
     from_gradients,
     gradcam,
     gradcam_elementwise,
@@ -32,11 +36,14 @@ from xcam_fn.methods.wrappers import eigen_smooth, multi_layer, refinecam, sess,
 __all__ = [
     "METHODS",
     "VARIANTS",
+    "Concepts",
     "Method",
     "ablationcam",
     "agree",
     "cam",
     "combine",
+    "concepts",
+    "deep_feature_factorization",
     "denoise",
     "eigen_smooth",
     "eigencam",
@@ -44,8 +51,10 @@ __all__ = [
     "explain_all",
     "fem",
     "find_method",
+    "finercam",
     "from_features",
     "from_gradients",
+    "fullgrad",
     "fuse",
     "fusioncam",
     "gain",
@@ -53,11 +62,13 @@ __all__ = [
     "gradcam_elementwise",
     "gradcam_pp",
     "groupcam",
+    "guided_backprop",
     "hirescam",
     "integrated_gradients",
     "iscam",
     "kpcacam",
     "layercam",
+    "legrad",
     "multi_layer",
     "randomcam",
     "reciprocam",
@@ -66,6 +77,7 @@ __all__ = [
     "scorecam",
     "segeigencam",
     "sess",
+    "shapleycam",
     "smooth",
     "smoothgradcam_pp",
     "sscam",

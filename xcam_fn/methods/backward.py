@@ -59,8 +59,8 @@ def _shapleycam(
     """Shapley-CAM: Grad-CAM with the gradient corrected by the curvature of the score.
 
     w_k = mean_ij (G − ½ H·A), H the second derivative of the score with respect to the features: Shapley
-    values of the channels, to second order. H·A is one Jacobian-vector product of the gradient through the
-    head (forward over reverse). On a head that is linear in the features H is zero and the map Grad-CAM's.
+    values of the channels, to second order. H·A is the gradient of ⟨G, A⟩, A held fixed, through the head:
+    H is symmetric. On a head that is linear in the features H is zero and the map Grad-CAM's.
 
     {arguments}{projection}
     {returns}
@@ -78,8 +78,14 @@ def _shapleycam(
             scores, pullback = found
             return pulled_back(pullback, scores)
 
-        found: Any = torch.func.jvp(gradient, (A,), (A,))
-        G, HA = found
+        # Reverse over reverse: forward mode has one level for all threads of a process.
+        found: Any = torch.func.vjp(gradient, A)
+        G, pullback = found
+        if G.ndim == A.ndim:
+            (HA,) = pullback(A)
+        else:
+            of_class = torch.eye(G.shape[1]).to(A).reshape(-1, 1, G.shape[1], *[1] * (A.ndim - 1))
+            HA = torch.stack([pullback(one * A[:, None])[0] for one in of_class], 1)
         return finish(map_of(weights.gradcam, A, G - HA / 2, {}, projection), x, postprocess)
 
 

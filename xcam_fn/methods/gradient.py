@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -37,7 +37,7 @@ from xcam_fn.split import (
     unshared,
     whole,
 )
-from xcam_fn.targets import Classes, Target, logit
+from xcam_fn.targets import Classes, Target, contrast, logit
 from xcam_fn.weights import Projection
 
 
@@ -176,6 +176,46 @@ segeigencam = from_gradients(
     summary="the first principal component of the features times their absolute gradients, its peak positive",
     projection=projections.peak_component,
 )
+
+
+def _finercam(
+    model: nn.Module,
+    layer: Layer,
+    x: Float[Tensor, "B C *size"],
+    cls: int | Sequence[int] | Sequence[Sequence[int]] | Tensor | None = None,
+    *,
+    method: str | Method = "gradcam",
+    others: int | Sequence[int] | Sequence[Sequence[int]] | Tensor | None = None,
+    weight: float = 0.6,
+    count: int = 3,
+    weighting: Literal["mean", "probability"] = "mean",
+    postprocess: Postprocess | None = heatmap,
+    create_graph: bool = False,
+) -> Tensor:
+    """Finer-CAM: what tells the class from those that the network takes it for most easily.
+
+    A gradient method's map of y_c − γ · mean of the logits of the most similar classes, `targets.contrast`.
+
+    {arguments}    method: the gradient method, a name or a function.
+        others: None for the classes whose logits are nearest to the class's, an int or ints for the same
+            classes for all images, or (B, m) ints.
+        weight: γ, how much of the others is taken away.
+        count: how many classes are nearest, ≥ 1.
+        weighting: "mean" as in the paper, or "probability", each by its probability, as a library does.
+
+    {returns}
+
+    References:
+        Zhang et al. (arXiv:2501.11309), equation 4.
+    """
+    if callable(cls):
+        raise TypeError(f"cls={cls!r} is a target; finercam contrasts classes: expected None, an int or ints")
+    if isinstance(method, str):
+        from xcam_fn.methods.registry import find_method  # noqa: PLC0415 (which knows this method too)
+
+        method = find_method(method)
+    target = contrast(cls, others, weight, count=count, weighting=weighting)
+    return method(model, layer, x, target, postprocess=postprocess, create_graph=create_graph)
 
 
 def _smoothgradcam_pp(
@@ -375,6 +415,16 @@ def _scores_and_gradients(
     return scores, pulled_back(pullback, scores)
 
 
+finercam = method(
+    _finercam,
+    name="finercam",
+    title="Finer-CAM",
+    family="gradient",
+    paper="arXiv:2501.11309",
+    summary="a gradient method's map of what tells the class from those most like it",
+    module=__name__,
+    doc=documented(_finercam),
+)
 smoothgradcam_pp = method(
     _smoothgradcam_pp,
     name="smoothgradcam_pp",

@@ -61,7 +61,7 @@ class Method(Protocol):
     summary: str
 
     def __call__(
-        self, model: Any, layer: str | nn.Module | None, x: Tensor, cls: Classes = None, **options: Any
+        self, model: Any, layer: Layer, x: Tensor, cls: Classes = None, **options: Any
     ) -> Tensor: ...
 
 

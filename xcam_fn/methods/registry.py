@@ -9,9 +9,13 @@ from typing import Any, TypeVar
 
 from xcam_fn.heatmap import corners_minmax, heatmap, minmax_resized, own_size
 from xcam_fn.methods.activation import cam, eigencam, fem, kpcacam, randomcam
+from xcam_fn.methods.attention import legrad
+from xcam_fn.methods.backward import fullgrad, guided_backprop, shapleycam
+from xcam_fn.methods.factorization import deep_feature_factorization
 from xcam_fn.methods.fusion import fusioncam, unioncam
 from xcam_fn.methods.gradient import (
     eigengradcam,
+    finercam,
     gradcam,
     gradcam_elementwise,
     gradcam_pp,
@@ -38,9 +42,10 @@ Value = TypeVar("Value")
 
 _ALL = (
     gradcam, gradcam_pp, smoothgradcam_pp, xgradcam, layercam, hirescam, gradcam_elementwise,
-    eigengradcam, segeigencam, integrated_gradients,
+    eigengradcam, segeigencam, shapleycam, finercam, legrad,
+    integrated_gradients, fullgrad, guided_backprop,
     cam, eigencam, kpcacam, fem,
-    scorecam, sscam, iscam, ablationcam, reciprocam, groupcam, rise,
+    scorecam, sscam, iscam, ablationcam, reciprocam, groupcam, deep_feature_factorization, rise,
     unioncam, fusioncam, refinecam,
     randomcam,
 )  # fmt: skip
@@ -97,6 +102,8 @@ _VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "layercam": {},
         "cam": {},
         "refinecam": {"method": with_options(gradcam_pp, divide=False), "each": own_size},
+        "finercam": {},
+        "legrad": {},
         "scorecam": _TORCHCAM_SCORES,
         "sscam": {**_TORCHCAM_SCORES, "noise": "mask"},
         "iscam": {**_TORCHCAM_SCORES, "scales": "cumulative"},
@@ -114,6 +121,11 @@ _VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "kpcacam": {},
         "fem": {"summed": "features"},
         "randomcam": {},
+        "shapleycam": {},
+        "finercam": {"weight": 1.0, "weighting": "probability"},
+        "fullgrad": {"eps": 1e-7},
+        "guided_backprop": {},
+        "deep_feature_factorization": {"init": "random", "max_iter": 200},
         "refinecam": {"method": with_options(gradcam_pp, **_GRAD_CAM_PP)},
         "scorecam": {"score": "logit", "increase": False, "softmax": True, "mask": corners_minmax},
         "ablationcam": {},
