@@ -26,7 +26,8 @@ def principal_component(A: Maps, *, center: bool = True) -> Map:
         center: subtract each channel's mean over the positions first.
 
     Returns:
-        (B, *spatial), signed so that it grows with the mean of the channels, whatever their order. Zero
+        (B, *spatial), signed so that it grows with the mean of the channels, whatever their order, and
+        without centering, where it has most often one sign everywhere, so that its sum is positive. Zero
         where every channel is constant.
     """
     rows = _centered(A) if center else _precise(A).flatten(2)
@@ -35,7 +36,7 @@ def principal_component(A: Maps, *, center: bool = True) -> Map:
     else:
         _, vector = _leading(rows @ rows.mT)
         found = torch.einsum("bk,bkp->bp", vector, rows)
-    return _finished(found, A)
+    return _finished(found, A, center=center)
 
 
 def kernel_component(A: Maps, *, kernel: Kernel = "sigmoid", gamma: float | None = None) -> Map:
@@ -121,11 +122,11 @@ def _leading(gram: Tensor) -> tuple[Tensor, Tensor]:
     return torch.einsum("bm,bm->b", first, image), vector
 
 
-def _finished(found: Tensor, A: Tensor) -> Tensor:
+def _finished(found: Tensor, A: Tensor, *, center: bool = True) -> Tensor:
     """The component (B, P) with its sign and A's shape and dtype; zero where no channel varies."""
     rows = _precise(A).flatten(2)
     mean = rows.mean(1)
-    agreement = (found * (mean - mean.mean(1, keepdim=True))).sum(1)
+    agreement = (found * (mean - mean.mean(1, keepdim=True))).sum(1) if center else found.sum(1)
     varies = (rows.amax(2) > rows.amin(2)).any(1)
     sign = torch.where(varies, torch.where(agreement < 0, -1.0, 1.0), 0.0).to(found)
     return (sign[:, None] * found).reshape(A.shape[0], *A.shape[2:]).to(A.dtype)
