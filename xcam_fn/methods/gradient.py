@@ -182,7 +182,7 @@ def _finercam(
     model: nn.Module,
     layer: Layer,
     x: Float[Tensor, "B C *size"],
-    cls: int | Sequence[int] | Sequence[Sequence[int]] | Tensor | None = None,
+    cls: Classes = None,
     *,
     method: str | Method = "gradcam",
     others: int | Sequence[int] | Sequence[Sequence[int]] | Tensor | None = None,
