@@ -1,5 +1,7 @@
 """Shapley-CAM, Finer-CAM, FullGrad, guided backpropagation, LeGrad and deep feature factorization."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -138,7 +140,8 @@ def test_methods_say_what_structure_they_lack():
 
 def test_legrad_is_the_gradient_to_the_attention():
     case = small_transformer(1)
-    model, cls = case.model, 2
+    model: Any = case.model
+    cls = 2
     tokens = torch.cat([model.class_token, model.patches(case.x[:1]).flatten(2).mT], 1) + model.position
     expected = torch.zeros(35, dtype=torch.float64)
     for block in model.blocks:

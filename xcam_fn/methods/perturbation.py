@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from xcam_fn import checks, weights
+from xcam_fn._attention import StepByStep
 from xcam_fn.heatmap import heatmap, minmax, resize, resized_minmax
 from xcam_fn.methods.gradient import finish
 from xcam_fn.methods.method import Method, Postprocess, comparable, method
@@ -448,7 +449,8 @@ def _mapped(score: Callable[[Tensor], Tensor], changed: Tensor) -> Tensor:
     A detector finds as many boxes as there are, which cannot be mapped: it runs on one after the other.
     """
     try:
-        return torch.vmap(score)(changed)
+        with StepByStep():  # the fused kernels cannot be mapped
+            return torch.vmap(score)(changed)
     except RuntimeError as error:
         if in_transform() or "vmap" not in str(error):
             raise
