@@ -1,0 +1,168 @@
+"""Draw the site's pictures, of one and the same photograph: one for each method, and the figures of pages.
+
+python docs/make_pictures.py                     # those that are not there yet
+python docs/make_pictures.py gradcam front       # these, anew
+python docs/make_pictures.py 01_quickstart       # what a notebook draws
+
+The pictures are committed: drawing all of them takes many minutes, building the site seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import io
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import skimage.data
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+import xcam_fn as xf
+
+PICTURES = Path(__file__).parent / "pictures"
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+SCALE = 2  # the photograph is shown in more pixels than the network sees
+ALPHA = 0.55
+
+
+def main() -> None:
+    """Draw what the command line names, or what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("names", nargs="*", help="methods, figures or notebooks; what is missing by default")
+    names = parser.parse_args().names
+    for name in names or _missing():
+        print(name, flush=True)  # noqa: T201
+        if name in xf.METHODS:
+            _write(_explained(name), _path_of(name))
+        elif name in FIGURES:
+            _write(FIGURES[name](), _path_of(name))
+        else:
+            for number, figure in enumerate(_figures_of(NOTEBOOKS / f"{name}.py"), 1):
+                _write(_pixels(figure), PICTURES / "notebooks" / f"{name}_{number}.webp")
+
+
+def _missing() -> list[str]:
+    drawn = [name for name in (*xf.METHODS, *FIGURES) if not _path_of(name).is_file()]
+    run = [p.stem for p in sorted(NOTEBOOKS.glob("*.py")) if not (PICTURES / f"notebooks/{p.stem}_1.webp").is_file()]
+    return drawn + run
+
+
+def _path_of(name: str) -> Path:
+    if name in xf.METHODS:
+        return PICTURES / "methods" / f"{name}.webp"
+    return PICTURES / f"{name}.{'png' if name == 'icon' else 'webp'}"
+
+
+def _write(picture: np.ndarray, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path, quality=82, method=6)
+
+
+# -- one photograph -----------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _network() -> xf.models.LoadedModel:
+    return xf.models.load("lite0")
+
+
+@functools.cache
+def _cat() -> tuple[Tensor, np.ndarray]:
+    """The photograph as the network sees it, and as it is shown."""
+    preset = _network().preset
+    assert isinstance(preset.resize, int)
+    large = preset._replace(crop=SCALE * preset.crop, resize=SCALE * preset.resize)
+    photograph = skimage.data.chelsea()
+    return xf.images.prepare(photograph, preset)[0], xf.images.prepare(photograph, large)[1]
+
+
+def _explained(name: str, **options: object) -> np.ndarray:
+    x, photograph = _cat()
+    return xf.plot.overlay(photograph, xf.METHODS[name](_network().model, None, x, **options), alpha=ALPHA)
+
+
+# -- the figures of pages -----------------------------------------------------------------------------------
+
+
+def _front() -> np.ndarray:
+    """The photograph and three methods, in one square."""
+    gap = 8
+    tiles = [_cat()[1], *(_explained(name) for name in ("gradcam", "layercam", "groupcam"))]
+    side = tiles[0].shape[0]
+    square = np.full((2 * side + gap, 2 * side + gap, 3), 255, np.uint8)
+    for number, tile in enumerate(tiles):
+        top, left = (part * (side + gap) for part in divmod(number, 2))
+        square[top : top + side, left : left + side] = tile
+    return np.asarray(Image.fromarray(square).resize((880, 880), Image.Resampling.LANCZOS))
+
+
+def _tutorial() -> np.ndarray:
+    x, photograph = _cat()
+    methods = {"Grad-CAM": "gradcam", "Layer-CAM": "layercam", "Score-CAM": "scorecam"}
+    maps = xf.explain_all(_network().model, None, x, methods=list(methods.values()))
+    return _pixels(xf.plot.heatmaps(photograph, dict(zip(methods, maps.values(), strict=True))))
+
+
+def _layers() -> np.ndarray:
+    x, photograph = _cat()
+    layers = ("_blocks.2", "_blocks.4", "_blocks.10", "_swish")
+    return _pixels(xf.plot.heatmaps(photograph, {f"{n}": xf.layercam(_network().model, n, x) for n in layers}))
+
+
+def _insertion() -> np.ndarray:
+    x, photograph = _cat()
+    heat = xf.gradcam(_network().model, None, x)
+    return _pixels(xf.plot.curves({"Grad-CAM": xf.insertion(_network().model, x, heat)}, photograph, heat))
+
+
+def _frames() -> np.ndarray:
+    x, photograph = _cat()
+    return _pixels(xf.plot.frames(photograph, xf.gradcam(_network().model, None, x)))
+
+
+def _icon() -> np.ndarray:
+    """A heatmap of a few cells."""
+    cells = np.array([[0.15, 0.3, 0.2, 0.05], [0.35, 0.75, 0.6, 0.2], [0.3, 0.9, 1.0, 0.45], [0.1, 0.4, 0.55, 0.3]])
+    colors = (mpl.colormaps["viridis"](cells)[..., :3] * 255).astype(np.uint8)
+    large = Image.fromarray(colors).resize((96, 96), Image.Resampling.NEAREST).convert("RGBA")
+    shape = Image.new("L", large.size)
+    ImageDraw.Draw(shape).rounded_rectangle((0, 0, 95, 95), radius=18, fill=255)
+    large.putalpha(shape)
+    return np.asarray(large)
+
+
+FIGURES: dict[str, Callable[[], np.ndarray]] = {
+    "icon": _icon,
+    "front": _front,
+    "tutorial": _tutorial,
+    "layers": _layers,
+    "insertion": _insertion,
+    "frames": _frames,
+}
+
+
+def _figures_of(notebook: Path) -> list[Figure]:
+    """The figures that a notebook shows, in order."""
+    shown: list[Figure] = []
+    mpl.use("agg")
+    plt.show = lambda: shown.append(plt.gcf()) or plt.figure(1 + max(plt.get_fignums()))
+    code = re.sub(r"^# %%.*$", "", notebook.read_text(encoding="utf-8"), flags=re.M)
+    exec(compile(code, str(notebook), "exec"), {"__name__": "__main__"})  # noqa: S102
+    return shown
+
+
+def _pixels(figure: Figure) -> np.ndarray:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110)
+    return np.asarray(Image.open(file).convert("RGB"))
+
+
+if __name__ == "__main__":
+    main()
