@@ -15,13 +15,14 @@ import io
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import skimage.data
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 import xcam_fn as xf
@@ -29,7 +30,8 @@ import xcam_fn as xf
 PICTURES = Path(__file__).parent / "pictures"
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 SCALE = 2  # the photograph is shown in more pixels than the network sees
-ALPHA = 0.55
+INCHES = 9.5
+STYLE: dict[str, Any] = {"alpha": 0.8, "alpha_follows_heatmap": True}
 
 
 def main() -> None:
@@ -83,43 +85,48 @@ def _cat() -> tuple[Tensor, np.ndarray]:
     return xf.images.prepare(photograph, preset)[0], xf.images.prepare(photograph, large)[1]
 
 
-def _explained(name: str, **options: object) -> np.ndarray:
+def _explained(name: str) -> np.ndarray:
     x, photograph = _cat()
-    return xf.plot.overlay(photograph, xf.METHODS[name](_network().model, None, x, **options), alpha=ALPHA)
+    return xf.plot.overlay(photograph, xf.METHODS[name](_network().model, None, x), **STYLE)
 
 
 # -- the figures of pages -----------------------------------------------------------------------------------
 
 
 def _front() -> np.ndarray:
-    """The photograph and three methods, in one square."""
-    gap = 8
-    tiles = [_cat()[1], *(_explained(name) for name in ("gradcam", "layercam", "groupcam"))]
-    side = tiles[0].shape[0]
-    square = np.full((2 * side + gap, 2 * side + gap, 3), 255, np.uint8)
-    for number, tile in enumerate(tiles):
+    """The photograph and three methods of three families, in one square."""
+    gap, side = 8, _cat()[1].shape[0]
+    names = ("gradcam", "rise", "integrated_gradients")
+    tiles = {"photograph": _cat()[1]} | {xf.METHODS[name].title: _explained(name) for name in names}
+    square = Image.new("RGB", (2 * side + gap, 2 * side + gap), "white")
+    for number, (title, tile) in enumerate(tiles.items()):
         top, left = (part * (side + gap) for part in divmod(number, 2))
-        square[top : top + side, left : left + side] = tile
-    return np.asarray(Image.fromarray(square).resize((880, 880), Image.Resampling.LANCZOS))
+        square.paste(Image.fromarray(tile), (left, top))
+        ImageDraw.Draw(square).text(
+            (left + 16, top + side - 16), title, "white", ImageFont.load_default(26), "ls", stroke_width=2,
+            stroke_fill="#00000080",
+        )  # fmt: skip
+    return np.asarray(square)
 
 
 def _tutorial() -> np.ndarray:
     x, photograph = _cat()
     methods = {"Grad-CAM": "gradcam", "Layer-CAM": "layercam", "Score-CAM": "scorecam"}
     maps = xf.explain_all(_network().model, None, x, methods=list(methods.values()))
-    return _pixels(xf.plot.heatmaps(photograph, dict(zip(methods, maps.values(), strict=True))))
+    return _pixels(xf.plot.heatmaps(photograph, dict(zip(methods, maps.values(), strict=True)), **STYLE))
 
 
 def _layers() -> np.ndarray:
     x, photograph = _cat()
     layers = ("_blocks.2", "_blocks.4", "_blocks.10", "_swish")
-    return _pixels(xf.plot.heatmaps(photograph, {f"{n}": xf.layercam(_network().model, n, x) for n in layers}))
+    return _pixels(xf.plot.heatmaps(photograph, {n: xf.layercam(_network().model, n, x) for n in layers}, **STYLE))
 
 
 def _insertion() -> np.ndarray:
     x, photograph = _cat()
     heat = xf.gradcam(_network().model, None, x)
-    return _pixels(xf.plot.curves({"Grad-CAM": xf.insertion(_network().model, x, heat)}, photograph, heat))
+    curve = xf.insertion(_network().model, x, heat)
+    return _pixels(xf.plot.curves({"Grad-CAM": curve}, photograph, heat, **STYLE))
 
 
 def _frames() -> np.ndarray:
@@ -159,8 +166,12 @@ def _figures_of(notebook: Path) -> list[Figure]:
 
 
 def _pixels(figure: Figure) -> np.ndarray:
+    """The figure as wide as the page's text, so that its lettering is as large as the text's."""
+    width, height = figure.get_size_inches()
+    if width > INCHES:
+        figure.set_size_inches(INCHES, height * INCHES / width)
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110)
+    figure.savefig(file, format="png", dpi=130)
     return np.asarray(Image.open(file).convert("RGB"))
 
 
