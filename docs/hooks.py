@@ -8,7 +8,7 @@ import inspect
 import io
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -137,8 +137,6 @@ def method_page(name: str) -> str:
 
 {about["idea"].strip()}
 
-{formula(about["formula"])}
-
 <p class="facts">{_facts(method)}</p>
 
 </div>
@@ -147,17 +145,35 @@ def method_page(name: str) -> str:
 
 </div>
 
+{formula(about["formula"])}
+
+<div class="verdict" markdown>
+
+<div markdown>
+
 ## When to use it
 
 {about["use"].strip()}
+
+</div>
+
+<div markdown>
 
 ## When not
 
 {about["avoid"].strip()}
 
+</div>
+
+<div markdown>
+
 ## Cost
 
 In forwards of the network: {_uncapitalized(about["cost"].strip())}
+
+</div>
+
+</div>
 
 ## Call
 
@@ -205,7 +221,7 @@ class Option(NamedTuple):
 
 def options(method: Any) -> str:
     """The section on a method's keywords: its own in a table, and what it shares with others folded away."""
-    every = [option for option in _options(method) if option.name not in _CALL]
+    every = [option for option in options_of(method) if option.name not in _CALL]
     own = [option for option in every if option.name not in _SHARED]
     shared = [option for option in every if option.name in _SHARED]
     first = _table(own) if own else "It has none of its own."
@@ -214,7 +230,8 @@ def options(method: Any) -> str:
     return f'## Options\n\n{first}\n\n??? note "{title}"\n\n    {folded}\n'
 
 
-def _options(method: Any) -> Iterator[Option]:
+def options_of(method: Any) -> Iterator[Option]:
+    """Every keyword of a method, those that its call is made of included."""
     import xcam_fn as xf
 
     weighting = getattr(xf.weights, method.name, None)
@@ -313,25 +330,18 @@ def command_help() -> str:
 def notebook_page(path: Path) -> str:
     """A notebook of the percent format as a page: its prose, its code, and the pictures that it draws."""
     parts = []
-    pictures: Mapping[int, Path] = {int(p.stem.rpartition("_")[2]): p for p in drawn_by(path)}
-    number = 0
-    for kind, text in cells(path.read_text(encoding="utf-8")):
-        if kind == "markdown":
-            parts.append(text)
-            continue
-        parts.append(f"```python\n{text}\n```")
-        for _ in range(text.count("plt.show()")):
-            number += 1
-            if number in pictures:
-                parts.append(f"![](../pictures/notebooks/{pictures[number].name})")
-    name = f"`notebooks/{path.name}`"
-    parts.append(f"---\n\nThis page is {name}; `jupytext --to ipynb notebooks/{path.name}` makes a notebook of it.")
+    for number, (kind, text) in enumerate(cells(path.read_text(encoding="utf-8"))):
+        parts.append(text if kind == "markdown" else f"```python\n{text}\n```")
+        picture = picture_of_cell(path, number)
+        if picture.is_file():
+            parts.append(f"![](../pictures/notebooks/{picture.name})")
+    parts.append(f"---\n\nThis page is `notebooks/{path.name}`; `jupytext --to ipynb` makes a notebook of it.")
     return "\n\n".join(parts)
 
 
-def drawn_by(notebook: Path) -> list[Path]:
-    """The committed pictures of a notebook."""
-    return sorted((DOCS / "pictures" / "notebooks").glob(f"{notebook.stem}_*.webp"))
+def picture_of_cell(notebook: Path, number: int) -> Path:
+    """Where the picture is that a cell shows, if it shows one."""
+    return DOCS / "pictures" / "notebooks" / f"{notebook.stem}_{number}.webp"
 
 
 def cells(percent: str) -> Iterator[tuple[str, str]]:

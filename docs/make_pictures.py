@@ -10,10 +10,10 @@ The pictures are committed: drawing all of them takes many minutes, building the
 from __future__ import annotations
 
 import argparse
+import ast
 import functools
 import io
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,10 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+import hooks
 import xcam_fn as xf
 
 PICTURES = Path(__file__).parent / "pictures"
-NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 SCALE = 2  # the photograph is shown in more pixels than the network sees
 INCHES = 9.5
 STYLE: dict[str, Any] = {"alpha": 0.8, "alpha_follows_heatmap": True}
@@ -46,14 +46,15 @@ def main() -> None:
         elif name in FIGURES:
             _write(FIGURES[name](), _path_of(name))
         else:
-            for number, figure in enumerate(_figures_of(NOTEBOOKS / f"{name}.py"), 1):
-                _write(_pixels(figure), PICTURES / "notebooks" / f"{name}_{number}.webp")
+            notebook = hooks.NOTEBOOKS / f"{name}.py"
+            for number, figure in _figures_of(notebook):
+                _write(_pixels(figure), hooks.picture_of_cell(notebook, number))
 
 
 def _missing() -> list[str]:
     drawn = [name for name in (*xf.METHODS, *FIGURES) if not _path_of(name).is_file()]
-    run = [p.stem for p in sorted(NOTEBOOKS.glob("*.py")) if not (PICTURES / f"notebooks/{p.stem}_1.webp").is_file()]
-    return drawn + run
+    shown = {path.stem.rpartition("_")[0] for path in (PICTURES / "notebooks").glob("*.webp")}
+    return drawn + [path.stem for path in hooks.notebooks() if path.stem not in shown]
 
 
 def _path_of(name: str) -> Path:
@@ -155,14 +156,22 @@ FIGURES: dict[str, Callable[[], np.ndarray]] = {
 }
 
 
-def _figures_of(notebook: Path) -> list[Figure]:
-    """The figures that a notebook shows, in order."""
-    shown: list[Figure] = []
+def _figures_of(notebook: Path) -> Iterator[tuple[int, Figure]]:
+    """The figures that a notebook shows, each with the number of its cell."""
     mpl.use("agg")
-    plt.show = lambda: shown.append(plt.gcf()) or plt.figure(1 + max(plt.get_fignums()))
-    code = re.sub(r"^# %%.*$", "", notebook.read_text(encoding="utf-8"), flags=re.M)
-    exec(compile(code, str(notebook), "exec"), {"__name__": "__main__"})  # noqa: S102
-    return shown
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for number, (kind, code) in enumerate(hooks.cells(notebook.read_text(encoding="utf-8"))):
+        if kind == "markdown":
+            continue
+        tree = ast.parse(code)
+        last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+        exec(compile(tree, str(notebook), "exec"), names)
+        value = eval(compile(ast.Expression(last.value), str(notebook), "eval"), names) if last else None
+        if isinstance(value, Figure):
+            yield number, value
+        elif plt.get_fignums():
+            yield number, plt.gcf()
+        plt.close("all")
 
 
 def _pixels(figure: Figure) -> np.ndarray:

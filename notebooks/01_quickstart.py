@@ -43,7 +43,6 @@ CLS = int(probabilities.argmax())
 heat = xf.gradcam(net.model, None, x, CLS)
 print(tuple(heat.shape), f"from {float(heat.min()):.0f} to {float(heat.max()):.0f}")
 xf.plot.heatmaps(picture, {"Grad-CAM": heat}, **STYLE)
-plt.show()
 
 # %% [markdown]
 # The cheek and the nose. Next, every other method. All are called alike, so a loop over the registry is

@@ -20,7 +20,6 @@
 # %%
 import functools
 
-import matplotlib.pyplot as plt
 import skimage.data
 import torch
 from torch import Tensor
@@ -74,7 +73,6 @@ rows = [
     for layer in ("_swish", LAYER)
 ]  # fmt: skip
 xf.plot.grid(picture, rows, **STYLE)
-plt.show()
 
 # %% [markdown]
 # ## Does it keep its promises?
@@ -120,7 +118,6 @@ softpeakcam = xf.from_gradients(soft_peak, name="softpeakcam", title="Soft-Peak-
 check_method(softpeakcam, sharpness=2.0)
 sharpness = {f"sharpness {value:g}": softpeakcam(net.model, LAYER, x, sharpness=value) for value in (0.0, 1.0, 1e6)}
 xf.plot.heatmaps(picture, sharpness, **STYLE)
-plt.show()
 
 # %% [markdown]
 # ## Beside the others
@@ -163,7 +160,6 @@ D, R = xf.layercam(net.model, None, x, 282), xf.groupcam(net.model, None, x, 282
 gain = xf.gain(net.model, x, 282)
 fused["geometric"] = geometric(D, R, gain(D, R))
 xf.plot.heatmaps(picture, fused, **STYLE)
-plt.show()
 
 # %% [markdown]
 # The claims of this notebook:
