@@ -1,4 +1,4 @@
-"""What MkDocs calls while it builds the site: pages that are made of data, and parts that other files hold."""
+"""What MkDocs calls while it builds the site: pages made of data, and parts that other files hold."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ FAMILIES = {
 }
 _CALL = ("model", "layer", "x", "cls")
 _SHARED = (
-    "baseline", "score", "chunk_size", "precision", "compile", "scorer", "progress", "postprocess", "create_graph",
+    "baseline", "score", "chunk_size", "precision", "compile", "scorer", "progress", "postprocess",
+    "create_graph",
 )  # fmt: skip
 _LIBRARIES = {"xplaincam": "XplainCAM", "torchcam": "TorchCAM", "pytorch-grad-cam": "pytorch-grad-cam"}
 
@@ -61,7 +62,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Fill in what other files hold, and draw formulas."""
     del config, files
-    markdown = re.sub(r"<!-- include: (\S+)(?: (\S+))? -->", lambda found: included(*found.groups()), markdown)
+    markdown = re.sub(
+        r"<!-- include: (\S+)(?: (\S+))? -->", lambda found: included(*found.groups()), markdown
+    )
     markdown = markdown.replace("<!-- help of the commands -->", command_help())
     markdown = markdown.replace("<!-- all methods -->", gallery())
     # On GitHub these are links to files of the repository.
@@ -115,13 +118,15 @@ def gallery() -> str:
     """All methods with their pictures, a section for each family."""
     parts = []
     for family, methods in families().items():
-        cards = "\n".join(
-            f"[![](../pictures/methods/{m.name}.webp){{ loading=lazy }} **{m.title}** {m.summary}]({m.name}.md)\n"
-            for m in methods
-        )
+        cards = "\n".join(map(_card, methods))
         heading = f"## {family.capitalize()} family: {FAMILIES[family]}"
         parts.append(f'{heading}\n\n<div class="gallery" markdown>\n\n{cards}\n</div>\n')
     return "\n".join(parts)
+
+
+def _card(method: Any) -> str:
+    picture = f"![](../pictures/methods/{method.name}.webp){{ loading=lazy }}"
+    return f"[{picture} **{method.title}** {method.summary}]({method.name}.md)\n"
 
 
 def method_page(name: str) -> str:
@@ -260,6 +265,9 @@ def _described(function: Any) -> dict[str, str]:
 def _shown(default: Any) -> str:
     if default is inspect.Parameter.empty:
         return ""
+    if isinstance(default, functools.partial):
+        given = ", ".join(f"{name}={_shown(value)}" for name, value in default.keywords.items())
+        return f"{_shown(default.func)} with {given}"
     return getattr(default, "__name__", None) or repr(default)
 
 
@@ -281,7 +289,9 @@ def _variants(name: str) -> str:
     if not rows:
         return ""
     table = "\n".join(["| library | keywords with which this computes its map |", "|---|---|", *rows])
-    return f"## In other libraries\n\n{table}\n\n[What they compute](../variants.md) says where they depart.\n"
+    return (
+        f"## In other libraries\n\n{table}\n\n[What they compute](../variants.md) says where they depart.\n"
+    )
 
 
 # -- parts --------------------------------------------------------------------------------------------------
@@ -335,7 +345,9 @@ def notebook_page(path: Path) -> str:
         picture = picture_of_cell(path, number)
         if picture.is_file():
             parts.append(f"![](../pictures/notebooks/{picture.name})")
-    parts.append(f"---\n\nThis page is `notebooks/{path.name}`; `jupytext --to ipynb` makes a notebook of it.")
+    parts.append(
+        f"---\n\nThis page is `notebooks/{path.name}`; `jupytext --to ipynb` makes a notebook of it."
+    )
     return "\n\n".join(parts)
 
 

@@ -30,6 +30,7 @@ import xcam_fn as xf
 
 PICTURES = Path(__file__).parent / "pictures"
 SCALE = 2  # the photograph is shown in more pixels than the network sees
+POINTS = 0.08  # a map whose mean is lower is one of points, which can be seen only where the rest is dark
 INCHES = 9.5
 STYLE: dict[str, Any] = {"alpha": 0.8, "alpha_follows_heatmap": True}
 
@@ -86,19 +87,25 @@ def _cat() -> tuple[Tensor, np.ndarray]:
     return xf.images.prepare(photograph, preset)[0], xf.images.prepare(photograph, large)[1]
 
 
-def _explained(name: str) -> np.ndarray:
+def _explained(name: str, layer: str | None = None) -> np.ndarray:
     x, photograph = _cat()
-    return xf.plot.overlay(photograph, xf.METHODS[name](_network().model, None, x), **STYLE)
+    heatmap = xf.METHODS[name](_network().model, layer, x)
+    style = STYLE if heatmap.mean() > POINTS else {**STYLE, "alpha_follows_heatmap": False}
+    return xf.plot.overlay(photograph, heatmap, **style)
 
 
 # -- the figures of pages -----------------------------------------------------------------------------------
 
 
 def _front() -> np.ndarray:
-    """The photograph and three methods of three families, in one square."""
+    """The photograph and three heatmaps of it, in one square."""
     gap, side = 8, _cat()[1].shape[0]
-    names = ("gradcam", "rise", "integrated_gradients")
-    tiles = {"photograph": _cat()[1]} | {xf.METHODS[name].title: _explained(name) for name in names}
+    tiles = {
+        "photograph": _cat()[1],
+        "Grad-CAM": _explained("gradcam"),
+        "Layer-CAM, an earlier layer": _explained("layercam", "_blocks.10"),
+        "RISE": _explained("rise"),
+    }
     square = Image.new("RGB", (2 * side + gap, 2 * side + gap), "white")
     for number, (title, tile) in enumerate(tiles.items()):
         top, left = (part * (side + gap) for part in divmod(number, 2))
@@ -120,7 +127,9 @@ def _tutorial() -> np.ndarray:
 def _layers() -> np.ndarray:
     x, photograph = _cat()
     layers = ("_blocks.2", "_blocks.4", "_blocks.10", "_swish")
-    return _pixels(xf.plot.heatmaps(photograph, {n: xf.layercam(_network().model, n, x) for n in layers}, **STYLE))
+    return _pixels(
+        xf.plot.heatmaps(photograph, {n: xf.layercam(_network().model, n, x) for n in layers}, **STYLE)
+    )
 
 
 def _insertion() -> np.ndarray:
@@ -137,7 +146,9 @@ def _frames() -> np.ndarray:
 
 def _icon() -> np.ndarray:
     """A heatmap of a few cells."""
-    cells = np.array([[0.15, 0.3, 0.2, 0.05], [0.35, 0.75, 0.6, 0.2], [0.3, 0.9, 1.0, 0.45], [0.1, 0.4, 0.55, 0.3]])
+    cells = np.array(
+        [[0.15, 0.3, 0.2, 0.05], [0.35, 0.75, 0.6, 0.2], [0.3, 0.9, 1.0, 0.45], [0.1, 0.4, 0.55, 0.3]]
+    )
     colors = (mpl.colormaps["viridis"](cells)[..., :3] * 255).astype(np.uint8)
     large = Image.fromarray(colors).resize((96, 96), Image.Resampling.NEAREST).convert("RGBA")
     shape = Image.new("L", large.size)
@@ -164,9 +175,13 @@ def _figures_of(notebook: Path) -> Iterator[tuple[int, Figure]]:
         if kind == "markdown":
             continue
         tree = ast.parse(code)
-        last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
-        exec(compile(tree, str(notebook), "exec"), names)
-        value = eval(compile(ast.Expression(last.value), str(notebook), "eval"), names) if last else None
+        last = tree.body[-1]
+        shown = (
+            ast.Expression(last.value) if isinstance(last, ast.Expr) else ast.Expression(ast.Constant(None))
+        )
+        body = ast.Module(tree.body[:-1] if isinstance(last, ast.Expr) else tree.body, [])
+        exec(compile(body, str(notebook), "exec"), names)
+        value = eval(compile(ast.fix_missing_locations(shown), str(notebook), "eval"), names)
         if isinstance(value, Figure):
             yield number, value
         elif plt.get_fignums():

@@ -48,7 +48,9 @@ def peak(A: Tensor, G: Tensor) -> Tensor:
     return G.flatten(2).gather(2, strongest).squeeze(2)
 
 
-peakcam = xf.from_gradients(peak, name="peakcam", title="Peak-CAM", summary="the gradient at each channel's peak")
+peakcam = xf.from_gradients(
+    peak, name="peakcam", title="Peak-CAM", summary="the gradient at each channel's peak"
+)
 
 # %% [markdown]
 # Three lines, and it is a method like any other:
@@ -116,7 +118,9 @@ def soft_peak(A: Tensor, G: Tensor, sharpness: float = 1.0) -> Tensor:
 
 softpeakcam = xf.from_gradients(soft_peak, name="softpeakcam", title="Soft-Peak-CAM")
 check_method(softpeakcam, sharpness=2.0)
-sharpness = {f"sharpness {value:g}": softpeakcam(net.model, LAYER, x, sharpness=value) for value in (0.0, 1.0, 1e6)}
+sharpness = {
+    f"sharpness {value:g}": softpeakcam(net.model, LAYER, x, sharpness=value) for value in (0.0, 1.0, 1e6)
+}
 xf.plot.heatmaps(picture, sharpness, **STYLE)
 
 # %% [markdown]
@@ -126,7 +130,11 @@ xf.plot.heatmaps(picture, sharpness, **STYLE)
 # computes features and gradients once for all three of these.
 
 # %%
-named = {"gradcam": xf.gradcam, "peakcam": peakcam, "softpeakcam": functools.partial(softpeakcam, sharpness=3.0)}
+named = {
+    "gradcam": xf.gradcam,
+    "peakcam": peakcam,
+    "softpeakcam": functools.partial(softpeakcam, sharpness=3.0),
+}
 maps = xf.explain_all(net.model, LAYER, x, 282, named)
 drops = {name: float(xf.average_drop(net.model, x, heat, 282)) for name, heat in maps.items()}
 for name, drop in drops.items():
@@ -172,4 +180,4 @@ assert torch.allclose(several[:, 1], peakcam(net.model, None, x, cls=282), atol=
 assert "batch" in failure or "image" in failure
 assert torch.allclose(sharpness["sharpness 0"], xf.gradcam(net.model, LAYER, x), atol=1e-3)
 assert torch.allclose(sharpness["sharpness 1e+06"], peakcam(net.model, LAYER, x), atol=1e-3)
-assert all(0 <= float(heat.min()) and float(heat.max()) <= 1 for heat in fused.values())
+assert all(float(heat.min()) >= 0 and float(heat.max()) <= 1 for heat in fused.values())

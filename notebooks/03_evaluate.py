@@ -97,9 +97,11 @@ means = xf.report.means(found)
 figure, axes = plt.subplots(1, 3, figsize=(10, 2.9), layout="constrained", sharey=True)
 for axis, metric in zip(axes, METRICS, strict=True):
     about = xf.evaluate.METRICS[metric]
-    for height, (name, row) in enumerate(means.items()):
+    for height, row in enumerate(means.values()):
         mean = row[metric]
-        axis.plot([mean.low, mean.high], [height, height], color="tab:blue", linewidth=3, solid_capstyle="round")
+        axis.plot(
+            [mean.low, mean.high], [height, height], color="tab:blue", linewidth=3, solid_capstyle="round"
+        )
         axis.plot(mean.value, height, "o", color="white", markeredgecolor="tab:blue", markersize=7)
     axis.set(yticks=range(len(means)), yticklabels=means, title=f"{about.title}, {about.best} is best")
     axis.grid(axis="x", alpha=0.3)

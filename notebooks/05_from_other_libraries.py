@@ -155,7 +155,9 @@ with torch.no_grad():
     expected = float(model(x)[0, CLS] - model(torch.zeros_like(x))[0, CLS])
 alike = float(torch.corrcoef(torch.stack([signed.flatten(), own.flatten()]))[0, 1])
 print(f"correlation {alike:.4f}")
-print(f"the scores differ by {expected:.4f}; Captum's sum {float(signed.sum()):.4f}, ours {float(own.sum()):.4f}")
+print(
+    f"the scores differ by {expected:.4f}; Captum's sum {float(signed.sum()):.4f}, ours {float(own.sum()):.4f}"
+)
 
 # %% [markdown]
 # ## XplainCAM
@@ -184,7 +186,12 @@ for name, difference in differences.items():
     print(f"{name:36} {difference:.1e}")
 
 assert max(differences.values()) < 2e-3
-assert float((papers - xf.find_method("gradcam_pp", variant="pytorch-grad-cam")(model, LAYER, x, CLS)).abs().max()) > 1e-3
+assert (
+    float(
+        (papers - xf.find_method("gradcam_pp", variant="pytorch-grad-cam")(model, LAYER, x, CLS)).abs().max()
+    )
+    > 1e-3
+)
 assert alike > 0.85
 assert abs(float(own.sum()) - expected) < 1e-2 * abs(expected)
 assert torch.equal(variants["gradcam"], xf.gradcam(model, LAYER, x, CLS))

@@ -32,7 +32,9 @@ CLASSES = 1000
 
 pytestmark = [
     pytest.mark.usefixtures("unchecked"),  # as a reader runs them
-    pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning"),  # torch's own, in jvp
+    pytest.mark.filterwarnings(
+        "ignore:.torch.jit.script. is deprecated:FutureWarning"
+    ),  # torch's own, in jvp
 ]
 
 _PART = re.compile(
@@ -90,7 +92,9 @@ def prepared(photographs: torch.Tensor) -> dict[str, Any]:
 def folder(tmp_path, monkeypatch) -> Path:
     """A folder with the photograph that pages name."""
     monkeypatch.chdir(tmp_path)
-    Image.fromarray(skimage.data.chelsea()).save("cat.jpg", format="png")  # as sharp as the file in the package
+    Image.fromarray(skimage.data.chelsea()).save(
+        "cat.jpg", format="png"
+    )  # as sharp as the file in the package
     return tmp_path
 
 

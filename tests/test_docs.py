@@ -44,7 +44,17 @@ def test_every_option_of_a_method_is_described(hooks):
 
 def test_every_command_has_its_help(hooks):
     help_text = hooks.command_help()
-    for name in ("explain", "compare", "gallery", "evaluate", "report", "latency", "export", "methods", "layers"):
+    for name in (
+        "explain",
+        "compare",
+        "gallery",
+        "evaluate",
+        "report",
+        "latency",
+        "export",
+        "methods",
+        "layers",
+    ):
         assert f"## xcam {name}\n" in help_text
         assert f"Usage: xcam {name}" in help_text
 
@@ -86,8 +96,14 @@ def test_every_test_that_is_named_exists():
 
 
 def test_cells_of_a_notebook(hooks):
-    percent = "# ---\n# jupyter:\n# ---\n\n# %% [markdown]\n# # Title\n#\n# Text.\n\n# %%\na = 1\n\n\n# %%\nb = 2\n"
-    assert list(hooks.cells(percent)) == [("markdown", "# Title\n\nText."), ("code", "a = 1"), ("code", "b = 2")]
+    percent = (
+        "# ---\n# jupyter:\n# ---\n\n# %% [markdown]\n# # Title\n#\n# Text.\n\n# %%\na = 1\n\n\n# %%\nb = 2\n"
+    )
+    assert list(hooks.cells(percent)) == [
+        ("markdown", "# Title\n\nText."),
+        ("code", "a = 1"),
+        ("code", "b = 2"),
+    ]
 
 
 def test_a_part_that_is_missing_is_an_error(hooks):

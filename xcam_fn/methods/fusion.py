@@ -330,8 +330,8 @@ def _checked_maps(role: str, maps: Tensor, x: Tensor, scoring: Scoring) -> Tenso
     return maps
 
 
-_OPTIONS = """        baseline: x₀, what is seen where a map hides: a number, a tensor or a callable of x. The methods
-            that make the maps have their own.
+_OPTIONS = """        baseline: x₀, what is seen where a map hides: a number, a tensor or a callable of x. The
+            methods that make the maps have their own.
 """
 
 

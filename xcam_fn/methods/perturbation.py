@@ -595,7 +595,7 @@ RETURNS = """
 
 
 def _method(run: Callable[..., Tensor], title: str, paper: str, summary: str) -> Method:
-    parts = {"    {call}": CALL, "{scoring}": SCORING, "{returns}": RETURNS}
+    parts = {"    {call}": CALL, "    {scoring}": SCORING, "{returns}": RETURNS}
     group = SCORING if run is _groupcam else SCORING + _SUMMING
     parts["{arguments}"] = "\n" + CALL + group
     doc = run.__doc__ or ""
