@@ -331,7 +331,7 @@ def command_help() -> str:
     sections = []
     for name in (command for command in app if not command.startswith("-")):
         printed = io.StringIO()
-        app.help_print([name], console=Console(file=printed, width=100, color_system=None))
+        app.help_print([name], console=Console(file=printed, width=88, color_system=None))
         text = "\n".join(line.rstrip() for line in printed.getvalue().strip().splitlines())
         sections.append(f"## xcam {name}\n\n```text\n{text}\n```\n")
     return "\n".join(sections)

@@ -30,7 +30,7 @@ import xcam_fn as xf
 
 PICTURES = Path(__file__).parent / "pictures"
 SCALE = 2  # the photograph is shown in more pixels than the network sees
-POINTS = 0.08  # a map whose mean is lower is one of points, which can be seen only where the rest is dark
+POINTS = 0.05  # a map whose mean is lower is one of points, drawn up to its 99th percentile to be seen at all
 INCHES = 9.5
 STYLE: dict[str, Any] = {"alpha": 0.8, "alpha_follows_heatmap": True}
 
@@ -87,29 +87,27 @@ def _cat() -> tuple[Tensor, np.ndarray]:
     return xf.images.prepare(photograph, preset)[0], xf.images.prepare(photograph, large)[1]
 
 
-def _explained(name: str, layer: str | None = None) -> np.ndarray:
+def _explained(name: str) -> np.ndarray:
     x, photograph = _cat()
-    heatmap = xf.METHODS[name](_network().model, layer, x)
-    style = STYLE if heatmap.mean() > POINTS else {**STYLE, "alpha_follows_heatmap": False}
-    return xf.plot.overlay(photograph, heatmap, **style)
+    heatmap = xf.METHODS[name](_network().model, None, x)
+    if heatmap.mean() < POINTS:
+        heatmap = (heatmap / heatmap.quantile(0.99)).clamp(max=1)
+    return xf.plot.overlay(photograph, heatmap, **STYLE)
 
 
 # -- the figures of pages -----------------------------------------------------------------------------------
 
 
 def _front() -> np.ndarray:
-    """The photograph and three heatmaps of it, in one square."""
+    """The photograph and the pictures of three methods, which have to be there already, in one square."""
     gap, side = 8, _cat()[1].shape[0]
-    tiles = {
-        "photograph": _cat()[1],
-        "Grad-CAM": _explained("gradcam"),
-        "Layer-CAM, an earlier layer": _explained("layercam", "_blocks.10"),
-        "RISE": _explained("rise"),
-    }
+    tiles = {"photograph": Image.fromarray(_cat()[1])}
+    for name in ("gradcam", "integrated_gradients", "rise"):
+        tiles[xf.METHODS[name].title] = Image.open(_path_of(name))
     square = Image.new("RGB", (2 * side + gap, 2 * side + gap), "white")
     for number, (title, tile) in enumerate(tiles.items()):
         top, left = (part * (side + gap) for part in divmod(number, 2))
-        square.paste(Image.fromarray(tile), (left, top))
+        square.paste(tile, (left, top))
         ImageDraw.Draw(square).text(
             (left + 16, top + side - 16), title, "white", ImageFont.load_default(26), "ls", stroke_width=2,
             stroke_fill="#00000080",
@@ -126,10 +124,8 @@ def _tutorial() -> np.ndarray:
 
 def _layers() -> np.ndarray:
     x, photograph = _cat()
-    layers = ("_blocks.2", "_blocks.4", "_blocks.10", "_swish")
-    return _pixels(
-        xf.plot.heatmaps(photograph, {n: xf.layercam(_network().model, n, x) for n in layers}, **STYLE)
-    )
+    maps = {name: xf.layercam(_network().model, name, x) for name in ("_blocks.4", "_blocks.10", "_swish")}
+    return _pixels(xf.plot.heatmaps(photograph, maps, alpha=0.65))
 
 
 def _insertion() -> np.ndarray:
