@@ -543,6 +543,7 @@ def _groupcam(
         cluster: "chunks" of neighboring channels, or by the likeness of their maps: "kmeans" or
             "agglomerative" (with scikit-learn, the extra `cluster`).
         seed: of k-means; the others draw nothing.
+        baseline: x₀, what is seen where a group's mask hides: a number, a tensor or a callable of x.
     {returns}
 
     References:
@@ -708,7 +709,7 @@ RETURNS = """
 
 
 def _method(run: Callable[..., Tensor], title: str, paper: str, summary: str) -> Method:
-    parts = {"{call}": CALL, "{scoring}": SCORING, "{projection}": _PROJECTION, "{returns}": RETURNS}
+    parts = {"    {call}": CALL, "    {scoring}": SCORING, "{projection}": _PROJECTION, "{returns}": RETURNS}
     group = SCORING if run is _groupcam else SCORING + _SUMMING + _PROJECTION
     parts["{arguments}"] = "\n" + CALL + group
     doc = run.__doc__ or ""
