@@ -677,6 +677,8 @@ CALL = """    Args:
         x: (B, C, *size), prepared images.
         cls: None for the predicted class of each image, an int, B ints, (B, n) ints for n classes of each
             image at once, or a target, a callable from the output to one score for each perturbed image.
+        to_spatial: where the layer returns tokens (B, T, K) or channels last, the function that selects and
+            arranges them as (B, K, *spatial); None finds it.
         postprocess: `heatmap`, a callable `(cam, size) -> map`, or None for the raw map.
         create_graph: record the computation, so that the result can be differentiated with respect to the
             parameters.
