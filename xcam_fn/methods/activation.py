@@ -17,8 +17,8 @@ from xcam_fn.methods.method import (
     Method,
     Postprocess,
     check_options,
-    documented,
     method,
+    method_of,
     parameters_of,
     with_parameters,
 )
@@ -228,14 +228,11 @@ def _check_pooled(model: nn.Module, layer: Layer, x: Tensor, cls: Classes, found
         )
 
 
-cam = method(
+cam = method_of(
     _cam,
-    name="cam",
     title="CAM",
     family="activation",
     paper="arXiv:1512.04150",
     summary="each channel weighted by the linear layer's own weight",
     needs="global average pooling and a linear layer after it",
-    module=__name__,
-    doc=documented(_cam),
 )

@@ -107,6 +107,23 @@ def method(
     return cast(Method, called)
 
 
+def method_of(
+    run: Callable[..., Tensor], *, title: str, family: str, paper: str, summary: str, needs: str = ""
+) -> Method:
+    """The method that a private function computes, under its name and with its docstring, filled in."""
+    return method(
+        run,
+        name=run.__name__.lstrip("_"),
+        title=title,
+        family=family,
+        paper=paper,
+        summary=summary,
+        module=run.__module__,
+        doc=documented(run),
+        needs=needs,
+    )
+
+
 def documented(run: Callable[..., Tensor]) -> str:
     """The function's docstring with the arguments and returns that all methods share filled in."""
     doc = inspect.cleandoc(run.__doc__ or "")

@@ -21,8 +21,7 @@ from xcam_fn.methods.gradient import finish, gradcam_pp
 from xcam_fn.methods.method import (
     Method,
     Postprocess,
-    documented,
-    method,
+    method_of,
     parameters_of,
     with_options,
     with_parameters,
@@ -274,16 +273,13 @@ def _refinecam(
     )  # fmt: skip
 
 
-refinecam = method(
+refinecam = method_of(
     _refinecam,
-    name="refinecam",
     title="RefineCAM",
     family="fusion",
     paper="arXiv:2605.14641",
     summary="Grad-CAM++ at several layers, multiplied",
     needs="layers of several resolutions",
-    module=__name__,
-    doc=documented(_refinecam),
 )
 
 
