@@ -41,6 +41,8 @@ OPTIONS = {
 METHODS = (*xf.METHODS, "smooth(gradcam)", "eigen_smooth(gradcam)")
 ABOUT = ("library", "name", "parameters", "input", "layer", "features", "runs", "batch", "seed")
 NUM_CLASSES = 10
+NUM_SEEDS = 8
+ENOUGH_SECONDS = 12
 
 
 class Architecture(NamedTuple):
@@ -391,8 +393,27 @@ def drawn(model: nn.Module, x: Tensor, seed: int) -> nn.Module:
 # -- one row -------------------------------------------------------------------------------------------------
 
 
-def examined(architecture: Architecture, seed: int = 0) -> dict[str, str]:
-    """The architecture's row: what is known of it, and what each method does on it."""
+def examined(architecture: Architecture) -> dict[str, str]:
+    """The architecture's row, with the first of a few seeds whose weights make no map zero.
+
+    Random weights may speak against the class at all of a layer's few positions; where every seed has such a
+    map, the row with the fewest is taken.
+    """
+    start, rows = time.perf_counter(), []
+    for seed in range(NUM_SEEDS):
+        rows.append(examined_once(architecture, seed))
+        if not zeros(rows[-1]) or time.perf_counter() - start > ENOUGH_SECONDS:
+            break
+    return min(rows, key=zeros)
+
+
+def zeros(row: dict[str, str]) -> int:
+    """How many methods give a map that is zero everywhere."""
+    return sum(row[name] == "zero" for name in METHODS)
+
+
+def examined_once(architecture: Architecture, seed: int) -> dict[str, str]:
+    """What is known of an architecture, and what each method does on it."""
     torch.manual_seed(0)
     x = torch.randn(2, 3, *architecture.size, generator=torch.Generator().manual_seed(1))
     model = drawn(architecture.build(), x, seed)
@@ -458,7 +479,7 @@ def write(rows: Iterable[dict[str, str]], path: Path = DATA) -> None:
     beside.replace(path)
 
 
-def update(only: str | None, seed: int) -> None:
+def update(only: str | None) -> None:
     """Run what has no row yet, or what is named, and write each row as soon as it is known."""
     rows = read()
     wanted = architectures()
@@ -469,7 +490,7 @@ def update(only: str | None, seed: int) -> None:
         start = time.perf_counter()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            rows[key] = examined(architecture, seed)
+            rows[key] = examined(architecture)
         counts = Counter(rows[key][name].partition(":")[0] for name in METHODS)
         print(*key, dict(counts), f"{time.perf_counter() - start:.0f} s", flush=True)
         order = [(each.library, each.name) for each in wanted]
@@ -480,10 +501,9 @@ def main() -> None:
     """Run what is asked for, then write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", metavar="NAME", help="architectures whose name contains NAME, again")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    update(arguments.only, arguments.seed)
+    update(arguments.only)
 
 
 if __name__ == "__main__":

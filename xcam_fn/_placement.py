@@ -36,6 +36,7 @@ class Call(NamedTuple):
         is_container: it only runs its modules one after the other.
         layout: "first" or "last", where the module by itself tells which axis is the channels'.
         start: how many calls had ended when this one began.
+        is_alone: its output holds no other floating-point tensor than its first.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Call(NamedTuple):
     is_container: bool
     layout: str | None
     start: int
+    is_alone: bool
 
 
 def own_layout(module: nn.Module, shape: tuple[int, ...]) -> str | None:
@@ -204,29 +206,17 @@ def default_position(
         ValueError: there is neither.
     """
     last_map = _last_map(calls, size)
-    attentions = [
-        i
-        for i in _attentions(calls)
-        if last_map is None or i > last_map or _is_read_by_class_token(calls, i, last_map, grid_of)
-    ]
+    attentions = [i for i in _attentions(calls) if last_map is None or i > last_map]
     for i in reversed(attentions):
         if grid_of(calls[i].start - 1) is not None:
             return calls[i].start - 1
-    tokens = [i for i in range(len(calls)) if _is_row(calls, i) and (last_map is None or i > last_map)]
+    first = 0 if last_map is None else last_map + 1
+    tokens = [i for i in range(first, len(calls)) if _is_row(calls, i) and calls[i].is_alone]
     if not attentions and tokens and grid_of(tokens[-1]) is not None:
         return tokens[-1]
     if last_map is None:
         raise ValueError("neither maps nor tokens")
     return last_map
-
-
-def _is_read_by_class_token(
-    calls: Sequence[Call], attention: int, last_map: int, grid_of: Callable[[int], tuple[int, ...] | None]
-) -> bool:
-    """True where the last maps are patches that stood beside a class token, which alone is read further on."""
-    read = calls[attention].start - 1
-    shape, grid = calls[read].shape, tuple(calls[last_map].shape[2:])
-    return len(shape) == 3 and grid_of(read) == grid and shape[1] > math.prod(grid)
 
 
 def _attentions(calls: Sequence[Call]) -> list[int]:
@@ -236,12 +226,13 @@ def _attentions(calls: Sequence[Call]) -> list[int]:
 
 
 def _named_attentions(calls: Sequence[Call]) -> list[int]:
-    """The calls of modules whose type says that they are an attention; their name, where they return tokens."""
+    """The calls of modules that are an attention by their type, or by their name where they return tokens."""
 
     def is_named(call: Call) -> bool:
         kind, name = call.kind.lower(), call.name.rpartition(".")[2]
         by_name = name in _ATTENTION_NAMES and len(call.shape) == 3
-        return by_name or any(word in kind for word in _ATTENTION_KINDS)
+        by_kind = any(word in kind for word in _ATTENTION_KINDS) and "projection" not in kind
+        return by_name or by_kind
 
     return [i for i, call in enumerate(calls) if call.start > 0 and is_named(call)]
 
@@ -269,7 +260,12 @@ def _last_map(calls: Sequence[Call], size: tuple[int, ...]) -> int | None:
 
 
 def _goes_on(call: Call, grid: tuple[int, ...]) -> bool:
-    return len(call.shape) > 2 and call.shape[2:] == grid and not call.is_pooling
+    """True for maps of that size, on which the score rests.
+
+    It need not rest on maps that are returned beside something else: what is read further on may be that, a
+    class token or maps already pooled.
+    """
+    return len(call.shape) > 2 and call.shape[2:] == grid and not call.is_pooling and call.is_alone
 
 
 def _is_map(calls: Sequence[Call], position: int, size: tuple[int, ...]) -> bool:
@@ -279,6 +275,7 @@ def _is_map(calls: Sequence[Call], position: int, size: tuple[int, ...]) -> bool
         bool(call.name)
         and len(shape) == len(size) + 2
         and max(shape[2:]) > 1
+        and call.is_alone
         and _layout(calls, position) == "first"
     )
 

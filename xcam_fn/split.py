@@ -868,6 +868,7 @@ def _recorded(root: nn.Module, x: Tensor) -> tuple[tuple[Call, ...], Any]:
                 Call(
                     name, shape, kind, isinstance(module, _CONVOLUTIONS), pools(module),
                     isinstance(module, nn.Sequential), own_layout(module, shape), start,
+                    _count_of_tensors(output) == 1,
                 )
             )  # fmt: skip
             return output
@@ -881,6 +882,11 @@ def _recorded(root: nn.Module, x: Tensor) -> tuple[tuple[Call, ...], Any]:
 def _shape(output: Any) -> tuple[int, ...]:
     position = _trace.feature_position(output)
     return () if position is None else tuple(pytree.tree_leaves(output)[position].shape)
+
+
+def _count_of_tensors(output: Any) -> int:
+    leaves = pytree.tree_leaves(output)
+    return sum(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in leaves)
 
 
 def _sample(x: Tensor) -> Tensor:
