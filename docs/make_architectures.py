@@ -1,6 +1,6 @@
 """The table of docs/architectures.md: every method run on many architectures with random weights.
 
-python docs/make_architectures.py                 # those that docs/architectures.csv has no row for; then the page
+python docs/make_architectures.py                 # what docs/architectures.csv has no row for, then the page
 python docs/make_architectures.py --only levit    # those whose name contains a word, again
 python docs/make_architectures.py --page          # the page alone
 
@@ -18,7 +18,6 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,7 +81,7 @@ def torchvision_small(name: str, size: tuple[int, int], kind: str, **options: An
 
 
 def timm_net(name: str, size: tuple[int, int] = (64, 96), **options: Any) -> Architecture:
-    """A network of timm by its name, with options that make it narrower, shallower or of another input size."""
+    """A network of timm by its name, with options that make it narrow, shallow or of another input size."""
     import timm
 
     return Architecture(

@@ -8,6 +8,7 @@ from torch._dynamo.testing import CompileCounter
 
 import networks
 import xcam_fn as xf
+from xcam_fn.testing import small_transformer
 
 
 def compiled(f, backend="aot_eager"):
@@ -37,6 +38,10 @@ def main() -> None:
         cold.scale.mul_(2)
     agree(fast(cold, x), xf.gradcam(cold, None, x))
     print("defaults")
+    tokens = small_transformer()
+    fast = compiled(lambda x: xf.gradcam(tokens.model, None, x, 1))
+    agree(fast(tokens.x), xf.gradcam(tokens.model, None, tokens.x, 1))
+    print("tokens")
     fast = compiled(lambda x: xf.gradcam(model, "conv2", x), "inductor")
     agree(fast(x), xf.gradcam(model, "conv2", x))
     print("inductor")

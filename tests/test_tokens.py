@@ -2,15 +2,14 @@
 
 import math
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 
-import networks
 import pytest
 import torch
 from einops import rearrange
 from torch import nn
 from torch.nn import functional as F
 
+import networks
 import xcam_fn as xf
 from xcam_fn._attention import StepByStep
 from xcam_fn.checks import StructureError
@@ -152,7 +151,15 @@ def _logits(output):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    "name", ["torchvision Swin", "timm ViT", "timm DeiT, two tokens", "timm registers", "timm Swin", "transformers ViT"]
+    "name",
+    [
+        "torchvision Swin",
+        "timm ViT",
+        "timm DeiT, two tokens",
+        "timm registers",
+        "timm Swin",
+        "transformers ViT",
+    ],
 )
 def test_a_token_is_placed_where_its_patch_is(name):
     """Of all patches of the image, its own moves a position of the features most."""
@@ -211,13 +218,58 @@ def test_pool_former_is_no_pooling():
     assert xf.default_layer(model, images()) == "norm"
 
 
-@pytest.mark.filterwarnings("ignore")
+class TwoBranches(nn.Module):
+    """Patches of two sizes with a class token for each, as in CrossViT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.ModuleList([nn.Conv2d(3, 8, size, stride=size) for size in (8, 16)])
+        self.cls_token_0 = nn.Parameter(torch.zeros(1, 1, 8))
+        self.cls_token_1 = nn.Parameter(torch.zeros(1, 1, 8))
+        self.norms = nn.ModuleList([nn.LayerNorm(8), nn.LayerNorm(8)])
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x):
+        total = 0
+        for patches, token, norm in zip(
+            self.patches, (self.cls_token_0, self.cls_token_1), self.norms, strict=True
+        ):
+            tokens = rearrange(patches(x), "b k h w -> b (h w) k")
+            total = total + norm(torch.cat([token.expand(len(x), -1, -1), tokens], 1)).mean(1)
+        return self.fc(total)
+
+
 def test_two_branches_have_a_class_token_each():
-    timm = pytest.importorskip("timm")
-    model = timm.create_model("crossvit_9_240", pretrained=False, num_classes=5).eval()
-    found = xf.layers(model, images((240, 240), batch=1))
-    assert found["blocks.0.blocks.0.0.norm1"] == (1, 128, 20, 20)
-    assert found["blocks.0.blocks.1.0.norm1"] == (1, 256, 14, 14)
+    found = xf.layers(networks.seeded(TwoBranches()), images())
+    assert found["norms.0"] == (1, 8, 4, 6)
+    assert found["norms.1"] == (1, 8, 2, 3)
+
+
+class PooledBeside(nn.Module):
+    """Its body returns maps, and the same pooled, which alone are read (as networks of transformers do)."""
+
+    class Body(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = nn.Sequential(nn.Conv2d(3, 8, 8, stride=8), nn.ReLU())
+
+        def forward(self, x):
+            maps = self.encoder(x)
+            return {"last_hidden_state": maps, "pooler_output": maps.mean((2, 3))}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = self.Body()
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.fc(self.body(x)["pooler_output"])
+
+
+def test_maps_beside_which_they_are_pooled_are_not_the_default():
+    model, x = networks.seeded(PooledBeside()), images()
+    assert xf.default_layer(model, x) == "body.encoder"
+    assert xf.feature_and_grad(model, None, x).grads.abs().max() > 0
 
 
 # -- a user's own to_spatial ---------------------------------------------------------------------------------
@@ -281,7 +333,9 @@ def test_patches_after_the_last_attention_have_no_say():
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["torchvision ViT", "torchvision Swin", "timm ViT", "timm LeViT", "transformers ViT"])
+@pytest.mark.parametrize(
+    "name", ["torchvision ViT", "torchvision Swin", "timm ViT", "timm LeViT", "transformers ViT"]
+)
 def test_split_on_tokens(name):
     build, size, layer, shape = CASES[name]
     model, x = seeded(build()), images(size)
@@ -308,7 +362,7 @@ def with_patches_changed(model, layer, x, change):
 @pytest.mark.parametrize("name", ["torchvision ViT", "timm ViT", "transformers ViT"])
 @pytest.mark.filterwarnings("ignore")
 def test_ablation_equals_a_slow_loop(name):
-    build, size, layer, (channels, h, _) = CASES[name]
+    build, size, layer, (channels, _, _) = CASES[name]
     model, x = seeded(build()), images(size, batch=1)
     with torch.no_grad():
         score = _logits(model(x))[0, 2]
@@ -380,6 +434,7 @@ def test_step_by_step_equals_multi_head_attention(masks):
     assert (own - weights).abs().max() <= 1e-6
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("build", [torchvision_vit, lambda: timm_vit(img_size=32)])
 def test_transforms_go_through_attention(build):
     model, x = seeded(build()).double(), images((32, 32), batch=1).double()
@@ -393,14 +448,9 @@ def test_transforms_go_through_attention(build):
     _, along = torch.func.jvp(cam, (x,), (direction,))
     torch.testing.assert_close(along, expected, rtol=1e-4, atol=1e-8)
     gradient = torch.func.grad(lambda x: cam(x).square().sum())(x)
-    torch.testing.assert_close((gradient * direction).sum(), (2 * cam(x) * expected).sum(), rtol=1e-4, atol=1e-8)
-
-
-def test_compiles():
-    model, x = seeded(torchvision_vit()), images((32, 32))
-    expected = xf.gradcam(model, None, x, 1)
-    compiled = torch.compile(lambda x: xf.gradcam(model, None, x, 1), fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        (gradient * direction).sum(), (2 * cam(x) * expected).sum(), rtol=1e-4, atol=1e-8
+    )
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -443,7 +493,7 @@ def test_pytorch_grad_cam_agrees(name):
     import pytorch_grad_cam
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    build, size, layer, (_, h, _) = CASES[name]
+    build, size, layer, _ = CASES[name]
     model, x = seeded(build()), images(size)
 
     def reshape(output):
@@ -468,5 +518,4 @@ def test_torchcam_legrad_agrees():
         scores = vit(x)
         theirs = extractor([1, 2], scores, normalized=False)
     ours = xf.legrad(vit, None, x, [1, 2], postprocess=None)
-    print([t.shape for t in theirs], ours.shape)
     torch.testing.assert_close(ours, theirs[0].reshape(ours.shape), rtol=0, atol=1e-5)
