@@ -1,13 +1,14 @@
 # make demo   explain a photograph, from a fresh clone
 # make test   the tests
 # make lint   ruff and pyright
+# make docs   the documentation into site/, warnings are errors; make docs-serve shows it at localhost:8000
 # make bench  every library on this machine; make bench-check: did ours get slower?
 
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test lint bench bench-check clean
+.PHONY: demo test lint docs docs-serve bench bench-check clean
 
 demo: $(VENV)/.installed-demo
 	@$(VENV)/bin/xcam explain \
@@ -22,6 +23,12 @@ lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/pyright
 
+docs: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+
+docs-serve: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs serve
+
 bench: $(VENV)/.installed-test
 	$(PY) -m benchmarks
 	$(PY) -m benchmarks --growth
@@ -30,7 +37,7 @@ bench-check: $(VENV)/.installed-test
 	$(PY) -m benchmarks.check
 
 clean:
-	rm -rf $(VENV) demo dist
+	rm -rf $(VENV) demo dist site
 
 # One stamp an extra: nothing is installed again until pyproject.toml changes.
 $(VENV)/.installed-%: pyproject.toml | $(PY)

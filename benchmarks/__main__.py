@@ -65,15 +65,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(text)
 
 
+def _task(name: str) -> str:
+    """The name of something that can be measured."""
+    if name not in (cases.CURVES, cases.TABLE):
+        try:
+            xf.find_method(name)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+    return name
+
+
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    tasks = [*xf.METHODS, cases.CURVES, cases.TABLE]
     parser.add_argument("--quick", action="store_true", help="a few cases only")
     parser.add_argument("--growth", action="store_true", help="how cost grows: figures instead of the table")
-    parser.add_argument("--tasks", nargs="+", choices=tasks, help="cases of your own: what is computed")
+    parser.add_argument(
+        "--tasks", nargs="+", type=_task, metavar="TASK",
+        help=f"cases of your own: methods, smooth(gradcam), {cases.CURVES} or {cases.TABLE}",
+    )  # fmt: skip
     parser.add_argument("--networks", nargs="+", choices=networks.NETWORKS, help="on which networks")
     parser.add_argument("--batches", nargs="+", type=int, metavar="B", help="for how many images")
     parser.add_argument("--sizes", nargs="+", type=int, metavar="PIXELS", help="of which size")

@@ -39,7 +39,12 @@ _JUDGED = 2 * STEPS + 2  # forwards of the four metrics of one heatmap
 OPTIONS: dict[str, dict[str, Any]] = {"sscam": {"num_samples": 2}, "iscam": {"num_samples": 2}}
 GRADIENT = ("gradcam", "gradcam_pp", "xgradcam", "layercam", "hirescam")
 PERTURBATION = ("scorecam", "sscam", "iscam", "ablationcam")
-TITLES = {name: method.title for name, method in xf.METHODS.items()} | {
+OTHERS = (
+    "gradcam_elementwise", "smoothgradcam_pp", "shapleycam", "finercam", "eigencam", "eigengradcam",
+    "segeigencam", "kpcacam", "fem", "cam", "reciprocam", "deep_feature_factorization", "fullgrad",
+    "guided_backprop", "integrated_gradients", "smooth(gradcam)", "eigen_smooth(gradcam)",
+)  # fmt: skip
+TITLES = {name: xf.find_method(name).title for name in (*xf.METHODS, *OTHERS)} | {
     CURVES: "Insertion + deletion",
     TABLE: "Evaluation table",
 }
@@ -161,6 +166,7 @@ def default() -> list[Case]:
         *(Case("gradcam", name, 1, 448) for name in ("lite0", "resnet50")),
         *(Case("gradcam", name, 1, classes=5) for name in ("lite0", "resnet50")),
         *(Case(task, "lite0") for task in PERTURBATION),
+        *(Case(task, "lite0") for task in OTHERS),
         *(Case("ablationcam", name) for name in list(networks.NETWORKS)[1:]),
         *(Case("scorecam", name) for name in ("resnet50", "vgg19")),
         *(Case(CURVES, name) for name in ("lite0", "resnet50")),

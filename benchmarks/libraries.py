@@ -72,7 +72,7 @@ def ours(setting: Setting, _: contextlib.ExitStack, **options: Any) -> Job | Non
     if "," in case.task:
         names = case.task.split(",")
         return Job(lambda: xf.explain_all(model, layer, x, setting.cls, names, **options))
-    method = functools.partial(xf.METHODS[case.task], **cases.OPTIONS.get(case.task, {}))
+    method = functools.partial(xf.find_method(case.task), **cases.OPTIONS.get(case.task, {}))
     if options and case.task not in ("scorecam", "sscam", "iscam"):
         return None
     return Job(lambda: method(model, layer, x, setting.cls, **options))
@@ -190,12 +190,25 @@ _GRAD_CAM = {
     "xgradcam": "XGradCAM",
     "layercam": "LayerCAM",
     "hirescam": "HiResCAM",
+    "gradcam_elementwise": "GradCAMElementWise",
+    "shapleycam": "ShapleyCAM",
+    "finercam": "FinerCAM",
+    "eigencam": "EigenCAM",
+    "eigengradcam": "EigenGradCAM",
+    "segeigencam": "SegEigenCAM",
+    "kpcacam": "KPCA_CAM",
+    "fem": "FEM",
+    "fullgrad": "FullGrad",
+    "smooth(gradcam)": "GradCAM",
+    "eigen_smooth(gradcam)": "GradCAM",
     "scorecam": "ScoreCAM",
     "ablationcam": "AblationCAM",
 }
+_SMOOTHING = {"smooth(gradcam)": {"aug_smooth": True}, "eigen_smooth(gradcam)": {"eigen_smooth": True}}
 _TORCHCAM = {
     "gradcam": "GradCAM",
     "gradcam_pp": "GradCAMpp",
+    "smoothgradcam_pp": "SmoothGradCAMpp",
     "xgradcam": "XGradCAM",
     "layercam": "LayerCAM",
     "scorecam": "ScoreCAM",
@@ -232,10 +245,12 @@ def grad_cam(setting: Setting, stack: contextlib.ExitStack) -> Job | None:
         options["reshape_transform"] = lambda maps: maps[:, channels]
         share = len(channels) / setting.maps
     cam = stack.enter_context(
-        getattr(peer_grad_cam, _GRAD_CAM[task])(model, [model.get_submodule(layer)], **options)
+        _quiet(
+            lambda: getattr(peer_grad_cam, _GRAD_CAM[task])(model, [model.get_submodule(layer)], **options)
+        )()
     )
     if cls is None:
-        return Job(_quiet(lambda: cam(x, None)), share)
+        return Job(_quiet(lambda: cam(x, None, **_SMOOTHING.get(task, {}))), share)
     columns = [[ClassifierOutputTarget(label) for label in column] for column in zip(*cls, strict=True)]
     return Job(
         lambda: torch.stack([torch.as_tensor(cam(x, targets)) for targets in columns], 1).flatten(0, 1)
@@ -250,7 +265,7 @@ def torchcam(setting: Setting, stack: contextlib.ExitStack) -> Job | None:
     if task not in _TORCHCAM:
         return None
     model, layer = networks.for_peer(setting.network)
-    gradient = task in cases.GRADIENT
+    gradient = task not in cases.PERTURBATION
     options: dict[str, Any] = {}
     share = 1.0
     if not gradient:

@@ -1,7 +1,9 @@
 """What the tests share: shapes checked at run time, real photographs and a real network."""
 
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import jaxtyping
 import pytest
@@ -59,3 +61,16 @@ def photographs() -> Tensor:
     )
     pictures = (skimage.data.chelsea(), skimage.data.astronaut())
     return torch.stack([prepare(Image.fromarray(picture)) for picture in pictures])
+
+
+@pytest.fixture(scope="session")
+def hooks() -> ModuleType:
+    """docs/hooks.py, which makes pages of the documentation of data; it is no part of a package."""
+    pytest.importorskip("griffe")
+    pytest.importorskip("latex2mathml")
+    spec = importlib.util.spec_from_file_location("hooks", Path(__file__).parents[1] / "docs" / "hooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

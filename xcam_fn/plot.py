@@ -39,6 +39,7 @@ Numbers = Sequence[float] | np.ndarray | Tensor
 Color = float | Numbers
 
 _FRAMES = 6  # a row
+_CONCEPTS = "Set1"  # colors that are told apart
 _MEAN_COLOR = (0.485, 0.456, 0.406)  # of ImageNet; zero once it is normalized
 
 
@@ -176,6 +177,56 @@ def grid(
             )  # fmt: skip
             titles.append(title if relevance.any() else f"{title} (empty)")
     return panels_figure(panels, titles, caption, colormap, columns=len(rows[0]))
+
+
+def concepts(
+    image: Picture,
+    maps: Sequence[Map] | Mapping[str, Map],
+    *,
+    caption: str | None = None,
+    alpha: float = 0.65,
+) -> Figure:
+    """A figure of the picture painted with the concepts it is made of, and of each concept by itself.
+
+    Each pixel has the color of the concept that is strongest there, as strong as that concept is.
+
+    Args:
+        image: the picture, as for `overlay`.
+        maps: one map of each concept, (h, w), ≥ 0, at any size, as `Concepts.maps[i]` of `xcam_fn.concepts`;
+            with titles where it is a mapping, else numbered.
+        caption: a line below the pictures.
+        alpha: how much the colors cover, in [0, 1].
+
+    Returns:
+        The figure, the caller's alone.
+
+    Raises:
+        ValueError: there are no maps, a map is negative or not finite, or alpha is out of range.
+        TypeError: an argument is of the wrong kind.
+    """
+    named = maps if isinstance(maps, Mapping) else {f"concept {i + 1}": each for i, each in enumerate(maps)}
+    if not named:
+        raise ValueError("maps is empty; expected one map of each concept")
+    check_style(colormap=_CONCEPTS, alpha=alpha)
+    picture = picture_of(image)
+    given = {title: map_of(values, f"maps[{title!r}]") for title, values in named.items()}
+    for title, values in given.items():
+        if not (np.isfinite(values).all() and values.min() >= 0):
+            raise ValueError(f"maps[{title!r}] has values below 0 or not finite; expected how strong it is")
+    highest = max(values.max() for values in given.values()) or 1.0
+    strength = np.stack(
+        [resized(values / highest, picture.shape[:2]).clip(0, 1) for values in given.values()]
+    )
+    colors = _colormap(_CONCEPTS)(np.arange(len(given)) % _colormap(_CONCEPTS).N)[:, :3]
+
+    def painted(strength: np.ndarray, colors: np.ndarray) -> np.ndarray:
+        strongest = strength.argmax(0)
+        cover = alpha * np.take_along_axis(strength, strongest[None], 0)[0][..., None]
+        return _bytes(picture * (1 - cover) + colors[strongest] * cover)
+
+    alone = [painted(strength[i : i + 1], colors[i : i + 1]) for i in range(len(given))]
+    panels = [_bytes(picture), painted(strength, colors), *alone]
+    return panels_figure(panels, ["photograph", "all concepts", *given], caption, None)
 
 
 def curves(

@@ -234,7 +234,8 @@ cam = method(
     title="CAM",
     family="activation",
     paper="arXiv:1512.04150",
-    summary="each channel weighted by the linear layer's own weight; needs global average pooling before it",
+    summary="each channel weighted by the linear layer's own weight",
+    needs="global average pooling and a linear layer after it",
     module=__name__,
     doc=documented(_cam),
 )

@@ -165,10 +165,10 @@ def _tokens_of(output: Any) -> Tensor:
     return found[0]
 
 
-def _method(run: Callable[..., Tensor], title: str, paper: str, summary: str) -> Method:
+def _method(run: Callable[..., Tensor], title: str, paper: str, summary: str, needs: str = "") -> Method:
     return method(
         run, name=run.__name__.lstrip("_"), title=title, family="gradient", paper=paper, summary=summary,
-        module=__name__, doc=documented(run),
+        module=__name__, doc=documented(run), needs=needs,
     )  # fmt: skip
 
 
@@ -176,5 +176,6 @@ legrad = _method(
     _legrad,
     "LeGrad",
     "arXiv:2404.03214",
-    "how the score of each block's tokens rises with its attention to each patch; for transformers",
+    "how the score of each block's tokens rises with its attention to each patch",
+    "attention over all patches",
 )

@@ -318,10 +318,10 @@ def _scaled(values: Tensor, axes: int, eps: float) -> Tensor:
     return values / (eps + values.amax(over, keepdim=True))
 
 
-def _method(run: Callable[..., Tensor], title: str, paper: str, summary: str) -> Method:
+def _method(run: Callable[..., Tensor], title: str, paper: str, summary: str, needs: str = "") -> Method:
     return method(
         run, name=run.__name__.lstrip("_"), title=title, family="gradient", paper=paper, summary=summary,
-        module=__name__, doc=documented(run),
+        module=__name__, doc=documented(run), needs=needs,
     )  # fmt: skip
 
 
@@ -336,6 +336,7 @@ guided_backprop = _method(
     "Guided Backprop",
     "arXiv:1412.6806",
     "the input's gradient, of which ReLUs pass back the positive part; needs no layer",
+    "ReLUs",
 )
 fullgrad = _method(
     _fullgrad,

@@ -330,16 +330,16 @@ def _checked_maps(role: str, maps: Tensor, x: Tensor, scoring: Scoring) -> Tenso
     return maps
 
 
-_OPTIONS = """        baseline: x₀, what is seen where a map hides: a number, a tensor or a callable of x.
-The methods
-            that make the maps have their own.
+_OPTIONS = """        baseline: x₀, what is seen where a map hides: a number, a tensor or a callable of x. The
+            methods that make the maps have their own.
 """
 
 
 def _method(run: Callable[..., Tensor], title: str, paper: str, summary: str) -> Method:
     doc = run.__doc__ or ""
-    for key, text in (("{arguments}", CALL), ("{scoring}\n", _OPTIONS + SCORING), ("{returns}\n", RETURNS)):
-        doc = doc.replace(key + ("\n" if key == "{arguments}" else ""), text)
+    parts = {"    {arguments}": CALL, "    {scoring}\n": _OPTIONS + SCORING, "    {returns}\n": RETURNS}
+    for key, text in parts.items():
+        doc = doc.replace(key, text)
     return method(
         run, name=run.__name__.lstrip("_"), title=title, family="fusion", paper=paper, summary=summary,
         module=__name__, doc=doc,

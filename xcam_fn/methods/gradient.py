@@ -184,7 +184,7 @@ def _finercam(
     model: nn.Module,
     layer: Layer,
     x: Float[Tensor, "B C *size"],
-    cls: int | Sequence[int] | Sequence[Sequence[int]] | Tensor | None = None,
+    cls: Classes = None,
     *,
     method: str | Method = "gradcam",
     others: int | Sequence[int] | Sequence[Sequence[int]] | Tensor | None = None,
@@ -301,6 +301,7 @@ def _integrated_gradients(
         x: (B, C, *size), prepared images.
         cls: None for the predicted class of each image, an int, B ints, (B, n) ints for n classes of each
             image, or a target, a callable from the model's output to B scores.
+        to_spatial: not used, as the layer.
         steps: points on the path, ≥ 2, its ends included.
         baseline: where the path begins: a number, a tensor that broadcasts against x, or a callable of x.
         chunk_size: images in one forward and backward, ≥ 1; it changes the memory, not the result.

@@ -52,6 +52,8 @@ class Method(Protocol):
             own weights) or "baseline".
         paper: where it was published.
         summary: what it does, in one line.
+        needs: what a network has to have for it, where not every network has; on one without it the method
+            raises `checks.StructureError`.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Method(Protocol):
     family: str
     paper: str
     summary: str
+    needs: str
 
     def __call__(
         self, model: Any, layer: Layer, x: Tensor, cls: Classes = None, **options: Any
@@ -76,6 +79,7 @@ def method(
     module: str,
     doc: str | None = None,
     arguments: str = ARGUMENTS,
+    needs: str = "",
 ) -> Method:
     """`run` at any layer, tokens included, with what the registry, the command line and `help` say of it."""
 
@@ -99,7 +103,7 @@ def method(
     called.__doc__ = doc or (
         f"{title}: {summary}\n\n{arguments}\n{RETURNS}\nReferences:\n    {paper or 'none'}\n"
     )
-    called.__dict__.update(name=name, title=title, family=family, paper=paper, summary=summary)
+    called.__dict__.update(name=name, title=title, family=family, paper=paper, summary=summary, needs=needs)
     return cast(Method, called)
 
 
@@ -115,7 +119,7 @@ def documented(run: Callable[..., Tensor]) -> str:
 def with_options(run: Method, title: str | None = None, name: str | None = None, **options: Any) -> Method:
     """The method with other defaults, which is a method too."""
     found = functools.partial(run, **options)
-    about = {key: getattr(run, key) for key in ("name", "title", "family", "paper", "summary")}
+    about = {key: getattr(run, key) for key in ("name", "title", "family", "paper", "summary", "needs")}
     found.__dict__.update(about | {k: v for k, v in (("title", title), ("name", name)) if v is not None})
     return cast(Method, found)
 

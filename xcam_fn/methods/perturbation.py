@@ -548,6 +548,7 @@ def _groupcam(
         cluster: "chunks" of neighboring channels, or by the likeness of their maps: "kmeans" or
             "agglomerative" (with scikit-learn, the extra `cluster`).
         seed: of k-means; the others draw nothing.
+        baseline: x₀, what is seen where a group's mask hides: a number, a tensor or a callable of x.
     {returns}
 
     References:
@@ -681,6 +682,8 @@ CALL = """    Args:
         x: (B, C, *size), prepared images.
         cls: None for the predicted class of each image, an int, B ints, (B, n) ints for n classes of each
             image at once, or a target, a callable from the output to one score for each perturbed image.
+        to_spatial: where the layer returns tokens (B, T, K) or channels last, the function that selects and
+            arranges them as (B, K, *spatial); None finds it.
         postprocess: `heatmap`, a callable `(cam, size) -> map`, or None for the raw map.
         create_graph: record the computation, so that the result can be differentiated with respect to the
             parameters.
@@ -713,7 +716,7 @@ RETURNS = """
 
 
 def _method(run: Callable[..., Tensor], title: str, paper: str, summary: str) -> Method:
-    parts = {"{call}": CALL, "{scoring}": SCORING, "{projection}": _PROJECTION, "{returns}": RETURNS}
+    parts = {"    {call}": CALL, "    {scoring}": SCORING, "{projection}": _PROJECTION, "{returns}": RETURNS}
     group = SCORING if run is _groupcam else SCORING + _SUMMING + _PROJECTION
     parts["{arguments}"] = "\n" + CALL + group
     doc = run.__doc__ or ""

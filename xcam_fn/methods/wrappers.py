@@ -281,7 +281,8 @@ refinecam = method(
     title="RefineCAM",
     family="fusion",
     paper="arXiv:2605.14641",
-    summary="Grad-CAM++ at several layers, multiplied; needs layers of several resolutions",
+    summary="Grad-CAM++ at several layers, multiplied",
+    needs="layers of several resolutions",
     module=__name__,
     doc=documented(_refinecam),
 )
@@ -448,7 +449,7 @@ def _wrapped(run: Run, method: str | Run, how: str, **given: Any) -> Method:
     parameters = inspect.signature(run).parameters
     given = {name: value for name, value in given.items() if value != parameters[name].default}
     found = functools.partial(run, method=inner, **given)
-    about = {key: getattr(inner, key, "") for key in ("family", "paper", "summary")}
+    about = {key: getattr(inner, key, "") for key in ("family", "paper", "summary", "needs")}
     name = f"{run.__name__.lstrip('_')}({_name_of(inner)})"
     found.__dict__.update(about, name=name, title=f"{_title_of(inner)}, {how}")
     with_parameters(found, parameters_of(inner, 4), hidden="method")

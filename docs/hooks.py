@@ -1,0 +1,366 @@
+"""What MkDocs calls while it builds the site: pages made of data, and parts that other files hold."""
+
+from __future__ import annotations
+
+import functools
+import html
+import inspect
+import io
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
+    from mkdocs.structure.pages import Page
+
+DOCS = Path(__file__).parent
+ROOT = DOCS.parent
+NOTEBOOKS = ROOT / "notebooks"
+
+FAMILIES = {
+    "gradient": "weighted by gradients",
+    "perturbation": "weighted by what the score does when something is hidden",
+    "fusion": "maps of two families joined",
+    "activation": "made of the features and the network's own weights",
+    "baseline": "what an explanation has to beat",
+}
+_CALL = ("model", "layer", "x", "cls")
+_SHARED = (
+    "baseline", "score", "chunk_size", "precision", "compile", "scorer", "progress", "postprocess",
+    "create_graph",
+)  # fmt: skip
+_LIBRARIES = {"xplaincam": "XplainCAM", "torchcam": "TorchCAM", "pytorch-grad-cam": "pytorch-grad-cam"}
+
+
+# -- what MkDocs calls --------------------------------------------------------------------------------------
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Put the pages that are made into the navigation."""
+    entries = {"Methods": _method_nav(), "Notebooks": [f"notebooks/{path.stem}.md" for path in notebooks()]}
+    assert config.nav is not None
+    config.nav = [{name: entries.get(name, entry) for name, entry in item.items()} for item in config.nav]
+    config.watch.extend(str(path) for path in (ROOT / "xcam_fn", NOTEBOOKS, ROOT / "README.md"))
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages that are made."""
+    from mkdocs.structure.files import File
+
+    for path, content in made_pages().items():
+        files.append(File.generated(config, path, content=content))
+    for picture in (ROOT / "benchmarks" / "results").glob("*.png"):
+        files.append(File.generated(config, f"pictures/{picture.name}", abs_src_path=str(picture)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Fill in what other files hold, and draw formulas."""
+    del config, files
+    markdown = re.sub(
+        r"<!-- include: (\S+)(?: (\S+))? -->", lambda found: included(*found.groups()), markdown
+    )
+    markdown = markdown.replace("<!-- help of the commands -->", command_help())
+    markdown = markdown.replace("<!-- all methods -->", gallery())
+    # On GitHub these are links to files of the repository.
+    up = "../" * page.file.src_uri.count("/")
+    markdown = re.sub(r"\]\((?:\.\./)?notebooks/(\w+)\.py\)", rf"]({up}notebooks/\1.md)", markdown)
+    markdown = re.sub(r"^```math\n(.*?)^```$", lambda found: formula(found[1]), markdown, flags=re.M | re.S)
+    return re.sub(r"(?<![\w`])\$(?=\S)([^$\n]+?)(?<=\S)\$(?!\w)", lambda found: mathml(found[1]), markdown)
+
+
+# -- pages --------------------------------------------------------------------------------------------------
+
+
+def made_pages() -> dict[str, str]:
+    """Every page that has no file of its own, by its path, in Markdown."""
+    import xcam_fn as xf
+
+    pages = {f"methods/{name}.md": method_page(name) for name in xf.METHODS}
+    return pages | {f"notebooks/{path.stem}.md": notebook_page(path) for path in notebooks()}
+
+
+def notebooks() -> list[Path]:
+    """The notebooks, in the order of their numbers."""
+    return sorted(NOTEBOOKS.glob("*.py"))
+
+
+@functools.cache
+def prose() -> dict[str, dict[str, str]]:
+    """What is written about each method, by its name."""
+    return tomllib.loads((DOCS / "methods.toml").read_text(encoding="utf-8"))
+
+
+def families() -> dict[str, list[Any]]:
+    """The methods by family."""
+    import xcam_fn as xf
+
+    found: dict[str, list[Any]] = {}
+    for method in xf.METHODS.values():
+        found.setdefault(method.family, []).append(method)
+    return found
+
+
+def _method_nav() -> list[Any]:
+    by_family = [
+        {f"{family.capitalize()} family": [{m.title: f"methods/{m.name}.md"} for m in methods]}
+        for family, methods in families().items()
+    ]
+    return ["methods/index.md", *by_family]
+
+
+def gallery() -> str:
+    """All methods with their pictures, a section for each family."""
+    parts = []
+    for family, methods in families().items():
+        cards = "\n".join(map(_card, methods))
+        heading = f"## {family.capitalize()} family: {FAMILIES[family]}"
+        parts.append(f'{heading}\n\n<div class="gallery" markdown>\n\n{cards}\n</div>\n')
+    return "\n".join(parts)
+
+
+def _card(method: Any) -> str:
+    picture = f"![](../pictures/methods/{method.name}.webp){{ loading=lazy }}"
+    return f"[{picture} **{method.title}** {method.summary}]({method.name}.md)\n"
+
+
+def method_page(name: str) -> str:
+    """The page of one method."""
+    import xcam_fn as xf
+
+    method, about = xf.METHODS[name], prose()[name]
+    return f"""# {method.title}
+
+<div class="method" markdown>
+
+<div markdown>
+
+{about["idea"].strip()}
+
+<p class="facts">{_facts(method)}</p>
+
+</div>
+
+![{method.title} of a photograph of a cat](../pictures/methods/{name}.webp)
+
+</div>
+
+{formula(about["formula"])}
+
+<div class="verdict" markdown>
+
+<div markdown>
+
+## When to use it
+
+{about["use"].strip()}
+
+</div>
+
+<div markdown>
+
+## When not
+
+{about["avoid"].strip()}
+
+</div>
+
+<div markdown>
+
+## Cost
+
+In forwards of the network: {_uncapitalized(about["cost"].strip())}
+
+</div>
+
+</div>
+
+## Call
+
+```python
+heatmaps = xf.{name}(model, None, x)        # (B, h, w) in [0, 1]
+```
+
+```sh
+xcam explain cat.jpg --methods {name}
+```
+
+{options(method)}
+{_variants(name)}
+"""
+
+
+def _uncapitalized(text: str) -> str:
+    return text if text.startswith("`") or text[1].isupper() else text[0].lower() + text[1:]
+
+
+def _facts(method: Any) -> str:
+    facts = [f"{method.family} family", f"<code>xf.{method.name}</code>"]
+    if method.paper:
+        facts.append(_linked(method.paper))
+    return " · ".join(facts)
+
+
+def _linked(paper: str) -> str:
+    """Where the paper was published, with a link to it."""
+    arxiv = r'<a href="https://arxiv.org/abs/\1">arXiv:\1</a>'
+    doi = r'<a href="https://doi.org/\1">doi:\1</a>'
+    return re.sub(r"doi:(\S+)", doi, re.sub(r"arXiv:([\d.]+)", arxiv, html.escape(paper)))
+
+
+# -- options ------------------------------------------------------------------------------------------------
+
+
+class Option(NamedTuple):
+    """A keyword of a method."""
+
+    name: str
+    default: str
+    description: str
+
+
+def options(method: Any) -> str:
+    """The section on a method's keywords: its own in a table, and what it shares with others folded away."""
+    every = [option for option in options_of(method) if option.name not in _CALL]
+    own = [option for option in every if option.name not in _SHARED]
+    shared = [option for option in every if option.name in _SHARED]
+    first = _table(own) if own else "It has none of its own."
+    folded = _table(shared).replace("\n", "\n    ")
+    title = "What it shares with other methods"
+    return f'## Options\n\n{first}\n\n??? note "{title}"\n\n    {folded}\n'
+
+
+def options_of(method: Any) -> Iterator[Option]:
+    """Every keyword of a method, those that its call is made of included."""
+    import xcam_fn as xf
+
+    weighting = getattr(xf.weights, method.name, None)
+    described = _described(method) | (_described(weighting) if method.family == "gradient" else {})
+    parameters = dict(inspect.signature(method).parameters)
+    if "options" in parameters:
+        del parameters["options"]
+        parameters |= dict(list(inspect.signature(weighting).parameters.items())[2:]) if weighting else {}
+    for name, parameter in parameters.items():
+        yield Option(name, _shown(parameter.default), described.get(name, ""))
+
+
+def _described(function: Any) -> dict[str, str]:
+    """What a docstring says of each argument."""
+    import griffe
+
+    sections = griffe.Docstring(inspect.getdoc(function) or "").parse("google", warnings=False)
+    return {
+        argument.name: " ".join(argument.description.split())
+        for section in sections
+        if section.kind is griffe.DocstringSectionKind.parameters
+        for argument in section.value
+    }
+
+
+def _shown(default: Any) -> str:
+    if default is inspect.Parameter.empty:
+        return ""
+    if isinstance(default, functools.partial):
+        given = ", ".join(f"{name}={_shown(value)}" for name, value in default.keywords.items())
+        return f"{_shown(default.func)} with {given}"
+    return getattr(default, "__name__", None) or repr(default)
+
+
+def _table(rows: list[Option]) -> str:
+    lines = ["| keyword | default | |", "|---|---|---|"]
+    for name, default, description in rows:
+        lines.append(f"| `{name}` | `{default}` | {description.replace('|', '&#124;')} |")
+    return "\n".join(lines)
+
+
+def _variants(name: str) -> str:
+    import xcam_fn as xf
+
+    rows = []
+    for library, methods in xf.VARIANTS.items():
+        if name in methods:
+            given = ", ".join(f"{key}={_shown(value)}" for key, value in methods[name].items())
+            rows.append(f"| {_LIBRARIES[library]} | {f'`{given}`' if given else 'the same'} |")
+    if not rows:
+        return ""
+    table = "\n".join(["| library | keywords with which this computes its map |", "|---|---|", *rows])
+    return (
+        f"## In other libraries\n\n{table}\n\n[What they compute](../variants.md) says where they depart.\n"
+    )
+
+
+# -- parts --------------------------------------------------------------------------------------------------
+
+
+def formula(latex: str) -> str:
+    """A formula in MathML, which browsers draw themselves."""
+    return f'<div class="formula">{mathml(latex.strip(), display="block")}</div>'
+
+
+def mathml(latex: str, display: Literal["inline", "block"] = "inline") -> str:
+    """The same within a line."""
+    from latex2mathml.converter import convert
+
+    return convert(latex, display=display)
+
+
+def included(path: str, part: str | None = None) -> str:
+    """A file of the repository, its headings one level down, or what stands there between two comments."""
+    text = (ROOT / path).read_text(encoding="utf-8")
+    if part is not None:
+        found = re.search(rf"<!-- {re.escape(part)} -->\n(.*?)<!-- /{re.escape(part)} -->", text, re.S)
+        if found is None:
+            raise ValueError(f"{path} has no part <!-- {part} --> … <!-- /{part} -->")
+        text = found[1]
+    else:
+        text = re.sub(r"\A# .*\n", "", text)
+    return text
+
+
+def command_help() -> str:
+    """What `xcam COMMAND --help` prints, a section for each command."""
+    from rich.console import Console
+
+    from xcam_fn.cli import app
+
+    sections = []
+    for name in (command for command in app if not command.startswith("-")):
+        printed = io.StringIO()
+        app.help_print([name], console=Console(file=printed, width=88, color_system=None))
+        text = "\n".join(line.rstrip() for line in printed.getvalue().strip().splitlines())
+        sections.append(f"## xcam {name}\n\n```text\n{text}\n```\n")
+    return "\n".join(sections)
+
+
+def notebook_page(path: Path) -> str:
+    """A notebook of the percent format as a page: its prose, its code, and the pictures that it draws."""
+    parts = []
+    for number, (kind, text) in enumerate(cells(path.read_text(encoding="utf-8"))):
+        parts.append(text if kind == "markdown" else f"```python\n{text}\n```")
+        picture = picture_of_cell(path, number)
+        if picture.is_file():
+            parts.append(f"![](../pictures/notebooks/{picture.name})")
+    parts.append(
+        f"---\n\nThis page is `notebooks/{path.name}`; `jupytext --to ipynb` makes a notebook of it."
+    )
+    return "\n\n".join(parts)
+
+
+def picture_of_cell(notebook: Path, number: int) -> Path:
+    """Where the picture is that a cell shows, if it shows one."""
+    return DOCS / "pictures" / "notebooks" / f"{notebook.stem}_{number}.webp"
+
+
+def cells(percent: str) -> Iterator[tuple[str, str]]:
+    """The cells of a notebook in percent format: ("markdown" or "code", text)."""
+    for cell in re.split(r"^# %%", percent, flags=re.M)[1:]:
+        first, _, body = cell.partition("\n")
+        if "[markdown]" in first:
+            yield "markdown", re.sub(r"^# ?", "", body, flags=re.M).strip()
+        elif body.strip():
+            yield "code", body.strip()

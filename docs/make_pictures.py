@@ -1,0 +1,199 @@
+"""Draw the site's pictures, of one and the same photograph: one for each method, and the figures of pages.
+
+python docs/make_pictures.py                     # those that are not there yet
+python docs/make_pictures.py gradcam front       # these, anew
+python docs/make_pictures.py 01_quickstart       # what a notebook draws
+
+The pictures are committed: drawing all of them takes many minutes, building the site seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import functools
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import skimage.data
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+import hooks
+import xcam_fn as xf
+
+PICTURES = Path(__file__).parent / "pictures"
+SCALE = 2  # the photograph is shown in more pixels than the network sees
+POINTS = 0.05  # a map whose mean is lower is one of points, drawn up to its 99th percentile to be seen at all
+INCHES = 9.5
+STYLE: dict[str, Any] = {"alpha": 0.8, "alpha_follows_heatmap": True}
+
+
+def main() -> None:
+    """Draw what the command line names, or what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("names", nargs="*", help="methods, figures or notebooks; what is missing by default")
+    names = parser.parse_args().names
+    for name in names or _missing():
+        print(name, flush=True)  # noqa: T201
+        if name in xf.METHODS:
+            _write(_explained(name), _path_of(name))
+        elif name in FIGURES:
+            _write(FIGURES[name](), _path_of(name))
+        else:
+            notebook = hooks.NOTEBOOKS / f"{name}.py"
+            for number, figure in _figures_of(notebook):
+                _write(_pixels(figure), hooks.picture_of_cell(notebook, number))
+
+
+def _missing() -> list[str]:
+    drawn = [name for name in (*xf.METHODS, *FIGURES) if not _path_of(name).is_file()]
+    shown = {path.stem.rpartition("_")[0] for path in (PICTURES / "notebooks").glob("*.webp")}
+    return drawn + [path.stem for path in hooks.notebooks() if path.stem not in shown]
+
+
+def _path_of(name: str) -> Path:
+    if name in xf.METHODS:
+        return PICTURES / "methods" / f"{name}.webp"
+    return PICTURES / f"{name}.{'png' if name == 'icon' else 'webp'}"
+
+
+def _write(picture: np.ndarray, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path, quality=82, method=6)
+
+
+# -- one photograph -----------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _network() -> xf.models.LoadedModel:
+    return xf.models.load("lite0")
+
+
+@functools.cache
+def _cat() -> tuple[Tensor, np.ndarray]:
+    """The photograph as the network sees it, and as it is shown."""
+    preset = _network().preset
+    assert isinstance(preset.resize, int)
+    large = preset._replace(crop=SCALE * preset.crop, resize=SCALE * preset.resize)
+    photograph = skimage.data.chelsea()
+    return xf.images.prepare(photograph, preset)[0], xf.images.prepare(photograph, large)[1]
+
+
+def _explained(name: str) -> np.ndarray:
+    x, photograph = _cat()
+    heatmap = xf.METHODS[name](_network().model, None, x)
+    if heatmap.mean() < POINTS:
+        heatmap = (heatmap / heatmap.quantile(0.99)).clamp(max=1)
+    return xf.plot.overlay(photograph, heatmap, **STYLE)
+
+
+# -- the figures of pages -----------------------------------------------------------------------------------
+
+
+def _front() -> np.ndarray:
+    """The photograph and the pictures of three methods, which have to be there already, in one square."""
+    gap, side = 8, _cat()[1].shape[0]
+    tiles = {"photograph": Image.fromarray(_cat()[1])}
+    for name in ("gradcam", "integrated_gradients", "rise"):
+        tiles[xf.METHODS[name].title] = Image.open(_path_of(name))
+    square = Image.new("RGB", (2 * side + gap, 2 * side + gap), "white")
+    for number, (title, tile) in enumerate(tiles.items()):
+        top, left = (part * (side + gap) for part in divmod(number, 2))
+        square.paste(tile, (left, top))
+        ImageDraw.Draw(square).text(
+            (left + 16, top + side - 16), title, "white", ImageFont.load_default(26), "ls", stroke_width=2,
+            stroke_fill="#00000080",
+        )  # fmt: skip
+    return np.asarray(square)
+
+
+def _tutorial() -> np.ndarray:
+    x, photograph = _cat()
+    methods = {"Grad-CAM": "gradcam", "Layer-CAM": "layercam", "Score-CAM": "scorecam"}
+    maps = xf.explain_all(_network().model, None, x, methods=list(methods.values()))
+    return _pixels(xf.plot.heatmaps(photograph, dict(zip(methods, maps.values(), strict=True)), **STYLE))
+
+
+def _layers() -> np.ndarray:
+    x, photograph = _cat()
+    maps = {name: xf.layercam(_network().model, name, x) for name in ("_blocks.4", "_blocks.10", "_swish")}
+    return _pixels(xf.plot.heatmaps(photograph, maps, alpha=0.65))
+
+
+def _insertion() -> np.ndarray:
+    x, photograph = _cat()
+    heat = xf.gradcam(_network().model, None, x)
+    curve = xf.insertion(_network().model, x, heat)
+    return _pixels(xf.plot.curves({"Grad-CAM": curve}, photograph, heat, **STYLE))
+
+
+def _frames() -> np.ndarray:
+    x, photograph = _cat()
+    return _pixels(xf.plot.frames(photograph, xf.gradcam(_network().model, None, x)))
+
+
+def _icon() -> np.ndarray:
+    """A heatmap of a few cells."""
+    cells = np.array(
+        [[0.15, 0.3, 0.2, 0.05], [0.35, 0.75, 0.6, 0.2], [0.3, 0.9, 1.0, 0.45], [0.1, 0.4, 0.55, 0.3]]
+    )
+    colors = (mpl.colormaps["viridis"](cells)[..., :3] * 255).astype(np.uint8)
+    large = Image.fromarray(colors).resize((96, 96), Image.Resampling.NEAREST).convert("RGBA")
+    shape = Image.new("L", large.size)
+    ImageDraw.Draw(shape).rounded_rectangle((0, 0, 95, 95), radius=18, fill=255)
+    large.putalpha(shape)
+    return np.asarray(large)
+
+
+FIGURES: dict[str, Callable[[], np.ndarray]] = {
+    "icon": _icon,
+    "front": _front,
+    "tutorial": _tutorial,
+    "layers": _layers,
+    "insertion": _insertion,
+    "frames": _frames,
+}
+
+
+def _figures_of(notebook: Path) -> Iterator[tuple[int, Figure]]:
+    """The figures that a notebook shows, each with the number of its cell."""
+    mpl.use("agg")
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for number, (kind, code) in enumerate(hooks.cells(notebook.read_text(encoding="utf-8"))):
+        if kind == "markdown":
+            continue
+        tree = ast.parse(code)
+        last = tree.body[-1]
+        shown = (
+            ast.Expression(last.value) if isinstance(last, ast.Expr) else ast.Expression(ast.Constant(None))
+        )
+        body = ast.Module(tree.body[:-1] if isinstance(last, ast.Expr) else tree.body, [])
+        exec(compile(body, str(notebook), "exec"), names)
+        value = eval(compile(ast.fix_missing_locations(shown), str(notebook), "eval"), names)
+        if isinstance(value, Figure):
+            yield number, value
+        elif plt.get_fignums():
+            yield number, plt.gcf()
+        plt.close("all")
+
+
+def _pixels(figure: Figure) -> np.ndarray:
+    """The figure as wide as the page's text, so that its lettering is as large as the text's."""
+    width, height = figure.get_size_inches()
+    if width > INCHES:
+        figure.set_size_inches(INCHES, height * INCHES / width)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=130)
+    return np.asarray(Image.open(file).convert("RGB"))
+
+
+if __name__ == "__main__":
+    main()

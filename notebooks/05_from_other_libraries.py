@@ -1,0 +1,197 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # From other libraries
+#
+# You have code for pytorch-grad-cam, TorchCAM, Captum or XplainCAM. This notebook has theirs first and ours below it, and the largest
+# difference of the two maps. Where a library computes something else than the paper, `variant=` computes what it computes, so
+# that published numbers can be reproduced before anything is changed.
+#
+# What goes away in all cases: an object that hooks the model, `with` around it, the order of calls that has to be kept, and the
+# graph that `backward` needs.
+
+# %%
+import copy
+
+import pytorch_grad_cam
+import skimage.data
+import torch
+import torchcam.methods
+from captum.attr import IntegratedGradients, LayerGradCam
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from torch.nn import functional as F
+
+import xcam_fn as xf
+
+net = xf.models.load("lite0")
+model = net.model
+x, picture = xf.images.prepare(skimage.data.chelsea(), net.preset)
+LAYER, CLS = "_blocks.15", 282
+
+# Libraries that hook a model get a copy. (Ours does not touch it, and needs none.)
+hooked = copy.deepcopy(model)
+module = hooked.get_submodule(LAYER)
+differences, pictures = {}, {}
+
+
+def compared(name, theirs, ours):
+    """Write down the largest difference of two maps (1, h, w) in [0, 1]."""
+    differences[name] = float((torch.as_tensor(theirs) - ours).abs().max())
+    pictures[f"{name}: theirs"], pictures["ours"] = theirs, ours
+    figure = xf.plot.heatmaps(picture, pictures, alpha=0.8, alpha_follows_heatmap=True)
+    pictures.clear()
+    print(f"{name}: largest difference {differences[name]:.1e}")
+    return figure
+
+
+def as_heatmap(raw):
+    """What a library leaves to its user: ReLU, resize, min-max."""
+    return xf.heatmap(raw.detach(), tuple(x.shape[2:]))
+
+
+# %% [markdown]
+# ## pytorch-grad-cam
+#
+# Theirs:
+
+# %%
+with pytorch_grad_cam.GradCAM(hooked, [module]) as cam:
+    theirs = cam(x, [ClassifierOutputTarget(CLS)])
+
+# %% [markdown]
+# Ours:
+
+# %%
+ours = xf.gradcam(model, LAYER, x, CLS)
+
+compared("pytorch-grad-cam, GradCAM", theirs, ours)
+
+# %% [markdown]
+# The arrays differ in kind (numpy there, a tensor here) and both are (B, h, w) in [0, 1]. A list of layers there is
+# `explain_all` over layers here; `targets` are the argument `cls`, which also takes any callable of the output.
+#
+# Their Grad-CAM++ is not the paper's (see *What other libraries compute* in the documentation). What they compute:
+
+# %%
+with pytorch_grad_cam.GradCAMPlusPlus(hooked, [module]) as cam:
+    theirs = cam(x, [ClassifierOutputTarget(CLS)])
+ours = xf.find_method("gradcam_pp", variant="pytorch-grad-cam")(model, LAYER, x, CLS)
+
+papers = xf.gradcam_pp(model, LAYER, x, CLS)
+
+compared("pytorch-grad-cam, GradCAMPlusPlus", theirs, ours)
+
+# %% [markdown]
+# ## TorchCAM
+#
+# Theirs. The forward has to run between making the extractor and calling it, and its graph has to be alive:
+
+# %%
+with torchcam.methods.LayerCAM(hooked, LAYER) as extractor:
+    output = hooked(x)
+    (raw,) = extractor(CLS, output, normalized=False)
+theirs = as_heatmap(raw)
+
+# %% [markdown]
+# Ours:
+
+# %%
+ours = xf.layercam(model, LAYER, x, CLS)
+
+compared("TorchCAM, LayerCAM", theirs, ours)
+
+# %% [markdown]
+# TorchCAM's `normalized=True` map has the layer's size; `postprocess=None` is that of ours before normalization. Several
+# extractors on one model hook it several times; here every call stands alone.
+#
+# Their Score-CAM is a softmax over channels of the logit's increase. To keep this short, both look at a small picture:
+
+# %%
+small = F.interpolate(x, size=(96, 96), mode="bilinear", align_corners=False)
+with torchcam.methods.ScoreCAM(hooked, LAYER, batch_size=32) as extractor, torch.no_grad():
+    hooked(small)
+    (raw,) = extractor(CLS, normalized=False)
+theirs = xf.heatmap(raw, (96, 96))
+ours = xf.find_method("scorecam", variant="torchcam")(model, LAYER, small, CLS)
+differences["TorchCAM, ScoreCAM"] = float((theirs - ours).abs().max())
+print(f"largest difference {differences['TorchCAM, ScoreCAM']:.1e}")
+
+# %% [markdown]
+# ## Captum
+#
+# Theirs, which leaves upsampling and scaling to its user:
+
+# %%
+raw = LayerGradCam(hooked, module).attribute(x, target=CLS, relu_attributions=True)
+theirs = as_heatmap(raw[:, 0])
+
+# %% [markdown]
+# Ours:
+
+# %%
+ours = xf.gradcam(model, LAYER, x, CLS)
+
+compared("Captum, LayerGradCam", theirs, ours)
+
+# %% [markdown]
+# Integrated gradients, both with the image's black replaced by the mean color, which is 0 after normalization. Captum
+# returns three channels of signed attributions; their sum is what `postprocess=None` returns. Ours chooses the weight of each
+# interval so that the attributions add up to the difference of the scores, so the two agree closely and not to the digit.
+
+# %%
+signed = IntegratedGradients(model).attribute(x, target=CLS, n_steps=24, internal_batch_size=8).sum(1)
+own = xf.integrated_gradients(model, None, x, CLS, steps=24, postprocess=None)
+with torch.no_grad():
+    expected = float(model(x)[0, CLS] - model(torch.zeros_like(x))[0, CLS])
+alike = float(torch.corrcoef(torch.stack([signed.flatten(), own.flatten()]))[0, 1])
+print(f"correlation {alike:.4f}")
+print(
+    f"the scores differ by {expected:.4f}; Captum's sum {float(signed.sum()):.4f}, ours {float(own.sum()):.4f}"
+)
+
+# %% [markdown]
+# ## XplainCAM
+#
+# XplainCAM is not on the package index, so its code is shown and not run. As its README has it, in essence:
+#
+# ```text
+# cam = GradCAM(model, target_layer)
+# heatmap = cam(image, class_idx)
+# ```
+#
+# Ours, which the library's tests compare with maps that XplainCAM itself has made:
+
+# %%
+variants = {
+    name: xf.find_method(name, variant="xplaincam")(model, LAYER, x, CLS)
+    for name in ("gradcam", "gradcam_pp", "layercam")
+}
+xf.plot.heatmaps(picture, variants, alpha=0.8, alpha_follows_heatmap=True)
+
+# %% [markdown]
+# ## What came out
+
+# %%
+for name, difference in differences.items():
+    print(f"{name:36} {difference:.1e}")
+
+assert max(differences.values()) < 2e-3
+assert (
+    float(
+        (papers - xf.find_method("gradcam_pp", variant="pytorch-grad-cam")(model, LAYER, x, CLS)).abs().max()
+    )
+    > 1e-3
+)
+assert alike > 0.85
+assert abs(float(own.sum()) - expected) < 1e-2 * abs(expected)
+assert torch.equal(variants["gradcam"], xf.gradcam(model, LAYER, x, CLS))

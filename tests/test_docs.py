@@ -1,0 +1,117 @@
+"""What the documentation says exists: methods, pictures, messages, tests, pages."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import xcam_fn as xf
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+LARGEST = 300_000  # bytes of a committed picture
+LITERAL = 12  # letters of a message that have to stand in the code as they are
+
+
+def test_every_method_has_its_prose(hooks):
+    prose = hooks.prose()
+    assert not set(xf.METHODS) - set(prose)
+    for name, about in prose.items():
+        assert set(about) == {"idea", "formula", "use", "avoid", "cost"}, name
+        assert all(text.strip() for text in about.values()), name
+        sentences = re.findall(r"[.?!](?:\s|$)", about["idea"])
+        assert len(sentences) == 2, f"{name}: the idea takes {len(sentences)} sentences"
+
+
+def test_every_method_has_its_picture():
+    for name in xf.METHODS:
+        assert (DOCS / "pictures" / "methods" / f"{name}.webp").is_file(), (
+            f"no picture of {name}; python docs/make_pictures.py {name}"
+        )
+
+
+def test_pictures_are_small():
+    for path in (DOCS / "pictures").rglob("*.*"):
+        assert path.stat().st_size < LARGEST, path
+
+
+def test_every_option_of_a_method_is_described(hooks):
+    for name, method in xf.METHODS.items():
+        for option in hooks.options_of(method):
+            assert option.description, f"{name}: {option.name}"
+
+
+def test_every_command_has_its_help(hooks):
+    help_text = hooks.command_help()
+    for name in (
+        "explain",
+        "compare",
+        "gallery",
+        "evaluate",
+        "report",
+        "latency",
+        "export",
+        "methods",
+        "layers",
+    ):
+        assert f"## xcam {name}\n" in help_text
+        assert f"Usage: xcam {name}" in help_text
+
+
+def templates() -> list[re.Pattern[str]]:
+    """Every text in the code, with anything in the place of what is filled in.
+
+    What begins or ends with something filled in is one part of a longer text, or has a remedy that depends.
+    """
+    found = []
+    for path in (ROOT / "xcam_fn").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                pieces = [str(v.value) if isinstance(v, ast.Constant) else None for v in node.values]
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                pieces = [node.value]
+            else:
+                continue
+            if sum(len(piece or "") for piece in pieces) >= LITERAL:
+                found.append(re.compile("".join(".*" if p is None else re.escape(p) for p in pieces), re.S))
+    return found
+
+
+def test_every_message_that_is_explained_is_one_of_the_code():
+    page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    messages = re.findall(r"^```text\n(.*?)^```$", page, re.M | re.S)
+    assert len(messages) > 10
+    known = templates()
+    for message in messages:
+        assert any(template.fullmatch(message.strip()) for template in known), message
+    assert not any(template.fullmatch("layer 'x' is nowhere to be found") for template in known)
+
+
+def test_every_test_that_is_named_exists():
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("*.py"))
+    for page in (DOCS / "exactness.md", ROOT / "CONTRIBUTING.md"):
+        for name in re.findall(r"`(test_\w+)`", page.read_text(encoding="utf-8")):
+            assert f"def {name}(" in tests, f"{page.name}: {name}"
+
+
+def test_cells_of_a_notebook(hooks):
+    percent = (
+        "# ---\n# jupyter:\n# ---\n\n# %% [markdown]\n# # Title\n#\n# Text.\n\n# %%\na = 1\n\n\n# %%\nb = 2\n"
+    )
+    assert list(hooks.cells(percent)) == [
+        ("markdown", "# Title\n\nText."),
+        ("code", "a = 1"),
+        ("code", "b = 2"),
+    ]
+
+
+def test_a_part_that_is_missing_is_an_error(hooks):
+    assert "Grad-CAM" in hooks.included("README.md", "evaluation-table")
+    with pytest.raises(ValueError, match="has no part <!-- nothing -->"):
+        hooks.included("README.md", "nothing")
+
+
+def test_formulas_and_links(hooks):
+    assert "<mfrac>" in hooks.formula(r"\frac{1}{2}")
+    assert "arxiv.org/abs/1610.02391" in hooks.method_page("gradcam")
