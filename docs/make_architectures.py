@@ -18,6 +18,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -230,7 +231,7 @@ def architectures() -> list[Architecture]:
         timm_net("fastvit_t8", (48, 64)),
         timm_net("efficientvit_b0"),
         timm_net("crossvit_9_240", (240, 240)),
-        timm_net("pit_ti_distilled_224", (64, 64), img_size=64),
+        timm_net("pit_ti_distilled_224", (128, 128), img_size=128),
         timm_net("tnt_s_patch16_224", img_size=(64, 96), depth=3, embed_dim=96),
         timm_net("twins_svt_small", img_size=(64, 96), embed_dims=(16, 32, 64, 96), depths=(1, 1, 2, 2)),
         timm_net("visformer_tiny", img_size=(64, 96)),
@@ -262,8 +263,8 @@ def architectures() -> list[Architecture]:
         hf_net("IJepa", **vit),
         hf_net(
             "Swin",
-            (64, 64),
-            image_size=64,
+            (128, 128),
+            image_size=128,
             embed_dim=24,
             depths=[1, 1, 2, 2],
             num_heads=[1, 2, 2, 4],
@@ -271,7 +272,8 @@ def architectures() -> list[Architecture]:
         ),
         hf_net(
             "Swinv2",
-            image_size=(64, 96),
+            (128, 192),
+            image_size=(128, 192),
             embed_dim=24,
             depths=[1, 1, 2, 2],
             num_heads=[1, 2, 2, 4],
@@ -299,8 +301,8 @@ def architectures() -> list[Architecture]:
         hf_net("PvtV2", hidden_sizes=[16, 32, 64, 96], depths=[1, 1, 1, 2], num_attention_heads=[1, 2, 2, 4]),
         hf_net(
             "Pvt",
-            (64, 64),
-            image_size=64,
+            (128, 128),
+            image_size=128,
             hidden_sizes=[16, 32, 64, 96],
             depths=[1, 1, 1, 2],
             num_attention_heads=[1, 2, 2, 4],
@@ -326,7 +328,7 @@ def architectures() -> list[Architecture]:
         hf_net("Cvt", embed_dim=[16, 48, 96], num_heads=[1, 2, 4], depth=[1, 2, 3]),
         hf_net("FocalNet", image_size=(64, 96), embed_dim=16, depths=[1, 1, 2, 1]),
         hf_net("Hiera", image_size=[64, 96], embed_dim=16, depths=[1, 1, 1, 2], num_heads=[1, 2, 4, 8]),
-        hf_net("EfficientNet", (64, 96), width_coefficient=0.5, hidden_dim=640),
+        hf_net("EfficientNet", (96, 128), width_coefficient=0.5, hidden_dim=640),
         hf_net("SwiftFormer", (64, 96), embed_dims=[16, 32, 64, 96], depths=[1, 1, 2, 2]),
     ]
 
@@ -496,13 +498,101 @@ def update(only: str | None) -> None:
         write(rows[each] for each in order if each in rows)
 
 
+# -- the page ------------------------------------------------------------------------------------------------
+
+# Why a method has no map on some networks: what it needs and they lack, and where random weights leave none.
+REASONS = {
+    "cam": "between the layer and the score is more than global average pooling and a linear layer, so that "
+    "there are no weights of the class for the layer's channels",
+    "guided_backprop": "the network runs no ReLU (nor ReLU6), whose backward pass is what the method changes",
+    "legrad": "the network has no block around one attention of all patches to all patches: it is "
+    "convolutional, mixes tokens otherwise, attends in windows, to pooled keys or across channels, or has "
+    "two attentions in a block",
+    "refinecam": "all layers before the default one have its resolution",
+}
+ZERO = (
+    "with these weights the map has no positive value (of eight draws, or of as many as fit into "
+    f"{ENOUGH_SECONDS} seconds, none left every method a map); it is what the definition gives where nothing "
+    "speaks for the class"
+)
+
+
+def page(rows: Iterable[dict[str, str]]) -> str:
+    """The page, in Markdown."""
+    rows = list(rows)
+    total = Counter(row[name].partition(":")[0] for row in rows for name in METHODS)
+    versions = ", ".join(
+        f"{name} {version(name)}" for name in ("torch", "torchvision", "timm", "transformers")
+    )
+    batch = max(float(row["batch"]) for row in rows)
+    whole = sum(row["runs"] == "whole" for row in rows)
+    lines = [
+        "# Architectures",
+        "",
+        f"Every method, and `smooth` and `eigen_smooth` around Grad-CAM, run on {len(rows)} architectures: "
+        f"{len(rows) * len(METHODS)} runs, of which {total['ok']} give a map, {total['lacks']} say that the "
+        f"network lacks what the method needs, and {total['zero']} give a map of zeros. The layer is the "
+        "default one, found by itself; so is where its tokens lie on the image.",
+        "",
+        f"Made by `python docs/make_architectures.py` with {versions}. Nothing is downloaded: weights are "
+        "random, drawn so that no head, norm or layer scale is zero. One image, small, not square where the "
+        "architecture allows it; narrow or shallow variants where the usual ones would be slow (their "
+        "parameters tell). A map counts where it is finite, in [0, 1], of the image's size and not zero "
+        "everywhere. The cells one by one, with the messages, are [here](architectures.csv).",
+        "",
+        "- **Layer** is `default_layer`, **features** its output as channels × height × width.",
+        f"- **Runs** says how the network is cut: in two *halves*, or, where its forward cannot be traced "
+        f"({whole} of {len(rows)}), *whole*, with the layer's output replaced on the way. Maps are the same; "
+        "Ablation-CAM and Recipro-CAM then run all of the network for each channel or position.",
+        f"- Grad-CAM of two images at once is that of each alone to {batch:.0e} or better, everywhere.",
+        f"- **Maps** says how many of the {len(METHODS)} methods give one; the others are named, with the "
+        "reason below.",
+        "",
+        *(f"{number}. `{name}`: {reason}." for number, (name, reason) in enumerate(REASONS.items(), start=1)),
+        f"{len(REASONS) + 1}. {ZERO}.",
+        "",
+        "| Library | Architecture | Parameters | Image | Layer | Features | Runs | Maps | No map |",
+        "| --- | --- | ---: | --- | --- | --- | --- | ---: | --- |",
+        *(row_of_page(row) for row in rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def row_of_page(row: dict[str, str]) -> str:
+    """One row of the page's table."""
+    without = [reference(name, row) for name in METHODS if row[name] != "ok"]
+    cells = (
+        row["library"], row["name"].removesuffix("ForImageClassification"), f"{int(row['parameters']):,}",
+        row["input"].replace("x", " × "), f"`{row['layer']}`", row["features"].replace("x", " × "),
+        row["runs"], str(len(METHODS) - len(without)), ", ".join(without),
+    )  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def reference(name: str, row: dict[str, str]) -> str:
+    """A method that has no map, and the number of the reason.
+
+    Raises:
+        ValueError: there is no reason.
+    """
+    kind = row[name].partition(":")[0]
+    if kind == "zero":
+        return f"{name} ({len(REASONS) + 1})"
+    if kind == "lacks" and name in REASONS:
+        return f"{name} ({list(REASONS).index(name) + 1})"
+    raise ValueError(f"{name} on {row['name']}: no reason is known for {row[name]!r}")
+
+
 def main() -> None:
     """Run what is asked for, then write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", metavar="NAME", help="architectures whose name contains NAME, again")
+    parser.add_argument("--page", action="store_true", help="write the page and run nothing")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    update(arguments.only)
+    if not arguments.page:
+        update(arguments.only)
+    PAGE.write_text(page(read().values()), encoding="utf-8")
 
 
 if __name__ == "__main__":
