@@ -511,9 +511,8 @@ REASONS = {
     "refinecam": "all layers before the default one have its resolution",
 }
 ZERO = (
-    "with these weights the map has no positive value (of eight draws, or of as many as fit into "
-    f"{ENOUGH_SECONDS} seconds, none left every method a map); it is what the definition gives where nothing "
-    "speaks for the class"
+    "with these weights the map has no positive value, which is what the definition gives where nothing speaks "
+    "for the class (the draw with the fewest such maps of up to eight, fewer where one takes long)"
 )
 
 
