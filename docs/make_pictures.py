@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="methods, figures or notebooks; what is missing by default")
     names = parser.parse_args().names
     for name in names or _missing():
-        print(name, flush=True)  # noqa: T201
+        print(name, flush=True)
         if name in xf.METHODS:
             _write(_explained(name), _path_of(name))
         elif name in FIGURES:
