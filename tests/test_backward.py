@@ -15,10 +15,7 @@ from xcam_fn.checks import StructureError
 from xcam_fn.methods.backward import full_gradient
 from xcam_fn.testing import check_method, small_case, small_transformer
 
-NEW = {
-    "shapleycam": {}, "finercam": {}, "fullgrad": {}, "guided_backprop": {}, "legrad": {},
-    "deep_feature_factorization": {"num_concepts": 3},
-}  # fmt: skip
+NEW = {"legrad": {}, "deep_feature_factorization": {"num_concepts": 3}}  # the others are in test_gradient
 
 
 @pytest.mark.parametrize("name", NEW)

@@ -14,6 +14,7 @@ from torch.func import functional_call, jacrev, stack_module_state, vmap
 
 import networks
 import xcam_fn as xf
+from xcam_fn.testing import small_transformer
 
 # Each method and what it needs to be quick and smooth here. The map of RISE and of the others that weigh masks is a
 # function of the scores, which are differentiated; the masks that are made of features are differentiated too.
@@ -26,7 +27,9 @@ OPTIONS = {
     "smoothgradcam_pp": {"num_samples": 2},
     "refinecam": {"layers": ["0", "2"], "each": None},
 }
-METHODS = [name for name in xf.METHODS if name not in ("unioncam", "fusioncam")]
+BRANCHING = ("unioncam", "fusioncam")
+OTHERS = ("legrad", "guided_backprop", "deep_feature_factorization")  # tested below, or with their own kind
+METHODS = [name for name in xf.METHODS if name not in (*BRANCHING, *OTHERS)]
 
 
 def images(batch: int = 2) -> Tensor:
@@ -84,6 +87,29 @@ def test_the_gradient_to_the_parameters_is_that_of_finite_differences(name):
             (gradient * direction).sum(), (ends[0] - ends[1]) / (2 * step), rtol=1e-4, atol=1e-7
         )
     assert sum(gradient is not None and gradient.abs().max() > 0 for gradient in found) >= 3
+
+
+def test_the_gradient_of_legrad_is_that_of_finite_differences():
+    case = small_transformer(batch=1)
+    weight = torch.randn(1, 5, 7, dtype=torch.float64)
+    direction = torch.randn_like(case.x)
+
+    def loss(x: Tensor) -> Tensor:
+        return (xf.legrad(case.model, None, x, 1, postprocess=None) * weight).sum() * 1e4
+
+    leaf = case.x.clone().requires_grad_()
+    (found,) = torch.autograd.grad(loss(leaf), leaf)
+    moved = (loss(case.x + 1e-6 * direction) - loss(case.x - 1e-6 * direction)) / 2e-6
+    torch.testing.assert_close((found * direction).sum(), moved, rtol=1e-3, atol=1e-6)
+    assert found.abs().max() > 0
+
+
+def test_a_factorization_says_that_it_cannot_be_differentiated():
+    model, x = smooth(), images().requires_grad_()
+    with pytest.raises(ValueError, match="cannot be differentiated"):
+        xf.deep_feature_factorization(model, "2", x)
+    with pytest.raises(ValueError, match="cannot be differentiated"):
+        xf.deep_feature_factorization(model, "2", images(), create_graph=True)
 
 
 def test_five_networks_at_once():

@@ -103,8 +103,11 @@ def _factorized(A: Float[Tensor, "B K *spatial"], how: _How) -> Concepts:
         raise ValueError(
             "deep feature factorization needs scikit-learn; install it with pip install 'xcam-fn[cluster]'"
         ) from None
-    if not checks.is_readable(A):
-        raise ValueError("deep feature factorization cannot be differentiated, mapped or compiled")
+    if A.requires_grad or not checks.is_readable(A):
+        raise ValueError(
+            "deep feature factorization cannot be differentiated, mapped or compiled; pass x.detach(), "
+            "without create_graph=True and outside torch.func's transforms"
+        )
     values = A.detach().movedim(1, 0).flatten(1)
     largest = min(values.shape)
     count = how.n_components

@@ -136,7 +136,7 @@ def documented(run: Callable[..., Tensor]) -> str:
 def with_options(run: Method, title: str | None = None, name: str | None = None, **options: Any) -> Method:
     """The method with other defaults, which is a method too."""
     found = functools.partial(run, **options)
-    about = {key: getattr(run, key) for key in ("name", "title", "family", "paper", "summary", "needs")}
+    about = {key: getattr(run, key, "") for key in ("name", "title", "family", "paper", "summary", "needs")}
     found.__dict__.update(about | {k: v for k, v in (("title", title), ("name", name)) if v is not None})
     return cast(Method, found)
 
