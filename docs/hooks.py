@@ -22,16 +22,16 @@ ROOT = DOCS.parent
 NOTEBOOKS = ROOT / "notebooks"
 
 FAMILIES = {
-    "gradient": "weighted by gradients",
-    "perturbation": "weighted by what the score does when something is hidden",
-    "fusion": "maps of two families joined",
+    "gradient": "made of gradients, to the features, the attention, the image or the biases",
+    "perturbation": "weighted by what the score does when something is hidden or shown alone",
+    "fusion": "maps of several methods or layers joined",
     "activation": "made of the features and the network's own weights",
     "baseline": "what an explanation has to beat",
 }
 _CALL = ("model", "layer", "x", "cls")
 _SHARED = (
-    "baseline", "score", "chunk_size", "precision", "compile", "scorer", "progress", "postprocess",
-    "create_graph",
+    "to_spatial", "projection", "baseline", "score", "chunk_size", "precision", "compile", "scorer", "progress",
+    "postprocess", "create_graph",
 )  # fmt: skip
 _LIBRARIES = {"xplaincam": "XplainCAM", "torchcam": "TorchCAM", "pytorch-grad-cam": "pytorch-grad-cam"}
 
@@ -237,16 +237,9 @@ def options(method: Any) -> str:
 
 def options_of(method: Any) -> Iterator[Option]:
     """Every keyword of a method, those that its call is made of included."""
-    import xcam_fn as xf
-
-    weighting = getattr(xf.weights, method.name, None)
-    described = _described(method) | (_described(weighting) if method.family == "gradient" else {})
-    parameters = dict(inspect.signature(method).parameters)
-    if "options" in parameters:
-        del parameters["options"]
-        parameters |= dict(list(inspect.signature(weighting).parameters.items())[2:]) if weighting else {}
-    for name, parameter in parameters.items():
-        yield Option(name, _shown(parameter.default), described.get(name, ""))
+    about = _described(method)
+    for name, parameter in inspect.signature(method).parameters.items():
+        yield Option(name, _shown(parameter.default), about.get(name, ""))
 
 
 def _described(function: Any) -> dict[str, str]:

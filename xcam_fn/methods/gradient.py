@@ -19,6 +19,7 @@ from xcam_fn.methods.method import (
     Method,
     Postprocess,
     check_options,
+    described,
     documented,
     method,
     parameters_of,
@@ -100,7 +101,7 @@ def from_gradients(
         paper=paper,
         summary=summary,
         module=sys._getframe(1).f_globals.get("__name__", "__main__"),
-        arguments=ARGUMENTS + PROJECTION,
+        arguments=ARGUMENTS + PROJECTION + described(weighting, own),
     )
 
 
@@ -299,6 +300,7 @@ def _integrated_gradients(
         x: (B, C, *size), prepared images.
         cls: None for the predicted class of each image, an int, B ints, (B, n) ints for n classes of each
             image, or a target, a callable from the model's output to B scores.
+        to_spatial: not used either.
         steps: points on the path, ≥ 2, its ends included.
         baseline: where the path begins: a number, a tensor that broadcasts against x, or a callable of x.
         chunk_size: images in one forward and backward, ≥ 1; it changes the memory, not the result.
