@@ -30,8 +30,8 @@ FAMILIES = {
 }
 _CALL = ("model", "layer", "x", "cls")
 _SHARED = (
-    "to_spatial", "projection", "baseline", "score", "chunk_size", "precision", "compile", "scorer", "progress",
-    "postprocess", "create_graph",
+    "to_spatial", "projection", "baseline", "score", "chunk_size", "precision", "compile", "scorer",
+    "progress", "postprocess", "create_graph",
 )  # fmt: skip
 _LIBRARIES = {"xplaincam": "XplainCAM", "torchcam": "TorchCAM", "pytorch-grad-cam": "pytorch-grad-cam"}
 
@@ -125,8 +125,9 @@ def gallery() -> str:
 
 
 def _card(method: Any) -> str:
-    picture = f"![](../pictures/methods/{method.name}.webp){{ loading=lazy }}"
-    return f"[{picture} **{method.title}** {method.summary}]({method.name}.md)\n"
+    has_picture = "no_picture" not in prose()[method.name]
+    picture = f"![](../pictures/methods/{method.name}.webp){{ loading=lazy }} " if has_picture else ""
+    return f"[{picture}**{method.title}** {method.summary}]({method.name}.md)\n"
 
 
 def method_page(name: str) -> str:
@@ -134,6 +135,8 @@ def method_page(name: str) -> str:
     import xcam_fn as xf
 
     method, about = xf.METHODS[name], prose()[name]
+    call = about.get("call", f"heatmaps = xf.{name}(model, None, x)        # (B, h, w) in [0, 1]")
+    network = f"--model {about['model']} " if "model" in about else ""
     return f"""# {method.title}
 
 <div class="method" markdown>
@@ -146,7 +149,7 @@ def method_page(name: str) -> str:
 
 </div>
 
-![{method.title} of a photograph of a cat](../pictures/methods/{name}.webp)
+{_picture(method, about)}
 
 </div>
 
@@ -183,16 +186,22 @@ In forwards of the network: {_uncapitalized(about["cost"].strip())}
 ## Call
 
 ```python
-heatmaps = xf.{name}(model, None, x)        # (B, h, w) in [0, 1]
+{call.strip()}
 ```
 
 ```sh
-xcam explain cat.jpg --methods {name}
+xcam explain cat.jpg {network}--methods {name}
 ```
 
 {options(method)}
 {_variants(name)}
 """
+
+
+def _picture(method: Any, about: dict[str, str]) -> str:
+    if "no_picture" in about:
+        return f'<p class="facts">{about["no_picture"]}</p>'
+    return f"![{method.title} of a photograph of a cat](../pictures/methods/{method.name}.webp)"
 
 
 def _uncapitalized(text: str) -> str:

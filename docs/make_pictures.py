@@ -53,7 +53,8 @@ def main() -> None:
 
 
 def _missing() -> list[str]:
-    drawn = [name for name in (*xf.METHODS, *FIGURES) if not _path_of(name).is_file()]
+    methods = [name for name in xf.METHODS if "no_picture" not in hooks.prose()[name]]
+    drawn = [name for name in (*methods, *FIGURES) if not _path_of(name).is_file()]
     shown = {path.stem.rpartition("_")[0] for path in (PICTURES / "notebooks").glob("*.webp")}
     return drawn + [path.stem for path in hooks.notebooks() if path.stem not in shown]
 

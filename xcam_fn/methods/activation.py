@@ -114,6 +114,7 @@ def _eigencam(A: Maps, *, center: bool = False) -> Map:
     """The features projected on their first principal component.
 
     Args:
+        A: features, (B, K, *spatial).
         center: subtract each channel's mean over the positions first, as a library does.
     """
     return principal_component(A, center=center)
@@ -123,6 +124,7 @@ def _kpcacam(A: Maps, *, kernel: Kernel = "sigmoid", gamma: float | None = None)
     """The features projected on their first principal component in a kernel's space.
 
     Args:
+        A: features, (B, K, *spatial).
         kernel: "sigmoid", "rbf" or "linear".
         gamma: γ of the kernel, > 0; 1 / K by default.
     """
@@ -133,6 +135,7 @@ def _fem(A: Maps, *, k: float = 2.0, summed: Literal["masks", "features"] = "mas
     """Σ mean(A_k) M_k with M_k = [A_k ≥ mean + k σ].
 
     Args:
+        A: features, (B, K, *spatial).
         k: how many standard deviations above its mean a channel has to be at a position to count, ≥ 0.
         summed: "masks", or "features" for Σ mean(M_k) A_k, as a library does.
     """
@@ -152,6 +155,7 @@ def _randomcam(A: Maps, *, seed: int = 0) -> Map:
     """Σ w_k A_k with weights from −1 to 1.
 
     Args:
+        A: features, (B, K, *spatial).
         seed: of the weights, which are a function of it and the channel's number.
     """
     checks.check_seed(seed)

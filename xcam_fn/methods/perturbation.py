@@ -712,7 +712,8 @@ RETURNS = """
 
 
 def _method(run: Callable[..., Tensor], title: str, paper: str, summary: str) -> Method:
-    parts = {"    {call}": CALL, "    {scoring}": SCORING, "    {projection}": _PROJECTION, "{returns}": RETURNS}
+    parts = {"    {call}": CALL, "    {scoring}": SCORING, "    {projection}": _PROJECTION}
+    parts["{returns}"] = RETURNS
     group = SCORING if run is _groupcam else SCORING + _SUMMING + _PROJECTION
     parts["{arguments}"] = "\n" + CALL + group
     doc = run.__doc__ or ""
