@@ -14,6 +14,7 @@ from torch.func import functional_call, jacrev, stack_module_state, vmap
 
 import networks
 import xcam_fn as xf
+from xcam_fn.testing import small_transformer
 
 # Each method and what it needs to be quick and smooth here. The map of RISE and of the others that weigh masks is a
 # function of the scores, which are differentiated; the masks that are made of features are differentiated too.
@@ -26,7 +27,9 @@ OPTIONS = {
     "smoothgradcam_pp": {"num_samples": 2},
     "refinecam": {"layers": ["0", "2"], "each": None},
 }
-METHODS = [name for name in xf.METHODS if name not in ("unioncam", "fusioncam")]
+# Those two choose between maps; concepts cannot be differentiated; guided backprop is a rule for ReLUs, corners all.
+NOT_SMOOTH = ("unioncam", "fusioncam", "deep_feature_factorization", "guided_backprop")
+METHODS = [name for name in xf.METHODS if name not in NOT_SMOOTH]
 
 
 def images(batch: int = 2) -> Tensor:
@@ -42,15 +45,24 @@ def smooth() -> torch.nn.Module:
     return networks.seeded(model).double()
 
 
+def network_of(name: str) -> torch.nn.Module:
+    return small_transformer().model if name == "legrad" else smooth()
+
+
+def images_of(name: str) -> Tensor:
+    return small_transformer(batch=2).x if name == "legrad" else images()
+
+
 def raw_map(name: str, model: torch.nn.Module, x: Tensor, **options) -> Tensor:
     options = OPTIONS.get(name, {}) | options
-    layer = "3" if name == "cam" else "2"  # CAM is of the features that are pooled
+    # CAM is of the features that are pooled, LeGrad of all blocks.
+    layer = {"cam": "3", "legrad": None}.get(name, "2")
     return xf.METHODS[name](model, layer, x, 1, postprocess=None, **options)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_gradient_to_x_is_that_of_finite_differences(name):
-    model, x = smooth(), images()
+    model, x = network_of(name), images_of(name)
     weight = torch.randn_like(raw_map(name, model, x))
     leaf = x.clone().requires_grad_()
     (found,) = torch.autograd.grad((raw_map(name, model, leaf) * weight).sum(), leaf)
@@ -64,19 +76,19 @@ def test_the_gradient_to_x_is_that_of_finite_differences(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_gradient_to_the_parameters_is_that_of_finite_differences(name):
-    model, x = smooth(), images()
+    model, x = network_of(name), images_of(name)
     weight = torch.randn_like(raw_map(name, model, x))
     parameters = dict(model.named_parameters())
     loss = (raw_map(name, model, x, create_graph=True) * weight).sum()
     found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-    for (parameter, gradient), step in zip(zip(parameters, found, strict=True), [1e-6] * 6, strict=True):
+    for parameter, gradient in zip(parameters, found, strict=True):
         if gradient is None:
             continue
         value = parameters[parameter].detach()
-        direction = torch.randn_like(value)
+        direction, step = torch.randn_like(value), 1e-6
         ends = []
         for sign in (1, -1):
-            moved = smooth()
+            moved = network_of(name)
             with torch.no_grad():
                 moved.get_parameter(parameter).add_(sign * step * direction)
             ends.append((raw_map(name, moved, x) * weight).sum())
