@@ -22,6 +22,7 @@ import skimage.data
 import torch
 
 import xcam_fn as xf
+from xcam_fn.checks import StructureError
 
 STYLE = {"alpha": 0.8, "alpha_follows_heatmap": True}
 
@@ -47,43 +48,41 @@ xf.plot.heatmaps(picture, {"Grad-CAM": heat}, **STYLE)
 # %% [markdown]
 # The cheek and the nose. Next, every other method. All are called alike, so a loop over the registry is
 # enough; `explain_all` is that loop, with whatever several of them need computed once. Methods that draw samples are given
-# few here, so that the notebook takes seconds: RISE with its 4,000 masks looks smoother than with 200, and with one
+# few here, so that the notebook takes seconds: RISE with its 4,000 masks looks smoother than with 100, and with one
 # sample IS-CAM is Score-CAM.
 #
-# A method may refuse a network of a kind that it was not made for, and then says why.
+# A method that needs a structure which the network does not have is left out: LeGrad looks at attention, and here is none. Asked by
+# name it says so, with a `StructureError`.
 
 # %%
-BUDGET = {"num_samples": 1, "num_masks": 200, "steps": 10}
-EXPENSIVE = ("perturbation", "fusion")
-
-methods, refusals = {}, {}
+maps = xf.explain_all(net.model, None, x, CLS, num_samples=1, num_masks=100, steps=10)
+refusals = {}
 for name in xf.METHODS:
-    method = xf.find_method(name, **BUDGET)
-    try:
-        if method.family not in EXPENSIVE:
-            method(net.model, None, x, CLS)
-        methods[name] = method
-    except ValueError as error:
-        refusals[name] = str(error)
-maps = xf.explain_all(net.model, None, x, CLS, methods)
-for name, reason in refusals.items():
-    print(f"{name}: {reason}")
+    if name not in maps:
+        try:
+            xf.METHODS[name](net.model, None, x, CLS)
+        except StructureError as error:
+            refusals[name] = str(error)
+print(f"{len(maps)} maps")
+print(*refusals.values(), sep="\n")
 
 # %%
-COLUMNS = 5
+COLUMNS = 6
 count = -(-len(maps) // COLUMNS)
-figure, axes = plt.subplots(count, COLUMNS, figsize=(11, 2.4 * count), layout="constrained", squeeze=False)
+figure, axes = plt.subplots(count, COLUMNS, figsize=(11, 2.05 * count), layout="constrained", squeeze=False)
 for axis in axes.flat:
     axis.axis("off")
 for axis, (name, found) in zip(axes.flat, maps.items(), strict=False):
     axis.imshow(xf.plot.overlay(picture, found, **STYLE))
-    axis.set_title(methods[name].title, fontsize=9)
+    axis.set_title(xf.METHODS[name].title.replace(" Feature", "\nFeature"), fontsize=9)
 plt.show()
 
 # %% [markdown]
 # They agree on the face, and not on much else. Those that weight channels have the layer's resolution, 7 × 7; RISE, which
-# knows nothing of layers, has blobs wherever its masks happened to lie; integrated gradients, which look at pixels, find
-# the outlines of eyes and stripes.
+# knows nothing of layers, has blobs wherever its masks happened to lie; integrated gradients and guided backprop, which look at pixels,
+# find the outlines of eyes and stripes. Many are alike, and have to be: after this layer come pooling and one linear layer, where
+# Grad-CAM, CAM, HiResCAM, XGrad-CAM and others are one and the same. And Random-CAM, which explains nothing, looks no less
+# convincing than the rest.
 #
 # ## Which one is right?
 #
@@ -96,8 +95,8 @@ plt.show()
 chance = torch.rand(heat.shape, generator=torch.Generator().manual_seed(0))
 scores = {
     name: (
-        float(xf.insertion(net.model, x, found, CLS, steps=16).auc),
-        float(xf.deletion(net.model, x, found, CLS, steps=16).auc),
+        float(xf.insertion(net.model, x, found, CLS, steps=8).auc),
+        float(xf.deletion(net.model, x, found, CLS, steps=8).auc),
     )
     for name, found in {**maps, "chance": chance}.items()
 }
