@@ -293,6 +293,47 @@ def test_a_variant_by_name(capsys):
     assert "variant 'captum' is not known; expected one of xplaincam" in capsys.readouterr().err
 
 
+OWN = """
+import xcam_fn as xf
+
+def absolute(A, G, power=1.0):
+    return (G.abs() ** power).mean((2, 3))
+
+absolute_cam = xf.from_gradients(absolute, name="absolute_cam", title="Absolute")
+"""
+
+
+def test_a_method_of_one_s_own_is_named_by_its_file(folder, capsys):
+    (folder / "mine.py").write_text(OWN)
+    options = ["--methods", "mine.py:absolute_cam", "gradcam", "--option", "power=2", "--save-maps"]
+    assert explain("cat.png", *options) == 0
+    assert "xcam_output/cat_absolute_cam.npy" in capsys.readouterr().out
+    own = xf.from_gradients(lambda A, G: (G**2).mean((2, 3)), name="own")
+    loaded = xf.models.load(SMALL, weights="random")
+    x, _ = xf.images.prepare("cat.png", loaded.preset)
+    np.testing.assert_allclose(
+        np.load("xcam_output/cat_absolute_cam.npy"), own(loaded.model, None, x)[0], atol=1e-5
+    )
+    small = ["--model", SMALL, "--weights", "random"]
+    assert cli.main(["evaluate", ".", "--methods", "mine.py:absolute_cam", "--output", "found", *small]) == 0
+    assert cli.main(["latency", "--methods", "mine.py:absolute_cam", "--rounds", "1", *small]) == 0
+    assert "absolute_cam" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("nothing.py:cam", "there is no file 'nothing.py'; expected FILE.py:NAME or package.module:NAME"),
+        ("mine.py:absolute", "mine.py has no method 'absolute'; it has absolute_cam"),
+        ("no_such_package:cam", "'no_such_package' cannot be imported"),
+    ],
+)
+def test_a_method_of_one_s_own_that_is_not_there(folder, capsys, name, reason):
+    (folder / "mine.py").write_text(OWN)
+    assert explain("cat.png", "--methods", name) == 2
+    assert reason in capsys.readouterr().err
+
+
 def test_a_gallery_of_fusions(capsys):
     few = ("--option", "num_masks=8", "--option", "num_groups=2")
     status = cli.main(["gallery", "cat.png", "--class", "281", "--class", "goldfish", "--pairs", "gradcam+rise",

@@ -18,6 +18,6 @@ def test_there_are_notebooks():
 def test_a_notebook_runs(notebook, tmp_path):
     done = subprocess.run(
         [sys.executable, "-W", "ignore:.*non-interactive:UserWarning", notebook],
-        cwd=tmp_path, env=os.environ | {"MPLBACKEND": "agg"}, capture_output=True, text=True, check=False,
+        cwd=tmp_path, env=os.environ | {"MPLBACKEND": "agg", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]

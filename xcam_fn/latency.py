@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from xcam_fn import checks
-from xcam_fn.methods.together import named_methods
+from xcam_fn.methods.together import Methods, named_methods
 from xcam_fn.split import Layer
 from xcam_fn.targets import Classes
 
@@ -43,7 +43,7 @@ def timings(
     model: nn.Module,
     layer: Layer,
     x: Float[Tensor, "B C *size"],
-    methods: Sequence[str],
+    methods: Methods,
     cls: Classes = None,
     *,
     rounds: int = 5,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from xcam_fn.methods import Method
+    from xcam_fn.models import LoadedModel
 
 NOTHING_READ = 1  # the exit status where of several photographs none could be read
 
@@ -22,12 +23,78 @@ def method_names(given: list[str]) -> list[str]:
 
 
 def named_method(name: str, variant: str | None, options: dict[str, Any]) -> Method:
-    """The method of that name, with another library's definition and other options."""
+    """The method of that name, with another library's definition and other options.
+
+    `FILE.py:NAME` and `package.module:NAME` are methods of the reader's own.
+    """
     from xcam_fn import find_method
+    from xcam_fn.methods.method import accepted, with_options
 
     if Path(name).is_file():
         raise ValueError(f"method {name!r} is not known; it is a file: photographs come before --methods")
-    return find_method(name, variant=variant, **options)
+    if ":" not in name:
+        return find_method(name, variant=variant, **options)
+    own = _own_method(name)
+    return with_options(own, name=own.name, **accepted(own, options))
+
+
+def _own_method(name: str) -> Method:
+    """The method that a file or a module of the reader's own holds."""
+    import importlib.util
+
+    from xcam_fn.methods import Method
+
+    home, _, attribute = name.rpartition(":")
+    expected = "expected FILE.py:NAME or package.module:NAME, such as my_methods.py:absolute_cam"
+    if home.endswith(".py"):
+        if not Path(home).is_file():
+            raise ValueError(f"method {name!r}: there is no file {home!r}; {expected}")
+        spec = importlib.util.spec_from_file_location(Path(home).stem, home)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    else:
+        try:
+            module = importlib.import_module(home)
+        except ImportError as error:
+            raise ValueError(f"method {name!r}: {home!r} cannot be imported ({error}); {expected}") from None
+    found = getattr(module, attribute, None)
+    if not isinstance(found, Method):
+        there = [key for key, value in vars(module).items() if isinstance(value, Method)]
+        raise ValueError(
+            f"method {name!r}: {home} has no method {attribute!r}; it has {', '.join(there) or 'none'}. "
+            "xcam_fn.from_gradients makes one of a weighting function"
+        )
+    return found
+
+
+def own_methods(names: Sequence[str], variant: str | None) -> dict[str, str | Method]:
+    """The methods by name, those of the reader's own as functions."""
+    chosen = {name: named_method(name, variant, {}) for name in names}
+    return {method.name: method if ":" in name else name for name, method in chosen.items()}
+
+
+def fitting(
+    names: Sequence[str], loaded: LoadedModel, layer: str | None, variant: str | None
+) -> dict[str, str | Method]:
+    """The methods by name, without those that need what the network lacks: what is left out is said."""
+    import torch
+
+    from xcam_fn.checks import StructureError
+
+    x = torch.zeros(1, 3, loaded.preset.crop, loaded.preset.crop)
+    x = x.to(next(loaded.model.parameters(), x).device)
+    kept = []
+    for name in names:
+        method = named_method(name, variant, {})
+        try:
+            if method.needs:
+                method(loaded.model, layer, x)
+            kept.append(name)
+        except StructureError as error:
+            say("left out", f"{name}: {error}")
+    return own_methods(kept, variant)
 
 
 def options_of(given: list[str]) -> dict[str, Any]:

@@ -6,10 +6,13 @@ from xcam_fn.cli._text import table
 
 
 def methods() -> None:
-    """List the methods: name, title, paper and what it does."""
+    """List the methods: name, title, paper, what it does, and what it needs of the network."""
     import xcam_fn as xf
 
-    rows = [(name, m.title, m.paper, m.summary) for name, m in xf.METHODS.items()]
+    rows = [
+        (name, m.title, m.paper, m.summary + (f" (needs {m.needs})" if m.needs else ""))
+        for name, m in xf.METHODS.items()
+    ]
     print(table([("name", "title", "paper", "what it does"), *rows]))
 
 

@@ -11,9 +11,11 @@ from cyclopts import Parameter
 from xcam_fn.cli._text import (
     NOTHING_READ,
     check_taken,
+    fitting,
     method_names,
     named_method,
     options_of,
+    own_methods,
     say,
     show,
     table,
@@ -85,7 +87,7 @@ def evaluate(
     outcome = evaluate.run(
         loaded,
         photographs,
-        names,
+        fitting(names, loaded, layer, variant) if methods == ["all"] else own_methods(names, variant),
         metrics or evaluate.STANDARD,
         output=output,
         layer=layer,
@@ -175,7 +177,8 @@ def latency(
     loaded = models.load(model, weights=weights, device=device)
     x = _noise(loaded, batch_size) if photo is None else images.prepare(photo, loaded.preset)[0]
     x = x.expand(batch_size, -1, -1, -1).contiguous().to(device)
-    found = timings(loaded.model, layer, x, names, rounds=rounds, variant=variant, options=options)
+    chosen = fitting(names, loaded, layer, variant) if methods == ["all"] else own_methods(names, variant)
+    found = timings(loaded.model, layer, x, chosen, rounds=rounds, variant=variant, options=options)
     rows = [("method", *Timing._fields), *((name, *(f"{v:.6f}" for v in t)) for name, t in found.items())]
     show(table([(row[0], *row[1:]) for row in rows]))
     if output is not None:

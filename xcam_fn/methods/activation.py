@@ -19,8 +19,8 @@ from xcam_fn.methods.method import (
     Postprocess,
     check_options,
     described,
-    documented,
     method,
+    method_of,
     parameters_of,
     with_parameters,
 )
@@ -256,13 +256,11 @@ def _check_pooled(model: nn.Module, layer: Layer, x: Tensor, cls: Classes, found
         )
 
 
-cam = method(
+cam = method_of(
     _cam,
-    name="cam",
     title="CAM",
     family="activation",
     paper="arXiv:1512.04150",
-    summary="each channel weighted by the linear layer's own weight; needs global average pooling before it",
-    module=__name__,
-    doc=documented(_cam),
+    summary="each channel weighted by the linear layer's own weight",
+    needs="global average pooling and a linear layer after it",
 )

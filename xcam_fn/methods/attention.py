@@ -13,7 +13,7 @@ from xcam_fn import checks
 from xcam_fn._attention import StepByStep
 from xcam_fn.heatmap import heatmap
 from xcam_fn.methods.gradient import finish
-from xcam_fn.methods.method import Method, Postprocess, documented, method
+from xcam_fn.methods.method import Postprocess, method_of
 from xcam_fn.scoring import explained_score
 from xcam_fn.split import (
     Layer,
@@ -165,16 +165,11 @@ def _tokens_of(output: Any) -> Tensor:
     return found[0]
 
 
-def _method(run: Callable[..., Tensor], title: str, paper: str, summary: str) -> Method:
-    return method(
-        run, name=run.__name__.lstrip("_"), title=title, family="gradient", paper=paper, summary=summary,
-        module=__name__, doc=documented(run),
-    )  # fmt: skip
-
-
-legrad = _method(
+legrad = method_of(
     _legrad,
-    "LeGrad",
-    "arXiv:2404.03214",
-    "how the score of each block's tokens rises with its attention to each patch; for transformers",
+    family="gradient",
+    title="LeGrad",
+    paper="arXiv:2404.03214",
+    summary="how the score of each block's tokens rises with its attention to each patch",
+    needs="attention over all patches",
 )

@@ -15,7 +15,7 @@ from xcam_fn import checks, weights
 from xcam_fn._attention import StepByStep
 from xcam_fn.heatmap import heatmap, minmax, resize
 from xcam_fn.methods.gradient import finish, map_of
-from xcam_fn.methods.method import Method, Postprocess, documented, method
+from xcam_fn.methods.method import Postprocess, method_of
 from xcam_fn.split import (
     Layer,
     ModuleCall,
@@ -318,28 +318,25 @@ def _scaled(values: Tensor, axes: int, eps: float) -> Tensor:
     return values / (eps + values.amax(over, keepdim=True))
 
 
-def _method(run: Callable[..., Tensor], title: str, paper: str, summary: str) -> Method:
-    return method(
-        run, name=run.__name__.lstrip("_"), title=title, family="gradient", paper=paper, summary=summary,
-        module=__name__, doc=documented(run),
-    )  # fmt: skip
-
-
-shapleycam = _method(
+shapleycam = method_of(
     _shapleycam,
-    "Shapley-CAM",
-    "arXiv:2501.06261",
-    "each channel weighted by its mean gradient, corrected by the curvature",
+    family="gradient",
+    title="Shapley-CAM",
+    paper="arXiv:2501.06261",
+    summary="each channel weighted by its mean gradient, corrected by the curvature",
 )
-guided_backprop = _method(
+guided_backprop = method_of(
     _guided_backprop,
-    "Guided Backprop",
-    "arXiv:1412.6806",
-    "the input's gradient, of which ReLUs pass back the positive part; needs no layer",
+    family="gradient",
+    title="Guided Backprop",
+    paper="arXiv:1412.6806",
+    summary="the input's gradient, of which ReLUs pass back the positive part; needs no layer",
+    needs="ReLUs",
 )
-fullgrad = _method(
+fullgrad = method_of(
     _fullgrad,
-    "FullGrad",
-    "arXiv:1905.00780",
-    "the gradients of the input and of all biases; needs no layer",
+    family="gradient",
+    title="FullGrad",
+    paper="arXiv:1905.00780",
+    summary="the gradients of the input and of all biases; needs no layer",
 )

@@ -12,7 +12,7 @@ from xcam_fn import checks
 from xcam_fn._placement import ToSpatial
 from xcam_fn.heatmap import heatmap
 from xcam_fn.methods.gradient import finish
-from xcam_fn.methods.method import Postprocess, documented, method
+from xcam_fn.methods.method import Postprocess, method_of
 from xcam_fn.scoring import explained_score
 from xcam_fn.split import Layer, at, features, prepare, recording, run_head, trunk_of
 from xcam_fn.targets import Classes, logit
@@ -174,13 +174,10 @@ def _deep_feature_factorization(
         return finish(cam if explained.many else cam.squeeze(1), x, postprocess)
 
 
-deep_feature_factorization = method(
+deep_feature_factorization = method_of(
     _deep_feature_factorization,
-    name="deep_feature_factorization",
     title="Deep Feature Factorization",
     family="perturbation",
     paper="arXiv:1806.10206",
     summary="concepts of the features, each weighted by what it adds to the class's score",
-    module=__name__,
-    doc=documented(_deep_feature_factorization),
 )

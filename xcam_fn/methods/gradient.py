@@ -20,8 +20,8 @@ from xcam_fn.methods.method import (
     Postprocess,
     check_options,
     described,
-    documented,
     method,
+    method_of,
     parameters_of,
     with_parameters,
 )
@@ -300,7 +300,7 @@ def _integrated_gradients(
         x: (B, C, *size), prepared images.
         cls: None for the predicted class of each image, an int, B ints, (B, n) ints for n classes of each
             image, or a target, a callable from the model's output to B scores.
-        to_spatial: not used either.
+        to_spatial: not used, as the layer.
         steps: points on the path, ≥ 2, its ends included.
         baseline: where the path begins: a number, a tensor that broadcasts against x, or a callable of x.
         chunk_size: images in one forward and backward, ≥ 1; it changes the memory, not the result.
@@ -417,33 +417,24 @@ def _scores_and_gradients(
     return scores, pulled_back(pullback, scores)
 
 
-finercam = method(
+finercam = method_of(
     _finercam,
-    name="finercam",
     title="Finer-CAM",
     family="gradient",
     paper="arXiv:2501.11309",
     summary="a gradient method's map of what tells the class from those most like it",
-    module=__name__,
-    doc=documented(_finercam),
 )
-smoothgradcam_pp = method(
+smoothgradcam_pp = method_of(
     _smoothgradcam_pp,
-    name="smoothgradcam_pp",
     title="Smooth Grad-CAM++",
     family="gradient",
     paper="arXiv:1908.01224",
     summary="Grad-CAM++ with the gradient's powers averaged over noisy inputs",
-    module=__name__,
-    doc=documented(_smoothgradcam_pp),
 )
-integrated_gradients = method(
+integrated_gradients = method_of(
     _integrated_gradients,
-    name="integrated_gradients",
     title="Integrated Gradients",
     family="gradient",
     paper="arXiv:1703.01365",
     summary="the input's own gradient, averaged on the path from a baseline; needs no layer",
-    module=__name__,
-    doc=_integrated_gradients.__doc__,
 )

@@ -53,6 +53,8 @@ class Method(Protocol):
             own weights) or "baseline".
         paper: where it was published.
         summary: what it does, in one line.
+        needs: what a network has to have for it, where not every network has; on one without it the method
+            raises `checks.StructureError`.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Method(Protocol):
     family: str
     paper: str
     summary: str
+    needs: str
 
     def __call__(
         self, model: Any, layer: Layer, x: Tensor, cls: Classes = None, **options: Any
@@ -77,6 +80,7 @@ def method(
     module: str,
     doc: str | None = None,
     arguments: str = ARGUMENTS,
+    needs: str = "",
 ) -> Method:
     """`run` at any layer, tokens included, with what the registry, the command line and `help` say of it."""
 
@@ -100,8 +104,25 @@ def method(
     called.__doc__ = doc or (
         f"{title}: {summary}\n\n{arguments}\n{RETURNS}\nReferences:\n    {paper or 'none'}\n"
     )
-    called.__dict__.update(name=name, title=title, family=family, paper=paper, summary=summary)
+    called.__dict__.update(name=name, title=title, family=family, paper=paper, summary=summary, needs=needs)
     return cast(Method, called)
+
+
+def method_of(
+    run: Callable[..., Tensor], *, title: str, family: str, paper: str, summary: str, needs: str = ""
+) -> Method:
+    """The method that a private function computes, under its name and with its docstring, filled in."""
+    return method(
+        run,
+        name=run.__name__.lstrip("_"),
+        title=title,
+        family=family,
+        paper=paper,
+        summary=summary,
+        module=run.__module__,
+        doc=documented(run),
+        needs=needs,
+    )
 
 
 def documented(run: Callable[..., Tensor]) -> str:
@@ -124,7 +145,7 @@ def described(function: Callable[..., Any], parameters: Iterable[inspect.Paramet
 def with_options(run: Method, title: str | None = None, name: str | None = None, **options: Any) -> Method:
     """The method with other defaults, which is a method too."""
     found = functools.partial(run, **options)
-    about = {key: getattr(run, key) for key in ("name", "title", "family", "paper", "summary")}
+    about = {key: getattr(run, key) for key in ("name", "title", "family", "paper", "summary", "needs")}
     found.__dict__.update(about | {k: v for k, v in (("title", title), ("name", name)) if v is not None})
     return cast(Method, found)
 

@@ -628,7 +628,7 @@ def _rise(
         x: (B, C, *size), prepared images.
         cls: None for the predicted class of each image, an int, B ints, (B, n) ints, or a target, a
             callable from the output to one score for each image.
-        to_spatial: not used either.
+        to_spatial: not used, as the layer.
         num_masks: N, ≥ 1.
         grid: cells of a mask along each axis, ≥ 1.
         keep: P, the probability that a cell is shown, in (0, 1].

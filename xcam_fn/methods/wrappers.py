@@ -21,8 +21,7 @@ from xcam_fn.methods.gradient import finish, gradcam_pp
 from xcam_fn.methods.method import (
     Method,
     Postprocess,
-    documented,
-    method,
+    method_of,
     parameters_of,
     with_options,
     with_parameters,
@@ -274,15 +273,13 @@ def _refinecam(
     )  # fmt: skip
 
 
-refinecam = method(
+refinecam = method_of(
     _refinecam,
-    name="refinecam",
     title="RefineCAM",
     family="fusion",
     paper="arXiv:2605.14641",
-    summary="Grad-CAM++ at several layers, multiplied; needs layers of several resolutions",
-    module=__name__,
-    doc=documented(_refinecam),
+    summary="Grad-CAM++ at several layers, multiplied",
+    needs="layers of several resolutions",
 )
 
 
@@ -447,7 +444,7 @@ def _wrapped(run: Run, method: str | Run, how: str, **given: Any) -> Method:
     parameters = inspect.signature(run).parameters
     given = {name: value for name, value in given.items() if value != parameters[name].default}
     found = functools.partial(run, method=inner, **given)
-    about = {key: getattr(inner, key, "") for key in ("family", "paper", "summary")}
+    about = {key: getattr(inner, key, "") for key in ("family", "paper", "summary", "needs")}
     name = f"{run.__name__.lstrip('_')}({_name_of(inner)})"
     found.__dict__.update(about, name=name, title=f"{_title_of(inner)}, {how}")
     with_parameters(found, parameters_of(inner, 4), hidden="method")
