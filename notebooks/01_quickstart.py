@@ -48,14 +48,14 @@ xf.plot.heatmaps(picture, {"Grad-CAM": heat}, **STYLE)
 # %% [markdown]
 # The cheek and the nose. Next, every other method. All are called alike, so a loop over the registry is
 # enough; `explain_all` is that loop, with whatever several of them need computed once. Methods that draw samples are given
-# few here, so that the notebook takes seconds: RISE with its 4,000 masks looks smoother than with 100, and with one
+# few here, so that the notebook takes seconds: RISE with its 4,000 masks looks smoother than with 200, and with one
 # sample IS-CAM is Score-CAM.
 #
 # A method that needs a structure which the network does not have is left out: LeGrad looks at attention, and here is none. Asked by
 # name it says so, with a `StructureError`.
 
 # %%
-maps = xf.explain_all(net.model, None, x, CLS, num_samples=1, num_masks=100, steps=10)
+maps = xf.explain_all(net.model, None, x, CLS, num_samples=1, num_masks=200, steps=10)
 refusals = {}
 for name in xf.METHODS:
     if name not in maps:
@@ -120,10 +120,11 @@ axis.legend(loc="lower right")
 plt.show()
 
 # %% [markdown]
-# Every map of regions beats chance where pixels are shown: the face is what the network needs. Where pixels are taken away, chance
-# beats them all, and that says something of the metric: holes scattered over the whole image spoil it for a network sooner than
-# one large hole, wherever it is. So deletion is no measure between a map of points and a map of regions. Integrated gradients
-# scatter as well, and are the only ones here that are good at both.
+# Every map of regions beats chance where pixels are shown: the face is what the network needs. But so does Random-CAM, which weights
+# channels by lot: at the last layer nearly every channel lies on the face, and a method has shown something only when it does better
+# than that. Where pixels are taken away, chance beats all maps of regions, and that says something of the metric: holes scattered over
+# the whole image spoil it for a network sooner than one large hole, wherever it is. So deletion is no measure between a map of points
+# and a map of regions. Integrated gradients and guided backprop scatter as well, and are good at both.
 #
 # One photograph decides nothing; [the third notebook](03_evaluate.py) takes several, with intervals. But it shows how
 # little a pretty map is worth without a number, and how little a number is worth without knowing what it asks.
@@ -137,7 +138,10 @@ for found in maps.values():
     assert found.shape == heat.shape
     assert float(found.min()) >= 0
     assert float(found.max()) <= 1
-for name in ("gradcam", "layercam", "scorecam", "ablationcam", "groupcam", "rise", "integrated_gradients"):
+assert set(xf.METHODS) - set(maps) == {"legrad"}
+for name in (
+    "gradcam", "layercam", "scorecam", "ablationcam", "groupcam", "rise", "integrated_gradients", "randomcam",
+):  # fmt: skip
     assert scores[name][0] > scores["chance"][0] + 0.02
 for name in ("gradcam", "layercam", "scorecam", "ablationcam", "groupcam", "rise"):
     assert scores[name][1] > scores["chance"][1] + 0.1
