@@ -73,7 +73,9 @@ figure, axes = plt.subplots(count, COLUMNS, figsize=(11, 2.05 * count), layout="
 for axis in axes.flat:
     axis.axis("off")
 for axis, (name, found) in zip(axes.flat, maps.items(), strict=False):
-    axis.imshow(xf.plot.overlay(picture, found, **STYLE))
+    # Maps of single points are drawn up to their 99th percentile, or nothing of them would be seen.
+    shown = (found / found.quantile(0.99)).clamp(max=1) if found.mean() < 0.05 else found
+    axis.imshow(xf.plot.overlay(picture, shown, **STYLE))
     axis.set_title(xf.METHODS[name].title.replace(" Feature", "\nFeature"), fontsize=9)
 plt.show()
 
