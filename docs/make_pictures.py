@@ -47,7 +47,7 @@ def main() -> None:
             "dog_cat is drawn of a photograph that is not in the repository; name it by --photo FILE"
         )
     for name in arguments.names or _missing():
-        print(name, flush=True)  # noqa: T201
+        print(name, flush=True)
         if name in xf.METHODS:
             _write(_explained(name), _path_of(name))
         elif name in FIGURES:

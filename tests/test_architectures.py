@@ -1,5 +1,9 @@
 """Every family of torchvision and ten of timm: the default layer is the expected one, and Grad-CAM works there."""
 
+import importlib
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -77,3 +81,19 @@ def test_timm(name):
         torch.manual_seed(0)
         model = timm.create_model(name, pretrained=False).eval()
     check(model, layer, size)
+
+
+def test_the_page_gives_every_cell_and_a_reason_for_each_without_a_map(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "docs")
+    table = importlib.import_module("make_architectures")
+    rows = list(table.read().values())
+    assert len(rows) >= 45
+    assert {"torchvision", "timm", "transformers"} == {row["library"] for row in rows}
+    assert set(rows[0]) == {*table.ABOUT, *table.METHODS}
+    assert all(float(row["batch"]) <= 1e-5 for row in rows if row["name"] not in table.GRADIENT_OF_BATCH)
+    page = table.page(rows)  # raises where there is no reason
+    assert _without_versions(page) == _without_versions(table.PAGE.read_text(encoding="utf-8"))
+
+
+def _without_versions(page: str) -> str:
+    return re.sub(r"with torch .*?\. Nothing", "with … Nothing", page)

@@ -39,7 +39,9 @@ def test_every_method_passes_the_battery(name):
 def test_families():
     assert {xf.METHODS[name].family for name in ("cam", "eigencam", "kpcacam", "fem")} == {"activation"}
     assert xf.randomcam.family == "baseline"
-    xf.testing._is_zero_without_evidence(xf.cam, xf.testing.small_case)  # what the battery leaves out for its family
+    xf.testing._is_zero_without_evidence(
+        xf.cam, xf.testing.small_case
+    )  # what the battery leaves out for its family
 
 
 # -- components ----------------------------------------------------------------------------------------------

@@ -132,6 +132,11 @@ def _mask(
     return sum(added[1:], added[0]) if added else None
 
 
+def mappable() -> StepByStep:
+    """Attention in operations that `torch.vmap` goes through; the fused kernels make it loop, and warn."""
+    return StepByStep()
+
+
 @contextlib.contextmanager
 def differentiable_twice() -> Iterator[None]:
     """Attention in operations that can be differentiated again, where what is computed is being recorded."""

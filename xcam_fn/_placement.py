@@ -19,6 +19,8 @@ _PREFIX_TOKENS = (
     "cls_token", "class_token", "class_embedding", "dist_token", "distillation_token", "reg_token",
     "register_tokens",
 )  # fmt: skip
+_ATTENTION_KINDS = ("attention", "attn", "mhsa", "mla")
+_ATTENTION_NAMES = ("attn", "attention", "self_attn", "self_attention")
 _AXES = {1: "l", 2: "h w", 3: "d h w"}
 
 
@@ -34,6 +36,7 @@ class Call(NamedTuple):
         is_container: it only runs its modules one after the other.
         layout: "first" or "last", where the module by itself tells which axis is the channels'.
         start: how many calls had ended when this one began.
+        is_alone: its output holds no other floating-point tensor than its first.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Call(NamedTuple):
     is_container: bool
     layout: str | None
     start: int
+    is_alone: bool
 
 
 def own_layout(module: nn.Module, shape: tuple[int, ...]) -> str | None:
@@ -55,6 +59,11 @@ def own_layout(module: nn.Module, shape: tuple[int, ...]) -> str | None:
         first = len(channels) == 1 and len(shape) > 2 and shape[1] == channels[0] != shape[-1]
         return "first" if first or "2d" in type(module).__name__ else "last"
     return "first" if isinstance(module, _CHANNELS_FIRST) else None
+
+
+def pools(module: nn.Module) -> bool:
+    """Whether its type's name says that the module pools; a PoolFormer's layers do more."""
+    return "pool" in type(module).__name__.lower().replace("poolformer", "")
 
 
 def to_spatial_of(
@@ -73,8 +82,7 @@ def to_spatial_of(
         return _channels_first if _layout(calls, position) == "last" else None
     if len(shape) != 3 or shape[0] != 1:
         return None
-    prefix = _prefix_tokens(root, calls[position].name)
-    for dropped in dict.fromkeys((prefix, 0)):
+    for dropped in _prefix_tokens(root, calls[position].name):
         grid = _grid(calls[:position], shape[1] - dropped, size)
         if grid is not None:
             return functools.partial(place_tokens, prefix=dropped, grid=grid)
@@ -117,35 +125,62 @@ def _layout(calls: Sequence[Call], position: int) -> str:
             continue
         channels = near.shape[1] if near.layout == "first" else near.shape[-1]
         is_first, is_last = call.shape[1] == channels, call.shape[-1] == channels
+        if is_first == is_last:  # as where a block has more channels inside: the grid stays
+            grid = near.shape[2:] if near.layout == "first" else near.shape[1:-1]
+            is_first, is_last = call.shape[2:] == grid, call.shape[1:-1] == grid
         if is_first == is_last or near.shape == call.shape:
             return near.layout
         return "first" if is_first else "last"
     return "first"
 
 
-def _prefix_tokens(root: nn.Module, name: str) -> int:
-    """How many tokens stand before the patches, as the model says it."""
+def _prefix_tokens(root: nn.Module, name: str) -> list[int]:
+    """How many tokens may stand before the patches: as the model says it, or none.
+
+    A network of several branches has a class token for each (`cls_token_0`, `cls_token_1`).
+    """
     path = name.split(".")
     for depth in range(len(path), -1, -1):
         count = getattr(root.get_submodule(".".join(path[:depth])), "num_prefix_tokens", None)
         if isinstance(count, int):
-            return count
+            return list(dict.fromkeys((count, 0)))
     found = [
         1 if parameter.ndim < 2 else parameter.shape[-2]
         for name, parameter in root.named_parameters()
-        if name.rpartition(".")[2] in _PREFIX_TOKENS
+        if name.rpartition(".")[2].rstrip("_0123456789") in _PREFIX_TOKENS
     ]
-    return sum(found)
+    return list(dict.fromkeys((sum(found), *found, 0)))
+
+
+def are_maps(calls: Sequence[Call], size: tuple[int, ...]) -> list[bool]:
+    """Whether each call returns maps or tokens of whole images, as far as its shape and place tell.
+
+    Windows of an image do not. Nor do the heads of an attention, (1, heads, tokens, …): what is inside an
+    attention has to have the grid of its output or of a convolution in it.
+    """
+    axes = len(size) + 2
+    no_maps = {i for i, call in enumerate(calls) if call.shape[:1] != (1,) or "bias" in call.kind.lower()}
+    for i in _named_attentions(calls):
+        inside = [j for j in range(calls[i].start, i + 1) if len(calls[j].shape) == axes]
+        known = {_grid_of(calls, j) for j in inside if j == i or calls[j].layout == "first"}
+        no_maps |= {j for j in inside if _grid_of(calls, j) not in known}
+    return [i not in no_maps for i in range(len(calls))]
+
+
+def _grid_of(calls: Sequence[Call], position: int) -> tuple[int, ...]:
+    """The spatial size of maps, wherever their channels are."""
+    shape = calls[position].shape
+    return shape[2:] if _layout(calls, position) == "first" else shape[1:-1]
 
 
 def _grid(calls: Sequence[Call], patches: int, size: tuple[int, ...]) -> tuple[int, ...] | None:
     """The grid of so many patches: one that the forward has been at, else the image's size in patches."""
+    has_maps = are_maps(calls, size)
     for i in range(len(calls) - 1, -1, -1):
-        shape = calls[i].shape
-        if len(shape) == len(size) + 2 and shape[0] == 1:
-            grid = shape[2:] if _layout(calls, i) == "first" else shape[1:-1]
+        if len(calls[i].shape) == len(size) + 2 and has_maps[i]:
+            grid = _grid_of(calls, i)
             if math.prod(grid) == patches:
-                return tuple(grid)
+                return grid
     for stride in range(1, max(size) + 1):
         grid = tuple(math.ceil(length / stride) for length in size)
         if math.prod(grid) == patches:
@@ -153,7 +188,9 @@ def _grid(calls: Sequence[Call], patches: int, size: tuple[int, ...]) -> tuple[i
     return None
 
 
-def default_position(calls: Sequence[Call], size: tuple[int, ...], places: Callable[[int], bool]) -> int:
+def default_position(
+    calls: Sequence[Call], size: tuple[int, ...], grid_of: Callable[[int], tuple[int, ...] | None]
+) -> int:
     """The call whose output class activation maps are usually taken at.
 
     In a network of tokens it is what the last attention reads (the norm before it): there every patch still
@@ -163,7 +200,7 @@ def default_position(calls: Sequence[Call], size: tuple[int, ...], places: Calla
     Args:
         calls: all calls of a forward of one image.
         size: the image's, pixels.
-        places: whether a call's output can be placed on the image, on more than one position.
+        grid_of: a call to the spatial size of its output; None where it has no place or but one.
 
     Raises:
         ValueError: there is neither.
@@ -171,10 +208,11 @@ def default_position(calls: Sequence[Call], size: tuple[int, ...], places: Calla
     last_map = _last_map(calls, size)
     attentions = [i for i in _attentions(calls) if last_map is None or i > last_map]
     for i in reversed(attentions):
-        if places(calls[i].start - 1):
+        if grid_of(calls[i].start - 1) is not None:
             return calls[i].start - 1
-    tokens = [i for i in range(len(calls)) if _is_row(calls, i) and (last_map is None or i > last_map)]
-    if not attentions and tokens and places(tokens[-1]):
+    first = 0 if last_map is None else last_map + 1
+    tokens = [i for i in range(first, len(calls)) if _is_row(calls, i) and calls[i].is_alone]
+    if not attentions and tokens and grid_of(tokens[-1]) is not None:
         return tokens[-1]
     if last_map is None:
         raise ValueError("neither maps nor tokens")
@@ -183,12 +221,20 @@ def default_position(calls: Sequence[Call], size: tuple[int, ...], places: Calla
 
 def _attentions(calls: Sequence[Call]) -> list[int]:
     """The attentions over patches, the innermost where one is made of another."""
-    named = [
-        i
-        for i, call in enumerate(calls)
-        if ("attention" in call.kind.lower() or "attn" in call.kind.lower()) and call.start > 0
-    ]
+    named = _named_attentions(calls)
     return [i for i in named if len(calls[i].shape) > 2 and not any(calls[i].start <= j < i for j in named)]
+
+
+def _named_attentions(calls: Sequence[Call]) -> list[int]:
+    """The calls of modules that are an attention by their type, or by their name where they return tokens."""
+
+    def is_named(call: Call) -> bool:
+        kind, name = call.kind.lower(), call.name.rpartition(".")[2]
+        by_name = name in _ATTENTION_NAMES and len(call.shape) == 3
+        by_kind = any(word in kind for word in _ATTENTION_KINDS) and "projection" not in kind
+        return by_name or by_kind
+
+    return [i for i, call in enumerate(calls) if call.start > 0 and is_named(call)]
 
 
 def _last_map(calls: Sequence[Call], size: tuple[int, ...]) -> int | None:
@@ -214,7 +260,12 @@ def _last_map(calls: Sequence[Call], size: tuple[int, ...]) -> int | None:
 
 
 def _goes_on(call: Call, grid: tuple[int, ...]) -> bool:
-    return len(call.shape) > 2 and call.shape[2:] == grid and not call.is_pooling
+    """True for maps of that size, on which the score rests.
+
+    It need not rest on maps that are returned beside something else: what is read further on may be that, a
+    class token or maps already pooled.
+    """
+    return len(call.shape) > 2 and call.shape[2:] == grid and not call.is_pooling and call.is_alone
 
 
 def _is_map(calls: Sequence[Call], position: int, size: tuple[int, ...]) -> bool:
@@ -224,6 +275,7 @@ def _is_map(calls: Sequence[Call], position: int, size: tuple[int, ...]) -> bool
         bool(call.name)
         and len(shape) == len(size) + 2
         and max(shape[2:]) > 1
+        and call.is_alone
         and _layout(calls, position) == "first"
     )
 

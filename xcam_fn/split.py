@@ -23,9 +23,11 @@ from xcam_fn._modules import canonical_names, fingerprint, private_copy, unwrap
 from xcam_fn._placement import (
     Call,
     ToSpatial,
+    are_maps,
     attention_positions,
     default_position,
     own_layout,
+    pools,
     replaced,
     to_spatial_of,
 )
@@ -462,12 +464,13 @@ def layers(model: nn.Module, x: Float[Tensor, "B C *size"]) -> dict[str, tuple[i
     plan = _plan(root, x)
     calls = _calls(plan, root, x)
     counts = _counts(calls)
+    has_maps = are_maps(calls, tuple(x.shape[2:]))
     seen: dict[str, int] = {}
     listed: dict[str, tuple[int, ...]] = {}
     for i, call in enumerate(calls):
         seen[call.name] = number = seen.get(call.name, 0) + 1
         shape = _placed_shape(plan, root, i, x)
-        if call.name and len(shape) == x.ndim:
+        if call.name and len(shape) == x.ndim and has_maps[i]:
             listed[f"{call.name}#{number}" if counts[call.name] > 1 else call.name] = shape
     return listed
 
@@ -475,12 +478,13 @@ def layers(model: nn.Module, x: Float[Tensor, "B C *size"]) -> dict[str, tuple[i
 def _default_name(plan: _Plan, root: nn.Module, x: Tensor) -> str:
     calls = _calls(plan, root, x)
 
-    def places(position: int) -> bool:
+    def grid_of(position: int) -> tuple[int, ...] | None:
         shape = _placed_shape(plan, root, position, x)
-        return bool(calls[position].name) and len(shape) == x.ndim and max(shape[2:]) > 1
+        is_placed = bool(calls[position].name) and len(shape) == x.ndim and max(shape[2:]) > 1
+        return shape[2:] if is_placed else None
 
     try:
-        return calls[default_position(calls, tuple(x.shape[2:]), places)].name
+        return calls[default_position(calls, tuple(x.shape[2:]), grid_of)].name
     except ValueError:
         raise ValueError(
             f"layer=None: {type(root).__name__} runs no convolution and no attention over patches, so there "
@@ -862,8 +866,9 @@ def _recorded(root: nn.Module, x: Tensor) -> tuple[tuple[Call, ...], Any]:
             shape = _shape(output)
             calls.append(
                 Call(
-                    name, shape, kind, isinstance(module, _CONVOLUTIONS), "pool" in kind.lower(),
+                    name, shape, kind, isinstance(module, _CONVOLUTIONS), pools(module),
                     isinstance(module, nn.Sequential), own_layout(module, shape), start,
+                    _count_of_tensors(output) == 1,
                 )
             )  # fmt: skip
             return output
@@ -877,6 +882,11 @@ def _recorded(root: nn.Module, x: Tensor) -> tuple[tuple[Call, ...], Any]:
 def _shape(output: Any) -> tuple[int, ...]:
     position = _trace.feature_position(output)
     return () if position is None else tuple(pytree.tree_leaves(output)[position].shape)
+
+
+def _count_of_tensors(output: Any) -> int:
+    leaves = pytree.tree_leaves(output)
+    return sum(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in leaves)
 
 
 def _sample(x: Tensor) -> Tensor:

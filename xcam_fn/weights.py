@@ -6,6 +6,7 @@ channels of weight × feature. Every function works for any number of spatial ax
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -215,7 +216,10 @@ def percentile(values: Tensor, theta: float, axes: int) -> Tensor:
         (..., 1, …).
     """
     precise = values if values.dtype == torch.float64 else values.float()
-    found = torch.quantile(precise.flatten(-axes), theta / 100, dim=-1)
+    ordered = precise.flatten(-axes).sort(-1).values  # torch.quantile has no batching rule
+    rank = round(theta / 100 * (ordered.shape[-1] - 1), 9)
+    below, above = ordered[..., math.floor(rank)], ordered[..., math.ceil(rank)]
+    found = torch.lerp(below, above, rank - math.floor(rank))
     return found.to(values.dtype).reshape(*values.shape[:-axes], *[1] * axes)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
@@ -11,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from xcam_fn import checks, projections, weights
+from xcam_fn._attention import mappable
 from xcam_fn._modules import unwrap
 from xcam_fn.heatmap import heatmap
 from xcam_fn.methods.method import (
@@ -333,7 +335,8 @@ def _integrated_gradients(
         by_autograd = (
             not in_transform() and not torch.compiler.is_compiling() and traced(unwrap(model), x) is None
         )
-        gradient = _path_gradient(run, x, start, explained.of, steps, per_forward, by_autograd)
+        with mappable() if explained.many else contextlib.nullcontext():
+            gradient = _path_gradient(run, x, start, explained.of, steps, per_forward, by_autograd)
         attribution = (x - start)[:, None] * gradient
         cam = (attribution if postprocess is None else attribution.abs()).sum(2)
         return finish(cam if explained.many else cam.squeeze(1), x, postprocess)

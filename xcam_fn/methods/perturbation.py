@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from xcam_fn import checks, weights
-from xcam_fn._attention import StepByStep
+from xcam_fn._attention import mappable
 from xcam_fn.heatmap import heatmap, minmax, resize, resized_minmax
 from xcam_fn.methods.gradient import finish
 from xcam_fn.methods.method import Method, Postprocess, comparable, method
@@ -357,7 +358,7 @@ def _ablationcam(
     checks.check_count("chunk_size", chunk_size)
     check_score(score)
     parts = prepare(model, layer, x)
-    with recording(x, create_graph), checks.explained(model, x):
+    with recording(x, create_graph), checks.explained(model, x), _scored_alike(parts):
         A, residual = trunk_of(layer, parts, x)
         explained = explained_score(lambda a: run_head(parts, a, residual), A, cls, TARGETS[score])
         which, channel = _channels_to_ablate(A)
@@ -443,14 +444,18 @@ def _scored_one_by_one(
     return torch.cat(scores) if scores else x.new_zeros(0, explained.own.shape[-1])
 
 
+def _scored_alike(parts: Parts) -> contextlib.AbstractContextManager[Any]:
+    """Attention as it can be mapped, also for the score that the mapped ones are compared with."""
+    return contextlib.nullcontext() if parts.takes_any_batch else mappable()
+
+
 def _mapped(score: Callable[[Tensor], Tensor], changed: Tensor) -> Tensor:
     """The scores of changed features, mapped over them where the model allows it.
 
     A detector finds as many boxes as there are, which cannot be mapped: it runs on one after the other.
     """
     try:
-        with StepByStep():  # the fused kernels cannot be mapped
-            return torch.vmap(score)(changed)
+        return torch.vmap(score)(changed)
     except RuntimeError as error:
         if in_transform() or "vmap" not in str(error):
             raise
@@ -488,7 +493,7 @@ def _reciprocam(
     checks.check_count("chunk_size", chunk_size)
     check_score(score)
     parts = prepare(model, layer, x)
-    with recording(x, create_graph), checks.explained(model, x):
+    with recording(x, create_graph), checks.explained(model, x), _scored_alike(parts):
         A, residual = trunk_of(layer, parts, x)
         explained = explained_score(lambda a: run_head(parts, a, residual), A, cls, TARGETS[score])
         B, spatial = len(A), A.shape[2:]

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from xcam_fn import checks
 from xcam_fn._modules import unwrap
+from xcam_fn._placement import pools
 from xcam_fn.heatmap import heatmap, resize
 from xcam_fn.methods.gradient import finish, gradcam_pp
 from xcam_fn.methods.method import (
@@ -221,7 +222,7 @@ def last_layers(model: nn.Module, x: Images, layer: Layer = None, *, count: int 
 
 
 def _only_resizes(module: nn.Module) -> bool:
-    return "pool" in type(module).__name__.lower() or isinstance(module, _PADDING)
+    return pools(module) or isinstance(module, _PADDING)
 
 
 def _check_layers(layers: Layers | None) -> None:

@@ -1,0 +1,606 @@
+"""The table of docs/architectures.md: every method run on many architectures with random weights.
+
+python docs/make_architectures.py                 # what docs/architectures.csv has no row for, then the page
+python docs/make_architectures.py --only levit    # those whose name contains a word, again
+python docs/make_architectures.py --page          # the page alone
+
+It runs on one core, in about half an hour, and downloads nothing. A row is written as soon as it is known, so
+that it goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import math
+import os
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from torch import Tensor, nn
+
+import xcam_fn as xf
+from xcam_fn._outputs import logits
+from xcam_fn.checks import StructureError
+from xcam_fn.methods.method import run_once
+from xcam_fn.split import Shared, prepare
+
+DATA = Path(__file__).with_name("architectures.csv")
+PAGE = Path(__file__).with_name("architectures.md")
+OPTIONS: dict[str, Any] = {
+    "num_samples": 1, "num_masks": 8, "steps": 4, "num_groups": 8, "num_concepts": 3, "max_iter": 20,
+}  # fmt: skip
+METHODS = (*xf.METHODS, "smooth(gradcam)", "eigen_smooth(gradcam)")
+ABOUT = ("library", "name", "parameters", "input", "layer", "features", "runs", "batch", "seed")
+NUM_CLASSES = 10
+NUM_SEEDS = 8
+ENOUGH_SECONDS = 12
+
+
+class Architecture(NamedTuple):
+    """A network to be built, and the size of the images that it is shown."""
+
+    library: str
+    name: str
+    size: tuple[int, int]
+    build: Callable[[], nn.Module]
+
+
+# -- the architectures ---------------------------------------------------------------------------------------
+
+
+def torchvision_net(name: str, size: tuple[int, int] = (64, 96), **options: Any) -> Architecture:
+    """A network of torchvision by its name."""
+    import torchvision
+
+    if name in ("googlenet", "inception_v3"):
+        options["init_weights"] = False
+    return Architecture(
+        "torchvision",
+        name,
+        size,
+        lambda: torchvision.models.get_model(name, weights=None, num_classes=NUM_CLASSES, **options),
+    )
+
+
+def torchvision_small(name: str, size: tuple[int, int], kind: str, **options: Any) -> Architecture:
+    """A narrow network of one of torchvision's classes."""
+    import torchvision
+
+    return Architecture(
+        "torchvision", name, size,
+        lambda: getattr(torchvision.models, kind)(num_classes=NUM_CLASSES, **options),
+    )  # fmt: skip
+
+
+def timm_net(name: str, size: tuple[int, int] = (64, 96), **options: Any) -> Architecture:
+    """A network of timm by its name, with options that make it narrow, shallow or of another input size."""
+    import timm
+
+    return Architecture(
+        "timm",
+        name,
+        size,
+        lambda: timm.create_model(name, pretrained=False, num_classes=NUM_CLASSES, **options),
+    )
+
+
+def hf_net(kind: str, size: tuple[int, int] = (64, 96), model: str = "", **options: Any) -> Architecture:
+    """An image classifier of transformers from a small configuration."""
+    import transformers
+
+    name = model or f"{kind}ForImageClassification"
+
+    def build() -> nn.Module:
+        config = getattr(transformers, f"{kind}Config")(num_labels=NUM_CLASSES, **options)
+        return getattr(transformers, name)(config)
+
+    return Architecture("transformers", name, size, build)
+
+
+def architectures() -> list[Architecture]:
+    """All rows of the table."""
+    encoder = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 96}
+    vit = {**encoder, "image_size": (64, 96), "patch_size": 16}
+    return [
+        torchvision_net("alexnet", (96, 128)),
+        torchvision_net("vgg11", (32, 64)),
+        torchvision_net("vgg16_bn", (32, 64)),
+        torchvision_net("resnet18"),
+        torchvision_net("resnet50", (32, 64)),
+        torchvision_net("densenet121", (48, 64)),
+        torchvision_net("googlenet", (64, 96)),
+        torchvision_net("inception_v3", (96, 128)),
+        torchvision_net("squeezenet1_1", (64, 96)),
+        torchvision_net("shufflenet_v2_x0_5"),
+        torchvision_net("mnasnet0_5"),
+        torchvision_net("mobilenet_v2"),
+        torchvision_net("mobilenet_v3_small"),
+        torchvision_net("regnet_x_400mf"),
+        torchvision_net("regnet_y_400mf"),
+        torchvision_net("efficientnet_b0", (48, 64)),
+        torchvision_net("efficientnet_v2_s", (48, 64)),
+        torchvision_small(
+            "convnext_tiny",
+            (64, 96),
+            "ConvNeXt",
+            block_setting=convnext_blocks((24, 48, 96, 192)),
+        ),
+        torchvision_small(
+            "vit_b_16",
+            (64, 64),
+            "VisionTransformer",
+            image_size=64,
+            patch_size=16,
+            num_layers=4,
+            num_heads=3,
+            hidden_dim=96,
+            mlp_dim=192,
+        ),
+        torchvision_small("swin_t", (64, 96), "SwinTransformer", **SWIN, window_size=[4, 4]),
+        torchvision_small(
+            "swin_v2_t", (64, 96), "SwinTransformer", **SWIN, window_size=[4, 4], **swin_v2_blocks()
+        ),
+        torchvision_small(
+            "maxvit_t",
+            (64, 64),
+            "MaxVit",
+            input_size=(64, 64),
+            stem_channels=16,
+            partition_size=2,
+            block_channels=[16, 32, 64, 96],
+            block_layers=[1, 1, 2, 1],
+            head_dim=16,
+            stochastic_depth_prob=0.0,
+        ),
+        timm_net("resnet10t"),
+        timm_net("seresnet18", (48, 64)),
+        timm_net("dla34", (64, 64)),
+        timm_net("regnety_002"),
+        timm_net("nf_regnet_b0", (48, 64)),
+        timm_net("mobilenetv4_conv_small"),
+        timm_net("mobilenetv4_hybrid_medium"),
+        timm_net("tf_efficientnet_lite0", (48, 64)),
+        timm_net("ghostnet_050"),
+        timm_net("repvgg_a0", (48, 64)),
+        timm_net("hrnet_w18_small", (32, 64)),
+        timm_net("convnext_atto"),
+        timm_net("convnextv2_atto"),
+        timm_net("inception_next_atto"),
+        timm_net("edgenext_xx_small"),
+        timm_net("mambaout_femto", dims=(24, 48, 96, 144)),
+        timm_net("vit_tiny_patch16_224", img_size=(64, 96), depth=4, embed_dim=96),
+        timm_net(
+            "vit_base_patch14_reg4_dinov2", (56, 84), img_size=(56, 84), depth=3, embed_dim=96, num_heads=3
+        ),
+        timm_net("vit_betwixt_patch16_reg4_gap_256", img_size=(64, 96), depth=3, embed_dim=80, num_heads=4),
+        timm_net("deit_tiny_patch16_224", img_size=(64, 96), depth=4, embed_dim=96),
+        timm_net("deit_tiny_distilled_patch16_224", img_size=(64, 96), depth=4, embed_dim=96),
+        timm_net("beit_base_patch16_224", img_size=(64, 96), depth=3, embed_dim=96, num_heads=3),
+        timm_net("eva02_tiny_patch14_224", (56, 84), img_size=(56, 84), depth=4, embed_dim=96),
+        timm_net("cait_xxs24_224", img_size=(64, 96), depth=3, embed_dim=96, num_heads=3),
+        timm_net("xcit_nano_12_p16_224", img_size=(64, 96), depth=3, embed_dim=64),
+        timm_net(
+            "swin_tiny_patch4_window7_224",
+            img_size=(64, 96),
+            window_size=4,
+            embed_dim=24,
+            depths=(1, 1, 2, 2),
+            num_heads=(1, 2, 2, 4),
+        ),
+        timm_net(
+            "swinv2_tiny_window8_256",
+            img_size=(64, 96),
+            window_size=4,
+            embed_dim=24,
+            depths=(1, 1, 2, 2),
+            num_heads=(1, 2, 2, 4),
+        ),
+        timm_net(
+            "coatnet_0_rw_224",
+            img_size=(64, 96),
+            embed_dim=(24, 32, 64, 96),
+            depths=(1, 1, 2, 2),
+            stem_width=16,
+        ),
+        timm_net(
+            "maxvit_pico_rw_256",
+            img_size=(64, 96),
+            embed_dim=(32, 32, 64, 96),
+            depths=(1, 1, 2, 1),
+            stem_width=16,
+        ),
+        timm_net("levit_128s", (224, 224), depth=(1, 1, 2), embed_dim=(32, 64, 96), num_heads=(2, 2, 3)),
+        timm_net("mobilevit_xxs"),
+        timm_net("mobilevitv2_050"),
+        timm_net("pvt_v2_b0"),
+        timm_net("mixer_s32_224", (64, 64), img_size=64),
+        timm_net("resmlp_12_224", (64, 64), img_size=64),
+        timm_net("gmlp_ti16_224", (64, 64), img_size=64),
+        timm_net("efficientformer_l1", (224, 224), depths=(1, 1, 1, 2), embed_dims=(16, 24, 48, 64)),
+        timm_net("poolformer_s12", (48, 64)),
+        timm_net("nextvit_small", (48, 64)),
+        timm_net("fastvit_t8", (48, 64)),
+        timm_net("efficientvit_b0"),
+        timm_net("crossvit_9_240", (240, 240)),
+        timm_net("pit_ti_distilled_224", (128, 128), img_size=128),
+        timm_net("tnt_s_patch16_224", img_size=(64, 96), depth=3, embed_dim=96),
+        timm_net("twins_svt_small", img_size=(64, 96), embed_dims=(16, 32, 64, 96), depths=(1, 1, 2, 2)),
+        timm_net("visformer_tiny", img_size=(64, 96)),
+        timm_net("volo_d1_224", (64, 64), img_size=64),
+        timm_net(
+            "convit_tiny", (64, 64), img_size=64, depth=4, local_up_to_layer=2, embed_dim=16, num_heads=3
+        ),
+        timm_net("davit_tiny", embed_dims=(24, 48, 64, 96), depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 3)),
+        timm_net("hiera_tiny_224", (64, 96), img_size=(64, 96), stages=(1, 1, 1, 2), embed_dim=16),
+        timm_net(
+            "tiny_vit_5m_224",
+            (224, 224),
+            embed_dims=(16, 32, 48, 64),
+            depths=(1, 1, 1, 1),
+            num_heads=(1, 2, 3, 4),
+        ),
+        hf_net("ViT", **vit),
+        hf_net("DeiT", **vit),
+        hf_net("DeiT", model="DeiTForImageClassificationWithTeacher", **vit),
+        hf_net("ViTMSN", **vit),
+        hf_net("Dinov2", (56, 56), **{**vit, "image_size": (56, 56), "patch_size": 14, "mlp_ratio": 2}),
+        hf_net(
+            "Dinov2WithRegisters",
+            (56, 56),
+            **{**vit, "image_size": (56, 56), "patch_size": 14, "mlp_ratio": 2},
+        ),
+        hf_net("Beit", **vit, use_relative_position_bias=True),
+        hf_net("Data2VecVision", **vit, use_relative_position_bias=True),
+        hf_net("IJepa", **vit),
+        hf_net(
+            "Swin",
+            (128, 128),
+            image_size=128,
+            embed_dim=24,
+            depths=[1, 1, 2, 2],
+            num_heads=[1, 2, 2, 4],
+            window_size=2,
+        ),
+        hf_net(
+            "Swinv2",
+            (128, 192),
+            image_size=(128, 192),
+            embed_dim=24,
+            depths=[1, 1, 2, 2],
+            num_heads=[1, 2, 2, 4],
+            window_size=4,
+        ),
+        hf_net("ConvNext", hidden_sizes=[24, 32, 64, 96], depths=[1, 1, 2, 1]),
+        hf_net("ConvNextV2", hidden_sizes=[24, 32, 64, 96], depths=[1, 1, 2, 1]),
+        hf_net(
+            "ResNet",
+            embedding_size=16,
+            hidden_sizes=[32, 48, 64, 128],
+            depths=[1, 1, 2, 2],
+            layer_type="basic",
+        ),
+        hf_net(
+            "RegNet", embedding_size=16, hidden_sizes=[32, 48, 64, 128], depths=[1, 1, 2, 1], groups_width=16
+        ),
+        hf_net(
+            "MobileViT",
+            hidden_sizes=[32, 48, 64],
+            neck_hidden_sizes=[16, 32, 64, 96, 128, 160, 192],
+            num_attention_heads=2,
+            expand_ratio=2.0,
+        ),
+        hf_net("PvtV2", hidden_sizes=[16, 32, 64, 96], depths=[1, 1, 1, 2], num_attention_heads=[1, 2, 2, 4]),
+        hf_net(
+            "Pvt",
+            (128, 128),
+            image_size=128,
+            hidden_sizes=[16, 32, 64, 96],
+            depths=[1, 1, 1, 2],
+            num_attention_heads=[1, 2, 2, 4],
+        ),
+        hf_net(
+            "Levit",
+            (224, 224),
+            hidden_sizes=[32, 64, 96],
+            num_attention_heads=[2, 2, 3],
+            depths=[1, 1, 2],
+            key_dim=[16, 16, 16],
+        ),
+        hf_net("PoolFormer", hidden_sizes=[16, 32, 64, 96], depths=[1, 1, 2, 1]),
+        hf_net(
+            "Segformer", hidden_sizes=[16, 32, 64, 96], depths=[1, 1, 1, 2], num_attention_heads=[1, 2, 2, 4]
+        ),
+        hf_net(
+            "Siglip",
+            (64, 64),
+            vision_config={**encoder, "image_size": 64, "patch_size": 16},
+            text_config=encoder,
+        ),
+        hf_net("Cvt", embed_dim=[16, 48, 96], num_heads=[1, 2, 4], depth=[1, 2, 3]),
+        hf_net("FocalNet", image_size=(64, 96), embed_dim=16, depths=[1, 1, 2, 1]),
+        hf_net("Hiera", image_size=[64, 96], embed_dim=16, depths=[1, 1, 1, 2], num_heads=[1, 2, 4, 8]),
+        hf_net("EfficientNet", (96, 128), width_coefficient=0.5, hidden_dim=640),
+        hf_net("SwiftFormer", (64, 96), embed_dims=[16, 32, 64, 96], depths=[1, 1, 2, 2]),
+    ]
+
+
+SWIN: dict[str, Any] = {
+    "patch_size": [4, 4], "embed_dim": 24, "depths": [1, 1, 2, 2], "num_heads": [1, 2, 2, 4],
+}  # fmt: skip
+
+
+def convnext_blocks(widths: tuple[int, ...]) -> list[Any]:
+    """The stages of torchvision's ConvNeXt, of these widths."""
+    from torchvision.models.convnext import CNBlockConfig
+
+    return [CNBlockConfig(width, after, 2) for width, after in zip(widths, (*widths[1:], None), strict=True)]
+
+
+def swin_v2_blocks() -> dict[str, Any]:
+    """What makes a Swin Transformer of torchvision one of version 2."""
+    from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerBlockV2
+
+    return {"block": SwinTransformerBlockV2, "downsample_layer": PatchMergingV2}
+
+
+# -- weights -------------------------------------------------------------------------------------------------
+
+
+def drawn(model: nn.Module, x: Tensor, seed: int) -> nn.Module:
+    """The network with random weights under which every layer has a say, in evaluation mode.
+
+    As they are made many networks would explain nothing: heads, the last norms of blocks and layer scales
+    start at or near zero. Batch norm's statistics are those of a few random images, and the head is scaled so
+    that no class is certain.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if name.endswith("bias"):
+            parameter.data = noise * 0.1
+        elif parameter.ndim < 2:  # of norms and layer scales
+            parameter.data = 1 + noise * 0.2
+        elif len(parameter) == 1:  # tokens and positions
+            parameter.data = noise * 0.5
+        else:
+            parameter.data = noise * math.sqrt(2 / parameter[0].numel())
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    model.eval()
+    for norm in norms:
+        norm.train()
+        norm.momentum = None  # a plain mean
+        norm.reset_running_stats()
+    images = torch.randn(6, *x.shape[1:], generator=generator)
+    with torch.no_grad():
+        model(images)
+        scale = 1.5 / logits(model.eval()(images)).std()
+        for module in model.modules():
+            is_head = isinstance(module, nn.Linear) and module.out_features == NUM_CLASSES
+            if is_head or (isinstance(module, nn.Conv2d) and module.out_channels == NUM_CLASSES):
+                for parameter in module.parameters():
+                    parameter.mul_(scale)
+    return model
+
+
+# -- one row -------------------------------------------------------------------------------------------------
+
+
+def examined(architecture: Architecture) -> dict[str, str]:
+    """The architecture's row, with the first of a few seeds whose weights make no map zero.
+
+    Random weights may speak against the class at all of a layer's few positions; where every seed has such a
+    map, the row with the fewest is taken.
+    """
+    start, rows = time.perf_counter(), []
+    for seed in range(NUM_SEEDS):
+        rows.append(examined_once(architecture, seed))
+        if not zeros(rows[-1]) or time.perf_counter() - start > ENOUGH_SECONDS:
+            break
+    return min(rows, key=zeros)
+
+
+def zeros(row: dict[str, str]) -> int:
+    """How many methods give a map that is zero everywhere."""
+    return sum(row[name] == "zero" for name in METHODS)
+
+
+def examined_once(architecture: Architecture, seed: int) -> dict[str, str]:
+    """What is known of an architecture, and what each method does on it."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, *architecture.size, generator=torch.Generator().manual_seed(1))
+    model = drawn(architecture.build(), x, seed)
+    one = x[:1]
+    features = xf.features(model, None, one)
+    shared = Shared(None)
+    cells = {name: cell(name, model, shared, one) for name in METHODS}
+    return {
+        "library": architecture.library,
+        "name": architecture.name,
+        "parameters": str(sum(p.numel() for p in model.parameters())),
+        "input": "x".join(map(str, architecture.size)),
+        "layer": xf.default_layer(model, one),
+        "features": "x".join(map(str, features.shape[1:])),
+        "runs": "whole" if prepare(model, None, one).cut is None else "halves",
+        "batch": f"{batch_difference(model, x):.0e}",
+        "seed": str(seed),
+        **cells,
+    }
+
+
+def cell(name: str, model: nn.Module, shared: Shared, x: Tensor) -> str:
+    """What a method does: "ok", "zero", "lacks: …" with what it asks for, or what went wrong."""
+    method = xf.find_method(name, **OPTIONS)
+    try:
+        found = run_once(method, model, shared, x, None, {})
+    except StructureError as error:
+        return f"lacks: {error}"
+    except Exception as error:  # the table says what goes wrong
+        return f"error: {type(error).__name__}: {error}"
+    if found.shape != (1, *x.shape[2:]):
+        return f"error: shape {tuple(found.shape)}"
+    if not torch.isfinite(found).all() or found.min() < 0 or found.max() > 1:
+        return "error: values that are not finite or outside [0, 1]"
+    return "ok" if found.any() else "zero"
+
+
+def batch_difference(model: nn.Module, x: Tensor) -> float:
+    """By how much Grad-CAM of two images differs from that of each alone, in float64.
+
+    In float32 deep networks with random weights themselves return another output for another batch.
+    """
+    model, x = copy.deepcopy(model).double(), x.double()
+    together = xf.gradcam(model, None, x)
+    alone = torch.cat([xf.gradcam(model, None, image[None]) for image in x])
+    return (together - alone).abs().max().item()
+
+
+# -- the data ------------------------------------------------------------------------------------------------
+
+
+def read(path: Path = DATA) -> dict[tuple[str, str], dict[str, str]]:
+    """The rows by library and name."""
+    if not path.exists():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        return {(row["library"], row["name"]): row for row in csv.DictReader(file)}
+
+
+def write(rows: Iterable[dict[str, str]], path: Path = DATA) -> None:
+    """Write all rows, whole or not at all."""
+    beside = path.with_suffix(".new")
+    with beside.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, [*ABOUT, *METHODS], lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+    beside.replace(path)
+
+
+def update(only: str | None) -> None:
+    """Run what has no row yet, or what is named, and write each row as soon as it is known."""
+    rows = read()
+    wanted = architectures()
+    for architecture in wanted:
+        key = (architecture.library, architecture.name)
+        if (key in rows) if only is None else (only not in architecture.name):
+            continue
+        start = time.perf_counter()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            rows[key] = examined(architecture)
+        counts = Counter(rows[key][name].partition(":")[0] for name in METHODS)
+        print(*key, dict(counts), f"{time.perf_counter() - start:.0f} s", flush=True)
+        order = [(each.library, each.name) for each in wanted]
+        write(rows[each] for each in order if each in rows)
+
+
+# -- the page ------------------------------------------------------------------------------------------------
+
+# Why a method has no map on some networks: what it needs and they lack, and where random weights leave none.
+REASONS = {
+    "cam": "between the layer and the score is more than global average pooling and a linear layer, so that "
+    "there are no weights of the class for the layer's channels",
+    "guided_backprop": "the network runs no ReLU (nor ReLU6), whose backward pass is what the method changes",
+    "legrad": "the network has no block around one attention of all patches to all patches: it is "
+    "convolutional, mixes tokens otherwise, attends in windows, to pooled keys or across channels, or has "
+    "two attentions in a block",
+    "refinecam": "all layers before the default one have its resolution",
+}
+# Their own gradient, by autograd and a hook, is another in a batch than alone; ours equals it in both.
+GRADIENT_OF_BATCH = ("CvtForImageClassification",)
+ZERO = (
+    "with these weights the map has no positive value, which is what the definition gives where nothing "
+    "speaks for the class (the draw with the fewest such maps of up to eight, fewer where one takes long)"
+)
+
+
+def page(rows: Iterable[dict[str, str]]) -> str:
+    """The page, in Markdown."""
+    rows = list(rows)
+    total = Counter(row[name].partition(":")[0] for row in rows for name in METHODS)
+    versions = ", ".join(
+        f"{name} {version(name)}" for name in ("torch", "torchvision", "timm", "transformers")
+    )
+    batch = max(float(row["batch"]) for row in rows if row["name"] not in GRADIENT_OF_BATCH)
+    whole = sum(row["runs"] == "whole" for row in rows)
+    lines = [
+        "# Architectures",
+        "",
+        f"Every method, and `smooth` and `eigen_smooth` around Grad-CAM, run on {len(rows)} architectures: "
+        f"{len(rows) * len(METHODS)} runs, of which {total['ok']} give a map, {total['lacks']} say that the "
+        f"network lacks what the method needs, and {total['zero']} give a map of zeros. The layer is the "
+        "default one, found by itself; so is where its tokens lie on the image.",
+        "",
+        f"Made by `python docs/make_architectures.py` with {versions}. Nothing is downloaded: weights are "
+        "random, drawn so that no head, norm or layer scale is zero. One image, small, not square where the "
+        "architecture allows it; narrow or shallow variants where the usual ones would be slow (their "
+        "parameters tell). A map counts where it is finite, in [0, 1], of the image's size and not zero "
+        "everywhere. The cells one by one, with the messages, are [here](architectures.csv).",
+        "",
+        "- **Layer** is `default_layer`, **features** its output as channels × height × width.",
+        f"- **Runs** says how the network is cut: in two *halves*, or, where its forward cannot be traced "
+        f"({whole} of {len(rows)}), *whole*, with the layer's output replaced on the way. Maps are the same; "
+        "Ablation-CAM and Recipro-CAM then run all of the network for each channel or position.",
+        f"- Grad-CAM of two images at once is that of each alone to {batch:.0e} or better, except on "
+        f"{', '.join(GRADIENT_OF_BATCH)}, whose gradient by plain autograd depends on the batch as well.",
+        f"- **Maps** says how many of the {len(METHODS)} methods give one; the others are named, with the "
+        "reason below.",
+        "",
+        *(f"{number}. `{name}`: {reason}." for number, (name, reason) in enumerate(REASONS.items(), start=1)),
+        f"{len(REASONS) + 1}. {ZERO}.",
+        "",
+        "| Library | Architecture | Parameters | Image | Layer | Features | Runs | Maps | No map |",
+        "| --- | --- | ---: | --- | --- | --- | --- | ---: | --- |",
+        *(row_of_page(row) for row in rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def row_of_page(row: dict[str, str]) -> str:
+    """One row of the page's table."""
+    without = [reference(name, row) for name in METHODS if row[name] != "ok"]
+    cells = (
+        row["library"], row["name"].removesuffix("ForImageClassification"), f"{int(row['parameters']):,}",
+        row["input"].replace("x", " × "), f"`{row['layer']}`", row["features"].replace("x", " × "),
+        row["runs"], str(len(METHODS) - len(without)), ", ".join(without),
+    )  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def reference(name: str, row: dict[str, str]) -> str:
+    """A method that has no map, and the number of the reason.
+
+    Raises:
+        ValueError: there is no reason.
+    """
+    kind = row[name].partition(":")[0]
+    if kind == "zero":
+        return f"{name} ({len(REASONS) + 1})"
+    if kind == "lacks" and name in REASONS:
+        return f"{name} ({list(REASONS).index(name) + 1})"
+    raise ValueError(f"{name} on {row['name']}: no reason is known for {row[name]!r}")
+
+
+def main() -> None:
+    """Run what is asked for, then write the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", metavar="NAME", help="architectures whose name contains NAME, again")
+    parser.add_argument("--page", action="store_true", help="write the page and run nothing")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if not arguments.page:
+        update(arguments.only)
+    PAGE.write_text(page(read().values()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
