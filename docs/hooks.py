@@ -210,6 +210,8 @@ def _uncapitalized(text: str) -> str:
 
 def _facts(method: Any) -> str:
     facts = [f"{method.family} family", f"<code>xf.{method.name}</code>"]
+    if method.needs:
+        facts.append(f"needs {method.needs}")
     if method.paper:
         facts.append(_linked(method.paper))
     return " · ".join(facts)
