@@ -149,7 +149,7 @@ print(f"largest difference {differences['TorchCAM, ScoreCAM']:.1e}")
 # %%
 torch.manual_seed(0)
 vit = torchvision.models.VisionTransformer(64, 16, 3, 2, 32, 64).eval()
-torch.nn.init.normal_(vit.heads.head.weight)
+torch.nn.init.normal_(vit.get_submodule("heads.head").get_parameter("weight"))
 patches = torch.randn(1, 3, 64, 64)
 with torchcam.methods.LeGrad(
     copied := copy.deepcopy(vit),
