@@ -22,16 +22,16 @@ ROOT = DOCS.parent
 NOTEBOOKS = ROOT / "notebooks"
 
 FAMILIES = {
-    "gradient": "weighted by gradients",
-    "perturbation": "weighted by what the score does when something is hidden",
-    "fusion": "maps of two families joined",
+    "gradient": "made of gradients, to the features, the attention, the image or the biases",
+    "perturbation": "weighted by what the score does when something is hidden or shown alone",
+    "fusion": "maps of several methods or layers joined",
     "activation": "made of the features and the network's own weights",
     "baseline": "what an explanation has to beat",
 }
 _CALL = ("model", "layer", "x", "cls")
 _SHARED = (
-    "baseline", "score", "chunk_size", "precision", "compile", "scorer", "progress", "postprocess",
-    "create_graph",
+    "to_spatial", "projection", "baseline", "score", "chunk_size", "precision", "compile", "scorer",
+    "progress", "postprocess", "create_graph",
 )  # fmt: skip
 _LIBRARIES = {"xplaincam": "XplainCAM", "torchcam": "TorchCAM", "pytorch-grad-cam": "pytorch-grad-cam"}
 
@@ -125,8 +125,9 @@ def gallery() -> str:
 
 
 def _card(method: Any) -> str:
-    picture = f"![](../pictures/methods/{method.name}.webp){{ loading=lazy }}"
-    return f"[{picture} **{method.title}** {method.summary}]({method.name}.md)\n"
+    has_picture = "no_picture" not in prose()[method.name]
+    picture = f"![](../pictures/methods/{method.name}.webp){{ loading=lazy }} " if has_picture else ""
+    return f"[{picture}**{method.title}** {method.summary}]({method.name}.md)\n"
 
 
 def method_page(name: str) -> str:
@@ -134,6 +135,8 @@ def method_page(name: str) -> str:
     import xcam_fn as xf
 
     method, about = xf.METHODS[name], prose()[name]
+    call = about.get("call", f"heatmaps = xf.{name}(model, None, x)        # (B, h, w) in [0, 1]")
+    network = f"--model {about['model']} " if "model" in about else ""
     return f"""# {method.title}
 
 <div class="method" markdown>
@@ -146,7 +149,7 @@ def method_page(name: str) -> str:
 
 </div>
 
-![{method.title} of a photograph of a cat](../pictures/methods/{name}.webp)
+{_picture(method, about)}
 
 </div>
 
@@ -183,16 +186,22 @@ In forwards of the network: {_uncapitalized(about["cost"].strip())}
 ## Call
 
 ```python
-heatmaps = xf.{name}(model, None, x)        # (B, h, w) in [0, 1]
+{call.strip()}
 ```
 
 ```sh
-xcam explain cat.jpg --methods {name}
+xcam explain cat.jpg {network}--methods {name}
 ```
 
 {options(method)}
 {_variants(name)}
 """
+
+
+def _picture(method: Any, about: dict[str, str]) -> str:
+    if "no_picture" in about:
+        return f'<p class="facts">{about["no_picture"]}</p>'
+    return f"![{method.title} of a photograph of a cat](../pictures/methods/{method.name}.webp)"
 
 
 def _uncapitalized(text: str) -> str:
@@ -201,6 +210,8 @@ def _uncapitalized(text: str) -> str:
 
 def _facts(method: Any) -> str:
     facts = [f"{method.family} family", f"<code>xf.{method.name}</code>"]
+    if method.needs:
+        facts.append(f"needs {method.needs}")
     if method.paper:
         facts.append(_linked(method.paper))
     return " · ".join(facts)
@@ -237,16 +248,9 @@ def options(method: Any) -> str:
 
 def options_of(method: Any) -> Iterator[Option]:
     """Every keyword of a method, those that its call is made of included."""
-    import xcam_fn as xf
-
-    weighting = getattr(xf.weights, method.name, None)
-    described = _described(method) | (_described(weighting) if method.family == "gradient" else {})
-    parameters = dict(inspect.signature(method).parameters)
-    if "options" in parameters:
-        del parameters["options"]
-        parameters |= dict(list(inspect.signature(weighting).parameters.items())[2:]) if weighting else {}
-    for name, parameter in parameters.items():
-        yield Option(name, _shown(parameter.default), described.get(name, ""))
+    about = _described(method)
+    for name, parameter in inspect.signature(method).parameters.items():
+        yield Option(name, _shown(parameter.default), about.get(name, ""))
 
 
 def _described(function: Any) -> dict[str, str]:

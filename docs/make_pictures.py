@@ -3,6 +3,7 @@
 python docs/make_pictures.py                     # those that are not there yet
 python docs/make_pictures.py gradcam front       # these, anew
 python docs/make_pictures.py 01_quickstart       # what a notebook draws
+python docs/make_pictures.py dog_cat --photo dog_cat.jpg    # of a photograph that is not in the repository
 
 The pictures are committed: drawing all of them takes many minutes, building the site seconds.
 """
@@ -39,13 +40,20 @@ def main() -> None:
     """Draw what the command line names, or what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("names", nargs="*", help="methods, figures or notebooks; what is missing by default")
-    names = parser.parse_args().names
-    for name in names or _missing():
+    parser.add_argument("--photo", help="a photograph of a bull mastiff and a tiger cat, for dog_cat")
+    arguments = parser.parse_args()
+    if "dog_cat" in arguments.names and not arguments.photo:
+        parser.error(
+            "dog_cat is drawn of a photograph that is not in the repository; name it by --photo FILE"
+        )
+    for name in arguments.names or _missing():
         print(name, flush=True)
         if name in xf.METHODS:
             _write(_explained(name), _path_of(name))
         elif name in FIGURES:
             _write(FIGURES[name](), _path_of(name))
+        elif name == "dog_cat":
+            _write(_dog_cat(arguments.photo), _path_of(name))
         else:
             notebook = hooks.NOTEBOOKS / f"{name}.py"
             for number, figure in _figures_of(notebook):
@@ -53,7 +61,8 @@ def main() -> None:
 
 
 def _missing() -> list[str]:
-    drawn = [name for name in (*xf.METHODS, *FIGURES) if not _path_of(name).is_file()]
+    methods = [name for name in xf.METHODS if "no_picture" not in hooks.prose()[name]]
+    drawn = [name for name in (*methods, *FIGURES) if not _path_of(name).is_file()]
     shown = {path.stem.rpartition("_")[0] for path in (PICTURES / "notebooks").glob("*.webp")}
     return drawn + [path.stem for path in hooks.notebooks() if path.stem not in shown]
 
@@ -135,6 +144,37 @@ def _insertion() -> np.ndarray:
     return _pixels(xf.plot.curves({"Grad-CAM": curve}, photograph, heat, **STYLE))
 
 
+def _wrappers() -> np.ndarray:
+    x, photograph = _cat()
+    rows = [
+        ["gradcam", "smooth(gradcam)", "eigen_smooth(gradcam)"],
+        ["layercam", "multi_layer(layercam)", "sess(layercam)"],
+    ]
+    maps = [{name: xf.find_method(name)(_network().model, None, x) for name in row} for row in rows]
+    return _pixels(xf.plot.grid(photograph, maps, **STYLE))
+
+
+def _concepts() -> np.ndarray:
+    x, photograph = _cat()
+    found = xf.concepts(_network().model, None, x, num_concepts=5)
+    return _pixels(xf.plot.concepts(photograph, list(found.maps[0])))
+
+
+def _dog_cat(photo: str) -> np.ndarray:
+    """The picture of the README: two classes of one photograph, by six methods."""
+    network = _network()
+    x, photograph = xf.images.prepare(photo, network.preset)
+    methods = ["gradcam", "scorecam", "ablationcam", "groupcam", "finercam", "fusioncam"]
+    rows = []
+    for cls in (243, 282):
+        maps = xf.explain_all(network.model, None, x, cls, methods)
+        title = network.categories[cls]
+        rows.append({f"{xf.METHODS[name].title}\n{title}": heat for name, heat in maps.items()})
+    return _png(
+        xf.plot.grid(photograph, rows, colormap="inferno", alpha=0.75, alpha_follows_heatmap=True), dpi=85
+    )
+
+
 def _frames() -> np.ndarray:
     x, photograph = _cat()
     return _pixels(xf.plot.frames(photograph, xf.gradcam(_network().model, None, x)))
@@ -160,6 +200,8 @@ FIGURES: dict[str, Callable[[], np.ndarray]] = {
     "layers": _layers,
     "insertion": _insertion,
     "frames": _frames,
+    "wrappers": _wrappers,
+    "concepts": _concepts,
 }
 
 
@@ -190,8 +232,12 @@ def _pixels(figure: Figure) -> np.ndarray:
     width, height = figure.get_size_inches()
     if width > INCHES:
         figure.set_size_inches(INCHES, height * INCHES / width)
+    return _png(figure, dpi=130)
+
+
+def _png(figure: Figure, dpi: int) -> np.ndarray:
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=130)
+    figure.savefig(file, format="png", dpi=dpi)
     return np.asarray(Image.open(file).convert("RGB"))
 
 

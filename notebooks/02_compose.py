@@ -19,12 +19,17 @@
 
 # %%
 import functools
+import tempfile
+from pathlib import Path
 
+import numpy as np
 import skimage.data
+import skimage.io
 import torch
 from torch import Tensor
 
 import xcam_fn as xf
+from xcam_fn.cli import main
 from xcam_fn.testing import check_method
 
 STYLE = {"alpha": 0.8, "alpha_follows_heatmap": True}
@@ -141,6 +146,35 @@ for name, drop in drops.items():
     print(f"{name:12} average drop {drop:.3f}")
 
 # %% [markdown]
+# ## On the command line
+#
+# The command takes it as well: a file with the method in it, a colon, and the method's name. What follows is what
+# `xcam explain cat.png --methods gradcam my_methods.py:peakcam` does.
+
+# %%
+folder = Path(tempfile.mkdtemp())
+skimage.io.imsave(folder / "cat.png", skimage.data.chelsea())
+(folder / "my_methods.py").write_text(
+    """
+import xcam_fn as xf
+
+
+def peak(A, G):
+    strongest = A.flatten(2).argmax(2, keepdim=True)
+    return G.flatten(2).gather(2, strongest).squeeze(2)
+
+
+peakcam = xf.from_gradients(peak, name="peakcam", title="Peak-CAM")
+"""
+)
+status = main(
+    ["explain", str(folder / "cat.png"), "--methods", "gradcam", f"{folder / 'my_methods.py'}:peakcam",
+     "--output", str(folder / "explained"), "--save-maps"]
+)  # fmt: skip
+written = sorted(path.name for path in (folder / "explained").iterdir())
+print(*written)
+
+# %% [markdown]
 # ## Fusions
 #
 # Two maps that err in different ways are better together. Any gradient method and any perturbation method fuse by name, in
@@ -178,6 +212,10 @@ assert not torch.allclose(peakcam(net.model, LAYER, x), xf.gradcam(net.model, LA
 assert torch.allclose(batch[:1], peakcam(net.model, None, x, cls=282), atol=1e-4)
 assert torch.allclose(several[:, 1], peakcam(net.model, None, x, cls=282), atol=1e-4)
 assert "batch" in failure or "image" in failure
+assert status == 0
+assert written == ["cat.png", "cat_gradcam.npy", "cat_peakcam.npy"]
+saved = torch.from_numpy(np.load(folder / "explained" / "cat_peakcam.npy"))
+assert torch.allclose(saved, one[0], atol=1e-4)
 assert torch.allclose(sharpness["sharpness 0"], xf.gradcam(net.model, LAYER, x), atol=1e-3)
 assert torch.allclose(sharpness["sharpness 1e+06"], peakcam(net.model, LAYER, x), atol=1e-3)
 assert all(float(heat.min()) >= 0 and float(heat.max()) <= 1 for heat in fused.values())

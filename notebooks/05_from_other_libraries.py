@@ -27,6 +27,7 @@ import pytorch_grad_cam
 import skimage.data
 import torch
 import torchcam.methods
+import torchvision
 from captum.attr import IntegratedGradients, LayerGradCam
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch.nn import functional as F
@@ -92,6 +93,21 @@ papers = xf.gradcam_pp(model, LAYER, x, CLS)
 compared("pytorch-grad-cam, GradCAMPlusPlus", theirs, ours)
 
 # %% [markdown]
+# Eigen-CAM has no class. Theirs centers the channels before it looks for their first component, which the paper does not, and the sign is
+# what the solver happens to return; ours is fixed. `eigen_smooth=True` there is `xf.eigen_smooth(method)` here, `aug_smooth=True` is
+# `xf.smooth(method)`.
+
+# %%
+with pytorch_grad_cam.EigenCAM(hooked, [module]) as cam:
+    theirs = cam(x, [ClassifierOutputTarget(CLS)])
+ours = xf.find_method("eigencam", variant="pytorch-grad-cam")(model, LAYER, x)
+negative = xf.heatmap(-xf.eigencam(model, LAYER, x, center=True, postprocess=None), tuple(x.shape[2:]))
+turned = (torch.as_tensor(theirs) - ours).abs().max() > (torch.as_tensor(theirs) - negative).abs().max()
+print("their sign is", "the other one" if turned else "ours")
+
+compared("pytorch-grad-cam, EigenCAM", theirs, negative if turned else ours)
+
+# %% [markdown]
 # ## TorchCAM
 #
 # Theirs. The forward has to run between making the extractor and calling it, and its graph has to be alive:
@@ -125,6 +141,27 @@ theirs = xf.heatmap(raw, (96, 96))
 ours = xf.find_method("scorecam", variant="torchcam")(model, LAYER, small, CLS)
 differences["TorchCAM, ScoreCAM"] = float((theirs - ours).abs().max())
 print(f"largest difference {differences['TorchCAM, ScoreCAM']:.1e}")
+
+# %% [markdown]
+# LeGrad is for transformers; a small one with random weights will do to compare. TorchCAM wants to be told how the network's head makes a score of a
+# block's tokens; here the head is found.
+
+# %%
+torch.manual_seed(0)
+vit = torchvision.models.VisionTransformer(64, 16, 3, 2, 32, 64).eval()
+torch.nn.init.normal_(vit.get_submodule("heads.head").get_parameter("weight"))
+patches = torch.randn(1, 3, 64, 64)
+with torchcam.methods.LeGrad(
+    copied := copy.deepcopy(vit),
+    list(copied.encoder.layers),
+    score_projection=lambda tokens: copied.heads(copied.encoder.ln(tokens)[:, 0]),
+) as extractor:
+    output = copied(patches)
+    (raw,) = extractor(3, output, normalized=False)
+theirs = xf.heatmap(raw.detach(), (64, 64))
+ours = xf.legrad(vit, None, patches, 3)
+differences["TorchCAM, LeGrad"] = float((theirs - ours).abs().max())
+print(f"largest difference {differences['TorchCAM, LeGrad']:.1e}")
 
 # %% [markdown]
 # ## Captum
@@ -162,12 +199,26 @@ print(
 # %% [markdown]
 # ## XplainCAM
 #
-# XplainCAM is not on the package index, so its code is shown and not run. As its README has it, in essence:
+# XplainCAM's code is shown and not run. As its README has it:
 #
 # ```text
-# cam = GradCAM(model, target_layer)
-# heatmap = cam(image, class_idx)
+# with GradCAM(model, target_layer=None) as cam_extractor:
+#     output = model(input_tensor)
+#     cam = cam_extractor(input_tensor, class_idx=CAT_CLASS)
+# visualize_cam(img=img_show, cams={"GradCAM": cam})
+#
+# metric = AvgDropConf(model, cam, input_tensor, class_idx=CAT_CLASS)
+# InsertionDeletion(model=model).compute(image=input_tensor, heatmap=cam, mode="Insertion", return_steps=True)
 # ```
+#
+# | there | here |
+# |---|---|
+# | `GradCAM(model, target_layer=None)` | `xf.gradcam(model, None, x, cls)`, a function in the place of each class |
+# | `class_idx=` | `cls`, one for each image of a batch |
+# | `visualize_cam(img, cams)` | `xf.plot.heatmaps(picture, maps)` |
+# | `AvgDropConf(…).summary()` | `xf.average_drop(model, x, heat, cls)`, `xf.increase_in_confidence(…)` |
+# | `InsertionDeletion(…).compute(…, mode="Insertion")` | `xf.insertion(model, x, heat, cls)`, `xf.deletion(…)` |
+# | `plot_curves(…)` | `xf.plot.curves({"Grad-CAM": curve}, picture, heat)` |
 #
 # Ours, which the library's tests compare with maps that XplainCAM itself has made:
 

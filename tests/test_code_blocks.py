@@ -117,7 +117,7 @@ def test_python_blocks_run(page, photographs, folder):
 
 
 def test_the_pages_that_are_made_run(photographs, folder, hooks):
-    names = prepared(F.interpolate(photographs[:1], size=(48, 48)))
+    names = prepared(F.interpolate(photographs[:1], size=(72, 72)))
     for path, text in hooks.made_pages().items():
         if path.startswith("methods/"):
             run_page(path, text, names)

@@ -235,8 +235,10 @@ def test_all_methods_together_pay_once_for_what_they_share():
     assert together < apart
     alone = xf.explain_all(model, "relu", x, None, {"it": quick("scorecam")})["it"]
     score = forwards(lambda: xf.explain_all(model, "relu", x, None, {"it": quick("scorecam")}))
-    three = forwards(lambda: xf.explain_all(model, "relu", x, None, ["scorecam", "unioncam", "fusioncam"]))
-    assert three <= score + 2 * 6
+    for cls in (None, 1, [1]):
+        names = ["scorecam", "unioncam", "fusioncam"]
+        three = forwards(lambda cls=cls, names=names: xf.explain_all(model, "relu", x, cls, names))
+        assert three <= score + 2 * 6
     assert torch.equal(alone, xf.scorecam(model, "relu", x))
 
 

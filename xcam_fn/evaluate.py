@@ -308,13 +308,12 @@ class _Batch:
         with scoring_of(self._model, self._x, prepared.labels, "probability", how) as scoring:
             self._scoring = scoring
             self._smooth = blurred(self._x)
-        self._cls = scoring.explained.cls
+        self._cls: Any = torch.as_tensor(scoring.explained.cls, device=device)
         self._shared = Shared(layer)
         self._cases: list[Case] = []
 
     def write_images(self, store: Store, photographs: Sequence[Photograph]) -> None:
         """Write down what the network saw, and the class that is explained."""
-        assert isinstance(self._cls, Tensor)
         own = self._scoring.explained.own[:, 0]
         for i, number in enumerate(self._prepared.numbers):
             name, _, label = photographs[number]

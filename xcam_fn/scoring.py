@@ -214,8 +214,14 @@ def explained_score(
         scores = fixed(output, which)
         return scores if many else scores[:, None]
 
-    pinned = target.cls if isinstance(target, ClassScore) and not isinstance(cls, Target) else target
-    return Explained(of_target, own if many else own[:, None], many=many, cls=pinned)
+    if isinstance(cls, Target):
+        chosen: Classes = target
+    elif cls is None:
+        assert isinstance(target, ClassScore)  # as every default is
+        chosen = target.cls
+    else:
+        chosen = cls  # the same object, by which methods that explain it together see that they share a call
+    return Explained(of_target, own if many else own[:, None], many=many, cls=chosen)
 
 
 def fixed_class(model: nn.Module, x: Tensor, cls: Classes) -> Classes:

@@ -14,9 +14,11 @@ from xcam_fn import checks, weights
 from xcam_fn.heatmap import heatmap
 from xcam_fn.methods.gradient import finish
 from xcam_fn.methods.method import (
+    ARGUMENTS,
     Method,
     Postprocess,
     check_options,
+    described,
     method,
     method_of,
     parameters_of,
@@ -104,19 +106,39 @@ def from_features(
         paper=paper,
         summary=summary,
         module=sys._getframe(1).f_globals.get("__name__", "__main__"),
+        arguments=ARGUMENTS + described(projection, own),
     )
 
 
 def _eigencam(A: Maps, *, center: bool = False) -> Map:
+    """The features projected on their first principal component.
+
+    Args:
+        A: features, (B, K, *spatial).
+        center: subtract each channel's mean over the positions first, as a library does.
+    """
     return principal_component(A, center=center)
 
 
 def _kpcacam(A: Maps, *, kernel: Kernel = "sigmoid", gamma: float | None = None) -> Map:
+    """The features projected on their first principal component in a kernel's space.
+
+    Args:
+        A: features, (B, K, *spatial).
+        kernel: "sigmoid", "rbf" or "linear".
+        gamma: γ of the kernel, > 0; 1 / K by default.
+    """
     return kernel_component(A, kernel=kernel, gamma=gamma)
 
 
 def _fem(A: Maps, *, k: float = 2.0, summed: Literal["masks", "features"] = "masks") -> Map:
-    """Σ mean(A_k) M_k with M_k = [A_k ≥ mean + k σ]; "features": Σ mean(M_k) A_k, as a library does."""
+    """Σ mean(A_k) M_k with M_k = [A_k ≥ mean + k σ].
+
+    Args:
+        A: features, (B, K, *spatial).
+        k: how many standard deviations above its mean a channel has to be at a position to count, ≥ 0.
+        summed: "masks", or "features" for Σ mean(M_k) A_k, as a library does.
+    """
     checks.check_number("k", k, at_least=0)
     checks.check_choice("summed", summed, ("masks", "features"))
     precise = A if A.dtype == torch.float64 else A.float()
@@ -130,6 +152,12 @@ def _fem(A: Maps, *, k: float = 2.0, summed: Literal["masks", "features"] = "mas
 
 
 def _randomcam(A: Maps, *, seed: int = 0) -> Map:
+    """Σ w_k A_k with weights from −1 to 1.
+
+    Args:
+        A: features, (B, K, *spatial).
+        seed: of the weights, which are a function of it and the channel's number.
+    """
     checks.check_seed(seed)
     w = 2 * uniform(seed, 0, (A.shape[1],), like=A) - 1
     return weights.weighted_sum(A, w.expand(A.shape[:2]))

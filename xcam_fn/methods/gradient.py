@@ -21,6 +21,7 @@ from xcam_fn.methods.method import (
     Method,
     Postprocess,
     check_options,
+    described,
     method,
     method_of,
     parameters_of,
@@ -102,7 +103,7 @@ def from_gradients(
         paper=paper,
         summary=summary,
         module=sys._getframe(1).f_globals.get("__name__", "__main__"),
-        arguments=ARGUMENTS + PROJECTION,
+        arguments=ARGUMENTS + PROJECTION + described(weighting, own),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
@@ -131,6 +132,14 @@ def documented(run: Callable[..., Tensor]) -> str:
     for key, text in parts.items():
         doc = doc.replace(key, text)
     return doc
+
+
+def described(function: Callable[..., Any], parameters: Iterable[inspect.Parameter]) -> str:
+    """What a function's docstring says of some of its parameters, lines for the Args of another."""
+    section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", inspect.cleandoc(function.__doc__ or ""), re.M | re.S)
+    entries = re.split(r"^(?=    \w)", section[1].rstrip() + "\n", flags=re.M) if section else []
+    names = {parameter.name for parameter in parameters}
+    return "".join(entry for entry in entries if entry.partition(":")[0].strip() in names)
 
 
 def with_options(run: Method, title: str | None = None, name: str | None = None, **options: Any) -> Method:

@@ -633,6 +633,7 @@ def _rise(
         x: (B, C, *size), prepared images.
         cls: None for the predicted class of each image, an int, B ints, (B, n) ints, or a target, a
             callable from the output to one score for each image.
+        to_spatial: not used, as the layer.
         num_masks: N, ≥ 1.
         grid: cells of a mask along each axis, ≥ 1.
         keep: P, the probability that a cell is shown, in (0, 1].
@@ -716,7 +717,8 @@ RETURNS = """
 
 
 def _method(run: Callable[..., Tensor], title: str, paper: str, summary: str) -> Method:
-    parts = {"    {call}": CALL, "    {scoring}": SCORING, "{projection}": _PROJECTION, "{returns}": RETURNS}
+    parts = {"    {call}": CALL, "    {scoring}": SCORING, "    {projection}": _PROJECTION}
+    parts["{returns}"] = RETURNS
     group = SCORING if run is _groupcam else SCORING + _SUMMING + _PROJECTION
     parts["{arguments}"] = "\n" + CALL + group
     doc = run.__doc__ or ""
