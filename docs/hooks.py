@@ -70,6 +70,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     # On GitHub these are links to files of the repository.
     up = "../" * page.file.src_uri.count("/")
     markdown = re.sub(r"\]\((?:\.\./)?notebooks/(\w+)\.py\)", rf"]({up}notebooks/\1.md)", markdown)
+    if page.file.src_uri.startswith("notebooks/"):
+        markdown = re.sub(r"\]\((\w+)\.py\)", r"](\1.md)", markdown)
     markdown = re.sub(r"^```math\n(.*?)^```$", lambda found: formula(found[1]), markdown, flags=re.M | re.S)
     return re.sub(r"(?<![\w`])\$(?=\S)([^$\n]+?)(?<=\S)\$(?!\w)", lambda found: mathml(found[1]), markdown)
 
