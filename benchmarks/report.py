@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from benchmarks.cases import GRADIENT, TABLE, TABLE_FORWARDS, TABLE_LAYER, TABLE_SCALES, TITLES, Case
+from benchmarks.cases import GRADIENT, OTHERS, TABLE, TABLE_FORWARDS, TABLE_LAYER, TABLE_SCALES, TITLES, Case
 from benchmarks.libraries import BARE, BFLOAT16, COMPILED, LOOP, OURS
 from benchmarks.networks import NETWORKS
 from benchmarks.records import Record
@@ -44,11 +44,11 @@ layer's output in place, which a library that reads it afterward does not see.""
 
 def markdown(records: Sequence[Record], machine: str, command: str) -> str:
     """The report."""
-    gradient = [record for record in records if record.task in GRADIENT or "," in record.task]
+    gradient = [r for r in records if r.task in (*GRADIENT, *OTHERS) or "," in r.task]
     others = [record for record in records if record not in gradient]
     parts = ["# Benchmarks", machine + f". `{command}` makes this page."]
     if gradient:
-        parts += ["## Gradient methods, in bare forwards", gradient_table(gradient), GRADIENT_NOTES]
+        parts += ["## Methods of few forwards, in bare forwards", gradient_table(gradient), GRADIENT_NOTES]
     if others:
         parts += ["## Perturbation methods and metrics", loop_table(others), LOOP_NOTES]
     return (

@@ -306,7 +306,7 @@ def _fullgrad(
         found = full_gradient(model, x, cls)
         parts = [found.input, *(part for part in found.biases if part.ndim == x.ndim + 1)]
         scaled = (_scaled(part.abs(), axes + (rescale == "layer"), eps) for part in parts)
-        cam: Any = sum(resize(part, size).sum(2) for part in scaled)
+        cam: Any = sum(resize(part.sum(2), size) for part in scaled)  # resizing is linear: once for a layer
         return finish(cam if found.many else cam.squeeze(1), x, postprocess)
 
 
