@@ -37,7 +37,7 @@ from xcam_fn.split import Shared, prepare
 DATA = Path(__file__).with_name("architectures.csv")
 PAGE = Path(__file__).with_name("architectures.md")
 OPTIONS: dict[str, Any] = {
-    "num_samples": 1, "num_masks": 8, "steps": 4, "num_groups": 8, "num_concepts": 3, "max_iter": 20,
+    "num_samples": 1, "num_masks": 8, "steps": 4, "num_groups": 8, "num_concepts": 2, "max_iter": 20,
 }  # fmt: skip
 METHODS = (*xf.METHODS, "smooth(gradcam)", "eigen_smooth(gradcam)")
 ABOUT = ("library", "name", "parameters", "input", "layer", "features", "runs", "batch", "seed")
