@@ -156,6 +156,7 @@ class _Plan(NamedTuple):
     calls: dict[tuple[int, ...], tuple[Call, ...]]  # by the input's shape without its batch
     cuts: dict[tuple[str, int], _trace.Cut]
     places: dict[tuple[int, tuple[int, ...]], ToSpatial | None]  # by the call and the input's shape
+    defaults: dict[tuple[int, ...], str]  # the default layer, by the input's shape without its batch
 
 
 class Parts(NamedTuple):
@@ -282,12 +283,10 @@ def _feature_and_grad(
     model: nn.Module, layer: Layer, x: Tensor, cls: Classes, create_graph: bool
 ) -> FeatureAndGrad:
     parts = prepare(model, layer, x)
-    target = resolve(cls)
+    scores_of = checked_scores(cls, x.shape[0])
 
     def score(output: Any) -> tuple[Tensor, Any]:
-        scores = target(output)
-        checks.check_scores(scores, x.shape[0], many=isinstance(target, Target))
-        return scores, output
+        return scores_of(output), output
 
     tokens = differentiable_twice if parts.to_spatial is not None else contextlib.nullcontext
     with recording(x, create_graph), checks.explained(model, x), tokens():
@@ -303,6 +302,18 @@ def _feature_and_grad(
     if parts.to_spatial is not None and checks.is_readable(x) and not grads.detach().any():
         _check_patches_have_a_say(parts, x, score)
     return FeatureAndGrad(found, grads, output)
+
+
+def checked_scores(cls: Classes, batch: int) -> Callable[[Any], Tensor]:
+    """The function from the model's output to a batch's scores, (B,) or (B, n), their shape checked."""
+    target = resolve(cls)
+
+    def scores_of(output: Any) -> Tensor:
+        scores = target(output)
+        checks.check_scores(scores, batch, many=isinstance(target, Target))
+        return scores
+
+    return scores_of
 
 
 def _check_patches_have_a_say(parts: Parts, x: Tensor, score: Callable[[Any], tuple[Tensor, Any]]) -> None:
@@ -476,6 +487,14 @@ def layers(model: nn.Module, x: Float[Tensor, "B C *size"]) -> dict[str, tuple[i
 
 
 def _default_name(plan: _Plan, root: nn.Module, x: Tensor) -> str:
+    """The default layer, looked for once for each shape of image."""
+    shape = tuple(x.shape[1:])
+    if shape not in plan.defaults:
+        plan.defaults[shape] = _found_default(plan, root, x)
+    return plan.defaults[shape]
+
+
+def _found_default(plan: _Plan, root: nn.Module, x: Tensor) -> str:
     calls = _calls(plan, root, x)
 
     def grid_of(position: int) -> tuple[int, ...] | None:
@@ -767,8 +786,9 @@ def _place_of(plan: _Plan, root: nn.Module, name: str, number: int, x: Tensor) -
         return [i for i, call in enumerate(calls) if call.name == name][number - 1]
 
     known, calls = next(iter(plan.calls.items()))
-    if len(calls[position(calls)].shape) == x.ndim:
-        return _to_spatial(plan, root, position(calls), known)
+    place = position(calls)
+    if len(calls[place].shape) == x.ndim:
+        return _to_spatial(plan, root, place, known)
     return _to_spatial(plan, root, position(_calls(plan, root, x)), tuple(x.shape[1:]))
 
 
@@ -841,7 +861,7 @@ def _new_plan(root: nn.Module, x: Tensor, mark: tuple[Any, ...]) -> _Plan:
         traced = _trace.trace(root)
         if traced is not None:
             traced = _trace.audited(traced, root, sample, expected)
-    return _Plan(mark, canonical_names(root), traced, {tuple(x.shape[1:]): calls}, {}, {})
+    return _Plan(mark, canonical_names(root), traced, {tuple(x.shape[1:]): calls}, {}, {}, {})
 
 
 def _calls(plan: _Plan, root: nn.Module, x: Tensor) -> tuple[Call, ...]:

@@ -21,6 +21,7 @@ from xcam_fn.split import (
     attention_blocks,
     head_after,
     place_patches,
+    pulled_back,
     recording,
     run_changed,
     with_features,
@@ -153,10 +154,7 @@ def _relevance(run: _Run, score_of: Callable[[Tensor], Tensor]) -> Tensor | None
 
     pulled: Any = torch.func.vjp(score, torch.zeros_like(probabilities[0]))
     scores, pullback = pulled
-    classes = torch.arange(scores.shape[1], device=scores.device)
-    chosen = (classes[:, None, None] == classes) * torch.ones_like(scores)
-    grads = torch.stack([pullback(one)[0] for one in chosen], 1)
-    return grads.relu().mean((2, 3))
+    return pulled_back(pullback, scores).relu().mean((2, 3))
 
 
 def _tokens_of(output: Any) -> Tensor:

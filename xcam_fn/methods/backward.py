@@ -19,6 +19,7 @@ from xcam_fn.methods.method import Postprocess, method_of
 from xcam_fn.split import (
     Layer,
     ModuleCall,
+    checked_scores,
     module_calls,
     prepare,
     pulled_back,
@@ -28,22 +29,10 @@ from xcam_fn.split import (
     run_model,
     trunk_of,
 )
-from xcam_fn.targets import Classes, Target, resolve
+from xcam_fn.targets import Classes
 from xcam_fn.weights import Projection
 
 Images = Float[Tensor, "B C *size"]
-
-
-def _scored(cls: Classes, batch: int) -> Callable[[Any], Tensor]:
-    """The model's output to scores, (B,) or (B, n), checked."""
-    target = resolve(cls)
-
-    def score(output: Any) -> Tensor:
-        scores = target(output)
-        checks.check_scores(scores, batch, many=isinstance(target, Target))
-        return scores
-
-    return score
 
 
 def _shapleycam(
@@ -69,7 +58,7 @@ def _shapleycam(
         Cai (arXiv:2501.06261), equation 19.
     """
     parts = prepare(model, layer, x)
-    score = _scored(cls, len(x))
+    score = checked_scores(cls, len(x))
     with recording(x, create_graph), checks.explained(model, x), StepByStep():
         A, residual = trunk_of(layer, parts, x)
 
@@ -175,7 +164,7 @@ def _guided_backprop(
     """
     checks.check_call(model, x)
     checks.check_model(model, x)
-    score = _scored(cls, len(x))
+    score = checked_scores(cls, len(x))
     guided = _Guided()
     with recording(x, create_graph), checks.explained(model, x):
         with guided:
@@ -237,7 +226,7 @@ def full_gradient(model: nn.Module, x: Images, cls: Classes = None) -> FullGradi
     References:
         Srinivas and Fleuret (arXiv:1905.00780), proposition 1.
     """
-    score = _scored(cls, len(x))
+    score = checked_scores(cls, len(x))
     biased = [
         (call, bias)
         for call in module_calls(model, x)
