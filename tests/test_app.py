@@ -21,8 +21,10 @@ from torch import nn
 
 import networks
 import xcam_fn as xf
-from xcam_fn import app, cli, words
+from xcam_fn import cli
+from xcam_fn.app import photograph as app
 from xcam_fn.models import LoadedModel
+from xcam_fn.models import describe as words
 
 SMALL = "shufflenet_v2_x0_5"
 FEW = ("gradcam", "groupcam")

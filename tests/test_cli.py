@@ -183,7 +183,7 @@ def test_a_method_that_reports_progress_is_asked_to_only_for_a_person(monkeypatc
         return xf.gradcam(model, layer, x, cls, **options)
 
     slow.__dict__.update(name="slow", title="Slow", family="perturbation", paper="", summary="", needs="")
-    monkeypatch.setattr("xcam_fn.methods.registry.METHODS", {"slow": slow})
+    monkeypatch.setattr("xcam_fn.methods.catalog.METHODS", {"slow": slow})
     assert explain("cat.png", "--methods", "slow") == 0
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert explain("cat.png", "--methods", "slow") == 0

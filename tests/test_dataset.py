@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from xcam_fn import dataset
+from xcam_fn.evaluate import dataset
 
 CATEGORIES = ["tench", "tabby cat", "boxer"]
 

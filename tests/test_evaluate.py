@@ -20,11 +20,12 @@ import pytest
 import skimage.data
 import torch
 from PIL import Image
+from xcam_fn.images import Preset
 
 import networks
 import xcam_fn as xf
-from xcam_fn import cli, dataset, evaluate, report, store
-from xcam_fn.images import Preset
+from xcam_fn import cli, evaluate
+from xcam_fn.evaluate import dataset, report, store
 from xcam_fn.models import LoadedModel
 
 XCAM = Path(sysconfig.get_path("scripts")) / "xcam"

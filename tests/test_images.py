@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms._presets import ImageClassification
 
-from xcam_fn import images
+from xcam_fn.models import images
 
 PRESET = images.Preset(224, 256, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bilinear")
 RAMP = np.arange(0, 252, 4, dtype=np.uint8).reshape(7, 9)

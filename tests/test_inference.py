@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 import networks
 import xcam_fn as xf
-from xcam_fn._inference import inference_copy, with_exact_head
-from xcam_fn.split import traced
+from xcam_fn.network.split import traced
+from xcam_fn.scoring.folding import inference_copy, with_exact_head
 
 pads = st.tuples(*[st.integers(0, 3)] * 4)
 

@@ -12,7 +12,8 @@ import torch
 import torchvision
 from torch import nn
 
-from xcam_fn import images, models
+from xcam_fn import models
+from xcam_fn.models import images
 
 SMALL = "squeezenet1_1"
 

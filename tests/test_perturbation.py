@@ -16,7 +16,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 import networks
 import xcam_fn as xf
-from xcam_fn.heatmap import resized_minmax
+from xcam_fn.maps import resized_minmax
 from xcam_fn.perturb import (
     blurred,
     distinct_maps,

@@ -13,7 +13,7 @@ import networks
 import xcam_fn as xf
 from xcam_fn.testing import state
 
-split_module = importlib.import_module("xcam_fn.split")
+split_module = importlib.import_module("xcam_fn.network.split")
 
 TRACEABLE = {
     "stem": networks.Residual,
@@ -40,7 +40,7 @@ def images(batch: int = 3, size: tuple[int, int] = (12, 16)) -> Tensor:
 
 def without_trace():
     """The out-of-place way, also for a model that can be traced."""
-    return mock.patch("xcam_fn._trace.trace", lambda model: None)
+    return mock.patch("xcam_fn.network.trace.trace", lambda model: None)
 
 
 def hooked(model: nn.Module, layer: nn.Module, x: Tensor, call: int = -1) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import xcam_fn as xf
 from networks import Residual, seeded
-from xcam_fn.heatmap import resized_minmax
+from xcam_fn.maps import resized_minmax
 
 T = xf.targets
 

@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import networks
 import xcam_fn as xf
 
-split_module = importlib.import_module("xcam_fn.split")
+split_module = importlib.import_module("xcam_fn.network.split")
 GRADIENT = [n for n, method in xf.METHODS.items() if method.family == "gradient" and n != "legrad"]
 NETWORKS = {"conv": networks.ReadsParameters, "conv2": networks.Residual, "block": networks.DataDependent}
 

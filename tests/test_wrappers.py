@@ -14,7 +14,7 @@ import networks
 import xcam_fn as xf
 from xcam_fn import cli
 from xcam_fn.checks import StructureError
-from xcam_fn.heatmap import minmax_resized, own_size, resize
+from xcam_fn.maps import minmax_resized, own_size, resize
 from xcam_fn.methods.wrappers import last_layers
 from xcam_fn.projections import principal_component
 

@@ -2,261 +2,77 @@
 
 import xcam_fn as xf
 heatmaps = xf.gradcam(model, "layer4", x)      # (B, h, w) in [0, 1]
+
+A name is imported when it is first used, so that `xcam --help` does not wait for torch. `__init__.pyi` tells
+type checkers where each name stands.
 """
 
-from __future__ import annotations
-
-import importlib
+import importlib.util
 import sys
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from xcam_fn import (
-        dataset,
-        evaluate,
-        export,
-        images,
-        latency,
-        metrics,
-        models,
-        perturb,
-        plot,
-        projections,
-        report,
-        targets,
-        testing,
-        weights,
-    )
-    from xcam_fn.bind import bind
-    from xcam_fn.heatmap import heatmap
-    from xcam_fn.methods import (
-        METHODS,
-        VARIANTS,
-        Concepts,
-        Method,
-        ablationcam,
-        agree,
-        cam,
-        combine,
-        concepts,
-        deep_feature_factorization,
-        denoise,
-        eigen_smooth,
-        eigencam,
-        eigengradcam,
-        explain_all,
-        fem,
-        find_method,
-        finercam,
-        from_features,
-        from_gradients,
-        fullgrad,
-        fuse,
-        fusioncam,
-        gain,
-        gradcam,
-        gradcam_elementwise,
-        gradcam_pp,
-        groupcam,
-        guided_backprop,
-        hirescam,
-        integrated_gradients,
-        iscam,
-        kpcacam,
-        layercam,
-        legrad,
-        multi_layer,
-        randomcam,
-        reciprocam,
-        refinecam,
-        rise,
-        scorecam,
-        segeigencam,
-        sess,
-        shapleycam,
-        smooth,
-        smoothgradcam_pp,
-        sscam,
-        unioncam,
-        xgradcam,
-    )
-    from xcam_fn.metrics import (
-        Curve,
-        adcc,
-        average_drop,
-        coherency,
-        complexity,
-        deletion,
-        energy_pointing_game,
-        increase_in_confidence,
-        insertion,
-        max_sensitivity,
-        parameter_randomization,
-        pointing_game,
-        road,
-    )
-    from xcam_fn.perturb import perturbation_scores
-    from xcam_fn.split import FeatureAndGrad, Split, default_layer, feature_and_grad, features, layers, split
+import lazy_loader
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "METHODS",
-    "VARIANTS",
-    "Concepts",
-    "Curve",
-    "FeatureAndGrad",
-    "Method",
-    "Split",
-    "ablationcam",
-    "adcc",
-    "agree",
-    "average_drop",
-    "bind",
-    "cam",
-    "coherency",
-    "combine",
-    "complexity",
-    "concepts",
-    "dataset",
-    "deep_feature_factorization",
-    "default_layer",
-    "deletion",
-    "denoise",
-    "eigen_smooth",
-    "eigencam",
-    "eigengradcam",
-    "energy_pointing_game",
-    "evaluate",
-    "explain_all",
-    "export",
-    "feature_and_grad",
-    "features",
-    "fem",
-    "find_method",
-    "finercam",
-    "from_features",
-    "from_gradients",
-    "fullgrad",
-    "fuse",
-    "fusioncam",
-    "gain",
-    "gradcam",
-    "gradcam_elementwise",
-    "gradcam_pp",
-    "groupcam",
-    "guided_backprop",
-    "heatmap",
-    "hirescam",
-    "images",
-    "increase_in_confidence",
-    "insertion",
-    "integrated_gradients",
-    "iscam",
-    "kpcacam",
-    "latency",
-    "layercam",
-    "layers",
-    "legrad",
-    "max_sensitivity",
-    "metrics",
-    "models",
-    "multi_layer",
-    "parameter_randomization",
-    "perturb",
-    "perturbation_scores",
-    "plot",
-    "pointing_game",
-    "projections",
-    "randomcam",
-    "reciprocam",
-    "refinecam",
-    "report",
-    "rise",
-    "road",
-    "scorecam",
-    "segeigencam",
-    "sess",
-    "shapleycam",
-    "smooth",
-    "smoothgradcam_pp",
-    "split",
-    "sscam",
-    "targets",
-    "testing",
-    "unioncam",
-    "weights",
-    "xgradcam",
-]
+_named, _, _names = lazy_loader.attach(
+    __name__,
+    submodules=["evaluate", "export", "metrics", "models", "perturb", "plot", "projections", "targets",
+                "testing", "weights"],
+    submod_attrs={
+        "maps": ["heatmap"],
+        "metrics": ["Curve", "adcc", "average_drop", "coherency", "complexity", "deletion",
+                    "energy_pointing_game", "increase_in_confidence", "insertion", "max_sensitivity",
+                    "parameter_randomization", "pointing_game", "road"],
+        "network.bound": ["bind"],
+        "network.split": ["FeatureAndGrad", "Split", "default_layer", "feature_and_grad", "features",
+                          "layers", "split"],
+        "perturb": ["perturbation_scores"],
+    },
+)  # fmt: skip
 
-# A name is imported when it is first used, so that torch is loaded with the first of them and not for
-# `xcam --help`. A public name stands in three places: above for type checkers, in __all__, and either among
-# the modules or, where it comes from one of these and not from `methods`, in _HOMES.
-_MODULES = (
-    "dataset",
-    "evaluate",
-    "export",
-    "images",
-    "latency",
-    "metrics",
-    "models",
-    "perturb",
-    "plot",
-    "projections",
-    "report",
-    "targets",
-    "testing",
-    "weights",
-)
-_HOMES = {
-    "Curve": "metrics",
-    "FeatureAndGrad": "split",
-    "Split": "split",
-    "adcc": "metrics",
-    "average_drop": "metrics",
-    "bind": "bind",
-    "coherency": "metrics",
-    "complexity": "metrics",
-    "default_layer": "split",
-    "deletion": "metrics",
-    "energy_pointing_game": "metrics",
-    "feature_and_grad": "split",
-    "features": "split",
-    "heatmap": "heatmap",
-    "increase_in_confidence": "metrics",
-    "insertion": "metrics",
-    "layers": "split",
-    "max_sensitivity": "metrics",
-    "parameter_randomization": "metrics",
-    "perturbation_scores": "perturb",
-    "pointing_game": "metrics",
-    "road": "metrics",
-    "split": "split",
-}
+
+_MODULES_OF_ROOMS = {"dataset": "evaluate.dataset", "images": "models.images", "latency": "evaluate.latency",
+                     "report": "evaluate.report"}  # fmt: skip
+
+
+def _names_of_methods() -> list[str]:
+    return importlib.import_module(f"{__name__}.methods").__all__
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name in _MODULES_OF_ROOMS:
+        return importlib.import_module(f"{__name__}.{_MODULES_OF_ROOMS[name]}")
+    if name in _names:
+        return _named(name)
+    if name == "__all__":
+        return sorted({*_names, *_MODULES_OF_ROOMS, *_names_of_methods()})
+    is_module = (
+        importlib.util.find_spec(f"{__name__}.{name}") is not None
+    )  # the import system imports it itself
+    if name.startswith("_") or is_module or name not in _names_of_methods():
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name in _MODULES:
-        return importlib.import_module(f"{__name__}.{name}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'methods')}"), name)
-    globals()[name] = value
-    return value
+    return getattr(importlib.import_module(f"{__name__}.methods"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__getattr__("__all__")})
 
 
-class _Package(ModuleType):
-    """The package, in which `split`, `heatmap` and `bind` are functions, although modules are called so."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if _HOMES.get(name) == name and isinstance(value, ModuleType):
-            value = getattr(value, name)  # the import system binds a module in its package when it is loaded
-        super().__setattr__(name, value)
+# Old paths of modules, so that `from xcam_fn.heatmap import minmax` goes on working.
+_MOVED = _MODULES_OF_ROOMS | {"bind": "network.bound", "heatmap": "maps", "split": "network.split"}
 
 
-sys.modules[__name__].__class__ = _Package
+def _moved(home: str) -> ModuleType:
+    def found(name: str) -> Any:
+        if name.startswith("__"):  # what looks through all modules is not to import them
+            raise AttributeError(name)
+        return getattr(importlib.import_module(home), name)
+
+    module = ModuleType(home)
+    module.__dict__["__getattr__"] = found
+    return module
+
+
+sys.modules.update({f"{__name__}.{old}": _moved(f"{__name__}.{new}") for old, new in _MOVED.items()})

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from xcam_fn.methods import Method
-    from xcam_fn.models import LoadedModel
+    from xcam_fn.models.load import LoadedModel
 
 NOTHING_READ = 1  # the exit status where of several photographs none could be read
 

@@ -36,7 +36,7 @@ def app(
         raise ValueError('xcam app needs gradio, which is not installed; pip install "xcam-fn[app]"')
     _check_port(port)
     with _ended_by_any_signal(), _kept_in_a_folder():
-        from xcam_fn._app_page import serve  # only now, for the folder counts for what it imports
+        from xcam_fn.app.page import serve  # only now, for the folder counts for what it imports
 
         def ready(address: str) -> None:
             show(f"xcam app is at {address} (Ctrl-C ends it)")

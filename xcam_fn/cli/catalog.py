@@ -26,12 +26,12 @@ def layers(model: str, /, *, weights: str | None = None) -> None:
     import torch
 
     import xcam_fn as xf
-    from xcam_fn import words
+    from xcam_fn.models import describe
 
     loaded = xf.models.load(model, weights=weights or "random")
     x = torch.zeros(1, 3, loaded.preset.crop, loaded.preset.crop)
     shapes = xf.layers(loaded.model, x)
-    default = words.default_call(loaded.model, x, list(shapes))
+    default = describe.default_call(loaded.model, x, list(shapes))
     rows = [
         (
             f"{'*' if name == default else ' '} {name}",

@@ -22,7 +22,7 @@ from xcam_fn.cli._text import (
 )
 
 if TYPE_CHECKING:
-    from xcam_fn.models import LoadedModel
+    from xcam_fn.models.load import LoadedModel
 
 _RESULTS = Path("xcam_results")
 _WARMUP = 2
@@ -75,7 +75,8 @@ def evaluate(
         retry: try again what failed before.
         device: where to compute, such as cpu or cuda.
     """
-    from xcam_fn import dataset, evaluate, models
+    from xcam_fn import evaluate, models
+    from xcam_fn.evaluate import dataset
 
     options, names = _chosen(methods, option, variant)
     if num_images < 0:
@@ -126,7 +127,7 @@ def report(folder: Annotated[Path, Parameter(name="DIR")], /, *, output: Path | 
         folder: that `xcam evaluate` wrote to.
         output: the folder to write to. [default: the same]
     """
-    from xcam_fn import report
+    from xcam_fn.evaluate import report
 
     found = report.read(folder)
     show(table(report.table(found)))
@@ -168,8 +169,9 @@ def latency(
     """
     import csv
 
-    from xcam_fn import checks, images, models
-    from xcam_fn.latency import Timing, timings
+    from xcam_fn import checks, models
+    from xcam_fn.evaluate.latency import Timing, timings
+    from xcam_fn.models import images
 
     options, names = _chosen(methods, option, variant)
     checks.check_count("rounds", rounds)

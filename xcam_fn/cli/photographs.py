@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from xcam_fn.methods import Method
-    from xcam_fn.models import LoadedModel
+    from xcam_fn.models.load import LoadedModel
 
 _DPI = 130
 _LEGEND = "drop and increase of confidence, area of insertion and of deletion"
@@ -82,7 +82,8 @@ def explain(
     """
     if not photos:
         raise ValueError("no photograph was named; expected one or more before the options")
-    from xcam_fn import images, models, plot
+    from xcam_fn import models, plot
+    from xcam_fn.models import images
 
     plot.check_style(colormap=colormap, alpha=alpha)
     options = options_of(option or [])
@@ -155,7 +156,8 @@ def compare(
     """
     import torch
 
-    from xcam_fn import evaluate, images, models, plot, words
+    from xcam_fn import evaluate, models, plot
+    from xcam_fn.models import describe, images
 
     plot.check_style(colormap=colormap, alpha=alpha)
     options = options_of(option or [])
@@ -172,7 +174,7 @@ def compare(
         if m.name in explanation.maps
     }
     found: dict[str, Any] = evaluate.judged(loaded.model, x, maps, explanation.cls)
-    scores = {title: words.values_of(row) for title, row in found.items()}
+    scores = {title: describe.values_of(row) for title, row in found.items()}
     headings = [evaluate.METRICS[name].title for name in evaluate.STANDARD]
     rows = [[title, *(f"{value:.4f}" for value in row.values())] for title, row in scores.items()]
     lines = [*_report(photo, loaded, explanation), table([["method", *headings], *rows])]
@@ -230,7 +232,8 @@ def gallery(
     """
     import torch
 
-    from xcam_fn import images, models, plot, words
+    from xcam_fn import models, plot
+    from xcam_fn.models import describe, images
 
     plot.check_style(colormap=colormap, alpha=alpha)
     names = list(dict.fromkeys(pairs or _PAIRS))
@@ -246,7 +249,7 @@ def gallery(
     loaded = models.load(model, weights=weights, device=device)
     x, picture = images.prepare(photo, loaded.preset)
     x = x.to(device)
-    probabilities = words.probabilities(loaded, x)
+    probabilities = describe.probabilities(loaded, x)
     classes = [models.find_class(c, loaded.categories) for c in class_ or [str(int(probabilities.argmax()))]]
     maps = _all_maps(loaded, chosen, layer, x, torch.tensor([classes], device=x.device))
     rows = [
@@ -258,7 +261,7 @@ def gallery(
         for row in parts.values()
     ]
     caption = "; ".join(
-        f"{loaded.categories[cls]} (class {cls}), {words.percent(float(probabilities[cls]))}"
+        f"{loaded.categories[cls]} (class {cls}), {describe.percent(float(probabilities[cls]))}"
         for cls in classes
     )
     output.mkdir(parents=True, exist_ok=True)
@@ -287,14 +290,14 @@ def _explained(
 ) -> _Explanation:
     """One photograph explained; with `leave_out` without the methods that do not fit the network."""
     import xcam_fn as xf
-    from xcam_fn import words
+    from xcam_fn.models import describe
 
-    probabilities = words.probabilities(loaded, x)
+    probabilities = describe.probabilities(loaded, x)
     index = int(probabilities.argmax()) if cls is None else cls
     found = _all_maps(loaded, methods, layer, x, index, leave_out=leave_out)
     maps = {name: heatmaps[0].float().cpu().numpy() for name, heatmaps in found.items()}
     remarks = [
-        f"{method.title}: {words.why_empty(method, loaded.model, layer, x, index)}"
+        f"{method.title}: {describe.why_empty(method, loaded.model, layer, x, index)}"
         for method in methods
         if method.name in maps and not maps[method.name].any()
     ]
@@ -326,21 +329,21 @@ def _all_maps(
 
 
 def _report(photo: Path, loaded: LoadedModel, explanation: _Explanation) -> list[str]:
-    from xcam_fn import words
+    from xcam_fn.models import describe
 
     rows = [
-        (f"  {index}", loaded.categories[index], words.percent(probability))
-        for index, probability in words.likeliest(explanation.probabilities)
+        (f"  {index}", loaded.categories[index], describe.percent(probability))
+        for index, probability in describe.likeliest(explanation.probabilities)
     ]
     explained = f"  explained: {_caption(loaded, explanation)}"
     return [str(photo), table(rows), explained, *(f"  {remark}" for remark in explanation.remarks)]
 
 
 def _caption(loaded: LoadedModel, explanation: _Explanation) -> str:
-    from xcam_fn import words
+    from xcam_fn.models import describe
 
     cls = explanation.cls
-    return words.caption(loaded, cls, float(explanation.probabilities[cls]), explanation.layer)
+    return describe.caption(loaded, cls, float(explanation.probabilities[cls]), explanation.layer)
 
 
 def _write(figure: Figure, maps: dict[str, np.ndarray], stem: Path) -> list[str]:

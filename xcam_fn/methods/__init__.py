@@ -3,7 +3,8 @@
 from xcam_fn.methods.activation import cam, eigencam, fem, from_features, kpcacam, randomcam
 from xcam_fn.methods.attention import legrad
 from xcam_fn.methods.backward import fullgrad, guided_backprop, shapleycam
-from xcam_fn.methods.factorization import Concepts, concepts, deep_feature_factorization
+from xcam_fn.methods.catalog import METHODS, VARIANTS, find_method
+from xcam_fn.methods.concepts import Concepts, concepts, deep_feature_factorization
 from xcam_fn.methods.fusion import agree, combine, denoise, fuse, fusioncam, gain, unioncam
 from xcam_fn.methods.gradient import (
     eigengradcam,
@@ -29,7 +30,6 @@ from xcam_fn.methods.perturbation import (
     scorecam,
     sscam,
 )
-from xcam_fn.methods.registry import METHODS, VARIANTS, find_method
 from xcam_fn.methods.together import explain_all
 from xcam_fn.methods.wrappers import eigen_smooth, multi_layer, refinecam, sess, smooth
 

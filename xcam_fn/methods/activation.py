@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from xcam_fn import checks, weights
-from xcam_fn.heatmap import heatmap
+from xcam_fn.maps import heatmap
 from xcam_fn.methods.gradient import finish
 from xcam_fn.methods.method import (
     ARGUMENTS,
@@ -24,10 +24,7 @@ from xcam_fn.methods.method import (
     parameters_of,
     with_parameters,
 )
-from xcam_fn.perturb import normal, uniform
-from xcam_fn.projections import Kernel, kernel_component, principal_component
-from xcam_fn.scoring import explained_score
-from xcam_fn.split import (
+from xcam_fn.network.split import (
     FeatureAndGrad,
     Layer,
     feature_and_grad,
@@ -37,7 +34,10 @@ from xcam_fn.split import (
     run_head,
     trunk_of,
 )
-from xcam_fn.targets import Classes, ClassScore, logit
+from xcam_fn.perturb import normal, uniform
+from xcam_fn.projections import Kernel, kernel_component, principal_component
+from xcam_fn.scoring.running import explained_score
+from xcam_fn.targets.target import Classes, ClassScore, logit
 from xcam_fn.weights import Projection
 
 Maps = Float[Tensor, "B K *spatial"]

@@ -10,12 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from xcam_fn import checks
-from xcam_fn._attention import StepByStep
-from xcam_fn.heatmap import heatmap
+from xcam_fn.maps import heatmap
 from xcam_fn.methods.gradient import finish
 from xcam_fn.methods.method import Postprocess, method_of
-from xcam_fn.scoring import explained_score
-from xcam_fn.split import (
+from xcam_fn.network.attention import StepByStep
+from xcam_fn.network.split import (
     Layer,
     ModuleCall,
     attention_blocks,
@@ -26,7 +25,8 @@ from xcam_fn.split import (
     run_changed,
     with_features,
 )
-from xcam_fn.targets import Classes, logit
+from xcam_fn.scoring.running import explained_score
+from xcam_fn.targets.target import Classes, logit
 
 Images = Float[Tensor, "B C *size"]
 

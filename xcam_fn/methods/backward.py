@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from xcam_fn import checks, weights
-from xcam_fn._attention import StepByStep
-from xcam_fn.heatmap import heatmap, minmax, resize
+from xcam_fn.maps import heatmap, minmax, resize
 from xcam_fn.methods.gradient import finish, map_of
 from xcam_fn.methods.method import Postprocess, method_of
-from xcam_fn.split import (
+from xcam_fn.network.attention import StepByStep
+from xcam_fn.network.split import (
     Layer,
     ModuleCall,
     checked_scores,
@@ -29,7 +29,7 @@ from xcam_fn.split import (
     run_model,
     trunk_of,
 )
-from xcam_fn.targets import Classes
+from xcam_fn.targets.target import Classes
 from xcam_fn.weights import Projection
 
 Images = Float[Tensor, "B C *size"]

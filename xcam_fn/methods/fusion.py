@@ -10,14 +10,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from xcam_fn import checks, weights
-from xcam_fn.heatmap import heatmap, minmax, resized_minmax
+from xcam_fn.maps import heatmap, minmax, resized_minmax
 from xcam_fn.methods.gradient import finish, map_of
 from xcam_fn.methods.method import Method, Postprocess, accepted, method, run_once
 from xcam_fn.methods.perturbation import CALL, RETURNS, SCORING
+from xcam_fn.network.split import Layer, feature_and_grad
 from xcam_fn.perturb import Baseline, baseline_images
-from xcam_fn.scoring import Precision, Run, Running, Scoring, class_of, scoring_of
-from xcam_fn.split import Layer, feature_and_grad
-from xcam_fn.targets import Classes
+from xcam_fn.scoring.running import Precision, Run, Running, Scoring, class_of, scoring_of
+from xcam_fn.targets.target import Classes
 
 Images = Float[Tensor, "B C *size"]
 Component = str | Callable[..., Tensor] | Tensor | np.ndarray
@@ -297,7 +297,7 @@ def _heatmap_of(
     if isinstance(given, (Tensor, np.ndarray)):
         return _checked_maps(role, torch.as_tensor(given).to(x), x, scoring)
     if isinstance(given, str):
-        from xcam_fn.methods.registry import find_method
+        from xcam_fn.methods.catalog import find_method
 
         given = find_method(given)
     if not callable(given):

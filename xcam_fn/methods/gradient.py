@@ -12,9 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from xcam_fn import checks, projections, weights
-from xcam_fn._attention import mappable
-from xcam_fn._modules import unwrap
-from xcam_fn.heatmap import heatmap
+from xcam_fn.maps import heatmap
 from xcam_fn.methods.method import (
     ARGUMENTS,
     PROJECTION,
@@ -27,9 +25,9 @@ from xcam_fn.methods.method import (
     parameters_of,
     with_parameters,
 )
-from xcam_fn.perturb import Baseline, baseline_images, normal
-from xcam_fn.scoring import explained_score
-from xcam_fn.split import (
+from xcam_fn.network.attention import mappable
+from xcam_fn.network.copies import unwrap
+from xcam_fn.network.split import (
     Layer,
     feature_and_grad,
     in_transform,
@@ -40,7 +38,9 @@ from xcam_fn.split import (
     unshared,
     whole,
 )
-from xcam_fn.targets import Classes, Target, contrast, logit
+from xcam_fn.perturb import Baseline, baseline_images, normal
+from xcam_fn.scoring.running import explained_score
+from xcam_fn.targets.target import Classes, Target, contrast, logit
 from xcam_fn.weights import Projection
 
 
@@ -214,7 +214,7 @@ def _finercam(
     if callable(cls):
         raise TypeError(f"cls={cls!r} is a target; finercam contrasts classes: expected None, an int or ints")
     if isinstance(method, str):
-        from xcam_fn.methods.registry import find_method  # noqa: PLC0415 (which knows this method too)
+        from xcam_fn.methods.catalog import find_method  # noqa: PLC0415 (which knows this method too)
 
         method = find_method(method)
     target = contrast(cls, others, weight, count=count, weighting=weighting)

@@ -10,9 +10,9 @@ from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 from torch import Tensor, nn
 
-from xcam_fn._placement import ToSpatial
-from xcam_fn.split import Layer, Same, at, layer_of, once
-from xcam_fn.targets import Classes
+from xcam_fn.network.places import ToSpatial
+from xcam_fn.network.split import Layer, Same, at, layer_of, once
+from xcam_fn.targets.target import Classes
 
 Postprocess = Callable[[Tensor, tuple[int, ...]], Tensor]
 Run = TypeVar("Run", bound=Callable[..., Tensor])

@@ -13,33 +13,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from xcam_fn import checks, weights
-from xcam_fn._attention import mappable
-from xcam_fn.heatmap import heatmap, minmax, resize, resized_minmax
+from xcam_fn.maps import heatmap, minmax, resize, resized_minmax
 from xcam_fn.methods.gradient import finish
 from xcam_fn.methods.method import Method, Postprocess, comparable, method
-from xcam_fn.perturb import (
-    Baseline,
-    baseline_images,
-    blurred,
-    distinct_maps,
-    grid_mask,
-    normal,
-    perturbation_scores,
-    scatter_scores,
-)
-from xcam_fn.scoring import (
-    TARGETS,
-    Explained,
-    Precision,
-    Run,
-    Running,
-    Scoring,
-    check_running,
-    check_score,
-    class_of,
-    explained_score,
-)
-from xcam_fn.split import (
+from xcam_fn.network.attention import mappable
+from xcam_fn.network.split import (
     Layer,
     Parts,
     Same,
@@ -55,7 +33,29 @@ from xcam_fn.split import (
     run_trunk,
     trunk_of,
 )
-from xcam_fn.targets import Classes
+from xcam_fn.perturb import (
+    Baseline,
+    baseline_images,
+    blurred,
+    distinct_maps,
+    grid_mask,
+    normal,
+    perturbation_scores,
+    scatter_scores,
+)
+from xcam_fn.scoring.running import (
+    TARGETS,
+    Explained,
+    Precision,
+    Run,
+    Running,
+    Scoring,
+    check_running,
+    check_score,
+    class_of,
+    explained_score,
+)
+from xcam_fn.targets.target import Classes
 from xcam_fn.weights import Projection
 
 Images = Float[Tensor, "B C *size"]

@@ -10,11 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from xcam_fn import checks
+from xcam_fn.methods.catalog import METHODS, find_method
 from xcam_fn.methods.method import accepted, base_of, run_once
-from xcam_fn.methods.registry import METHODS, find_method
-from xcam_fn.scoring import fixed_class
-from xcam_fn.split import Layer, Shared
-from xcam_fn.targets import Classes
+from xcam_fn.network.split import Layer, Shared
+from xcam_fn.scoring.running import fixed_class
+from xcam_fn.targets.target import Classes
 
 Run = Callable[..., Tensor]
 Methods = Sequence[str | Callable[..., Tensor]] | Mapping[str, str | Callable[..., Tensor]]

@@ -15,9 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xcam_fn import checks
-from xcam_fn._modules import unwrap
-from xcam_fn._placement import pools
-from xcam_fn.heatmap import heatmap, resize
+from xcam_fn.maps import heatmap, resize
 from xcam_fn.methods.gradient import finish, gradcam_pp
 from xcam_fn.methods.method import (
     Method,
@@ -27,12 +25,14 @@ from xcam_fn.methods.method import (
     with_options,
     with_parameters,
 )
+from xcam_fn.network.copies import unwrap
+from xcam_fn.network.places import pools
+from xcam_fn.network.split import Layer, prepare, recording, run_model, unshared
+from xcam_fn.network.split import layers as layers_of
 from xcam_fn.perturb import blurred
 from xcam_fn.projections import principal_component
-from xcam_fn.scoring import TARGETS, check_score, explained_score, fixed_class
-from xcam_fn.split import Layer, prepare, recording, run_model, unshared
-from xcam_fn.split import layers as layers_of
-from xcam_fn.targets import Classes
+from xcam_fn.scoring.running import TARGETS, check_score, explained_score, fixed_class
+from xcam_fn.targets.target import Classes
 
 Images = Float[Tensor, "B C *size"]
 Run = Callable[..., Tensor]
@@ -455,7 +455,7 @@ def _wrapped(run: Run, method: str | Run, how: str, **given: Any) -> Method:
 def _method_of(method: str | Run) -> Run:
     if not isinstance(method, str):
         return method
-    from xcam_fn.methods.registry import find_method  # noqa: PLC0415, it imports this module
+    from xcam_fn.methods.catalog import find_method  # noqa: PLC0415, it imports this module
 
     return find_method(method)
 

@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from xcam_fn.methods.method import Method
-from xcam_fn.models import LoadedModel
-from xcam_fn.split import default_layer
-from xcam_fn.targets import logits
+from xcam_fn.models.load import LoadedModel
+from xcam_fn.network.split import default_layer
+from xcam_fn.targets.target import logits
 
 TOP = 5
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from xcam_fn import checks
 from xcam_fn.methods.together import Methods, named_methods
-from xcam_fn.split import Layer
-from xcam_fn.targets import Classes
+from xcam_fn.network.split import Layer
+from xcam_fn.targets.target import Classes
 
 BARE = "bare forward"
 

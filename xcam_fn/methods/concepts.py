@@ -9,13 +9,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from xcam_fn import checks
-from xcam_fn._placement import ToSpatial
-from xcam_fn.heatmap import heatmap
+from xcam_fn.maps import heatmap
 from xcam_fn.methods.gradient import finish
 from xcam_fn.methods.method import Postprocess, method_of
-from xcam_fn.scoring import explained_score
-from xcam_fn.split import Layer, at, features, prepare, recording, run_head, trunk_of
-from xcam_fn.targets import Classes, logit
+from xcam_fn.network.places import ToSpatial
+from xcam_fn.network.split import Layer, at, features, prepare, recording, run_head, trunk_of
+from xcam_fn.scoring.running import explained_score
+from xcam_fn.targets.target import Classes, logit
 
 Images = Float[Tensor, "B C *size"]
 Init = Literal["nndsvda", "random"]

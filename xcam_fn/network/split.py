@@ -17,10 +17,12 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
-from xcam_fn import _trace, checks
-from xcam_fn._attention import differentiable_twice
-from xcam_fn._modules import canonical_names, fingerprint, private_copy, unwrap
-from xcam_fn._placement import (
+from xcam_fn import checks
+from xcam_fn.network import trace
+from xcam_fn.network.attention import differentiable_twice
+from xcam_fn.network.bound import Bound
+from xcam_fn.network.copies import canonical_names, fingerprint, private_copy, unwrap
+from xcam_fn.network.places import (
     Call,
     ToSpatial,
     are_maps,
@@ -31,8 +33,7 @@ from xcam_fn._placement import (
     replaced,
     to_spatial_of,
 )
-from xcam_fn.bind import Bound
-from xcam_fn.targets import Classes, Target, resolve
+from xcam_fn.targets.target import Classes, Target, resolve
 
 
 class Shared:
@@ -152,9 +153,9 @@ class _Plan(NamedTuple):
 
     fingerprint: tuple[Any, ...]
     names: dict[int, str]  # by the id of the module
-    trace: _trace.Trace | None
+    trace: trace.Trace | None
     calls: dict[tuple[int, ...], tuple[Call, ...]]  # by the input's shape without its batch
-    cuts: dict[tuple[str, int], _trace.Cut]
+    cuts: dict[tuple[str, int], trace.Cut]
     places: dict[tuple[int, tuple[int, ...]], ToSpatial | None]  # by the call and the input's shape
     defaults: dict[tuple[int, ...], str]  # the default layer, by the input's shape without its batch
 
@@ -165,7 +166,7 @@ class Parts(NamedTuple):
     model: nn.Module
     layer: str
     call: int
-    cut: _trace.Cut | None
+    cut: trace.Cut | None
     name: str
     to_spatial: ToSpatial | None
     axes: int  # of the input, its batch included
@@ -179,7 +180,7 @@ class Parts(NamedTuple):
 # Remembered plans, by the id of the model; the weak reference removes an entry with its model.
 _PLANS: dict[int, tuple[weakref.ref[nn.Module], _Plan]] = {}
 # What compiled calls look up by key: `(layer, call, cut, to_spatial)`, removed with its model.
-_COMPILING: dict[str, tuple[str, int, _trace.Cut, ToSpatial | None]] = {}
+_COMPILING: dict[str, tuple[str, int, trace.Cut, ToSpatial | None]] = {}
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 
 
@@ -632,7 +633,7 @@ def with_features(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(output, Tensor):
         return change(output)
     leaves, spec = pytree.tree_flatten(output)
-    position = _trace.feature_position(output)
+    position = trace.feature_position(output)
     if position is not None:
         leaves[position] = change(leaves[position])
     return pytree.tree_unflatten(leaves, spec)
@@ -819,7 +820,7 @@ def _unwrapped_while_compiling(model: nn.Module) -> nn.Module:
     return model
 
 
-def traced(model: nn.Module, x: Tensor) -> _trace.Trace | None:
+def traced(model: nn.Module, x: Tensor) -> trace.Trace | None:
     """The model's verified trace, or None where it has none."""
     return _plan(model, x).trace
 
@@ -828,14 +829,14 @@ def _any_calls(plan: _Plan) -> tuple[Call, ...]:
     return next(iter(plan.calls.values()))
 
 
-def _cut(plan: _Plan, name: str, call: int) -> _trace.Cut | None:
+def _cut(plan: _Plan, name: str, call: int) -> trace.Cut | None:
     if plan.trace is None or len(plan.trace.calls.get(name, ())) < call:
         return None
     node = plan.trace.calls[name][call - 1]
     if node is None:
         return None
     if (name, call) not in plan.cuts:
-        plan.cuts[name, call] = _trace.cut(plan.trace, node)
+        plan.cuts[name, call] = trace.cut(plan.trace, node)
     return plan.cuts[name, call]
 
 
@@ -858,9 +859,9 @@ def _new_plan(root: nn.Module, x: Tensor, mark: tuple[Any, ...]) -> _Plan:
     sample = _sample(x)
     with checks.explained(root, x), _outside_transforms(root), torch.no_grad():
         calls, expected = _recorded(root, sample)
-        traced = _trace.trace(root)
+        traced = trace.trace(root)
         if traced is not None:
-            traced = _trace.audited(traced, root, sample, expected)
+            traced = trace.audited(traced, root, sample, expected)
     return _Plan(mark, canonical_names(root), traced, {tuple(x.shape[1:]): calls}, {}, {}, {})
 
 
@@ -900,7 +901,7 @@ def _recorded(root: nn.Module, x: Tensor) -> tuple[tuple[Call, ...], Any]:
 
 
 def _shape(output: Any) -> tuple[int, ...]:
-    position = _trace.feature_position(output)
+    position = trace.feature_position(output)
     return () if position is None else tuple(pytree.tree_leaves(output)[position].shape)
 
 

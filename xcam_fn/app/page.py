@@ -13,10 +13,12 @@ from typing import Any, NamedTuple
 import gradio as gr
 from gradio.themes import Default
 
-from xcam_fn import app, models, words
-from xcam_fn.app import Asked, Found, StoppedError
+from xcam_fn import models
+from xcam_fn.app import photograph as app
+from xcam_fn.app.photograph import Asked, Found, StoppedError
 from xcam_fn.methods import METHODS
-from xcam_fn.models import LoadedModel
+from xcam_fn.models import describe
+from xcam_fn.models.load import LoadedModel
 
 _STYLE = Path(__file__).parent / "templates" / "app.css"
 _ALPHA = 0.5
@@ -81,8 +83,8 @@ class _Desk:
             seen = app.see(loaded, photo, self.device)
         except _EXPECTED as error:
             return gr.skip(), _problem(error), "", *empty
-        (cls, probability), *_ = words.likeliest(seen.probabilities)
-        name, share = words.class_name(cls, loaded.categories), words.percent(probability)
+        (cls, probability), *_ = describe.likeliest(seen.probabilities)
+        name, share = describe.class_name(cls, loaded.categories), describe.percent(probability)
         status = _said(f"The network takes this for: {name}, {share}. Press Explain to see why.")
         return self._classes(loaded, seen), status, app.overlays(seen.picture, _NOTHING), *empty
 
@@ -133,7 +135,7 @@ class _Desk:
                 watch.step += 1
                 yield _said(""), *_shown(seen, found, asked, alpha), *_buttons(running=True)
             probability = float(seen.probabilities[cls])
-            done = _said(f"Explained: {words.caption(loaded, cls, probability, layer)}.")
+            done = _said(f"Explained: {describe.caption(loaded, cls, probability, layer)}.")
             yield done, *_shown(seen, found, asked, alpha), *_buttons(running=False)
         except StoppedError:
             yield _said("Canceled. What was found until then stays."), *unchanged, *_buttons(running=False)

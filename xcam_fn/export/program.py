@@ -27,11 +27,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from xcam_fn import checks, weights
-from xcam_fn.heatmap import heatmap
-from xcam_fn.methods.registry import METHODS
-from xcam_fn.models import LoadedModel
-from xcam_fn.split import Layer, default_layer, feature_and_grad, prepare, run_head, run_trunk
-from xcam_fn.targets import logits
+from xcam_fn.maps import heatmap
+from xcam_fn.methods.catalog import METHODS
+from xcam_fn.models.load import LoadedModel
+from xcam_fn.network.split import Layer, default_layer, feature_and_grad, prepare, run_head, run_trunk
+from xcam_fn.targets.target import logits
 
 METHODS_THAT_EXPORT = ("gradcam", "gradcam_pp", "xgradcam", "layercam", "hirescam", "ablationcam")
 OUTPUTS = ("logits", "heatmap", "class")
@@ -507,7 +507,7 @@ def _colors() -> list[int]:
 
 def _page_files() -> list[Path]:
     """The page's own files: in a wheel beside this module, in a checkout among the documentation."""
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
     for folder in (here / "browser", here.parent / "docs" / "browser"):
         if folder.is_dir():
             return [

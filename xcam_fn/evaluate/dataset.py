@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from xcam_fn import checks
-from xcam_fn.models import find_class
+from xcam_fn.models.load import find_class
 
 _FILE_COLUMNS = ("file", "path", "image", "filename", "photo")
 _CLASS_COLUMNS = ("class", "label", "target", "category")

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from xcam_fn import checks
-from xcam_fn._classes import Classes, Score, class_index, is_sequence
-from xcam_fn._outputs import dense_logits, describe, detections, embeddings, logits, numbers
+from xcam_fn.targets.classes import Classes, Score, class_index, is_sequence
+from xcam_fn.targets.outputs import dense_logits, describe, detections, embeddings, logits, numbers
 
 __all__ = [
     "ClassScore",

@@ -15,11 +15,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from xcam_fn import checks
-from xcam_fn.methods.registry import find_method
+from xcam_fn.methods.catalog import find_method
+from xcam_fn.network.split import Layer
 from xcam_fn.perturb import Baseline, baseline_images, blurred, normal, uniform
-from xcam_fn.scoring import Running, Scoring, scoring_of
-from xcam_fn.split import Layer
-from xcam_fn.targets import Classes
+from xcam_fn.scoring.running import Running, Scoring, scoring_of
+from xcam_fn.targets.target import Classes
 
 Images = Float[Tensor, "B C *size"]
 Heatmap = Tensor | np.ndarray

@@ -17,8 +17,8 @@ import torch
 import torchvision
 from torch import nn
 
-from xcam_fn.checkpoints import State, class_count, filled, read_state
-from xcam_fn.images import Preset
+from xcam_fn.models.checkpoints import State, class_count, filled, read_state
+from xcam_fn.models.images import Preset
 
 _IMAGENET_CLASSES = 1000
 # What EfficientNet-Lite was trained with, which is not ImageNet's statistics: mean 127 and deviation 128.

@@ -18,9 +18,9 @@ from PIL import Image
 from scipy import stats
 
 from xcam_fn import plot
-from xcam_fn.evaluate import METRICS
-from xcam_fn.metrics import Curve
-from xcam_fn.store import ImageRow, Result, reading
+from xcam_fn.evaluate.run import METRICS
+from xcam_fn.evaluate.store import ImageRow, Result, reading
+from xcam_fn.metrics.of_map import Curve
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xcam_fn._plot_inputs import Line
+from xcam_fn.plot.inputs import Line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -23,13 +23,14 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from xcam_fn import evaluate, images, models, plot, words
+from xcam_fn import evaluate, models, plot
 from xcam_fn.methods import METHODS, find_method
 from xcam_fn.methods.method import run_once
-from xcam_fn.metrics import Curve
-from xcam_fn.models import LoadedModel
-from xcam_fn.scoring import Running, default_chunk_size, running_model
-from xcam_fn.split import Shared, layer_of, layers
+from xcam_fn.metrics.of_map import Curve
+from xcam_fn.models import describe, images
+from xcam_fn.models.load import LoadedModel
+from xcam_fn.network.split import Shared, layer_of, layers
+from xcam_fn.scoring.running import Running, default_chunk_size, running_model
 
 MAX_MEGABYTES = 20
 MAX_MEGAPIXELS = 50
@@ -173,7 +174,7 @@ def see(loaded: LoadedModel, path: str | os.PathLike[str], device: str) -> Seen:
     except ValueError as error:  # the folder of an upload says nothing to whoever made it
         raise ValueError(str(error).replace(str(path), Path(path).name)) from error
     x = x.to(device)
-    return Seen(x, picture, words.probabilities(loaded, x).cpu())
+    return Seen(x, picture, describe.probabilities(loaded, x).cpu())
 
 
 def layer_choices(loaded: LoadedModel, device: str) -> tuple[Choices, str]:
@@ -188,7 +189,7 @@ def layer_choices(loaded: LoadedModel, device: str) -> tuple[Choices, str]:
     """
     blank = torch.zeros(1, 3, loaded.preset.crop, loaded.preset.crop, device=device)
     shapes = layers(loaded.model, blank)
-    default = words.default_call(loaded.model, blank, list(shapes))
+    default = describe.default_call(loaded.model, blank, list(shapes))
     shown = {name: f"{name}  {'×'.join(map(str, shape[1:]))}" for name, shape in shapes.items()}
     shown[default] += ", default"
     return [(text, name) for name, text in shown.items()], default
@@ -210,13 +211,13 @@ def class_choices(categories: Sequence[str], probabilities: Float[Tensor, " clas
     Returns:
         (what to show, index) for each.
     """
-    top = [] if probabilities is None else words.likeliest(probabilities)
+    top = [] if probabilities is None else describe.likeliest(probabilities)
     first = [
-        (f"{words.class_name(cls, categories)}, {words.percent(probability)}", cls)
+        (f"{describe.class_name(cls, categories)}, {describe.percent(probability)}", cls)
         for cls, probability in top
     ]
     taken = {cls for cls, _ in top}
-    rest = [(words.class_name(cls, categories), cls) for cls in range(len(categories)) if cls not in taken]
+    rest = [(describe.class_name(cls, categories), cls) for cls in range(len(categories)) if cls not in taken]
     return first + rest
 
 
@@ -287,7 +288,7 @@ def explain(loaded: LoadedModel, asked: Asked, x: Float[Tensor, "1 C h w"], watc
             if not torch.isfinite(heatmap).all():
                 raise ValueError("the heatmap holds NaN or infinite values")  # noqa: TRY301 (as what raises)
             if not heatmap.any():
-                remark = words.why_empty(METHODS[name], loaded.model, asked.layer, x, asked.cls)
+                remark = describe.why_empty(METHODS[name], loaded.model, asked.layer, x, asked.cls)
                 found.remarks[name] = remark
         except StoppedError:
             raise
@@ -385,7 +386,7 @@ def overlays(picture: np.ndarray, found: Found, asked: Asked | None = None) -> s
 def _note(name: str, found: Found) -> str:
     parts = [found.remarks[name]] if name in found.remarks else []
     if name in found.curves:
-        areas = words.values_of(found.curves[name])
+        areas = describe.values_of(found.curves[name])
         parts.append(", ".join(f"{metric} {area:.3f}" for metric, area in areas.items()))
     return "; ".join(parts)
 

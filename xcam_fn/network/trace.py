@@ -11,8 +11,8 @@ from torch import Tensor, fx, nn
 from torch.fx.proxy import TracerBase
 from torch.utils import _pytree as pytree
 
-from xcam_fn._modules import has_hooks, is_leaf, private_copy, unwrap
-from xcam_fn.bind import Bound
+from xcam_fn.network.bound import Bound
+from xcam_fn.network.copies import has_hooks, is_leaf, private_copy, unwrap
 
 
 class Trace(NamedTuple):

@@ -23,17 +23,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from xcam_fn import checks, images, metrics
-from xcam_fn.dataset import Photograph
+from xcam_fn import checks, metrics
+from xcam_fn.evaluate.dataset import Photograph
+from xcam_fn.evaluate.store import ImageRow, OtherSettingsError, Result, Score, Store, writing
 from xcam_fn.methods.method import accepted, run_once
 from xcam_fn.methods.together import Methods, Run, named_methods
-from xcam_fn.metrics import Curve
-from xcam_fn.models import LoadedModel
+from xcam_fn.metrics.of_map import Curve
+from xcam_fn.models import images
+from xcam_fn.models.load import LoadedModel
+from xcam_fn.network.split import Shared, default_layer, split
 from xcam_fn.perturb import blurred
-from xcam_fn.scoring import Running, Scoring, check_running, scoring_of
-from xcam_fn.split import Shared, default_layer, split
-from xcam_fn.store import ImageRow, OtherSettingsError, Result, Score, Store, writing
-from xcam_fn.targets import Classes
+from xcam_fn.scoring.running import Running, Scoring, check_running, scoring_of
+from xcam_fn.targets.target import Classes
 
 _HEATMAP_PIXELS = 112
 _PICTURE_QUALITY = 85

@@ -7,11 +7,11 @@ import functools
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-from xcam_fn.heatmap import corners_minmax, heatmap, minmax_resized, own_size
+from xcam_fn.maps import corners_minmax, heatmap, minmax_resized, own_size
 from xcam_fn.methods.activation import cam, eigencam, fem, kpcacam, randomcam
 from xcam_fn.methods.attention import legrad
 from xcam_fn.methods.backward import fullgrad, guided_backprop, shapleycam
-from xcam_fn.methods.factorization import deep_feature_factorization
+from xcam_fn.methods.concepts import deep_feature_factorization
 from xcam_fn.methods.fusion import fusioncam, unioncam
 from xcam_fn.methods.gradient import (
     eigengradcam,

@@ -1,0 +1,3 @@
+"""Networks and images by name."""
+
+from xcam_fn.models.load import *  # noqa: F403

@@ -1,0 +1,3 @@
+"""Figures of heatmaps, curves and concepts."""
+
+from xcam_fn.plot.draw import *  # noqa: F403
