@@ -30,8 +30,8 @@ from torch import Tensor, nn
 
 import xcam_fn as xf
 from xcam_fn.checks import StructureError
-from xcam_fn.methods.method import run_once
-from xcam_fn.network.split import Shared, prepare
+from xcam_fn.methods.call import Call
+from xcam_fn.methods.catalog import heatmaps_of
 from xcam_fn.targets.outputs import logits
 
 DATA = Path(__file__).with_name("architectures.csv")
@@ -421,8 +421,8 @@ def examined_once(architecture: Architecture, seed: int) -> dict[str, str]:
     model = drawn(architecture.build(), x, seed)
     one = x[:1]
     features = xf.features(model, None, one)
-    shared = Shared(None)
-    cells = {name: cell(name, model, shared, one) for name in METHODS}
+    call = Call(model, None, one)
+    cells = {name: cell(name, call) for name in METHODS}
     return {
         "library": architecture.library,
         "name": architecture.name,
@@ -430,23 +430,23 @@ def examined_once(architecture: Architecture, seed: int) -> dict[str, str]:
         "input": "x".join(map(str, architecture.size)),
         "layer": xf.default_layer(model, one),
         "features": "x".join(map(str, features.shape[1:])),
-        "runs": "whole" if prepare(model, None, one).cut is None else "halves",
+        "runs": "halves" if call.halves.is_traced else "whole",
         "batch": f"{batch_difference(model, x):.0e}",
         "seed": str(seed),
         **cells,
     }
 
 
-def cell(name: str, model: nn.Module, shared: Shared, x: Tensor) -> str:
+def cell(name: str, call: Call) -> str:
     """What a method does: "ok", "zero", "lacks: …" with what it asks for, or what went wrong."""
     method = xf.find_method(name, **OPTIONS)
     try:
-        found = run_once(method, model, shared, x, None, {})
+        found = heatmaps_of(method, call)
     except StructureError as error:
         return f"lacks: {error}"
     except Exception as error:  # the table says what goes wrong
         return f"error: {type(error).__name__}: {error}"
-    if found.shape != (1, *x.shape[2:]):
+    if found.shape != (1, *call.x.shape[2:]):
         return f"error: shape {tuple(found.shape)}"
     if not torch.isfinite(found).all() or found.min() < 0 or found.max() > 1:
         return "error: values that are not finite or outside [0, 1]"

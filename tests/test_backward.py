@@ -12,7 +12,7 @@ import networks
 import xcam_fn as xf
 from test_zoo import CLASSES, difference, grad_cam
 from xcam_fn.checks import StructureError
-from xcam_fn.methods.backward import full_gradient
+from xcam_fn.methods.full_gradient import full_gradient
 from xcam_fn.testing import check_method, small_case, small_transformer
 
 NEW = {"legrad": {}, "deep_feature_factorization": {"num_concepts": 3}}  # the others are in test_gradient

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import networks
 import xcam_fn as xf
-from xcam_fn.network.split import traced
+from xcam_fn.network.halves import traced_model as traced
 from xcam_fn.scoring.folding import inference_copy, with_exact_head
 
 pads = st.tuples(*[st.integers(0, 3)] * 4)

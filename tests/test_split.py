@@ -2,7 +2,7 @@
 
 import copy
 import gc
-import importlib
+import weakref
 from unittest import mock
 
 import pytest
@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 import networks
 import xcam_fn as xf
+from xcam_fn.network.halves import traced_model
 from xcam_fn.testing import state
-
-split_module = importlib.import_module("xcam_fn.network.split")
 
 TRACEABLE = {
     "stem": networks.Residual,
@@ -86,16 +85,12 @@ def test_both_ways_of_cutting_agree(layer, network):
 
 @pytest.mark.parametrize("network", dict.fromkeys(TRACEABLE.values()))
 def test_these_networks_are_traced(network):
-    model = networks.seeded(network())
-    xf.default_layer(model, images())
-    assert split_module._PLANS[id(model)][1].trace is not None
+    assert traced_model(networks.seeded(network()), images()) is not None
 
 
 @pytest.mark.parametrize("network", [networks.DataDependent, networks.Isinstance])
 def test_a_trace_that_is_not_the_model_is_not_used(network):
-    model = networks.seeded(network())
-    xf.default_layer(model, images())
-    assert split_module._PLANS[id(model)][1].trace is None
+    assert traced_model(networks.seeded(network()), images()) is None
 
 
 @pytest.mark.parametrize(("layer", "network"), [*TRACEABLE.items(), *UNTRACEABLE.items()])
@@ -261,11 +256,10 @@ def test_layers_lists_every_call():
 def test_what_is_remembered_goes_with_the_model():
     model = networks.seeded(networks.Residual())
     xf.gradcam(model, "conv2", images())
-    key = id(model)
-    assert key in split_module._PLANS
+    alive = weakref.ref(model)
     del model
     gc.collect()
-    assert key not in split_module._PLANS
+    assert alive() is None
 
 
 @pytest.mark.parametrize("network", [networks.Residual, networks.DataDependent, networks.WritesBuffer])

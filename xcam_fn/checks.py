@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C import _len_torch_dispatch_stack
-from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn.parameter import is_lazy
+
+from xcam_fn.torch_state import is_readable as is_readable
 
 _RANKS = {
     3: "(B, C, L), a batch of signals",
@@ -30,15 +30,6 @@ _SHAPE_TROUBLE = (
 
 class StructureError(ValueError):
     """A method needs a structure that this network does not have at this layer."""
-
-
-def is_readable(x: Tensor) -> bool:
-    """True where the values of x can be looked at: not under a transform, a trace or a compilation."""
-    return (
-        not torch.compiler.is_compiling()
-        and _len_torch_dispatch_stack() == 0
-        and not is_functorch_wrapped_tensor(x)
-    )
 
 
 def check_call(model: nn.Module, x: Tensor) -> None:
@@ -174,6 +165,15 @@ def check_scores(scores: Any, batch: int, *, many: bool = False) -> None:
         )
     if not scores.is_floating_point():
         raise TypeError(f"cls: the target returned dtype {scores.dtype}; expected floating-point scores")
+
+
+def check_to_spatial(to_spatial: Any) -> None:
+    """Raise where what places a layer's output is no function."""
+    if to_spatial is not None and not callable(to_spatial):
+        raise TypeError(
+            f"to_spatial is a {type(to_spatial).__name__}; expected a function from the layer's output to "
+            "(B, K, H, W), such as lambda t: einops.rearrange(t[:, 1:], 'b (h w) d -> b d h w', h=14)"
+        )
 
 
 def check_count(name: str, value: Any, *, at_least: int = 1) -> None:

@@ -25,11 +25,12 @@ from torch import Tensor, nn
 
 from xcam_fn import evaluate, models, plot
 from xcam_fn.methods import METHODS, find_method
-from xcam_fn.methods.method import run_once
+from xcam_fn.methods.call import Call
+from xcam_fn.methods.catalog import heatmaps_of
 from xcam_fn.metrics.of_map import Curve
 from xcam_fn.models import describe, images
 from xcam_fn.models.load import LoadedModel
-from xcam_fn.network.split import Shared, layer_of, layers
+from xcam_fn.network.split import layers
 from xcam_fn.scoring.running import Running, default_chunk_size, running_model
 
 MAX_MEGABYTES = 20
@@ -277,14 +278,14 @@ def explain(loaded: LoadedModel, asked: Asked, x: Float[Tensor, "1 C h w"], watc
         StoppedError: `watch` did.
     """
     how = _watched(loaded.model, x, watch)
-    shared = Shared(layer_of(asked.layer))
+    call = Call(loaded.model, asked.layer, x, asked.cls)
     found = Found({}, {}, {})
     for name in asked.methods:
         watch(0)
         scores = "scorer" in inspect.signature(METHODS[name]).parameters
         method = find_method(name, **(how if scores else {}))
         try:
-            heatmap = run_once(method, loaded.model, shared, x, asked.cls, {})
+            heatmap = heatmaps_of(method, call)
             if not torch.isfinite(heatmap).all():
                 raise ValueError("the heatmap holds NaN or infinite values")  # noqa: TRY301 (as what raises)
             if not heatmap.any():

@@ -28,14 +28,14 @@ def named_method(name: str, variant: str | None, options: dict[str, Any]) -> Met
     `FILE.py:NAME` and `package.module:NAME` are methods of the reader's own.
     """
     from xcam_fn import find_method
-    from xcam_fn.methods.method import accepted, with_options
+    from xcam_fn.methods.catalog import with_accepted
 
     if Path(name).is_file():
         raise ValueError(f"method {name!r} is not known; it is a file: photographs come before --methods")
     if ":" not in name:
         return find_method(name, variant=variant, **options)
     own = _own_method(name)
-    return with_options(own, name=own.name, **accepted(own, options))
+    return with_accepted(own, options)
 
 
 def _own_method(name: str) -> Method:

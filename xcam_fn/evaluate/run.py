@@ -26,12 +26,13 @@ from tqdm import tqdm
 from xcam_fn import checks, metrics
 from xcam_fn.evaluate.dataset import Photograph
 from xcam_fn.evaluate.store import ImageRow, OtherSettingsError, Result, Score, Store, writing
-from xcam_fn.methods.method import accepted, run_once
+from xcam_fn.methods.call import Call
+from xcam_fn.methods.catalog import accepted, heatmaps_of
 from xcam_fn.methods.together import Methods, Run, named_methods
 from xcam_fn.metrics.of_map import Curve
 from xcam_fn.models import images
 from xcam_fn.models.load import LoadedModel
-from xcam_fn.network.split import Shared, default_layer, split
+from xcam_fn.network.split import default_layer, split
 from xcam_fn.perturb import blurred
 from xcam_fn.scoring.running import Running, Scoring, check_running, scoring_of
 from xcam_fn.targets.target import Classes
@@ -310,7 +311,7 @@ class _Batch:
             self._scoring = scoring
             self._smooth = blurred(self._x)
         self._cls: Any = torch.as_tensor(scoring.explained.cls, device=device)
-        self._shared = Shared(layer)
+        self._call = Call(self._model, layer, self._x, self._cls)
         self._cases: list[Case] = []
 
     def write_images(self, store: Store, photographs: Sequence[Photograph]) -> None:
@@ -339,7 +340,7 @@ class _Batch:
 
     def _results(self, name: str, method: Run) -> list[Result]:
         x, cls = self._x, self._cls
-        heatmaps = run_once(method, self._model, self._shared, x, cls, {})
+        heatmaps = heatmaps_of(method, self._call)
         is_finite = torch.isfinite(heatmaps).flatten(1).all(1)
         heatmaps = torch.where(is_finite[:, None, None], heatmaps, 0.0)
 

@@ -1,86 +1,50 @@
-"""The methods, and the registry `METHODS` that names them."""
+"""The methods: formulas over a `Call`, a file for each family, and the catalog that names them.
 
-from xcam_fn.methods.activation import cam, eigencam, fem, from_features, kpcacam, randomcam
-from xcam_fn.methods.attention import legrad
-from xcam_fn.methods.backward import fullgrad, guided_backprop, shapleycam
-from xcam_fn.methods.catalog import METHODS, VARIANTS, find_method
-from xcam_fn.methods.concepts import Concepts, concepts, deep_feature_factorization
-from xcam_fn.methods.fusion import agree, combine, denoise, fuse, fusioncam, gain, unioncam
-from xcam_fn.methods.gradient import (
-    eigengradcam,
-    finercam,
-    from_gradients,
-    gradcam,
-    gradcam_elementwise,
-    gradcam_pp,
-    hirescam,
-    integrated_gradients,
-    layercam,
-    segeigencam,
-    smoothgradcam_pp,
-    xgradcam,
+What methods share stands in `call`, `method`, `catalog` and `together`; nothing here opens files or draws.
+"""
+
+from xcam_fn.methods import (
+    ablation,
+    activation,
+    attention,
+    factorization,
+    full_gradient,
+    fusion,
+    gradient,
+    input_gradient,
+    perturbation,
+    together,
+    wrappers,
 )
+from xcam_fn.methods.ablation import *  # noqa: F403
+from xcam_fn.methods.activation import *  # noqa: F403
+from xcam_fn.methods.attention import *  # noqa: F403
+from xcam_fn.methods.catalog import METHODS, find_method, freeze
+from xcam_fn.methods.factorization import *  # noqa: F403
+from xcam_fn.methods.full_gradient import *  # noqa: F403
+from xcam_fn.methods.fusion import *  # noqa: F403
+from xcam_fn.methods.gradient import *  # noqa: F403
+from xcam_fn.methods.input_gradient import *  # noqa: F403
 from xcam_fn.methods.method import Method
-from xcam_fn.methods.perturbation import (
-    ablationcam,
-    groupcam,
-    iscam,
-    reciprocam,
-    rise,
-    scorecam,
-    sscam,
-)
-from xcam_fn.methods.together import explain_all
-from xcam_fn.methods.wrappers import eigen_smooth, multi_layer, refinecam, sess, smooth
+from xcam_fn.methods.perturbation import *  # noqa: F403
+from xcam_fn.methods.together import *  # noqa: F403
+from xcam_fn.methods.wrappers import *  # noqa: F403
 
-__all__ = [
-    "METHODS",
-    "VARIANTS",
-    "Concepts",
-    "Method",
-    "ablationcam",
-    "agree",
-    "cam",
-    "combine",
-    "concepts",
-    "deep_feature_factorization",
-    "denoise",
-    "eigen_smooth",
-    "eigencam",
-    "eigengradcam",
-    "explain_all",
-    "fem",
-    "find_method",
-    "finercam",
-    "from_features",
-    "from_gradients",
-    "fullgrad",
-    "fuse",
-    "fusioncam",
-    "gain",
-    "gradcam",
-    "gradcam_elementwise",
-    "gradcam_pp",
-    "groupcam",
-    "guided_backprop",
-    "hirescam",
-    "integrated_gradients",
-    "iscam",
-    "kpcacam",
-    "layercam",
-    "legrad",
-    "multi_layer",
-    "randomcam",
-    "reciprocam",
-    "refinecam",
-    "rise",
-    "scorecam",
-    "segeigencam",
-    "sess",
-    "shapleycam",
-    "smooth",
-    "smoothgradcam_pp",
-    "sscam",
-    "unioncam",
-    "xgradcam",
-]
+VARIANTS = freeze(
+    gradient, attention, input_gradient, full_gradient, activation, perturbation, ablation, factorization, fusion,
+    wrappers,
+)  # fmt: skip
+"""For each library the methods that it has, and the keywords with which ours computes its map."""
+
+__all__ = ["METHODS", "VARIANTS", "Method", "find_method"]
+__all__ += gradient.__all__
+__all__ += attention.__all__
+__all__ += input_gradient.__all__
+__all__ += full_gradient.__all__
+__all__ += activation.__all__
+__all__ += perturbation.__all__
+__all__ += ablation.__all__
+__all__ += factorization.__all__
+__all__ += fusion.__all__
+__all__ += wrappers.__all__
+__all__ += together.__all__

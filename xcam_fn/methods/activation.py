@@ -3,59 +3,42 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Concatenate, Literal, ParamSpec
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from xcam_fn import checks, weights
-from xcam_fn.maps import heatmap
-from xcam_fn.methods.gradient import finish
-from xcam_fn.methods.method import (
-    ARGUMENTS,
-    Method,
-    Postprocess,
-    check_options,
-    described,
-    method,
-    method_of,
-    parameters_of,
-    with_parameters,
-)
-from xcam_fn.network.split import (
-    FeatureAndGrad,
-    Layer,
-    feature_and_grad,
-    prepare,
-    pulled_back,
-    recording,
-    run_head,
-    trunk_of,
-)
+from xcam_fn.methods.call import Call
+from xcam_fn.methods.catalog import enter, method
+from xcam_fn.methods.method import Method, options_of
 from xcam_fn.perturb import normal, uniform
 from xcam_fn.projections import Kernel, kernel_component, principal_component
-from xcam_fn.scoring.running import explained_score
-from xcam_fn.targets.target import Classes, ClassScore, logit
+from xcam_fn.targets.target import Classes, ClassScore
 from xcam_fn.weights import Projection
 
+__all__ = ["cam", "eigencam", "fem", "from_features", "kpcacam", "randomcam"]
+
+P = ParamSpec("P")
 Maps = Float[Tensor, "B K *spatial"]
 Map = Float[Tensor, "B *spatial"]
 
 
 def from_features(
-    projection: Callable[..., Tensor],
+    projection: Callable[Concatenate[Tensor, P], Tensor],
     *,
     name: str | None = None,
     title: str | None = None,
     paper: str = "",
     summary: str = "a map of the features alone",
     family: str = "activation",
-) -> Method:
-    """A method made of a function of the features alone: the checks and many classes come with it.
+    variants: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Method[P]:
+    """Return a method made of a function of the features alone: the checks and many classes come with it.
 
-    The map is the same for every class; a class is only checked, and the head only run where one is given.
+    The map is the same for every class; a class is only checked.
 
     Args:
         projection: `(A, **options)`, features (B, K, *spatial) to a map (B, *spatial). Its keywords become
@@ -65,6 +48,7 @@ def from_features(
         paper: where it was published.
         summary: what it does, in one line.
         family: "activation", or "baseline" for a map that explains nothing.
+        variants: for each library that defines it otherwise, the keywords that compute its map.
 
     Returns:
         The method: `(model, layer, x, cls=None, *, postprocess, create_graph, **options) -> heatmaps`.
@@ -72,42 +56,20 @@ def from_features(
     Example:
         >>> strongest = from_features(lambda A: A.amax(1), name="strongest")
     """
+
+    def run(call: Call, **options: Any) -> Tensor:
+        cam: Any = projection
+        found = cam(call.features, **options)[:, None]
+        if call.cls is None:
+            return found
+        return found.expand(-1, call.explained().own.shape[1], *found.shape[2:])
+
     name = name or projection.__name__
-    own = parameters_of(projection, 1)
-    known = [p.name for p in own]
-
-    def run(
-        model: nn.Module,
-        layer: Layer,
-        x: Tensor,
-        cls: Classes = None,
-        *,
-        postprocess: Postprocess | None = heatmap,
-        create_graph: bool = False,
-        **options: Any,
-    ) -> Tensor:
-        check_options(name, options, [*known, "postprocess", "create_graph"])
-        parts = prepare(model, layer, x)
-        with recording(x, create_graph), checks.explained(model, x):
-            A, residual = trunk_of(layer, parts, x)
-            cam = projection(A, **options)
-            if cls is not None:
-                explained = explained_score(lambda a: run_head(parts, a, residual), A, cls, logit)
-                n = explained.own.shape[1]
-                cam = cam[:, None].expand(-1, n, *cam.shape[1:]) if explained.many else cam
-            return finish(cam, x, postprocess)
-
-    with_parameters(run, own)
-    return method(
-        run,
-        name=name,
-        title=title or name,
-        family=family,
-        paper=paper,
-        summary=summary,
+    return Method(
+        run, name, title or name, family, paper, summary,
+        variants=variants or {}, keywords=options_of(projection, 1), explains=projection,
         module=sys._getframe(1).f_globals.get("__name__", "__main__"),
-        arguments=ARGUMENTS + described(projection, own),
-    )
+    )  # fmt: skip
 
 
 def _eigencam(A: Maps, *, center: bool = False) -> Map:
@@ -163,46 +125,57 @@ def _randomcam(A: Maps, *, seed: int = 0) -> Map:
     return weights.weighted_sum(A, w.expand(A.shape[:2]))
 
 
-eigencam = from_features(
-    _eigencam,
-    name="eigencam",
-    title="Eigen-CAM",
-    paper="arXiv:2008.00299",
-    summary="the features' first principal component, whatever the class",
+eigencam = enter(
+    from_features(
+        _eigencam,
+        name="eigencam",
+        title="Eigen-CAM",
+        paper="arXiv:2008.00299",
+        summary="the features' first principal component, whatever the class",
+        variants={"pytorch-grad-cam": {"center": True}},
+    )
 )
-kpcacam = from_features(
-    _kpcacam,
-    name="kpcacam",
-    title="KPCA-CAM",
-    paper="arXiv:2410.00267",
-    summary="the features' first principal component in a kernel's space, whatever the class",
+kpcacam = enter(
+    from_features(
+        _kpcacam,
+        name="kpcacam",
+        title="KPCA-CAM",
+        paper="arXiv:2410.00267",
+        summary="the features' first principal component in a kernel's space, whatever the class",
+        variants={"pytorch-grad-cam": {}},
+    )
 )
-fem = from_features(
-    _fem,
-    name="fem",
-    title="FEM",
-    paper="IPTA 2020, hal-02963298",
-    summary="where channels exceed their mean by k standard deviations, whatever the class",
+fem = enter(
+    from_features(
+        _fem,
+        name="fem",
+        title="FEM",
+        paper="IPTA 2020, hal-02963298",
+        summary="where channels exceed their mean by k standard deviations, whatever the class",
+        variants={"pytorch-grad-cam": {"summed": "features"}},
+    )
 )
-randomcam = from_features(
-    _randomcam,
-    name="randomcam",
-    title="Random-CAM",
-    summary="channels weighted at random, the baseline that an explanation has to beat",
-    family="baseline",
+randomcam = enter(
+    from_features(
+        _randomcam,
+        name="randomcam",
+        title="Random-CAM",
+        summary="channels weighted at random, the baseline that an explanation has to beat",
+        family="baseline",
+        variants={"pytorch-grad-cam": {}},
+    )
 )
 
 
-def _cam(
-    model: nn.Module,
-    layer: Layer,
-    x: Float[Tensor, "B C *size"],
-    cls: Classes = None,
-    *,
-    projection: Projection | None = None,
-    postprocess: Postprocess | None = heatmap,
-    create_graph: bool = False,
-) -> Tensor:
+@method(
+    "CAM",
+    family="activation",
+    paper="arXiv:1512.04150",
+    summary="each channel weighted by the linear layer's own weight",
+    needs="global average pooling and a linear layer after it",
+    variants={"torchcam": {}},
+)
+def cam(call: Call, *, projection: Projection | None = None) -> Tensor:
     """CAM: each channel weighted by the network's own weight from its mean to the class.
 
     The map is Σ w_kc A_k for a head that is logit_c = Σ w_kc mean(A_k) + b_c. The weights are read off the
@@ -211,56 +184,31 @@ def _cam(
     position, and the same for features drawn at random (not inside a torch.func transform or a compilation,
     where values cannot be looked at).
 
-    {arguments}{projection}
-    {returns}    StructureError: a ValueError; the head is not global average pooling and a linear layer.
+    Raises:
+        StructureError: a ValueError; the head is not global average pooling and a linear layer.
 
     References:
         Zhou et al. (arXiv:1512.04150).
     """
-    asked = cls.cls if isinstance(cls, ClassScore) else cls  # the weights are the logit's
-    found = feature_and_grad(model, layer, x, asked, create_graph=create_graph)
-    with recording(x, create_graph), checks.explained(model, x):
-        if checks.is_readable(x):
-            _check_pooled(model, layer, x, asked, found)
-        A = found.features
-        w = found.grads.flatten(2 - A.ndim).sum(-1)
-
-        def one_class(w: Tensor) -> Tensor:
-            return weights.weighted_sum(A, w, projection)
-
-        many = w.ndim == 3
-        cam = torch.vmap(one_class, in_dims=1, out_dims=1)(w) if many else one_class(w)
-        return finish(cam, x, postprocess)
+    asked = call.cls.cls if isinstance(call.cls, ClassScore) else call.cls  # the weights are the logit's
+    A, G = call.features, call.gradient(asked)
+    if checks.is_readable(call.x):
+        _check_pooled(call, asked, G)
+    w = G.flatten(3).sum(-1)
+    return torch.stack([weights.weighted_sum(A, of_class, projection) for of_class in w.unbind(1)], 1)
 
 
-def _check_pooled(model: nn.Module, layer: Layer, x: Tensor, cls: Classes, found: FeatureAndGrad) -> None:
+def _check_pooled(call: Call, cls: Classes, G: Tensor) -> None:
     """Raise where the logit is not affine in the mean of each channel."""
-    parts = prepare(model, layer, x)
-    A, residual = trunk_of(layer, parts, x)
-    explained = explained_score(lambda _: found.output, x, cls, default=logit)
-    every = torch.arange(len(x), device=x.device)
-    drawn = normal(0, 0, tuple(A.shape[1:]), like=A) * (A.detach().abs().mean() + 1)
-    with_pullback: Any = torch.func.vjp(
-        lambda a: explained.of(run_head(parts, a, residual), every), drawn.expand_as(A)
-    )
-    scores, pullback = with_pullback
-    other = pulled_back(pullback, scores).detach()
-    G = found.grads.detach() if explained.many else found.grads.detach()[:, None]
-    mean = G.flatten(3).mean(-1).reshape(*G.shape[:3], *[1] * (A.ndim - 2))
+    fixed = call.asking(cls).explained().cls
+    drawn = lambda own: normal(0, 0, tuple(own.shape[1:]), like=own) * (own.abs().mean() + 1)  # noqa: E731
+    other = call.gradient_at(lambda own: drawn(own).expand_as(own), fixed).detach()
+    G = G.detach()
+    mean = G.flatten(3).mean(-1).reshape(*G.shape[:3], *[1] * (G.ndim - 3))
     bound = 8 * torch.finfo(G.dtype).eps * G.abs().max()
     if (G - mean).abs().max() > bound or (other - mean).abs().max() > bound:
         raise checks.StructureError(
-            f"layer {parts.name!r}: what {type(parts.model).__name__} computes of it is not global average "
+            f"layer {call.shown!r}: what {type(call.model).__name__} computes of it is not global average "
             "pooling and a linear layer, so CAM has no weights there; name the layer that is pooled, or use "
             "gradcam, which is CAM where there is one"
         )
-
-
-cam = method_of(
-    _cam,
-    title="CAM",
-    family="activation",
-    paper="arXiv:1512.04150",
-    summary="each channel weighted by the linear layer's own weight",
-    needs="global average pooling and a linear layer after it",
-)

@@ -1,61 +1,31 @@
-"""The registry `METHODS`, the keywords that other libraries' definitions need, and methods found by name."""
+"""The methods by name, and what other libraries define otherwise. Families enter theirs; nothing else does."""
 
 from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType, ModuleType
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from xcam_fn.maps import corners_minmax, heatmap, minmax_resized, own_size
-from xcam_fn.methods.activation import cam, eigencam, fem, kpcacam, randomcam
-from xcam_fn.methods.attention import legrad
-from xcam_fn.methods.backward import fullgrad, guided_backprop, shapleycam
-from xcam_fn.methods.concepts import deep_feature_factorization
-from xcam_fn.methods.fusion import fusioncam, unioncam
-from xcam_fn.methods.gradient import (
-    eigengradcam,
-    finercam,
-    gradcam,
-    gradcam_elementwise,
-    gradcam_pp,
-    hirescam,
-    integrated_gradients,
-    layercam,
-    segeigencam,
-    smoothgradcam_pp,
-    xgradcam,
-)
-from xcam_fn.methods.method import Method, accepted, with_options
-from xcam_fn.methods.perturbation import (
-    ablationcam,
-    groupcam,
-    iscam,
-    reciprocam,
-    rise,
-    scorecam,
-    sscam,
-)
-from xcam_fn.methods.wrappers import WRAPPERS, refinecam
+from torch import Tensor
 
+from xcam_fn.methods.call import Call
+from xcam_fn.methods.method import Method
+
+P = ParamSpec("P")
 Value = TypeVar("Value")
-
-_ALL = (
-    gradcam, gradcam_pp, smoothgradcam_pp, xgradcam, layercam, hirescam, gradcam_elementwise,
-    eigengradcam, segeigencam, shapleycam, finercam, legrad,
-    integrated_gradients, fullgrad, guided_backprop,
-    cam, eigencam, kpcacam, fem,
-    scorecam, sscam, iscam, ablationcam, reciprocam, groupcam, deep_feature_factorization, rise,
-    unioncam, fusioncam, refinecam,
-    randomcam,
-)  # fmt: skip
+AnyMethod = TypeVar("AnyMethod", bound=Method[Any])
+Wrapper = Callable[..., Method[Any]]
 
 
 class _Registry(Mapping[str, Value]):
-    """What is looked up by name and not changed; unlike a mapping proxy it can be pickled."""
+    """What is looked up by name and, once frozen, not changed; unlike a mapping proxy it can be pickled."""
 
-    def __init__(self, entries: Mapping[str, Value]) -> None:
+    def __init__(self, entries: Mapping[str, Value] = MappingProxyType({})) -> None:
         self._entries = dict(entries)
+        self.frozen = False
 
     def __getitem__(self, name: str) -> Value:
         return self._entries[name]
@@ -70,79 +40,71 @@ class _Registry(Mapping[str, Value]):
         return repr(self._entries)
 
 
-METHODS: Mapping[str, Method] = _Registry({method.name: method for method in _ALL})
+METHODS: Mapping[str, Method[Any]] = _Registry()
 """Every method by its name, for the command line and for users."""
-
-_RESIZE_FIRST = functools.partial(heatmap, resize_first=True)
-_XPLAINCAM_SCORECAM: dict[str, Any] = {"increase": False, "summed": "masks", "mask": minmax_resized}
-_XPLAINCAM_REGION = with_options(scorecam, **_XPLAINCAM_SCORECAM)
-_GRAD_CAM_PP: dict[str, Any] = {"eps": 1e-6, "local": True}
-_TORCHCAM_SCORES: dict[str, Any] = {"score": "logit", "softmax": True, "mask": minmax_resized}
-
-_VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
-    "xplaincam": {
-        "gradcam": {},
-        "gradcam_pp": {"eps": 1e-8},
-        "xgradcam": {},
-        "layercam": {},
-        "scorecam": _XPLAINCAM_SCORECAM,
-        "sscam": {"postprocess": _RESIZE_FIRST},
-        "iscam": {"scales": "cumulative", "score": "logit", "softmax": True, "postprocess": _RESIZE_FIRST},
-        "ablationcam": {},
-        "groupcam": {},
-        "rise": {"num_masks": 8000, "keep": 0.1, "score": "logit"},
-        "unioncam": {"region": _XPLAINCAM_REGION},
-        "fusioncam": {"region": _XPLAINCAM_REGION},
-    },
-    "torchcam": {
-        "gradcam": {},
-        "gradcam_pp": {"divide": False},
-        "smoothgradcam_pp": {"last": True, "eps": 1e-8},
-        "xgradcam": {"eps": 1e-8},
-        "layercam": {},
-        "cam": {},
-        "refinecam": {"method": with_options(gradcam_pp, divide=False), "each": own_size},
-        "finercam": {},
-        "legrad": {},
-        "scorecam": _TORCHCAM_SCORES,
-        "sscam": {**_TORCHCAM_SCORES, "noise": "mask"},
-        "iscam": {**_TORCHCAM_SCORES, "scales": "cumulative"},
-    },
-    "pytorch-grad-cam": {
-        "gradcam": {},
-        "gradcam_pp": _GRAD_CAM_PP,
-        "xgradcam": {"eps": 1e-7},
-        "layercam": {},
-        "hirescam": {},
-        "gradcam_elementwise": {},
-        "eigencam": {"center": True},
-        "eigengradcam": {},
-        "segeigencam": {},
-        "kpcacam": {},
-        "fem": {"summed": "features"},
-        "randomcam": {},
-        "shapleycam": {},
-        "finercam": {"weight": 1.0, "weighting": "probability"},
-        "fullgrad": {"eps": 1e-7},
-        "guided_backprop": {},
-        "deep_feature_factorization": {"init": "random", "max_iter": 200},
-        "refinecam": {"method": with_options(gradcam_pp, **_GRAD_CAM_PP)},
-        "scorecam": {"score": "logit", "increase": False, "softmax": True, "mask": corners_minmax},
-        "ablationcam": {},
-    },
-}
-
-VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = _Registry(
-    {
-        library: _Registry({name: _Registry(options) for name, options in methods.items()})
-        for library, methods in _VARIANTS.items()
-    }
-)
-"""For each library the methods that it has, and the keywords with which ours computes its map."""
+WRAPPERS: Mapping[str, Wrapper] = _Registry()
+"""What "smooth(gradcam)" and the like stand for."""
+_LIBRARIES = ("xplaincam", "torchcam", "pytorch-grad-cam")
 
 
-def find_method(name: str, *, variant: str | None = None, **options: Any) -> Method:
-    """The method of that name; "gradcam+sscam" is Fusion-CAM of the two, "smooth(gradcam)" is it smoothed.
+def method(
+    title: str, *, family: str, summary: str, **about: Any
+) -> Callable[[Callable[Concatenate[Call, P], Tensor]], Method[P]]:
+    """Make a formula one of the library's own methods, under the formula's name.
+
+    Args:
+        title: the name in print.
+        family: as `Method` says.
+        summary: what the method does, in one line.
+        **about: the other attributes of `Method`.
+    """
+
+    def entered(run: Callable[Concatenate[Call, P], Tensor]) -> Method[P]:
+        return enter(Method(run, name=run.__name__, title=title, family=family, summary=summary, **about))
+
+    return entered
+
+
+def enter(method: AnyMethod) -> AnyMethod:
+    """Put one of the library's own methods into `METHODS`."""
+    return _entered(METHODS, method.name, method)
+
+
+def enter_wrapper(wrapper: Wrapper) -> Wrapper:
+    """Put one of the library's own wrappers where `find_method` finds it."""
+    return _entered(WRAPPERS, wrapper.__name__, wrapper)
+
+
+def _entered(registry: Any, name: str, value: Value) -> Value:
+    if registry.frozen:
+        raise TypeError(f"METHODS is complete; {name!r} is a method of your own, pass it as a function")
+    registry._entries[name] = value
+    return value
+
+
+def freeze(*families: ModuleType) -> Mapping[str, Mapping[str, Mapping[str, Any]]]:
+    """Close the registries, and return `VARIANTS`: by library and method, the keywords that compute its map.
+
+    Args:
+        *families: the modules of the methods, in the order in which their methods are listed.
+    """
+    listed = [value for family in families for value in vars(family).values() if isinstance(value, Method)]
+    own = {method.name: method for method in listed if METHODS.get(method.name) is method}
+    vars(METHODS)["_entries"] = own
+    for registry in (METHODS, WRAPPERS):
+        vars(registry)["frozen"] = True
+    return _Registry(
+        {
+            library: _Registry(
+                {m.name: _Registry(m.variants[library]) for m in METHODS.values() if library in m.variants}
+            )
+            for library in _LIBRARIES
+        }
+    )
+
+
+def find_method(name: str, *, variant: str | None = None, **options: Any) -> Method[Any]:
+    """Return the method of that name; "gradcam+sscam" is Fusion-CAM of the two, "smooth(gradcam)" is it smoothed.
 
     Args:
         name: a key of `METHODS`, or two of them with a plus: a gradient method's and a perturbation method's.
@@ -157,26 +119,58 @@ def find_method(name: str, *, variant: str | None = None, **options: Any) -> Met
     Raises:
         ValueError: the name or the variant is not known, or the library has no such method.
     """
-    if variant is not None and variant not in VARIANTS:
-        raise ValueError(f"variant {variant!r} is not known; expected one of {', '.join(VARIANTS)}")
+    if variant is not None and variant not in _LIBRARIES:
+        raise ValueError(f"variant {variant!r} is not known; expected one of {', '.join(_LIBRARIES)}")
     gradient, region = _around_plus(name)
     if region:
         parts = [find_method(part, variant=variant, **options) for part in (gradient, region)]
         title = f"Fusion-CAM of {parts[0].title} and {parts[1].title}"
-        fused = with_options(fusioncam, title=title, name=name, gradient=parts[0], region=parts[1])
-        return _with_accepted(fused, options)
+        fused = METHODS["fusioncam"].with_options(name=name, title=title, gradient=parts[0], region=parts[1])
+        return with_accepted(fused, options)
     wrapper, opened, inner = name.removesuffix(")").partition("(")
     if opened and wrapper in WRAPPERS and name.endswith(")"):
-        found = WRAPPERS[wrapper](find_method(inner, variant=variant, **options))
-        return _with_accepted(found, options)
+        return with_accepted(WRAPPERS[wrapper](find_method(inner, variant=variant, **options)), options)
     if name not in METHODS:
         raise ValueError(_unknown(name))
-    if variant is None:
-        return _with_accepted(METHODS[name], options)
-    if name not in VARIANTS[variant]:
-        known = ", ".join(VARIANTS[variant])
+    found = METHODS[name]
+    if variant is not None and variant not in found.variants:
+        known = ", ".join(m.name for m in METHODS.values() if variant in m.variants)
         raise ValueError(f"variant {variant!r} has no method {name!r}; it has {known}")
-    return with_options(METHODS[name], **{**VARIANTS[variant][name], **accepted(METHODS[name], options)})
+    return with_accepted(found if variant is None else found.variant(variant), options)
+
+
+def as_method(given: str | Callable[..., Any]) -> Any:
+    """A method by its name, or as a function: partials of methods become methods, others stay as they are."""
+    if isinstance(given, str):
+        return find_method(given)
+    if isinstance(given, functools.partial) and not given.args:
+        inner = as_method(given.func)
+        if isinstance(inner, Method):
+            named = {key: vars(given)[key] for key in ("name", "title") if key in vars(given)}
+            return inner.with_options(**named, **given.keywords)
+    return given
+
+
+def heatmaps_of(method: Any, call: Call, options: Mapping[str, Any] = MappingProxyType({})) -> Tensor:
+    """The heatmaps of a method for a call that others share, or of a function of the user's own."""
+    if not isinstance(method, Method):
+        return method(call.model, call.layer, call.x, call.cls, **options)
+    return method.on(call, **{name: value for name, value in options.items() if name != "create_graph"})
+
+
+def accepted(method: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options that the method takes and that are not given to it already."""
+    if isinstance(method, Method):
+        names = {*method.own_options, "to_spatial", "postprocess", "create_graph"} - set(method.options)
+    else:
+        names = set(inspect.signature(method).parameters)
+    return {name: value for name, value in options.items() if name in names}
+
+
+def with_accepted(method: Method[Any], options: Mapping[str, Any]) -> Method[Any]:
+    """The method with those of the options that it takes."""
+    taken = accepted(method, options) if options else {}
+    return method.with_options(**taken) if taken else method
 
 
 def _around_plus(name: str) -> tuple[str, str]:
@@ -185,11 +179,6 @@ def _around_plus(name: str) -> tuple[str, str]:
         if character == "+" and name[:i].count("(") == name[:i].count(")"):
             return name[:i], name[i + 1 :]
     return name, ""
-
-
-def _with_accepted(method: Method, options: dict[str, Any]) -> Method:
-    taken = accepted(method, options)
-    return with_options(method, **taken) if taken else method
 
 
 def _unknown(name: str) -> str:

@@ -1,8 +1,9 @@
-"""The fusion family: a gradient method's map and a perturbation method's, weighted by what they score."""
+"""A gradient method's map and a perturbation method's, weighted by what they score."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal, Unpack
 
 import numpy as np
 import torch
@@ -10,14 +11,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from xcam_fn import checks, weights
-from xcam_fn.maps import heatmap, minmax, resized_minmax
-from xcam_fn.methods.gradient import finish, map_of
-from xcam_fn.methods.method import Method, Postprocess, accepted, method, run_once
-from xcam_fn.methods.perturbation import CALL, RETURNS, SCORING
-from xcam_fn.network.split import Layer, feature_and_grad
+from xcam_fn.maps import minmax, resized_minmax
+from xcam_fn.methods.call import Call
+from xcam_fn.methods.catalog import accepted, as_method, heatmaps_of, method
+from xcam_fn.methods.gradient import weighted
+from xcam_fn.methods.options import taken
+from xcam_fn.methods.perturbation import scorecam
 from xcam_fn.perturb import Baseline, baseline_images
-from xcam_fn.scoring.running import Precision, Run, Running, Scoring, class_of, scoring_of
+from xcam_fn.scoring.running import Running, RunningOptions, Scoring, scoring_of
 from xcam_fn.targets.target import Classes
+
+__all__ = ["agree", "combine", "denoise", "fuse", "fusioncam", "gain", "unioncam"]
 
 Images = Float[Tensor, "B C *size"]
 Component = str | Callable[..., Tensor] | Tensor | np.ndarray
@@ -139,27 +143,19 @@ def gain(
     cls: Classes = None,
     *,
     baseline: Baseline = 0.0,
-    score: str = "probability",
-    chunk_size: int | None = None,
-    precision: Precision = "float32",
-    compile: bool = False,
-    scorer: Run | None = None,
-    progress: bool = False,
+    score: Literal["probability", "logit"] = "probability",
+    **options: Unpack[RunningOptions],
 ) -> Callable[..., Tensor]:
-    """The function that says what heatmaps gain: β = p(x ⊙ heatmap) − p(x₀), for `fuse` or for its own sake.
+    """Return the function that says what heatmaps gain: β = p(x ⊙ heatmap) − p(x₀), for `fuse` or by itself.
 
     Args:
         model: the network, in evaluation mode; it is never touched.
         x: (B, C, *size), prepared images.
         cls: None for the predicted class of each image, an int, B ints, (B, n) ints for n classes of each
             image, or a target, a callable from the output to one score for each image it is given.
-        baseline: x₀, what is seen where a heatmap hides: a number, a tensor or a callable of x.
+        baseline: x₀, the value used for hidden pixels: a number, a tensor or a callable of x.
         score: what is explained of a class, "probability" or "logit".
-        chunk_size: images in one forward, ≥ 1.
-        precision: "float32", exact, or "bfloat16" for scoring.
-        compile: compile the scoring model, once.
-        scorer: a callable from images to outputs that scores in the model's place.
-        progress: show a bar that counts forwards.
+        **options: precision, compile, scorer, chunk_size and progress, as for every perturbation method.
 
     Returns:
         `(*heatmaps) -> (m, B)` or `(m, B, n)`, for m heatmaps (B, *size) or (B, n, *size) in one go.
@@ -168,8 +164,7 @@ def gain(
         ValueError: a value is out of range or does not fit the model or the batch.
         TypeError: an argument is of the wrong kind.
     """
-    how = Running(precision, compile, scorer, chunk_size, progress)
-    with scoring_of(model, x, cls, score, how) as scoring:
+    with scoring_of(model, x, cls, score, Running(**options), forwards=0) as scoring:
         return _gain(scoring, baseline)
 
 
@@ -189,23 +184,22 @@ def _gain(scoring: Scoring, baseline: Baseline) -> Callable[..., Tensor]:
 # -- the methods -------------------------------------------------------------------------------------------
 
 
-def _unioncam(
-    model: nn.Module,
-    layer: Layer,
-    x: Images,
-    cls: Classes = None,
+@method(
+    "Union-CAM",
+    family="fusion",
+    paper="doi:10.3389/fnbot.2024.1490198",
+    summary="a denoised gradient map and Score-CAM's, added up by what they gain",
+    variants={"xplaincam": {"region": scorecam.variant("xplaincam")}},
+    cost=lambda channels: channels,
+)
+def unioncam(
+    call: Call,
     *,
     region: Component = "scorecam",
     theta: float = 10.0,
     baseline: Baseline = 0.0,
-    score: str = "probability",
-    chunk_size: int | None = None,
-    precision: Precision = "float32",
-    compile: bool = False,
-    scorer: Run | None = None,
-    progress: bool = False,
-    postprocess: Postprocess | None = heatmap,
-    create_graph: bool = False,
+    score: Literal["probability", "logit"] = "probability",
+    **options: Unpack[RunningOptions],
 ) -> Tensor:
     """Union-CAM: a denoised gradient map and Score-CAM's, added up by what they gain, or the latter alone.
 
@@ -214,46 +208,47 @@ def _unioncam(
     F, or R where that gains more. Where both are zero, so is the map; a β may be negative, and its map then
     counts against.
 
-    {arguments}        region: R: a method by name or as a function, or its heatmaps.
+    Args:
+        region: R: a method by name or as a function, or its heatmaps.
         theta: the percentile of a channel's gradients, 0 to 100, below which they are dropped.
-    {scoring}
-    {returns}
+        baseline: x₀, the value used for hidden pixels: a number, a tensor or a callable of x. The methods
+            that make the maps have their own.
+        score: what is explained of a class, "probability" or "logit".
 
     References:
         Frontiers in Neurorobotics 2024 (doi:10.3389/fnbot.2024.1490198).
     """
     checks.check_number("theta", theta, at_least=0, at_most=100)
-    how = Running(precision, compile, scorer, chunk_size, progress)
-    with scoring_of(model, x, cls, score, how, create_graph=create_graph) as scoring:
-        A, G, _ = feature_and_grad(model, layer, x, class_of(scoring.explained), create_graph=create_graph)
-        size = tuple(x.shape[2:])
-        D = resized_minmax(map_of(weights.unioncam, A, G, {"theta": theta}), size)
-        R = _heatmap_of("region", region, model, layer, x, scoring, create_graph)
-        gain = _gain(scoring, baseline)
-        gains = gain(D, R)
-        F = combine(D, R, gains, axes=len(size))
-        is_better = _per_map(gain(F)[0] >= gains[1], F, len(size))
-        return finish(torch.where(is_better, F, R), x, postprocess)
+    scoring = call.scoring(score, taken(Running, options))
+    size = tuple(call.x.shape[2:])
+    G = call.gradient(scoring.explained.logit_of)
+    D = resized_minmax(weighted(call.features, G, weights.unioncam, None, theta=theta), size)
+    D = D if call.many else D.squeeze(1)
+    R = _heatmap_of("region", region, call, scoring)
+    gain = _gain(scoring, baseline)
+    gains = gain(D, R)
+    F = combine(D, R, gains, axes=len(size))
+    is_better = _per_map(gain(F)[0] >= gains[1], F, len(size))
+    return _by_class(torch.where(is_better, F, R), scoring)
 
 
-def _fusioncam(
-    model: nn.Module,
-    layer: Layer,
-    x: Images,
-    cls: Classes = None,
+@method(
+    "Fusion-CAM",
+    family="fusion",
+    paper="arXiv:2603.05386",
+    summary="what any gradient map and any perturbation map agree on, by what they gain",
+    variants={"xplaincam": {"region": scorecam.variant("xplaincam")}},
+    cost=lambda channels: channels,
+)
+def fusioncam(
+    call: Call,
     *,
     gradient: Component = "gradcam",
     region: Component = "scorecam",
     theta: float = 10.0,
     baseline: Baseline = 0.0,
-    score: str = "probability",
-    chunk_size: int | None = None,
-    precision: Precision = "float32",
-    compile: bool = False,
-    scorer: Run | None = None,
-    progress: bool = False,
-    postprocess: Postprocess | None = heatmap,
-    create_graph: bool = False,
+    score: Literal["probability", "logit"] = "probability",
+    **options: Unpack[RunningOptions],
 ) -> Tensor:
     """Fusion-CAM: what a gradient method's heatmap and a perturbation method's agree on, by what they gain.
 
@@ -261,57 +256,53 @@ def _fusioncam(
     F = n(β_D·D + β_R·R) with β = p(x ⊙ map) − p(x₀); L₁ = β_F·F and L₂ = β_R·R;
     sim = clamp(1 − |L₁ − L₂|, 0, 1); the map is n(sim · max(L₁, L₂) + (1 − sim) · (L₁ + L₂) / 2).
 
-    Where both maps are zero, so is the fused one. Identical maps give nearly themselves. A constant
-    gradient map is
-    dropped whole. A β may be negative (less is gained than from the baseline): its map then counts against. A
-    probability of 0 or 1 makes β 0 or ±1 and nothing else. The result is always finite and in [0, 1].
+    Where both maps are zero, so is the fused one. Identical maps give nearly themselves. A constant gradient
+    map is dropped whole. A β may be negative (less is gained than from the baseline): its map then counts
+    against. A probability of 0 or 1 makes β 0 or ±1 and nothing else. The result is always finite and in
+    [0, 1].
 
-    {arguments}        gradient: D's heatmap: a method by name ("layercam"), a method as a function with
-            keywords of its own (`functools.partial`), or heatmaps already computed, (B, *size) in [0, 1].
+    Args:
+        gradient: D's heatmap: a method by name ("layercam"), a method as a function with keywords of its own
+            (`functools.partial`), or heatmaps already computed, (B, *size) in [0, 1].
         region: R, in the same ways.
         theta: the percentile of D, 0 to 100, up to which it is dropped.
-    {scoring}
-    {returns}
+        baseline: x₀, the value used for hidden pixels: a number, a tensor or a callable of x. The methods
+            that make the maps have their own.
+        score: what is explained of a class, "probability" or "logit".
 
     References:
         Fusion-CAM (arXiv:2603.05386).
     """
-    how = Running(precision, compile, scorer, chunk_size, progress)
-    with scoring_of(model, x, cls, score, how, create_graph=create_graph) as scoring:
-        D = _heatmap_of("gradient", gradient, model, layer, x, scoring, create_graph)
-        R = _heatmap_of("region", region, model, layer, x, scoring, create_graph)
-        fused = fuse(D, R, _gain(scoring, baseline), theta=theta, axes=x.ndim - 2)
-        return finish(fused, x, postprocess)
+    scoring = call.scoring(score, taken(Running, options))
+    D = _heatmap_of("gradient", gradient, call, scoring)
+    R = _heatmap_of("region", region, call, scoring)
+    fused = fuse(D, R, _gain(scoring, baseline), theta=theta, axes=call.x.ndim - 2)
+    return _by_class(fused, scoring)
 
 
-def _heatmap_of(
-    role: str,
-    given: Component,
-    model: nn.Module,
-    layer: Layer,
-    x: Tensor,
-    scoring: Scoring,
-    create_graph: bool,
-) -> Tensor:
+def _by_class(maps: Tensor, scoring: Scoring) -> Tensor:
+    """Heatmaps (B, *size) or (B, n, *size) as (B, n, *size)."""
+    return maps if scoring.explained.many else maps[:, None]
+
+
+def _heatmap_of(role: str, given: Component, call: Call, scoring: Scoring) -> Tensor:
     """The heatmaps that a part of a fusion stands for, (B, *size) or (B, n, *size)."""
     if isinstance(given, (Tensor, np.ndarray)):
-        return _checked_maps(role, torch.as_tensor(given).to(x), x, scoring)
-    if isinstance(given, str):
-        from xcam_fn.methods.catalog import find_method
-
-        given = find_method(given)
-    if not callable(given):
+        return _checked_maps(role, torch.as_tensor(given).to(call.x), scoring)
+    if not callable(given) and not isinstance(given, str):
         raise TypeError(
             f"{role} is a {type(given).__name__}; expected the name of a method, a method as a function, or "
             "heatmaps (B, *size)"
         )
-    how = {name: value for name, value in scoring.how._asdict().items() if value != getattr(Running(), name)}
-    options = accepted(given, how | ({"create_graph": True} if create_graph else {}))
-    maps = run_once(given, model, layer, x, scoring.explained.cls, options)
-    return _checked_maps(role, maps, x, scoring)
+    made = as_method(given)
+    how = {k: v for k, v in scoring.how._asdict().items() if v != Running._field_defaults[k]}
+    how |= {"create_graph": True} if call.create_graph else {}
+    maps = heatmaps_of(made, call.asking(scoring.explained.cls), accepted(made, how))
+    return _checked_maps(role, maps, scoring)
 
 
-def _checked_maps(role: str, maps: Tensor, x: Tensor, scoring: Scoring) -> Tensor:
+def _checked_maps(role: str, maps: Tensor, scoring: Scoring) -> Tensor:
+    x = scoring.x
     classes = scoring.explained.own.shape[1:] if scoring.explained.many else ()
     expected = (len(x), *classes, *x.shape[2:])
     if maps.shape != expected:
@@ -328,33 +319,3 @@ def _checked_maps(role: str, maps: Tensor, x: Tensor, scoring: Scoring) -> Tenso
                 "(xcam_fn.heatmap(cam, size) makes that of a raw map)"
             )
     return maps
-
-
-_OPTIONS = """        baseline: x₀, what is seen where a map hides: a number, a tensor or a callable of x. The
-            methods that make the maps have their own.
-"""
-
-
-def _method(run: Callable[..., Tensor], title: str, paper: str, summary: str) -> Method:
-    doc = run.__doc__ or ""
-    parts = {"    {arguments}": CALL, "    {scoring}\n": _OPTIONS + SCORING, "    {returns}\n": RETURNS}
-    for key, text in parts.items():
-        doc = doc.replace(key, text)
-    return method(
-        run, name=run.__name__.lstrip("_"), title=title, family="fusion", paper=paper, summary=summary,
-        module=__name__, doc=doc,
-    )  # fmt: skip
-
-
-unioncam = _method(
-    _unioncam,
-    "Union-CAM",
-    "doi:10.3389/fnbot.2024.1490198",
-    "a denoised gradient map and Score-CAM's, added up by what they gain",
-)
-fusioncam = _method(
-    _fusioncam,
-    "Fusion-CAM",
-    "arXiv:2603.05386",
-    "what any gradient map and any perturbation map agree on, by what they gain",
-)

@@ -10,11 +10,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from xcam_fn import checks
-from xcam_fn.methods.catalog import METHODS, find_method
-from xcam_fn.methods.method import accepted, base_of, run_once
-from xcam_fn.network.split import Layer, Shared
-from xcam_fn.scoring.running import fixed_class
+from xcam_fn.methods.call import Call, fixed_class
+from xcam_fn.methods.catalog import METHODS, accepted, as_method, find_method, heatmaps_of
+from xcam_fn.methods.method import Method
+from xcam_fn.network.target_layer import Layer
 from xcam_fn.targets.target import Classes
+
+__all__ = ["explain_all"]
 
 Run = Callable[..., Tensor]
 Methods = Sequence[str | Callable[..., Tensor]] | Mapping[str, str | Callable[..., Tensor]]
@@ -30,7 +32,7 @@ def explain_all(
     variant: str | None = None,
     **options: Any,
 ) -> dict[str, Tensor]:
-    """The heatmaps of many methods, with features, gradients and each map that others build on computed once.
+    """Return the heatmaps of many methods, with features, gradients and each map that others build on computed once.
 
     Each is what the method returns on its own. The price is that of the distinct work: `scorecam`, `unioncam`
     and `fusioncam` together cost one Score-CAM and a few forwards.
@@ -64,13 +66,12 @@ def explained_where_possible(
     model: nn.Module, layer: Layer, x: Tensor, cls: Classes, chosen: Mapping[str, Run]
 ) -> tuple[dict[str, Tensor], dict[str, checks.StructureError]]:
     """The heatmaps by the method's name, and what stands in the way of those that do not fit the network."""
-    fixed = fixed_class(model, x, cls)
-    shared = Shared(layer)
+    call = Call(model, layer, x, fixed_class(model, x, cls))
     found: dict[str, Tensor] = {}
     lacking: dict[str, checks.StructureError] = {}
     for name, run in chosen.items():
         try:
-            found[name] = run_once(run, model, shared, x, fixed, {})
+            found[name] = heatmaps_of(run, call)
         except checks.StructureError as error:
             lacking[name] = error
     return found, lacking
@@ -102,7 +103,7 @@ def named_methods(methods: Methods, variant: str | None = None, **options: Any) 
         found[name] = (
             find_method(given, variant=variant, **options)
             if isinstance(given, str)
-            else functools.partial(given, **accepted(given, options))
+            else _with_options(as_method(given), options)
         )
     if not found:
         raise ValueError(f"methods is empty; expected one or more of {', '.join(METHODS)}")
@@ -112,9 +113,14 @@ def named_methods(methods: Methods, variant: str | None = None, **options: Any) 
     return found
 
 
+def _with_options(run: Any, options: Mapping[str, Any]) -> Run:
+    given = accepted(run, options)
+    return run.with_options(**given) if isinstance(run, Method) else functools.partial(run, **given)
+
+
 def _gives(run: Any, option: str) -> bool:
-    """True where a partial, or one that is handed on by it, gives the option."""
-    _, given = base_of(run)
+    """True where a method or a partial, or one that it hands on to, is given the option."""
+    given = run.options if isinstance(run, Method) else getattr(run, "keywords", {})
     return option in given or any(_gives(value, option) for value in given.values() if callable(value))
 
 

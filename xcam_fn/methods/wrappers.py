@@ -7,7 +7,7 @@ import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -15,24 +15,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xcam_fn import checks
-from xcam_fn.maps import heatmap, resize
-from xcam_fn.methods.gradient import finish, gradcam_pp
-from xcam_fn.methods.method import (
-    Method,
-    Postprocess,
-    method_of,
-    parameters_of,
-    with_options,
-    with_parameters,
-)
+from xcam_fn.maps import heatmap, own_size, resize
+from xcam_fn.methods.call import Call
+from xcam_fn.methods.catalog import as_method, enter_wrapper, heatmaps_of, method
+from xcam_fn.methods.gradient import gradcam_pp
+from xcam_fn.methods.method import Method, Postprocess, options_of
+from xcam_fn.network.calls import run_model
 from xcam_fn.network.copies import unwrap
 from xcam_fn.network.places import pools
-from xcam_fn.network.split import Layer, prepare, recording, run_model, unshared
 from xcam_fn.network.split import layers as layers_of
+from xcam_fn.network.target_layer import Layer
 from xcam_fn.perturb import blurred
 from xcam_fn.projections import principal_component
-from xcam_fn.scoring.running import TARGETS, check_score, explained_score, fixed_class
-from xcam_fn.targets.target import Classes
+from xcam_fn.scoring.score import TARGETS, check_score, explained_score
+
+__all__ = ["eigen_smooth", "multi_layer", "refinecam", "sess", "smooth"]
 
 Images = Float[Tensor, "B C *size"]
 Run = Callable[..., Tensor]
@@ -56,7 +53,10 @@ Combine = Literal["mean", "max", "product"] | Callable[[Tensor], Tensor]
 # -- test-time augmentation ----------------------------------------------------------------------------------
 
 
-def smooth(method: str | Run, *, flips: bool = True, scales: Sequence[float] = (0.9, 1.0, 1.1)) -> Method:
+@enter_wrapper
+def smooth(
+    method: str | Run, *, flips: bool = True, scales: Sequence[float] = (0.9, 1.0, 1.1)
+) -> Method[Any]:
     """The method with its maps averaged over mirrored and brightened inputs, each mirrored back.
 
     Args:
@@ -75,24 +75,19 @@ def smooth(method: str | Run, *, flips: bool = True, scales: Sequence[float] = (
         raise ValueError("scales is empty; expected one or more numbers, such as (0.9, 1, 1.1)")
     for scale in scales:
         checks.check_number("scales", scale)
-    return _wrapped(_smooth, method, "smoothed", flips=flips, scales=tuple(scales))
+    return _wrapped(_smooth, method, "smoothed", finishes=True, flips=flips, scales=tuple(scales))
 
 
 def _smooth(
-    model: nn.Module,
-    layer: Layer,
-    x: Images,
-    cls: Classes = None,
+    call: Call,
     *,
-    method: Run,
+    inner: Run,
     flips: bool = True,
     scales: tuple[float, ...] = (0.9, 1.0, 1.1),
     **options: Any,
 ) -> Tensor:
-    checks.check_call(model, x)
-    fixed = fixed_class(model, x, cls)
     maps = [
-        _flipped(method(model, unshared(layer), _flipped(x * scale, flip), fixed, **options), flip)
+        _flipped(heatmaps_of(inner, call.of(_flipped(call.x * scale, flip), call.fixed), options), flip)
         for flip in (False, True)[: 1 + flips]
         for scale in scales
     ]
@@ -106,7 +101,8 @@ def _flipped(values: Tensor, flip: bool) -> Tensor:
 # -- the first component in place of the sum -----------------------------------------------------------------
 
 
-def eigen_smooth(method: str | Run) -> Method:
+@enter_wrapper
+def eigen_smooth(method: str | Run) -> Method[Any]:
     """The method with the first principal component of its weighted features in place of their sum.
 
     Args:
@@ -118,29 +114,29 @@ def eigen_smooth(method: str | Run) -> Method:
     Raises:
         ValueError: the method does not add up weighted channels, or its name is not known.
     """
-    inner = _method_of(method)
-    if "projection" not in inspect.signature(inner).parameters:
+    inner = as_method(method)
+    name, title = _name_of(inner), _title_of(inner)
+    if not isinstance(inner, Method) or "projection" not in inner.own_options:
         raise ValueError(
-            f"eigen_smooth: {_name_of(inner)!r} does not add up weighted channels; expected a method with "
+            f"eigen_smooth: {name!r} does not add up weighted channels; expected a method with "
             "the keyword `projection`, such as 'gradcam' or 'scorecam'"
         )
-    name, title = _name_of(inner), _title_of(inner)
-    return with_options(
-        cast(Method, inner), name=f"eigen_smooth({name})", title=f"{title}, first component",
-        projection=principal_component,
-    )  # fmt: skip
+    return inner.with_options(
+        name=f"eigen_smooth({name})", title=f"{title}, first component", projection=principal_component
+    )
 
 
 # -- several layers ------------------------------------------------------------------------------------------
 
 
+@enter_wrapper
 def multi_layer(
     method: str | Run,
     layers: Layers | None = None,
     combine: Combine = "mean",
     *,
     each: Postprocess | None = heatmap,
-) -> Method:
+) -> Method[Any]:
     """The method's maps at several layers, combined into one.
 
     Args:
@@ -162,29 +158,27 @@ def multi_layer(
     _check_layers(layers)
     _combination(combine)
     layers = None if layers is None else tuple(layers)
-    return _wrapped(_multi_layer, method, "several layers", layers=layers, combine=combine, each=each)
+    return _wrapped(
+        _multi_layer, method, "several layers", finishes=True, layers=layers, combine=combine, each=each
+    )
 
 
 def _multi_layer(
-    model: nn.Module,
-    layer: Layer,
-    x: Images,
-    cls: Classes = None,
+    call: Call,
     *,
-    method: Run,
+    inner: Run,
     layers: Layers | None = None,
     combine: Combine = "mean",
     each: Postprocess | None = heatmap,
     postprocess: Postprocess | None = heatmap,
     **options: Any,
 ) -> Tensor:
-    checks.check_call(model, x)
-    chosen = last_layers(model, x, layer) if layers is None else layers
-    maps = [method(model, one, x, cls, postprocess=each, **options) for one in chosen]
-    axes = x.ndim - 2
+    chosen = last_layers(call.model, call.x, call.layer) if layers is None else layers
+    maps = [heatmaps_of(inner, call.at(one), {**options, "postprocess": each}) for one in chosen]
+    axes = call.x.ndim - 2
     largest = tuple(map(max, zip(*(cam.shape[-axes:] for cam in maps), strict=True)))
     combined = _combination(combine)(torch.stack([resize(cam, largest) for cam in maps]))
-    return finish(combined, x, postprocess)
+    return combined if postprocess is None else postprocess(combined, tuple(call.x.shape[2:]))
 
 
 def last_layers(model: nn.Module, x: Images, layer: Layer = None, *, count: int = 3) -> list[str]:
@@ -200,7 +194,7 @@ def last_layers(model: nn.Module, x: Images, layer: Layer = None, *, count: int 
         StructureError: no layer before the deepest has a higher resolution.
     """
     root, found = unwrap(model), layers_of(model, x)
-    deepest = prepare(model, layer, x).name
+    deepest = Call(model, layer, x).shown
     shown = [name for name in found if deepest in (name, name.partition("#")[0])]
     if not shown:
         raise ValueError(
@@ -241,52 +235,52 @@ def _combination(combine: Combine) -> Callable[[Tensor], Tensor]:
     return _COMBINATIONS[combine]
 
 
-def _refinecam(
-    model: nn.Module,
-    layer: Layer,
-    x: Images,
-    cls: Classes = None,
+@method(
+    "RefineCAM",
+    family="fusion",
+    paper="arXiv:2605.14641",
+    summary="Grad-CAM++ at several layers, multiplied",
+    needs="layers of several resolutions",
+    finishes=True,
+    variants={
+        "torchcam": {"method": gradcam_pp.variant("torchcam"), "each": own_size},
+        "pytorch-grad-cam": {"method": gradcam_pp.variant("pytorch-grad-cam")},
+    },
+)
+def refinecam(
+    call: Call,
     *,
     method: str | Run = gradcam_pp,
     layers: Layers | None = None,
     each: Postprocess | None = heatmap,
     postprocess: Postprocess | None = heatmap,
-    create_graph: bool = False,
 ) -> Tensor:
     """RefineCAM: the product of the heatmaps of several layers, from fine to deep.
 
     Π_l n(U(ReLU(cam_l))): each layer's map scaled to [0, 1] and resized to the input, then multiplied.
 
-    {arguments}    method: whose maps, a method or its name.
+    Args:
+        method: whose maps, a method or its name.
         layers: names or modules; None for the last layer of each of the last three resolutions, `layer` being
             the deepest.
         each: what is made of a layer's map before they are multiplied, `(cam, size) -> map`.
 
-    {returns}    StructureError: a ValueError; layers=None, and the network has one resolution alone.
+    Raises:
+        StructureError: a ValueError; layers=None, and the network has one resolution alone.
 
     References:
         Domeniconi et al., How to Evaluate and Refine your CAM (arXiv:2605.14641).
     """
     _check_layers(layers)
     return _multi_layer(
-        model, layer, x, cls, method=_method_of(method), layers=layers, combine="product", each=each,
-        postprocess=postprocess, create_graph=create_graph,
-    )  # fmt: skip
-
-
-refinecam = method_of(
-    _refinecam,
-    title="RefineCAM",
-    family="fusion",
-    paper="arXiv:2605.14641",
-    summary="Grad-CAM++ at several layers, multiplied",
-    needs="layers of several resolutions",
-)
+        call, inner=as_method(method), layers=layers, combine="product", each=each, postprocess=postprocess
+    )
 
 
 # -- scaling and sliding -------------------------------------------------------------------------------------
 
 
+@enter_wrapper
 def sess(
     method: str | Run,
     *,
@@ -299,7 +293,7 @@ def sess(
     pool: Pool = "mean",
     blur: bool = True,
     score: str = "probability",
-) -> Method:
+) -> Method[Any]:
     """The method's heatmaps of windows that slide over the scaled input, weighted by the windows' scores.
 
     The input is resized so that its shorter side is w, w + ⌊gw⌉, w + 2⌊gw⌉ …; a window of w pixels slides
@@ -332,7 +326,7 @@ def sess(
     given = {"num_scales": num_scales, "growth": growth, "window": window, "step": step, "drop": drop}
     given |= {"theta": theta, "pool": pool, "blur": blur, "score": score}
     _check_sess(given)
-    return _wrapped(_sess, method, "SESS", **given)
+    return _wrapped(_sess, method, "SESS", finishes=False, **given)
 
 
 def _check_sess(given: Mapping[str, Any]) -> None:
@@ -348,12 +342,9 @@ def _check_sess(given: Mapping[str, Any]) -> None:
 
 
 def _sess(
-    model: nn.Module,
-    layer: Layer,
-    x: Images,
-    cls: Classes = None,
+    call: Call,
     *,
-    method: Run,
+    inner: Run,
     num_scales: int = 12,
     growth: float = 2 / 7,
     window: int | None = None,
@@ -363,40 +354,32 @@ def _sess(
     pool: Pool = "mean",
     blur: bool = True,
     score: str = "probability",
-    postprocess: Postprocess | None = heatmap,
-    create_graph: bool = False,
     **options: Any,
 ) -> Tensor:
     given = {"num_scales": num_scales, "growth": growth, "window": window, "step": step, "drop": drop}
-    _check_sess(given | {"theta": theta, "pool": pool, "blur": blur, "score": score})
-    checks.check_call(model, x)
-    fixed = fixed_class(model, x, cls)
-    options |= {"create_graph": True} if create_graph else {}
+    _check_sess(given | {"theta": theta, "pool": pool, "score": score})
+    x, fixed = call.x, call.fixed
     length = window or min(x.shape[2:])
     sizes = [_scaled(x, length + i * round(length * growth)) for i in range(num_scales)]
     views = functools.partial(_views, x, sizes, length, step or length)
-
-    def seen_by(window: Tensor) -> Tensor:
-        return method(model, unshared(layer), window, fixed, postprocess=heatmap, **options)
-
-    with recording(x, create_graph), checks.explained(model, x):
-        explained = explained_score(lambda images: run_model(model, images), x, fixed, TARGETS[score])
-        every = torch.arange(len(x), device=x.device)
-        scores = torch.stack([explained.of(run_model(model, seen), every) for seen, _, _ in views()]).relu()
-        shares, kept = _shares(scores, drop)
-        total = count = torch.zeros_like(_per_map(scores[0], x))
-        for (seen, corner, size), share, keep in zip(views(), shares, kept, strict=True):
-            if checks.is_readable(keep) and not keep.any():
-                continue
-            cam = seen_by(seen) if explained.many else seen_by(seen)[:, None]
-            there = resize(F.pad(cam * _per_map(share, x), _margins(corner, size, length)), x.shape[2:])
-            counts = (there > theta) & _per_map(keep, x)
-            there = torch.where(counts, there, 0.0)
-            total = total + there if pool == "mean" else torch.maximum(total, there)
-            count = count + counts.to(there)
-        fused = total / torch.where(count > 0, count, 1.0) if pool == "mean" else total
-        fused = blurred(fused, width=11, std=5.0) if blur else fused
-        return finish(fused if explained.many else fused.squeeze(1), x, postprocess)
+    explained = explained_score(run_model(call.model, x), len(x), fixed, TARGETS[score])
+    call.many = explained.many
+    every = torch.arange(len(x), device=x.device)
+    scores = torch.stack([explained.of(run_model(call.model, seen), every) for seen, _, _ in views()]).relu()
+    shares, kept = _shares(scores, drop)
+    total = count = torch.zeros_like(_per_map(scores[0], x))
+    for (seen, corner, size), share, keep in zip(views(), shares, kept, strict=True):
+        if checks.is_readable(keep) and not keep.any():
+            continue
+        cam = heatmaps_of(inner, call.of(seen, fixed), options)
+        cam = cam if explained.many else cam[:, None]
+        there = resize(F.pad(cam * _per_map(share, x), _margins(corner, size, length)), x.shape[2:])
+        counts = (there > theta) & _per_map(keep, x)
+        there = torch.where(counts, there, 0.0)
+        total = total + there if pool == "mean" else torch.maximum(total, there)
+        count = count + counts.to(there)
+    fused = total / torch.where(count > 0, count, 1.0) if pool == "mean" else total
+    return blurred(fused, width=11, std=5.0) if blur else fused
 
 
 def _shares(scores: Tensor, drop: float) -> tuple[Tensor, Tensor]:
@@ -433,31 +416,18 @@ def _per_map(values: Tensor, images: Tensor) -> Tensor:
 
 # -- what they share -----------------------------------------------------------------------------------------
 
-WRAPPERS: dict[str, Callable[..., Method]] = {
-    "smooth": smooth, "eigen_smooth": eigen_smooth, "multi_layer": multi_layer, "sess": sess,
-}  # fmt: skip
-"""What "smooth(gradcam)" and the like stand for."""
 
-
-def _wrapped(run: Run, method: str | Run, how: str, **given: Any) -> Method:
+def _wrapped(run: Run, method: str | Run, how: str, *, finishes: bool, **given: Any) -> Method[Any]:
     """`run` around the method, with the options that are not its defaults: a method that can be pickled."""
-    inner = _method_of(method)
+    inner = as_method(method)
     parameters = inspect.signature(run).parameters
     given = {name: value for name, value in given.items() if value != parameters[name].default}
-    found = functools.partial(run, method=inner, **given)
+    keywords = inner.own_options if isinstance(inner, Method) else options_of(inner, 4)
     about = {key: getattr(inner, key, "") for key in ("family", "paper", "summary", "needs")}
-    name = f"{run.__name__.lstrip('_')}({_name_of(inner)})"
-    found.__dict__.update(about, name=name, title=f"{_title_of(inner)}, {how}")
-    with_parameters(found, parameters_of(inner, 4), hidden="method")
-    return cast(Method, found)
-
-
-def _method_of(method: str | Run) -> Run:
-    if not isinstance(method, str):
-        return method
-    from xcam_fn.methods.catalog import find_method  # noqa: PLC0415, it imports this module
-
-    return find_method(method)
+    return Method(
+        run, name=f"{run.__name__.lstrip('_')}({_name_of(inner)})", title=f"{_title_of(inner)}, {how}",
+        options={"inner": inner, **given}, keywords=keywords, explains=inner, finishes=finishes, **about,
+    )  # fmt: skip
 
 
 def _name_of(method: Any) -> str:

@@ -19,7 +19,7 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _INTERNALS = frozenset(nn.Module().__dict__) - {"training"}
-_PLAIN = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+_PLAIN = frozenset((bool, int, float, str, bytes, type(None), torch.dtype, torch.device, torch.Size))
 
 
 def is_wrapper(module: nn.Module) -> bool:
@@ -60,13 +60,31 @@ def has_hooks(module: nn.Module) -> bool:
     return any(module.__dict__.get(kind) for kind in _HOOKS)
 
 
-def canonical_names(model: nn.Module) -> dict[int, str]:
-    """`id(module)` to its first name, for every module of the model."""
-    return {id(module): name for name, module in model.named_modules()}
+def named(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Every module of the model once, with its first name, parents first: `named_modules`, but quicker."""
+    found: list[tuple[str, nn.Module]] = []
+    seen: set[int] = set()
+    pending = [("", model)]
+    while pending:
+        name, module = pending.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        found.append((name, module))
+        prefix = f"{name}." if name else ""
+        children = module._modules
+        pending.extend(
+            (prefix + key, children[key]) for key in reversed(children) if children[key] is not None
+        )  # pyright: ignore[reportArgumentType]
+    return found
 
 
 def private_copy(
-    model: nn.Module, intercept: Intercept | None = None, *, clone_buffers: bool = True
+    model: nn.Module,
+    intercept: Intercept | None = None,
+    *,
+    clone_buffers: bool = True,
+    detached: bool = False,
 ) -> nn.Module:
     """A copy of the module tree that shares every parameter with the model and none of its mutable state.
 
@@ -75,6 +93,7 @@ def private_copy(
         intercept: called with each module's name, the module and the bound forward of its copy; what it
             returns runs in that forward's place (`None` leaves it).
         clone_buffers: give the copy buffers of its own where a user-written forward may write to them.
+        detached: let the copy's parameters record nothing; they share the model's memory all the same.
 
     Returns:
         The copy of the (unwrapped) root. Parameters are read through the model's own dictionaries, so a
@@ -82,31 +101,35 @@ def private_copy(
         what the model computes.
     """
     root = unwrap(model)
-    names = canonical_names(root)
+    modules = named(root)
     copies: dict[int, nn.Module] = {}
+    changed: list[nn.Module] = []
     forwards: list[tuple[nn.Module, Forward]] = []
-    for module in root.modules():
-        if id(module) in copies or is_wrapper(module):
+    for name, module in modules:
+        if is_wrapper(module):
             continue
-        shared = is_leaf(module) and not module._modules and not has_hooks(module)
-        if shared and intercept is None:
-            copies[id(module)] = module
-            continue
-        copy = _shallow_copy(module)
-        if clone_buffers and module._buffers and not is_leaf(module):
-            own = {name: None if value is None else value.clone() for name, value in module._buffers.items()}
-            copy.__dict__["_buffers"] = own
-        forward = intercept and intercept(names[id(module)], module, _bound_forward(module, copy))
-        if forward is not None:
-            forwards.append((copy, forward))
-        copies[id(module)] = module if shared and forward is None else copy
-    for module in root.modules():
+        leaf = is_leaf(module)
+        copy = module
+        if not leaf or intercept is not None or detached or module._modules or has_hooks(module):
+            copy = _shallow_copy(module)
+            changed.append(copy)
+            if clone_buffers and module._buffers and not leaf:
+                copy.__dict__["_buffers"] = {
+                    k: v if v is None else v.clone() for k, v in module._buffers.items()
+                }
+            if detached and module._parameters:
+                copy.__dict__["_parameters"] = {
+                    k: v if v is None else v.detach() for k, v in module._parameters.items()
+                }
+            forward = intercept and intercept(name, module, _bound_forward(module, copy))
+            if forward is not None:
+                forwards.append((copy, forward))
+        copies[id(module)] = copy
+    for _, module in modules:
         if is_wrapper(module):
             copies[id(module)] = copies[id(unwrap(module))]
-    for module in root.modules():
-        copy = copies[id(module)]
-        if copy is not module and not is_wrapper(module):
-            _relink(copy, copies)
+    for copy in changed:
+        _relink(copy, copies)
     for copy, forward in forwards:
         copy.__dict__["forward"] = forward
     return copies[id(root)]
@@ -118,8 +141,9 @@ def _shallow_copy(module: nn.Module) -> nn.Module:
     state.update(module.__dict__)
     state["_modules"] = dict(module._modules)
     state["_compiled_call_impl"] = None  # module.compile() would run the original in the copy's place
-    state["_backward_hooks"] = OrderedDict()
-    state["_backward_pre_hooks"] = OrderedDict()
+    for hooks in ("_backward_hooks", "_backward_pre_hooks"):
+        if state[hooks]:
+            state[hooks] = OrderedDict()
     return copy
 
 
@@ -137,9 +161,10 @@ def _relink(copy: nn.Module, copies: dict[int, nn.Module]) -> None:
     for name, child in children.items():
         if child is not None:
             children[name] = copies[id(child)]
-    for name, value in list(copy.__dict__.items()):
-        if name not in _INTERNALS and not isinstance(value, _PLAIN):
-            copy.__dict__[name] = _rebind(value, copies)
+    state = copy.__dict__
+    for name in [name for name in state if name == "forward"] if is_leaf(copy) else list(state):
+        if type(state[name]) not in _PLAIN and name not in _INTERNALS:
+            state[name] = _rebind(state[name], copies)
 
 
 def _rebind(value: Any, copies: dict[int, nn.Module]) -> Any:
@@ -155,42 +180,3 @@ def _rebind(value: Any, copies: dict[int, nn.Module]) -> Any:
     if type(value) is dict:
         return {k: _rebind(v, copies) for k, v in value.items()}
     return value
-
-
-def fingerprint(model: nn.Module) -> tuple[Any, ...]:
-    """What a trace of the model depends on: its modules, their hooks, and what their forwards read."""
-    marks: list[Any] = [_first_dtype_and_device(model)]
-    pending, seen = [model], {id(model)}
-    while pending:
-        module = pending.pop()
-        state = module.__dict__
-        marks.append(id(module))
-        marks.append(type(module))
-        if state["_forward_hooks"] or state["_forward_pre_hooks"]:
-            marks.append("hooks")
-        if state.get("training"):
-            marks.append("training")
-        if not is_leaf(module):
-            marks.append(type(module).forward)
-            marks.append(tuple(state["_modules"]))
-            for key, value in state.items():
-                if key not in _INTERNALS:
-                    marks.append((key, value if type(value) in _PLAIN else _mark(value)))
-        for child in state["_modules"].values():
-            if child is not None and id(child) not in seen:
-                seen.add(id(child))
-                pending.append(child)
-    return tuple(marks)
-
-
-def _first_dtype_and_device(model: nn.Module) -> tuple[torch.dtype, torch.device] | None:
-    first = next(model.parameters(), None)
-    return None if first is None else (first.dtype, first.device)
-
-
-def _mark(value: Any) -> Any:
-    if isinstance(value, _PLAIN):
-        return value
-    if type(value) in (list, tuple):
-        return tuple(_mark(v) for v in value)
-    return id(value)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from xcam_fn.network.calls import ModuleCall
+
 ToSpatial = Callable[[Tensor], Tensor]
 
+_CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 _CHANNELS_FIRST = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
 # What models call the parameters that they put before (or after) the patches.
 _PREFIX_TOKENS = (
@@ -24,34 +27,9 @@ _ATTENTION_NAMES = ("attn", "attention", "self_attn", "self_attention")
 _AXES = {1: "l", 2: "h w", 3: "d h w"}
 
 
-class Call(NamedTuple):
-    """One module run by a forward.
-
-    Attributes:
-        name: of the module.
-        shape: of its output for one image.
-        kind: the name of its type.
-        is_convolution: it is a convolution of torch.nn.
-        is_pooling: its type's name says that it pools.
-        is_container: it only runs its modules one after the other.
-        layout: "first" or "last", where the module by itself tells which axis is the channels'.
-        start: how many calls had ended when this one began.
-        is_alone: its output holds no other floating-point tensor than its first.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    kind: str
-    is_convolution: bool
-    is_pooling: bool
-    is_container: bool
-    layout: str | None
-    start: int
-    is_alone: bool
-
-
-def own_layout(module: nn.Module, shape: tuple[int, ...]) -> str | None:
+def own_layout(call: ModuleCall) -> str | None:
     """Which axis of its output is the channels' as far as the module itself tells: "first" or "last"."""
+    module, shape = call.module, call.shape
     if isinstance(module, nn.Linear):
         return "last"
     if isinstance(module, nn.LayerNorm):
@@ -67,13 +45,13 @@ def pools(module: nn.Module) -> bool:
 
 
 def to_spatial_of(
-    root: nn.Module, calls: Sequence[Call], position: int, size: tuple[int, ...]
+    root: nn.Module, calls: Sequence[ModuleCall], position: int, size: tuple[int, ...]
 ) -> ToSpatial | None:
     """What places a call's output as (B, K, *spatial); None where it is so placed already, or cannot be.
 
     Args:
         root: the network.
-        calls: all calls of a forward of one image.
+        calls: all calls of a forward.
         position: which of them.
         size: the image's, pixels.
     """
@@ -87,6 +65,15 @@ def to_spatial_of(
         if grid is not None:
             return functools.partial(place_tokens, prefix=dropped, grid=grid)
     return None
+
+
+def placed_shape(
+    root: nn.Module, calls: Sequence[ModuleCall], position: int, size: tuple[int, ...]
+) -> tuple[int, ...]:
+    """The shape of a call's output for one image, placed on the image where it can be."""
+    shape = calls[position].shape
+    place = to_spatial_of(root, calls, position, size)
+    return shape if place is None else tuple(place(torch.empty(shape, device="meta")).shape)
 
 
 def place_tokens(tokens: Tensor, *, prefix: int, grid: tuple[int, ...]) -> Tensor:
@@ -112,24 +99,26 @@ def replaced(to_spatial: ToSpatial, raw: Tensor, spatial: Tensor) -> Tensor:
     return raw * (1 - taken) + placed
 
 
-def _layout(calls: Sequence[Call], position: int) -> str:
+def _layout(calls: Sequence[ModuleCall], position: int) -> str:
     """Whether a call returns its channels first or last, from the nearest call before that tells.
 
     A block that turns its axes around after the last module that tells is seen by its shape.
     """
     call = calls[position]
-    if call.layout is not None:
-        return call.layout
+    own = own_layout(call)
+    if own is not None:
+        return own
     for near in reversed(calls[:position]):
-        if near.layout is None or len(near.shape) != len(call.shape):
+        layout = own_layout(near)
+        if layout is None or len(near.shape) != len(call.shape):
             continue
-        channels = near.shape[1] if near.layout == "first" else near.shape[-1]
+        channels = near.shape[1] if layout == "first" else near.shape[-1]
         is_first, is_last = call.shape[1] == channels, call.shape[-1] == channels
         if is_first == is_last:  # as where a block has more channels inside: the grid stays
-            grid = near.shape[2:] if near.layout == "first" else near.shape[1:-1]
+            grid = near.shape[2:] if layout == "first" else near.shape[1:-1]
             is_first, is_last = call.shape[2:] == grid, call.shape[1:-1] == grid
         if is_first == is_last or near.shape == call.shape:
-            return near.layout
+            return layout
         return "first" if is_first else "last"
     return "first"
 
@@ -152,7 +141,7 @@ def _prefix_tokens(root: nn.Module, name: str) -> list[int]:
     return list(dict.fromkeys((sum(found), *found, 0)))
 
 
-def are_maps(calls: Sequence[Call], size: tuple[int, ...]) -> list[bool]:
+def are_maps(calls: Sequence[ModuleCall], size: tuple[int, ...]) -> list[bool]:
     """Whether each call returns maps or tokens of whole images, as far as its shape and place tell.
 
     Windows of an image do not. Nor do the heads of an attention, (1, heads, tokens, …): what is inside an
@@ -162,18 +151,18 @@ def are_maps(calls: Sequence[Call], size: tuple[int, ...]) -> list[bool]:
     no_maps = {i for i, call in enumerate(calls) if call.shape[:1] != (1,) or "bias" in call.kind.lower()}
     for i in _named_attentions(calls):
         inside = [j for j in range(calls[i].start, i + 1) if len(calls[j].shape) == axes]
-        known = {_grid_of(calls, j) for j in inside if j == i or calls[j].layout == "first"}
+        known = {_grid_of(calls, j) for j in inside if j == i or own_layout(calls[j]) == "first"}
         no_maps |= {j for j in inside if _grid_of(calls, j) not in known}
     return [i not in no_maps for i in range(len(calls))]
 
 
-def _grid_of(calls: Sequence[Call], position: int) -> tuple[int, ...]:
+def _grid_of(calls: Sequence[ModuleCall], position: int) -> tuple[int, ...]:
     """The spatial size of maps, wherever their channels are."""
     shape = calls[position].shape
     return shape[2:] if _layout(calls, position) == "first" else shape[1:-1]
 
 
-def _grid(calls: Sequence[Call], patches: int, size: tuple[int, ...]) -> tuple[int, ...] | None:
+def _grid(calls: Sequence[ModuleCall], patches: int, size: tuple[int, ...]) -> tuple[int, ...] | None:
     """The grid of so many patches: one that the forward has been at, else the image's size in patches."""
     has_maps = are_maps(calls, size)
     for i in range(len(calls) - 1, -1, -1):
@@ -189,7 +178,7 @@ def _grid(calls: Sequence[Call], patches: int, size: tuple[int, ...]) -> tuple[i
 
 
 def default_position(
-    calls: Sequence[Call], size: tuple[int, ...], grid_of: Callable[[int], tuple[int, ...] | None]
+    calls: Sequence[ModuleCall], size: tuple[int, ...], grid_of: Callable[[int], tuple[int, ...] | None]
 ) -> int:
     """The call whose output class activation maps are usually taken at.
 
@@ -219,16 +208,16 @@ def default_position(
     return last_map
 
 
-def _attentions(calls: Sequence[Call]) -> list[int]:
+def _attentions(calls: Sequence[ModuleCall]) -> list[int]:
     """The attentions over patches, the innermost where one is made of another."""
     named = _named_attentions(calls)
     return [i for i in named if len(calls[i].shape) > 2 and not any(calls[i].start <= j < i for j in named)]
 
 
-def _named_attentions(calls: Sequence[Call]) -> list[int]:
+def _named_attentions(calls: Sequence[ModuleCall]) -> list[int]:
     """The calls of modules that are an attention by their type, or by their name where they return tokens."""
 
-    def is_named(call: Call) -> bool:
+    def is_named(call: ModuleCall) -> bool:
         kind, name = call.kind.lower(), call.name.rpartition(".")[2]
         by_name = name in _ATTENTION_NAMES and len(call.shape) == 3
         by_kind = any(word in kind for word in _ATTENTION_KINDS) and "projection" not in kind
@@ -237,9 +226,9 @@ def _named_attentions(calls: Sequence[Call]) -> list[int]:
     return [i for i, call in enumerate(calls) if call.start > 0 and is_named(call)]
 
 
-def _last_map(calls: Sequence[Call], size: tuple[int, ...]) -> int | None:
+def _last_map(calls: Sequence[ModuleCall], size: tuple[int, ...]) -> int | None:
     """The last activation of the size of the last convolution, or of the last maps that attention made."""
-    convolutions = [i for i, call in enumerate(calls) if call.is_convolution and call.name]
+    convolutions = [i for i, call in enumerate(calls) if isinstance(call.module, _CONVOLUTIONS) and call.name]
     spatial = [i for i in convolutions if max(calls[i].shape[2:]) > 1] or convolutions
     around = [
         next(
@@ -265,10 +254,10 @@ def _goes_on(call: Call, grid: tuple[int, ...]) -> bool:
     It need not rest on maps that are returned beside something else: what is read further on may be that, a
     class token or maps already pooled.
     """
-    return len(call.shape) > 2 and call.shape[2:] == grid and not call.is_pooling and call.is_alone
+    return len(call.shape) > 2 and call.shape[2:] == grid and not pools(call.module) and call.is_alone
 
 
-def _is_map(calls: Sequence[Call], position: int, size: tuple[int, ...]) -> bool:
+def _is_map(calls: Sequence[ModuleCall], position: int, size: tuple[int, ...]) -> bool:
     call = calls[position]
     shape = call.shape
     return (
@@ -280,13 +269,13 @@ def _is_map(calls: Sequence[Call], position: int, size: tuple[int, ...]) -> bool
     )
 
 
-def _is_row(calls: Sequence[Call], position: int) -> bool:
+def _is_row(calls: Sequence[ModuleCall], position: int) -> bool:
     """True for tokens in a row, as networks without attention may have them too."""
     call = calls[position]
     return bool(call.name) and len(call.shape) == 3 and call.shape[0] == 1
 
 
-def attention_positions(calls: Sequence[Call]) -> list[int]:
+def attention_positions(calls: Sequence[ModuleCall]) -> list[int]:
     """The calls that are blocks of tokens, (1, T, K), around one attention each, in order.
 
     A block is the outermost module around one attention alone; where there is but one attention, the
@@ -299,7 +288,7 @@ def attention_positions(calls: Sequence[Call]) -> list[int]:
             j
             for j in range(i + 1, len(calls))
             if calls[j].start <= calls[i].start and calls[j].name and _is_row(calls, j)
-            and not calls[j].is_container and calls[j].shape[1] > 1
+            and not isinstance(calls[j].module, nn.Sequential) and calls[j].shape[1] > 1
             and sum(calls[j].start <= k < j for k in inside) == 1
         ]  # fmt: skip
         blocks = [j for j in around if "attention" not in calls[j].kind.lower()] or around

@@ -143,14 +143,6 @@ def trace(model: nn.Module) -> Trace | None:
     return Trace(tracer.graph, calls, {})
 
 
-def feature_position(output: Any) -> int | None:
-    """Which leaf of a layer's output is the features: the first floating-point tensor, or `None`."""
-    for position, value in enumerate(pytree.tree_leaves(output)):
-        if isinstance(value, Tensor) and value.is_floating_point():
-            return position
-    return None
-
-
 def _output_node(value: Any) -> fx.Node | None:
     """The node of a call's output; None where there are several, which only a real run can tell apart."""
     proxies = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, fx.Proxy)]

@@ -1,4 +1,4 @@
-"""How a model is run to score perturbed inputs: memory format, folding, precision, compilation."""
+"""How a model is run to score perturbed images: precision, compilation, chunks, and a copy made for the call."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import contextlib
 import copy
 import os
 import shutil
-import weakref
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, TypedDict, get_args
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,52 +15,48 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from xcam_fn import checks
+from xcam_fn.network.calls import run_model
 from xcam_fn.network.copies import unwrap
-from xcam_fn.network.split import in_transform, recording, run_model, traced
+from xcam_fn.network.halves import traced_model
+from xcam_fn.network.vjp import recording
 from xcam_fn.perturb import perturbation_scores
 from xcam_fn.scoring.folding import inference_copy, with_exact_head
-from xcam_fn.targets.target import Classes, ClassScore, Target, class_index, logit, logits, probability
+from xcam_fn.scoring.score import TARGETS, check_score, explained_score
+from xcam_fn.targets.target import Classes
+from xcam_fn.torch_state import in_transform
 
-TARGETS: dict[str, Callable[[Classes], ClassScore]] = {"probability": probability, "logit": logit}
 Precision = Literal["float32", "bfloat16"]
 Run = Callable[[Tensor], Any]
 
-# Models prepared for scoring, by the id of the model; an entry goes with its model.
-_PREPARED: dict[int, tuple[weakref.ref[nn.Module], dict[tuple[Any, ...], tuple[Any, Run]]]] = {}
+_FEW = 32  # images for whose scores a copy of the network is not worth its making
+
+
+class RunningOptions(TypedDict, total=False):
+    """How the model is run for scoring.
+
+    Args:
+        chunk_size: perturbed images in one forward, ≥ 1; it changes speed and memory, not the map.
+        precision: "float32", exact, or "bfloat16" for scoring.
+        compile: compile the scoring model; it is compiled once for each structure of a network.
+        scorer: a callable from images to outputs that scores in the model's place.
+        progress: show a bar that counts forwards.
+    """
+
+    chunk_size: int | None
+    precision: Precision
+    compile: bool
+    scorer: Run | None
+    progress: bool
 
 
 class Running(NamedTuple):
-    """How the model is run for scoring: the keywords that every perturbation method takes.
-
-    Attributes:
-        precision: "float32", exact, or "bfloat16".
-        compile: compile the scoring model once.
-        scorer: a callable from images to outputs in the model's place.
-        chunk_size: perturbed images in one forward; None chooses.
-        progress: show a bar that counts forwards.
-    """
+    """The defaults of `RunningOptions`."""
 
     precision: Precision = "float32"
     compile: bool = False
     scorer: Run | None = None
     chunk_size: int | None = None
     progress: bool = False
-
-
-class Explained(NamedTuple):
-    """A score that is fixed for each image of a batch, whatever the images are changed into.
-
-    Attributes:
-        of: output and which images it is of, (P,), to scores (P, n).
-        own: the scores of the images as they are, (B, n).
-        many: whether n classes of each image were asked for.
-        cls: the class as it was fixed: indices where it was None or whole numbers, else the target.
-    """
-
-    of: Callable[[Any, Tensor], Tensor]
-    own: Tensor
-    many: bool
-    cls: Classes
 
 
 def check_running(how: Running, x: Tensor) -> None:
@@ -97,45 +92,56 @@ def _has_compiler() -> bool:
     return any(shutil.which(name) for name in ([named] if named else ["g++", "clang++", "c++", "cl"]))
 
 
-def running_model(model: nn.Module, x: Tensor, how: Running) -> Run:
-    """The callable that scores: the user's own, the model itself, or a copy prepared once for speed.
+def running_model(model: nn.Module, x: Tensor, how: Running, *, forwards: int | None = None) -> Run:
+    """The callable that scores: the user's own, the model itself, or a copy made for this call.
 
-    The model itself runs where gradients or transforms have to pass through it.
+    The model itself runs where gradients or transforms have to pass through it, where a copy is not worth its
+    making, and where a copy fails on x or computes something else.
 
     Args:
         model: the network, in evaluation mode.
         x: (B, C, *size), the images to perturb.
         how: precision, compilation and scorer.
+        forwards: how many images are going to be scored; None for many.
     """
     if how.scorer is not None:
         return how.scorer
+    root = unwrap(model)
+    itself: Run = lambda images: run_model(root, images)  # noqa: E731
+    plain = how.precision == "float32" and not how.compile
     if (
         torch.is_grad_enabled()
         or in_transform()
         or not checks.is_readable(x)
         or torch.is_autocast_enabled(x.device.type)
+        or (plain and forwards is not None and forwards < _FEW)
     ):
-        return lambda images: run_model(model, images)
-    return _prepared(unwrap(model), x, how)
+        return itself
+    if not plain:
+        return _copied(root, x, how)
+    try:
+        copied = _copied(root, x, how)
+        agrees = _agree(copied(x), itself(x))
+    except Exception:  # what a network's copy may do wrong is beyond counting; the model itself is there
+        return itself
+    return copied if agrees else itself
 
 
-def _prepared(root: nn.Module, x: Tensor, how: Running) -> Run:
-    trace = traced(root, x)
-    key = (how.precision, how.compile, x.device, x.dtype, id(trace))
-    versions = tuple((id(t), t._version) for t in (*root.parameters(), *root.buffers()))
-    reference, remembered = _PREPARED.get(id(root), (None, {}))
-    if reference is None or reference() is not root:
-        remembered = {}
-        owner = id(root)
-        _PREPARED[owner] = (weakref.ref(root, lambda _: _PREPARED.pop(owner, None)), remembered)
-    if key not in remembered or remembered[key][0] != versions:
-        remembered[key] = (versions, _prepare(root, trace, x, how))
-    return remembered[key][1]
+def _agree(found: Any, expected: Any) -> bool:
+    """Whether two outputs are the same but for rounding."""
+    pairs = zip(pytree.tree_leaves(found), pytree.tree_leaves(expected), strict=True)
+    floats = [(a, b) for a, b in pairs if isinstance(b, Tensor) and b.is_floating_point() and b.numel()]
+    return all(
+        a.shape == b.shape
+        and torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max()), equal_nan=True)
+        for a, b in floats
+    )
 
 
-def _prepare(root: nn.Module, trace: Any, x: Tensor, how: Running) -> Run:
+def _copied(root: nn.Module, x: Tensor, how: Running) -> Run:
     """A private copy made for inference, convolutions in channels-last, in the precision asked for."""
     dtype = torch.bfloat16 if how.precision == "bfloat16" else x.dtype
+    trace = traced_model(root, x)
     twin = inference_copy(root, trace.graph) if trace is not None else copy.deepcopy(root)
     exact: set[str] = set()
     if dtype != x.dtype and isinstance(twin, fx.GraphModule):
@@ -179,73 +185,6 @@ def _padded(run: Run, length: int) -> Run:
     return padded
 
 
-def explained_score(
-    run: Run, x: Tensor, cls: Classes, default: Callable[[Classes], ClassScore] = probability
-) -> Explained:
-    """The score of each image, its class fixed on the image as it is.
-
-    Args:
-        run: images to outputs.
-        x: (B, C, *size), the unperturbed images.
-        cls: as for every method.
-        default: what is explained of a class.
-
-    Raises:
-        ValueError: a class out of range, or a target that returns another shape than one score for each
-            image.
-        TypeError: cls or what a target returns is of a wrong kind.
-    """
-    output = run(x)
-    if callable(cls) and not isinstance(cls, Target):
-
-        def of_function(output: Any, which: Tensor) -> Tensor:
-            scores = cls(output)
-            checks.check_scores(scores, len(which))
-            return scores[:, None]
-
-        return Explained(of_function, of_function(output, torch.arange(len(x))), many=False, cls=cls)
-    target = (cls if isinstance(cls, Target) else default(cls)).pinned(output)
-    fixed = target.fixed(output)
-    own = fixed(output, None)
-    checks.check_scores(own, len(x), many=True)
-    many = own.ndim == 2
-
-    def of_target(output: Any, which: Tensor) -> Tensor:
-        scores = fixed(output, which)
-        return scores if many else scores[:, None]
-
-    if isinstance(cls, Target):
-        chosen: Classes = target
-    elif cls is None:
-        assert isinstance(target, ClassScore)  # as every default is
-        chosen = target.cls
-    else:
-        chosen = cls  # the same object, by which methods that explain it together see that they share a call
-    return Explained(of_target, own if many else own[:, None], many=many, cls=chosen)
-
-
-def fixed_class(model: nn.Module, x: Tensor, cls: Classes) -> Classes:
-    """The class with what the output chooses (the predicted one) filled in, so that it is chosen once.
-
-    Args:
-        model: the network, in evaluation mode.
-        x: (B, C, *size), the images whose class is predicted.
-        cls: as for every method.
-    """
-    if cls is not None and not isinstance(cls, Target):
-        return cls
-    checks.check_model(model, x)
-    with recording(x), checks.explained(model, x), torch.no_grad():
-        output = run_model(model, x)
-        return class_index(None, logits(output)) if cls is None else cls.pinned(output)
-
-
-def class_of(explained: Explained) -> Classes:
-    """The class without what is read off for it, so that a gradient is that of the logit."""
-    cls = explained.cls
-    return cls.cls if isinstance(cls, ClassScore) else cls
-
-
 def default_chunk_size(x: Tensor, forwarded: nn.Module | None) -> int:
     """How many images one forward takes where nothing else is said.
 
@@ -260,21 +199,27 @@ def default_chunk_size(x: Tensor, forwarded: nn.Module | None) -> int:
     return 4 if depthwise * 4 > len(convolutions) else 8
 
 
-def check_score(score: str) -> None:
-    """Raise where `score` names nothing that is explained of a class."""
-    checks.check_choice("score", score, tuple(TARGETS))
-
-
 class Scoring:
     """The score of perturbed images of one call: a model ready to run, a class fixed for each image."""
 
-    def __init__(self, model: nn.Module, x: Tensor, cls: Classes, score: str, how: Running) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        cls: Classes,
+        score: str,
+        how: Running,
+        *,
+        forwards: int | None = None,
+    ) -> None:
+        check_running(how, x)
+        check_score(score)
         self.x, self.how = x, how
         self.chunk_size = how.chunk_size or default_chunk_size(x, None if how.scorer else model)
-        self.run = running_model(model, x, how)
+        self.run = running_model(model, x, how, forwards=forwards)
         if how.compile and how.scorer is None:
             self.run = _padded(self.run, self.chunk_size)
-        self.explained = explained_score(self.run, x, cls, TARGETS[score])
+        self.explained = explained_score(self.run(x), len(x), cls, TARGETS[score])
 
     def of(self, images: Tensor, which: Tensor) -> Tensor:
         """The scores (P, n) of images (P, C, *size) that stand for those of x that `which` says."""
@@ -324,12 +269,17 @@ def _shown(image: Tensor, base: Tensor, mask: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def scoring_of(
-    model: nn.Module, x: Tensor, cls: Classes, score: str, how: Running, *, create_graph: bool = False
+    model: nn.Module,
+    x: Tensor,
+    cls: Classes,
+    score: str,
+    how: Running,
+    *,
+    create_graph: bool = False,
+    forwards: int | None = None,
 ) -> Iterator[Scoring]:
     """The scoring of one call, its arguments checked; nothing is recorded meanwhile but what is asked for."""
     checks.check_call(model, x)
     checks.check_model(model, x)
-    check_running(how, x)
-    check_score(score)
     with recording(x, create_graph), checks.explained(model, x):
-        yield Scoring(model, x, cls, score, how)
+        yield Scoring(model, x, cls, score, how, forwards=forwards)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from xcam_fn import checks
-from xcam_fn.maps import heatmap
-from xcam_fn.methods.gradient import finish
-from xcam_fn.methods.method import Postprocess, method_of
+from xcam_fn.methods.call import Call
+from xcam_fn.methods.catalog import method
 from xcam_fn.network.places import ToSpatial
-from xcam_fn.network.split import Layer, at, features, prepare, recording, run_head, trunk_of
-from xcam_fn.scoring.running import explained_score
-from xcam_fn.targets.target import Classes, logit
+from xcam_fn.network.split import features
+from xcam_fn.network.target_layer import Layer
+
+__all__ = ["Concepts", "concepts", "deep_feature_factorization"]
 
 Images = Float[Tensor, "B C *size"]
 Init = Literal["nndsvda", "random"]
@@ -47,7 +47,7 @@ def concepts(
     seed: int = 0,
     to_spatial: ToSpatial | None = None,
 ) -> Concepts:
-    """The concepts that a layer's features are made of, found for all images together.
+    """Return the concepts that a layer's features are made of, found for all images together.
 
     The same concept is then found in all of them: its maps show the parts that look alike to the network.
 
@@ -74,7 +74,7 @@ def concepts(
         Collins et al., Deep Feature Factorization (arXiv:1806.10206).
     """
     how = _checked(num_concepts, init, tol, max_iter, seed)
-    return _factorized(features(model, at(layer, to_spatial), x), how)
+    return _factorized(features(model, layer, x, to_spatial=to_spatial), how)
 
 
 class _How(NamedTuple):
@@ -124,19 +124,21 @@ def _factorized(A: Float[Tensor, "B K *spatial"], how: _How) -> Concepts:
     return Concepts(torch.as_tensor(vectors.T.copy()).to(A), maps.movedim(0, 1).to(A), offset)
 
 
-def _deep_feature_factorization(
-    model: nn.Module,
-    layer: Layer,
-    x: Images,
-    cls: Classes = None,
+@method(
+    "Deep Feature Factorization",
+    family="perturbation",
+    paper="arXiv:1806.10206",
+    summary="concepts of the features, each weighted by what it adds to the class's score",
+    variants={"pytorch-grad-cam": {"init": "random", "max_iter": 200}},
+)
+def deep_feature_factorization(
+    call: Call,
     *,
     num_concepts: int = 5,
     init: Init = "nndsvda",
     tol: float = 1e-4,
     max_iter: int = 10_000,
     seed: int = 0,
-    postprocess: Postprocess | None = heatmap,
-    create_graph: bool = False,
 ) -> Tensor:
     """Deep feature factorization: each image's concepts, weighted by what each adds to the class's score.
 
@@ -144,43 +146,32 @@ def _deep_feature_factorization(
     is Σ_i w_i h_i. The trunk runs once, the head once more than there are concepts. `concepts` gives the
     factors themselves, of many images together. It cannot be differentiated.
 
-    {arguments}    num_concepts: ≥ 1, no more than the layer has channels or positions.
+    Args:
+        num_concepts: ≥ 1, no more than the layer has channels or positions.
         init: where the factorization starts, as scikit-learn calls it: "nndsvda" or "random".
         tol: how little it still has to gain when it stops, > 0.
         max_iter: how many steps it takes at the most, ≥ 1.
         seed: of its random numbers.
 
-    {returns}
-
     References:
         Collins et al. (arXiv:1806.10206).
     """
     how = _checked(num_concepts, init, tol, max_iter, seed)
-    parts = prepare(model, layer, x)
-    with recording(x, create_graph), checks.explained(model, x):
-        A, residual = trunk_of(layer, parts, x)
-        explained = explained_score(lambda a: run_head(parts, a, residual), A, cls, logit)
-        every = torch.arange(len(x), device=x.device)
-        found = [_factorized(a[None], how) for a in A]
-        floor = torch.stack([each.offset for each in found]).reshape(*A.shape[:2], *[1] * (A.ndim - 2))
-        vectors = torch.stack([each.vectors for each in found])
-        maps = torch.cat([each.maps for each in found])
-
-        def score(a: Tensor) -> Tensor:
-            return explained.of(run_head(parts, a, residual), every)
-
-        base = score(floor.expand_as(A))
-        pairs = zip(vectors.unbind(1), maps.unbind(1), strict=True)
-        each = [score(floor + torch.einsum("bk,b...->bk...", *pair)) for pair in pairs]
-        weights = torch.stack(each, 1) - base[:, None]
-        cam: Any = torch.einsum("bmn,bm...->bn...", weights, maps)
-        return finish(cam if explained.many else cam.squeeze(1), x, postprocess)
+    A = call.features
+    found = [_factorized(a[None], how) for a in A]
+    maps = torch.cat([each.maps for each in found])
+    # Each image's offset alone, then with one concept on it.
+    parts = [torch.cat([each.vectors.new_zeros(1, A.shape[1]), each.vectors]) for each in found]
+    shown = torch.cat([torch.cat([each.maps.new_zeros(1, 1, *A.shape[2:]), each.maps], 1) for each in found])
+    floor = torch.stack([each.offset for each in found])
+    features = torch.einsum("bmk,bm...->bmk...", torch.stack(parts), shown)
+    features = features + floor.reshape(len(A), 1, -1, *[1] * (A.ndim - 2))
+    which = torch.arange(len(A), device=A.device).repeat_interleave(num_concepts + 1)
+    scores = call.head_scores(
+        lambda _, changed: changed, which, features.flatten(0, 1), score="logit", chunk_size=_AT_ONCE
+    )
+    scores = scores.reshape(len(A), num_concepts + 1, -1)
+    return torch.einsum("bmn,bm...->bn...", scores[:, 1:] - scores[:, :1], maps)
 
 
-deep_feature_factorization = method_of(
-    _deep_feature_factorization,
-    title="Deep Feature Factorization",
-    family="perturbation",
-    paper="arXiv:1806.10206",
-    summary="concepts of the features, each weighted by what it adds to the class's score",
-)
+_AT_ONCE = 64  # features in one run of the head

@@ -1,0 +1,167 @@
+"""The program in a file, an ONNX graph or a .pt2, checked against what is computed here."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from xcam_fn.export.program import OUTPUTS, cannot, explanation, program, silent
+from xcam_fn.network.target_layer import Layer
+
+_TOLERANCE = 1e-3
+_SLACK = 1e-2
+
+
+class Exported(NamedTuple):
+    """A file that was written and checked.
+
+    Attributes:
+        path: of the file.
+        difference: the largest of a heatmap's values from those computed here, over the batches tried.
+    """
+
+    path: Path
+    difference: float
+
+
+def onnx(
+    model: nn.Module,
+    layer: Layer,
+    x: Float[Tensor, "B C *size"],
+    path: str | os.PathLike[str],
+    method: str = "gradcam",
+    *,
+    cls: int | None = None,
+) -> Exported:
+    """One ONNX file that predicts and explains, written and checked against what is computed here.
+
+    The file takes `image` (batch, C, *size) and gives `logits` (batch, classes), `heatmap` (batch, *size) in
+    [0, 1] and `class` (batch,), for any batch. onnxruntime runs it without torch.
+
+    Args:
+        model: the network, in evaluation mode; it is never touched.
+        layer: a name, a module of the model, or None for `default_layer`.
+        x: (B, C, *size), images of the size that the file is to take; it is checked on them.
+        path: where to write; what is there is replaced once the new file has been checked.
+        method: one of `METHODS_THAT_EXPORT`.
+        cls: the class that is explained; None for the predicted one of each image.
+
+    Returns:
+        `Exported(path, difference)`.
+
+    Raises:
+        ValueError: as `program`; or an operator has no ONNX counterpart, or the file computes something else.
+        ImportError: the extra "export" is not installed.
+        OSError: the file cannot be written.
+    """
+    try:
+        import onnxruntime  # noqa: PLC0415 - an extra
+        import onnxscript as _  # noqa: F401, PLC0415 - torch.onnx needs it and says so late
+    except ImportError as error:
+        raise ImportError(f'{error.name} is not installed; pip install "xcam-fn[export]"') from error
+    made = program(model, layer, x, method, cls=cls)
+
+    def write(file: Path) -> None:
+        with silent():
+            try:
+                done = torch.onnx.export(
+                    made,
+                    dynamo=True,
+                    input_names=["image"],
+                    output_names=list(OUTPUTS),
+                    dynamic_shapes=({0: "batch"},),
+                    verbose=False,
+                )
+            except Exception as error:  # one kind for each stage of the exporter
+                raise cannot(model, method, error) from None
+            assert done is not None
+            done.save(str(file), external_data=False)
+
+    def run(file: Path) -> Callable[[Tensor], list[Tensor]]:
+        quiet = onnxruntime.SessionOptions()
+        quiet.log_severity_level = 3
+        session = onnxruntime.InferenceSession(str(file), quiet, providers=["CPUExecutionProvider"])
+        return lambda images: [torch.as_tensor(y) for y in session.run(None, {"image": images.cpu().numpy()})]
+
+    return _written(Path(path), write, run, explanation(model, layer, x, method, cls), x)
+
+
+def pt2(
+    model: nn.Module,
+    layer: Layer,
+    x: Float[Tensor, "B C *size"],
+    path: str | os.PathLike[str],
+    method: str = "gradcam",
+    *,
+    cls: int | None = None,
+) -> Exported:
+    """One `.pt2` file that predicts and explains, for `torch.export.load`; written and checked as `onnx`.
+
+    Args:
+        model: the network, in evaluation mode; it is never touched.
+        layer: a name, a module of the model, or None for `default_layer`.
+        x: (B, C, *size), images of the size that the file is to take; it is checked on them.
+        path: where to write; what is there is replaced once the new file has been checked.
+        method: one of `METHODS_THAT_EXPORT`.
+        cls: the class that is explained; None for the predicted one of each image.
+
+    Returns:
+        `Exported(path, difference)`.
+
+    Raises:
+        ValueError: as `program`; or the file computes something else.
+        OSError: the file cannot be written.
+    """
+    made = program(model, layer, x, method, cls=cls)
+
+    def write(file: Path) -> None:
+        with silent():
+            torch.export.save(made, str(file))
+
+    def run(file: Path) -> Callable[[Tensor], list[Tensor]]:
+        module = torch.export.load(str(file)).module()
+        return lambda images: list(module(images))
+
+    return _written(Path(path), write, run, explanation(model, layer, x, method, cls), x)
+
+
+def _written(
+    path: Path,
+    write: Callable[[Path], None],
+    run: Callable[[Path], Callable[[Tensor], list[Tensor]]],
+    explained: Callable[[Tensor], tuple[Tensor, ...]],
+    x: Tensor,
+) -> Exported:
+    """The file, written beside its place and moved there once it computes what is computed here."""
+    if path.is_dir() or not path.parent.is_dir():
+        reason = "is a folder" if path.is_dir() else f"{str(path.parent)!r} is not a folder"
+        raise OSError(f"path={str(path)!r}: {reason}")
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        file = Path(folder) / path.name
+        write(file)
+        loaded, worst = run(file), 0.0
+        for batch in (1, 2 * len(x) + 1):
+            images = torch.cat([x.detach()] * 3)[:batch] if batch > 1 else x.detach()[:1]
+            worst = max(worst, _difference(loaded(images), explained(images), path))
+        file.replace(path)
+    return Exported(path, worst)
+
+
+def _difference(found: list[Tensor], expected: tuple[Tensor, ...], path: Path) -> float:
+    """The largest difference of the heatmaps; an error where the file computes something else."""
+    for name, a, b in zip(OUTPUTS, found, expected, strict=True):
+        off = float((a.detach().to(b) - b.detach()).abs().max())
+        scale = 1.0 if name == "heatmap" else max(1.0, float(b.detach().abs().max()))
+        if a.shape != b.shape or not off <= (_SLACK if name == "logits" else _TOLERANCE) * scale:
+            raise ValueError(
+                f"{path.name}: {name} {tuple(a.shape)} differs by {off:.2g} from what the model computes, "
+                f"{tuple(b.shape)}; nothing was written"
+            )
+    return float((found[1].detach().to(expected[1]) - expected[1].detach()).abs().max())

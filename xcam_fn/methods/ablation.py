@@ -1,0 +1,128 @@
+"""Methods that change the features: what the score does when a channel or a position is hidden."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from xcam_fn import checks
+from xcam_fn.methods.call import Call
+from xcam_fn.methods.catalog import method
+from xcam_fn.methods.perturbation import projected
+from xcam_fn.weights import Projection
+
+__all__ = ["ablationcam", "reciprocam"]
+
+
+@method(
+    "Ablation-CAM",
+    family="perturbation",
+    paper="WACV 2020, doi:10.1109/WACV45572.2020.9093360",
+    summary="each channel weighted by the share of the score lost without it",
+    variants={"xplaincam": {}, "pytorch-grad-cam": {}},
+)
+def ablationcam(
+    call: Call,
+    *,
+    score: Literal["logit", "probability"] = "logit",
+    projection: Projection | None = None,
+    chunk_size: int = 64,
+    progress: bool = False,
+) -> Tensor:
+    """Ablation-CAM: each channel weighted by the share of the score that is lost without it.
+
+    w_k = (s − s_k) / s, where s_k is the score with A_k set to zero (0 where s is 0); the map is Σ w_k A_k.
+    The trunk runs once, the head once for each channel that is not zero already.
+
+    Args:
+        score: what is explained of a class, "logit" or "probability".
+        chunk_size: ablated copies of the features in one run of the head, ≥ 1; it changes the memory, not the
+            map.
+        progress: show a bar that counts runs of the head.
+
+    References:
+        Ramaswamy, Ablation-CAM, WACV 2020 (doi:10.1109/WACV45572.2020.9093360).
+    """
+    checks.check_count("chunk_size", chunk_size)
+    s, A = call.explained(score).own, call.features
+    which, channel = _channels_to_ablate(A)
+    ablated = call.head_scores(
+        _without_channel, which, channel, score=score, chunk_size=chunk_size, progress=progress
+    )
+    every = s[:, None].expand(-1, A.shape[1], -1)
+    s_k = every.index_put((which, channel), ablated) if len(which) else every
+    share = (every - s_k) / torch.where(every != 0, every, 1.0)
+    return projected(A, torch.where(every != 0, share, 0.0), projection)
+
+
+def _channels_to_ablate(A: Tensor) -> tuple[Tensor, Tensor]:
+    """Which image and which channel, (P,) each: all channels but those that are zero already."""
+    B, K = A.shape[:2]
+    image = torch.arange(B, device=A.device).repeat_interleave(K)
+    channel = torch.arange(K, device=A.device).repeat(B)
+    if not checks.is_readable(A):
+        return image, channel
+    alive = (A.detach() != 0).flatten(2).any(-1).flatten()
+    return image[alive], channel[alive]
+
+
+def _without_channel(features: Tensor, channel: Tensor) -> Tensor:
+    kept = torch.arange(len(features), device=features.device) != channel
+    return features * kept.reshape(-1, *[1] * (features.ndim - 1)).to(features.dtype)
+
+
+@method(
+    "Recipro-CAM",
+    family="perturbation",
+    paper="arXiv:2209.14074",
+    summary="what each position of the features scores alone",
+)
+def reciprocam(
+    call: Call,
+    *,
+    gaussian: bool = True,
+    score: Literal["probability", "logit"] = "probability",
+    chunk_size: int = 64,
+    progress: bool = False,
+) -> Tensor:
+    """Recipro-CAM: each position's value is the score of the features with all but that position masked.
+
+    S(p) = p(A ⊙ M_p), M_p the 3 × 3 Gaussian (1/4 at p, 1/8 beside it, 1/16 at the corners) and zero
+    elsewhere, or 1 at p alone. The trunk runs once, the head once for each position.
+
+    Args:
+        gaussian: show the neighbors of a position too, by the Gaussian; else the position alone.
+        score: what is explained of a class, "probability" or "logit".
+        chunk_size: masked copies of the features in one run of the head, ≥ 1; it changes the memory, not the
+            map.
+        progress: show a bar that counts runs of the head.
+
+    References:
+        Byun and Lee (arXiv:2209.14074).
+    """
+    checks.check_count("chunk_size", chunk_size)
+    A = call.features
+    axes = [torch.arange(length, device=A.device) for length in A.shape[2:]]
+    places = torch.cartesian_prod(*axes).reshape(-1, len(axes))
+    which = torch.arange(len(A), device=A.device).repeat_interleave(len(places))
+    shown = call.head_scores(
+        _only_around(1 if gaussian else 0), which, places.repeat(len(A), 1), score=score,
+        chunk_size=chunk_size, progress=progress,
+    )  # fmt: skip
+    return shown.reshape(len(A), *A.shape[2:], -1).movedim(-1, 1)
+
+
+def _only_around(reach: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """What shows the features around a place, weighted by half for each step away from it along an axis."""
+
+    def shown(features: Tensor, place: Tensor) -> Tensor:
+        for axis, center in enumerate(place.unbind(), start=1):
+            steps = (torch.arange(features.shape[axis], device=features.device) - center).abs()
+            line = torch.where(steps <= reach, 0.5 ** (steps + reach), 0.0).to(features.dtype)
+            features = features * line.reshape(-1, *[1] * (features.ndim - 1 - axis))
+        return features
+
+    return shown

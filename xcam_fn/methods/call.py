@@ -1,0 +1,286 @@
+"""One question: a network at a layer, images, a class. What one method finds out, the next one reads."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from xcam_fn import checks
+from xcam_fn.network.attention import StepByStep
+from xcam_fn.network.calls import run_model
+from xcam_fn.network.copies import unwrap
+from xcam_fn.network.halves import Halves, Pass, forward_pass, halves
+from xcam_fn.network.places import ToSpatial
+from xcam_fn.network.split import checked_scores
+from xcam_fn.network.target_layer import Layer
+from xcam_fn.network.vjp import recording
+from xcam_fn.perturb import perturbation_scores
+from xcam_fn.scoring.running import Running, Scoring
+from xcam_fn.scoring.score import TARGETS, Explained, check_score, explained_score
+from xcam_fn.targets.target import Classes, logit
+from xcam_fn.torch_state import in_transform
+
+Found = TypeVar("Found")
+Change = Callable[[Tensor, Tensor], Tensor]
+
+
+class Call:
+    """A network at a target layer, images, and what is explained.
+
+    It is made for one call of a method, or for several methods that explain the same, and dropped with it.
+
+    Attributes:
+        model: the network.
+        layer: a name, a module of the model, or None for the default layer.
+        x: (B, C, *size), the images.
+        cls: as for every method.
+        to_spatial: what places the layer's output; None finds it.
+        create_graph: whether the computation is recorded for the parameters' sake.
+        many: whether n classes of each image are explained, as far as was found out.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layer: Layer,
+        x: Tensor,
+        cls: Classes = None,
+        *,
+        to_spatial: ToSpatial | None = None,
+        create_graph: bool = False,
+    ) -> None:
+        self.model, self.layer, self.x, self.cls = model, layer, x, cls
+        self.to_spatial, self.create_graph = to_spatial, create_graph
+        self.many = False  # until something finds that n classes of each image are asked for
+        self._found: dict[Any, Any] = {}
+        self._of_network: dict[str, Any] = {}  # what does not depend on what is explained
+
+    def once(self, key: Any, compute: Callable[[], Found]) -> Found:
+        """What was computed under the key, or what `compute` returns, kept for the rest of the call."""
+        if key not in self._found:
+            self._found[key] = compute()
+        return self._found[key]
+
+    def of(self, x: Tensor, cls: Classes = None) -> Call:
+        """The same question about other images, or another class; nothing is shared."""
+        cls = self.cls if cls is None else cls
+        return Call(
+            self.model, self.layer, x, cls, to_spatial=self.to_spatial, create_graph=self.create_graph
+        )
+
+    def at(self, layer: Layer) -> Call:
+        """The same question at another layer; nothing is shared."""
+        return Call(
+            self.model, layer, self.x, self.cls, to_spatial=self.to_spatial, create_graph=self.create_graph
+        )
+
+    def asking(self, cls: Classes) -> Call:
+        """The same network and images asked about a class; the forward is shared."""
+        if cls is self.cls:
+            return self
+        other = Call(
+            self.model, self.layer, self.x, cls, to_spatial=self.to_spatial, create_graph=self.create_graph
+        )
+        other._of_network = self._of_network
+        return other
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Check the arguments, record a graph where one is asked for, and translate errors of the forward."""
+        checks.check_to_spatial(self.to_spatial)
+        if not torch.compiler.is_dynamo_compiling():
+            checks.check_call(self.model, self.x)
+            checks.check_model(unwrap(self.model), self.x)
+        with recording(self.x, self.create_graph), checks.explained(self.model, self.x):
+            yield
+
+    # -- at the layer ---------------------------------------------------------------------------------------
+
+    @property
+    def _pass(self) -> Pass:
+        if "pass" not in self._of_network:
+            self._of_network["pass"] = forward_pass(self.model, self.layer, self.x, self.to_spatial)
+        return self._of_network["pass"]
+
+    @property
+    def features(self) -> Tensor:
+        """The layer's output, placed on the image, (B, K, *spatial)."""
+        return self._pass.features
+
+    @property
+    def output(self) -> Any:
+        """What the network returns for x."""
+        return self._pass.output
+
+    @property
+    def shown(self) -> str:
+        """The layer's name in messages."""
+        return self._pass.site.shown
+
+    def gradient(self, cls: Classes = None) -> Tensor:
+        """The gradient of the score with respect to the features, (B, n, K, *spatial).
+
+        Args:
+            cls: what is explained; None for the call's own class.
+        """
+        cls = self.cls if cls is None else cls
+        return self._by_class(self._pass.gradient(checked_scores(cls, len(self.x))))
+
+    def _by_class(self, G: Tensor) -> Tensor:
+        self.many = G.ndim > self.features.ndim
+        return G if self.many else G[:, None]
+
+    def curvature(self) -> tuple[Tensor, Tensor]:
+        """The gradient, and the second derivative times the features, (B, n, K, *spatial) each."""
+        with StepByStep():
+            found = forward_pass(self.model, self.layer, self.x, self.to_spatial)
+            G, HA = found.curvature(checked_scores(self.cls, len(self.x)))
+        return self._by_class(G), self._by_class(HA)
+
+    def gradient_at(self, replace: Callable[[Tensor], Tensor], cls: Classes) -> Tensor:
+        """The gradient of the score where something else takes the place of the layer's own output."""
+        found = forward_pass(self.model, self.layer, self.x, self.to_spatial, replace=replace)
+        return self._by_class(found.gradient(checked_scores(cls, len(self.x))))
+
+    # -- what is explained ----------------------------------------------------------------------------------
+
+    def explained(self, score: str = "logit") -> Explained:
+        """The score of each image, its class fixed on the image as it is.
+
+        Args:
+            score: what is explained of a class, "logit" or "probability".
+        """
+        check_score(score)
+        found = explained_score(self.output, len(self.x), self.cls, TARGETS[score])
+        self.many = found.many
+        return found
+
+    @property
+    def fixed(self) -> Classes:
+        """The class of the images as they are, for other images to be explained by."""
+        return self.once("fixed", lambda: fixed_class(self.model, self.x, self.cls))
+
+    # -- scores ---------------------------------------------------------------------------------------------
+
+    def scoring(self, score: str, how: Running, *, forwards: int | None = None) -> Scoring:
+        """How perturbed images are scored; one scoring serves all methods that score alike.
+
+        Args:
+            score: what is explained of a class, "probability" or "logit".
+            how: how the network is run.
+            forwards: how many images are going to be scored; None for many.
+        """
+        few = forwards is not None and ("scoring", score, how, None) not in self._found
+        key = ("scoring", score, how, forwards if few else None)
+        make = lambda: Scoring(self.model, self.x, self.cls, score, how, forwards=forwards)  # noqa: E731
+        found = self.once(key, make)
+        self.many = found.explained.many
+        return found
+
+    def head_scores(
+        self,
+        change: Change,
+        which: Tensor,
+        parameter: Tensor,
+        *,
+        score: str,
+        chunk_size: int,
+        progress: bool = False,
+    ) -> Tensor:
+        """The scores (P, n) of the features of the images `which`, changed by `(features, parameter)`.
+
+        What follows the layer is run alone where the network can be cut there, on a chunk at a time.
+
+        Args:
+            change: features (K, *spatial) and one parameter to features.
+            which: (P,), the image that each change is of.
+            parameter: (P, ...), what each change depends on.
+            score: what is explained of a class, "logit" or "probability".
+            chunk_size: changed features in one run of the head, ≥ 1.
+            progress: show a bar that counts runs of the head.
+        """
+        head, explained = self.halves, self.explained(score)
+        if not len(which):
+            return self.x.new_zeros(0, explained.own.shape[-1])
+        if not head.takes_any_batch:
+            return self._one_by_one(change, which, parameter, explained, chunk_size, progress)
+
+        def scores(changed: Tensor, images: Tensor) -> Tensor:
+            return explained.of(head.run_head(changed, head.alone(self._pass.own, images)), images)
+
+        return perturbation_scores(
+            scores, self.features, change, which, (parameter,), chunk_size=chunk_size, progress=progress
+        )
+
+    @property
+    def halves(self) -> Halves:
+        """The network cut at the layer, its head alone where it can be traced."""
+        if "halves" not in self._of_network:
+            self._of_network["halves"] = halves(self._pass, self.x)
+        return self._of_network["halves"]
+
+    def _one_by_one(
+        self,
+        change: Change,
+        which: Tensor,
+        parameter: Tensor,
+        explained: Explained,
+        chunk: int,
+        progress: bool,
+    ) -> Tensor:
+        """The same where the head reads more of its own image than the features: mapped over one image's."""
+        x, head, scores = self.x, self.halves, []
+        for image in range(len(x)):
+            A, residual = head.run_trunk(x[image : image + 1])
+            own = (
+                parameter[which == image] if checks.is_readable(x) else parameter[: len(parameter) // len(x)]
+            )
+            if not len(own):
+                continue
+            here = torch.zeros(len(own), dtype=torch.int64, device=x.device)
+
+            def score(
+                changed: Tensor, images: Tensor, residual: Any = residual, image: int = image
+            ) -> Tensor:
+                index = images.new_tensor([image])
+                run = lambda a: explained.of(head.run_head(a[None], residual), index)[0]  # noqa: E731
+                return _mapped(run, changed)
+
+            with StepByStep():  # the fused kernels of attention cannot be mapped
+                found = perturbation_scores(
+                    score, A, change, here, (own,), chunk_size=chunk, progress=progress
+                )
+            scores.append(found)
+        return torch.cat(scores)
+
+
+def _mapped(score: Callable[[Tensor], Tensor], changed: Tensor) -> Tensor:
+    """The scores of changed features, mapped over them where the network allows it.
+
+    A detector finds as many boxes as there are, which cannot be mapped: it runs on one after the other.
+    """
+    try:
+        return torch.vmap(score)(changed)
+    except RuntimeError:
+        if in_transform():
+            raise
+        return torch.stack([score(a) for a in changed])
+
+
+def fixed_class(model: nn.Module, x: Tensor, cls: Classes) -> Classes:
+    """The class with what the output chooses (the predicted one) filled in, so that it is chosen once.
+
+    Args:
+        model: the network, in evaluation mode.
+        x: (B, C, *size), the images whose class is predicted.
+        cls: as for every method.
+    """
+    if cls is not None and not hasattr(cls, "pinned"):
+        return cls
+    call = Call(model, None, x)
+    with call.running(), torch.no_grad():
+        return explained_score(run_model(model, x), len(x), cls, logit).cls

@@ -1,0 +1,215 @@
+"""Methods of the gradient of the score with respect to the images themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from xcam_fn import checks
+from xcam_fn.methods.call import Call
+from xcam_fn.methods.catalog import method
+from xcam_fn.network.attention import StepByStep
+from xcam_fn.network.halves import whole
+from xcam_fn.network.split import checked_scores
+from xcam_fn.network.vjp import pulled_back, vjp
+from xcam_fn.perturb import Baseline, baseline_images
+from xcam_fn.scoring.score import explained_score
+from xcam_fn.targets.target import Target, logit
+
+__all__ = ["guided_backprop", "integrated_gradients"]
+
+
+@method(
+    "Integrated Gradients",
+    family="gradient",
+    paper="arXiv:1703.01365",
+    summary="the input's own gradient, averaged on the path from a baseline; needs no layer",
+    attributes=True,
+)
+def integrated_gradients(
+    call: Call, *, steps: int = 50, baseline: Baseline = 0.0, chunk_size: int = 16
+) -> Tensor:
+    """Integrated gradients: where the input itself moved the score away from a baseline's.
+
+    The attribution is (x − baseline) times the gradient averaged over the straight path between the two; the
+    map is the sum over the input's channels of its absolute value. The raw map is signed, and its sum is the
+    score at x minus the score at the baseline. The layer is not used.
+
+    Args:
+        steps: points on the path, ≥ 2, its ends included.
+        baseline: where the path begins: a number, a tensor that broadcasts against x, or a callable of x.
+        chunk_size: images in one forward and backward, ≥ 1; it changes the memory, not the result.
+
+    References:
+        Sundararajan et al., Axiomatic Attribution for Deep Networks (arXiv:1703.01365).
+    """
+    checks.check_count("steps", steps, at_least=2)
+    checks.check_count("chunk_size", chunk_size)
+    x, cls = call.x, call.cls
+    start = baseline_images(baseline, x)
+    run = whole(call.model, x)
+    explained = explained_score(run(x), len(x), cls, logit)
+    call.many = explained.many
+    # A target of the user's own is handed whole batches, one step of the path at a time.
+    per_forward = len(x) if callable(cls) and not isinstance(cls, Target) else chunk_size
+    with StepByStep():  # attention that can be mapped over classes
+        return (x - start)[:, None] * _path_gradient(run, x, start, explained.of, steps, per_forward)
+
+
+def _path_gradient(
+    run: Callable[[Tensor], Any],
+    x: Tensor,
+    start: Tensor,
+    score: Callable[[Any, Tensor], Tensor],
+    steps: int,
+    chunk_size: int,
+) -> Tensor:
+    """The gradient of n scores of each image, averaged over the path from start to x: (B, n, C, *size)."""
+    positions = torch.linspace(0, 1, steps).to(x)
+    averages = []
+    for images in torch.arange(len(x), device=x.device).split(chunk_size):
+        first, way = start[images], (x - start)[images]
+        total, owed, last = torch.zeros(()).to(x), torch.zeros(()).to(x), None
+        for chunk in positions.split(max(1, chunk_size // len(images))):
+            on_path = torch.stack([first + t * way for t in chunk]).flatten(0, 1)
+            repeated = images.repeat(len(chunk))
+            scores, pullback = vjp(lambda x, i=repeated: score(run(x), i), on_path)
+            parts = (scores, pulled_back(pullback, scores))
+            found = _Nodes(*(part.reshape(len(chunk), len(images), *part.shape[1:]) for part in parts))
+            nodes = found if last is None else _Nodes(*map(torch.cat, zip(last, found, strict=True)))
+            part, owed = _integral(nodes, way, 1 / (steps - 1), owed)
+            total = total + part
+            last = _Nodes(nodes.scores[-1:], nodes.grads[-1:])
+        averages.append(total)
+    return torch.cat(averages)
+
+
+class _Nodes(NamedTuple):
+    """Points of the path: scores (T, B, n) and gradients (T, B, n, C, *size)."""
+
+    scores: Tensor
+    grads: Tensor
+
+
+def _integral(nodes: _Nodes, way: Tensor, length: float, owed: Tensor) -> tuple[Tensor, Tensor]:
+    """The integral of the gradient over the intervals between nodes, (B, n, C, *size), and what it owes.
+
+    Between two nodes the gradient of a network with ReLUs jumps from one node's value to the other's. Where
+    it does so follows from the score, whose change over the interval is known: it has to be the slope before
+    the jump for a share of the interval, and the slope after it for the rest. An equal share (the trapezoid
+    rule) is kept where the slopes do not differ. What no share can make up for, as where the gradient jumps
+    to and fro within one interval, is owed, (B, n), and made up for by the next.
+    """
+    slopes = (nodes.grads * way[:, None]).flatten(3).sum(-1)
+    total = torch.zeros_like(nodes.grads[0])
+    for i in range(len(slopes) - 1):
+        before, after = slopes[i], slopes[i + 1]
+        change = nodes.scores[i + 1] - nodes.scores[i] + owed
+        jump = before - after
+        differs = jump.abs() > 1e-3 * torch.maximum(before.abs(), after.abs())
+        share = (change / length - after) / torch.where(differs, jump, 1.0)
+        share = torch.where(differs, share, 0.5).clamp(0, 1)
+        owed = change - length * (share * before + (1 - share) * after)
+        share = share.reshape(*share.shape, *[1] * (way.ndim - 1))
+        total = total + length * (share * nodes.grads[i] + (1 - share) * nodes.grads[i + 1])
+    return total, owed
+
+
+# -- guided backpropagation ---------------------------------------------------------------------------------
+
+
+class _GuidedReLU(torch.autograd.Function):
+    """ReLU, cut off at a ceiling, through which only positive gradients pass back."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, ceiling: float) -> Tensor:
+        return x.clamp(0, ceiling)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:  # noqa: ARG004
+        x, ceiling = inputs
+        ctx.save_for_backward((x > 0) & (x < ceiling))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (is_open,) = ctx.saved_tensors
+        return grads[0].relu() * is_open, None
+
+
+_CEILINGS: dict[Any, float] = {
+    F.relu: torch.inf,
+    torch.relu: torch.inf,
+    Tensor.relu: torch.inf,
+    torch.relu_: torch.inf,
+    Tensor.relu_: torch.inf,
+    F.relu6: 6.0,
+}
+_IN_PLACE = (torch.relu_, Tensor.relu_)
+
+
+class _Guided(TorchFunctionMode):
+    """While it is entered, by this thread alone, every ReLU passes back positive gradients only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        ceiling = _CEILINGS.get(func)
+        if func is F.hardtanh and _bounds(args, kwargs)[0] == 0:
+            ceiling = _bounds(args, kwargs)[1]
+        if ceiling is None:
+            return func(*args, **kwargs)
+        self.count += 1
+        x = args[0] if args else kwargs["input"]
+        output: Any = _GuidedReLU.apply(x, ceiling)
+        in_place = func in _IN_PLACE or kwargs.get("inplace") or (func is not F.hardtanh and True in args[1:])
+        return x.copy_(output) if in_place else output
+
+
+def _bounds(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[float, float]:
+    """The two bounds of a call of hardtanh."""
+    given = dict(zip(("input", "min_val", "max_val"), args, strict=False)) | kwargs
+    return given.get("min_val", -1.0), given.get("max_val", 1.0)
+
+
+@method(
+    "Guided Backprop",
+    family="gradient",
+    paper="arXiv:1412.6806",
+    summary="the input's gradient, of which ReLUs pass back the positive part; needs no layer",
+    needs="ReLUs",
+    variants={"pytorch-grad-cam": {}},
+    attributes=True,
+)
+def guided_backprop(call: Call) -> Tensor:
+    """Guided backpropagation: the input's gradient, of which each ReLU passes back the positive part alone.
+
+    The map is the sum over the input's channels of the absolute value; the raw map is their signed sum. It
+    shows edges that the network uses, for whatever class: see `parameter_randomization`. Activations other
+    than ReLU (and those cut off above, such as ReLU6) keep their own gradient. The layer is not used.
+
+    References:
+        Springenberg et al., Striving for Simplicity (arXiv:1412.6806).
+    """
+    score, run, guided = checked_scores(call.cls, len(call.x)), whole(call.model, call.x), _Guided()
+    with guided:
+        scores, pullback = vjp(lambda x: score(run(x)), call.x)
+    if guided.count == 0:
+        raise checks.StructureError(
+            f"guided_backprop changes how ReLUs are differentiated, and {type(call.model).__name__} runs "
+            "none; use integrated_gradients"
+        )
+    call.many = scores.ndim == 2
+    G = pulled_back(pullback, scores)
+    return G if call.many else G[:, None]

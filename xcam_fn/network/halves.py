@@ -1,0 +1,449 @@
+"""A network at a target layer: one forward of it, recorded from that layer on, and its two halves."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from xcam_fn import checks
+from xcam_fn.network import trace
+from xcam_fn.network.attention import StepByStep
+from xcam_fn.network.calls import ModuleCall, is_in_place, run_changed, with_features
+from xcam_fn.network.copies import named, unwrap
+from xcam_fn.network.places import ToSpatial, replaced, to_spatial_of
+from xcam_fn.network.target_layer import Layer, default_call, find, position_of
+from xcam_fn.network.vjp import by_autograd, detached, gradient, pulled_back
+from xcam_fn.torch_state import is_readable, is_wrapped, mark_constant, outside_transforms
+
+Score = Callable[[Any], Tensor]
+Change = Callable[[Tensor], Tensor]
+
+# Which call of which module a layer was in the last forward of a network, by the layer as it was asked for. An
+# entry saves a forward and decides nothing: the forward that uses it records its own calls, and is run again
+# where they say otherwise.
+_GUESSES: weakref.WeakKeyDictionary[nn.Module, dict[str | None, tuple[str, int]]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+class Site(NamedTuple):
+    """A target layer in a network.
+
+    Attributes:
+        root: the network, unwrapped.
+        key: the call, for `run_changed`.
+        shown: its name in messages.
+        to_spatial: what places its output as (B, K, *spatial); None where it is so placed already.
+        size: of the images, pixels.
+    """
+
+    root: nn.Module
+    key: tuple[int, int]
+    shown: str
+    to_spatial: ToSpatial | None
+    size: tuple[int, ...]
+
+    def placed(self, own: Tensor, *, classes: bool = False) -> Tensor:
+        """Values in the shape of the layer's output, (B, ...) or (B, n, ...), placed on the image."""
+        if self.to_spatial is None:
+            return own
+        if classes:
+            return torch.stack([self.placed(one) for one in own.unbind(1)], 1)
+        expected = "expected a function that selects and arranges it as (B, K, *spatial)"
+        returned = f"what layer {self.shown!r} returns, shape {tuple(own.shape)}"
+        try:
+            placed = self.to_spatial(own)
+        except Exception as error:  # anything may go wrong in a user's function
+            raise ValueError(f"to_spatial fails on {returned}: {error}; {expected}") from error
+        axes = len(self.size) + 2
+        if placed.ndim != axes or len(placed) != len(own):
+            raise ValueError(
+                f"to_spatial makes shape {tuple(placed.shape)} of {returned}; {expected}, with {axes} axes as "
+                "x has"
+            )
+        return placed
+
+    def run(
+        self, x: Tensor, change: Change, calls: list[ModuleCall] | None = None, *, detached: bool = False
+    ) -> Any:
+        """The network's output for x with the layer's own output changed on its way."""
+        module = next(m for m in self.root.modules() if id(m) == self.key[0])
+        in_place = is_in_place(module) and by_autograd(x)
+
+        def changed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            if in_place and args:  # what it returns may be ignored: its input has to hold the result
+                return args[0].copy_(change(forward(args[0].clone(), *args[1:], **kwargs)))
+            return with_features(forward(*args, **kwargs), change)
+
+        return run_changed(self.root, x, {self.key: changed}, calls, detached=detached)
+
+
+class Pass(NamedTuple):
+    """One forward of a network, recorded from the target layer on.
+
+    Attributes:
+        site: the target layer.
+        calls: all that the forward ran.
+        own: the layer's output, as the layer returns it.
+        features: the same, placed on the image, (B, K, *spatial).
+        output: the network's.
+        pull: a score of the output to its values, (B,) or (B, n), their gradients with respect to the layer's
+            own output and, with `twice`, the gradient of ⟨gradient, output⟩.
+    """
+
+    site: Site
+    calls: list[ModuleCall]
+    own: Tensor
+    features: Tensor
+    output: Any
+    pull: Callable[..., tuple[Tensor, ...]]
+
+    def gradient(self, score: Score) -> Tensor:
+        """The gradients of a score with respect to the features, (B, K, *spatial) or (B, n, K, *spatial).
+
+        Raises:
+            ValueError: the score reads of the layer's tokens only those that stand for no place.
+        """
+        scores, own = self.pull(score)
+        placed = self.site.placed(own, classes=scores.ndim == 2)
+        tokens = self.site.to_spatial is not None and is_readable(own)
+        if tokens and not placed.detach().any() and own.detach().any():
+            default = self.calls[default_call(self.site.root, self.calls, self.site.size)].name
+            raise ValueError(
+                f"layer {self.site.shown!r}: the score reads its class token alone, so the gradient of every "
+                "patch is zero and there is no map; explain a layer before the last attention, such as "
+                f"{default!r} (layer=None)"
+            )
+        return placed
+
+    def curvature(self, score: Score) -> tuple[Tensor, Tensor]:
+        """The gradients of a score, and its second derivative times the features."""
+        scores, own, second = self.pull(score, twice=True)
+        many = scores.ndim == 2
+        return self.site.placed(own, classes=many), self.site.placed(second, classes=many)
+
+
+def forward_pass(
+    model: nn.Module,
+    layer: Layer,
+    x: Tensor,
+    to_spatial: ToSpatial | None = None,
+    *,
+    replace: Change | None = None,
+) -> Pass:
+    """Run the model once, recorded from the target layer on, and from the start where a graph is recorded.
+
+    Args:
+        model: the network; it is only read.
+        layer: a name, a module of the model, or None for the default layer.
+        x: (B, C, *size).
+        to_spatial: what places the layer's output; None finds it.
+        replace: the layer's own output to what takes its place; None leaves it.
+    """
+    if torch.compiler.is_dynamo_compiling():
+        return _compiling_pass(model, layer, x, to_spatial)
+    root, size = unwrap(model), tuple(x.shape[2:])
+    record = _by_autograd if by_autograd(x) else _by_transform
+    guesses = _GUESSES.setdefault(root, {})
+    asked, guess = _guess(root, layer, x, guesses)
+    while True:
+        calls: list[ModuleCall] = []
+        module = root.get_submodule(guess[0])
+        site = Site(root, (id(unwrap(module)), guess[1]), "", None, size)
+        found = record(site, x, replace, calls)
+        position = position_of(root, layer, calls, size)
+        call = calls[position]
+        if (call.name, call.number) == guess and found is not None:
+            break
+        guess = (call.name, call.number)
+    guesses[asked] = guess
+    shown = call.shown if isinstance(layer, str) and "#" in layer else call.name
+    site = site._replace(shown=shown, to_spatial=to_spatial or to_spatial_of(root, calls, position, size))
+    own, output, pull = found
+    placed = site.placed(own)
+    checks.check_features(placed, x, shown)
+    return Pass(site, calls, own, placed, output, pull)
+
+
+def _guess(
+    root: nn.Module, layer: Layer, x: Tensor, guesses: dict[str | None, tuple[str, int]]
+) -> tuple[str | None, tuple[str, int]]:
+    """The layer as it is remembered, and which call it was last; else the one that it may be."""
+    if layer is None:
+        return None, guesses.get(None) or _default_of_one(root, x)
+    module, number = find(root, layer)
+    name = next(name for name, other in named(root) if unwrap(other) is module)
+    asked = name if number is None else f"{name}#{number}"
+    return asked, guesses.get(asked, (name, number or 1))
+
+
+def _default_of_one(root: nn.Module, x: Tensor) -> tuple[str, int]:
+    """The default layer for the first image, or for all where one does not do, as of frames of one clip."""
+    calls: list[ModuleCall] = []
+    with torch.no_grad():
+        try:
+            run_changed(root, x[:1], None, calls)
+        except Exception:
+            calls.clear()
+            run_changed(root, x, None, calls)
+    call = calls[position_of(root, None, calls, tuple(x.shape[2:]))]
+    return call.name, call.number
+
+
+_Found = tuple[Tensor, Any, Callable[..., tuple[Tensor, ...]]]
+
+
+def _by_autograd(site: Site, x: Tensor, replace: Change | None, calls: list[ModuleCall]) -> _Found | None:
+    """One forward with a zero added to the layer's output; parameters record nothing unless it is asked for."""
+    wanted = torch.is_grad_enabled()
+    seen: list[Tensor] = []
+
+    def added(value: Tensor) -> Tensor:
+        zero = torch.zeros_like(value).requires_grad_()
+        value = value if replace is None else replace(value)
+        seen[:] = [value.clone(), zero]
+        return value + zero
+
+    with torch.enable_grad(), _differentiable_again(wanted):
+        output = site.run(x if wanted else x.detach(), added, calls, detached=not wanted)
+    if not seen:
+        return None
+    raw, zero = seen
+
+    def pull(score: Score, *, twice: bool = False) -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            scores = score(output)
+            found = [pulled_back(lambda v: gradient(scores, zero, v, create_graph=wanted or twice), scores)]
+            if twice:
+                rows = found[0].unbind(1) if scores.ndim == 2 else [found[0]]
+                second = [gradient(row, zero, raw, create_graph=wanted) for row in rows]
+                found.append(torch.stack(second, 1) if scores.ndim == 2 else second[0])
+        return (scores, *found) if wanted else detached((scores, *found))
+
+    return (raw, output, pull) if wanted else (*detached((raw, output)), pull)
+
+
+def _by_transform(site: Site, x: Tensor, replace: Change | None, calls: list[ModuleCall]) -> _Found | None:
+    """The same by torch.func: a forward for the features, and one for each score that is asked for."""
+    seen: list[Tensor] = []
+
+    def kept(value: Tensor) -> Tensor:
+        value = value if replace is None else replace(value)
+        seen[:] = [value.clone()]
+        return value
+
+    with _differentiable_again(True):
+        output = site.run(x, kept, calls)
+    if not seen:
+        return None
+    raw = seen[0]
+
+    def scores_at(zero: Tensor, score: Score) -> Tensor:
+        with _differentiable_again(True):
+            return score(site.run(x, lambda value: (value if replace is None else replace(value)) + zero))
+
+    return raw, output, lambda score, twice=False: _pulled(scores_at, raw, score, twice=twice)
+
+
+def _pulled(
+    scores_at: Callable[[Tensor, Score], Tensor], raw: Tensor, score: Score, *, twice: bool
+) -> tuple[Tensor, ...]:
+    """The scores, their gradients at zero and, with `twice`, those of ⟨gradient, raw⟩, by torch.func."""
+    zero = torch.zeros_like(raw)
+
+    def gradients(zero: Tensor) -> tuple[Tensor, Tensor]:
+        with_pullback: Any = torch.func.vjp(lambda zero: scores_at(zero, score), zero)
+        scores, pullback = with_pullback
+        return pulled_back(lambda v: pullback(v)[0], scores), scores
+
+    if not twice:
+        found, scores = gradients(zero)
+        return scores, found
+    # Reverse over reverse: forward mode has one level for all threads of a process.
+    with_aux: Any = torch.func.vjp(gradients, zero, has_aux=True)
+    found, pullback, scores = with_aux
+    if scores.ndim == 1:
+        return scores, found, pullback(raw)[0]
+    classes = torch.eye(found.shape[1]).to(raw).reshape(-1, 1, found.shape[1], *[1] * (raw.ndim - 1))
+    return scores, found, torch.stack([pullback(one * raw[:, None])[0] for one in classes], 1)
+
+
+def _differentiable_again(wanted: bool) -> contextlib.AbstractContextManager[Any]:
+    """Attention in plain operations where what is computed may be differentiated again."""
+    return StepByStep() if wanted else contextlib.nullcontext()
+
+
+# -- two halves ---------------------------------------------------------------------------------------------
+
+
+class Halves(NamedTuple):
+    """A network cut at a target layer, `head(*trunk(x)) == model(x)`.
+
+    Attributes:
+        site: the target layer.
+        trunk: x to the layer's own output and the residual, what else of the trunk the head reads.
+        head: the layer's own output and the residual to the network's output.
+        takes_any_batch: the head runs on any number of rows, as it reads nothing but them.
+        is_traced: the head runs what follows the layer and nothing else.
+    """
+
+    site: Site
+    trunk: Callable[[Tensor], tuple[Tensor, Any]]
+    head: Callable[[Tensor, Any], Any]
+    takes_any_batch: bool
+    is_traced: bool
+
+    def run_trunk(self, x: Tensor) -> tuple[Tensor, Any]:
+        """The layer's output placed on the image, and the residual, what was dropped by placing included."""
+        own, residual = self.trunk(x.clone())
+        return (own, residual) if self.site.to_spatial is None else (self.site.placed(own), (own, residual))
+
+    def run_head(self, features: Tensor, residual: Any) -> Any:
+        """The network's output for features placed on the image."""
+        if self.site.to_spatial is None:
+            return self.head(features, residual)
+        own, rest = residual
+        return self.head(replaced(self.site.to_spatial, own, features), rest)
+
+    def alone(self, own: Tensor, which: Tensor) -> Any:
+        """The residual of a head that takes any batch, for rows of the layer's own output."""
+        return () if self.site.to_spatial is None else (own[which], ())
+
+
+def halves(found: Pass, x: Tensor) -> Halves:
+    """The network cut at a pass's target layer: by a trace made for this call, else by running all of it.
+
+    Args:
+        found: of a forward of this network on images like x.
+        x: (B, C, *size).
+    """
+    site = found.site
+    cut = _cut(site, found.calls, x)
+    if cut is not None:
+        trunk, head = cut.trunk, cut.head
+        return Halves(
+            site,
+            lambda x: trunk(site.root, x),
+            lambda features, residual: head(site.root, features, *residual),
+            takes_any_batch=cut.residual_is_empty,
+            is_traced=True,
+        )
+
+    def trunk_by_replacing(x: Tensor) -> tuple[Tensor, Any]:
+        seen: list[Tensor] = []
+        site.run(x, lambda value: seen.append(value.clone()) or value)
+        return seen[0], x
+
+    def head_by_replacing(features: Tensor, x: Tensor) -> Any:
+        return site.run(x, lambda _: features.clone())
+
+    return Halves(site, trunk_by_replacing, head_by_replacing, takes_any_batch=False, is_traced=False)
+
+
+def _cut(site: Site, calls: list[ModuleCall], x: Tensor) -> trace.Cut | None:
+    traced = traced_model(site.root, x)
+    call = next(call for call in calls if call.key == site.key)
+    if traced is None or len(traced.calls.get(call.name, ())) < call.number:
+        return None
+    node = traced.calls[call.name][call.number - 1]
+    return None if node is None else trace.cut(traced, node)
+
+
+def traced_model(root: nn.Module, x: Tensor) -> trace.Trace | None:
+    """The model's trace, made anew and compared with it on an image, or None where there is none."""
+    if is_wrapped(next(iter(root.parameters()), x.new_zeros(()))):
+        return None  # under vmap over models a trace cannot be compared
+    with outside_transforms(), torch.no_grad():
+        sample = x[:1].detach() if is_readable(x) else _made_up((1, *x.shape[1:]), x.dtype, x.device)
+        found = trace.trace(root)
+        if found is None:
+            return None
+        try:
+            return trace.audited(found, root, sample, run_changed(root, sample))
+        except Exception:  # one image may not do
+            return None
+
+
+def _made_up(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.linspace(-1, 1, torch.Size(shape).numel(), dtype=dtype, device=device).reshape(shape)
+
+
+# -- while compiling ----------------------------------------------------------------------------------------
+
+class _Prepared:
+    """The halves that compiled programs call, as attributes by the key that a program holds as a constant.
+
+    Dynamo takes no function as a constant. An entry is made while a program is compiled and goes with its
+    network; no other call reads it.
+    """
+
+
+def whole(model: nn.Module, x: Tensor) -> Callable[[Tensor], Any]:
+    """The model as a function that records gradients to its input, and to its parameters where it is asked."""
+    if torch.compiler.is_dynamo_compiling():
+        root, _, cut, _ = _halves_while_compiling(model, None, x, None)
+        return lambda images: cut.head(root, *_flat(cut.trunk(root, images)))
+    detach = by_autograd(x) and not torch.is_grad_enabled()
+    return lambda images: run_changed(model, images, detached=detach)
+
+
+def _flat(trunk: tuple[Tensor, Any]) -> tuple[Any, ...]:
+    return trunk[0], *trunk[1]
+
+
+def _compiling_pass(model: nn.Module, layer: Layer, x: Tensor, to_spatial: ToSpatial | None) -> Pass:
+    root, shown, cut, place = _halves_while_compiling(model, layer, x, to_spatial)
+    site = Site(root, (0, 0), shown, place, tuple(x.shape[2:]))
+    own, residual = cut.trunk(root, x)
+
+    def scores_at(zero: Tensor, score: Score) -> Tensor:
+        with _differentiable_again(place is not None):  # tokens, made by attention
+            return score(cut.head(root, own + zero, *residual))
+
+    def pull(score: Score, *, twice: bool = False) -> tuple[Tensor, ...]:
+        return _pulled(scores_at, own, score, twice=twice)
+
+    return Pass(site, [], own, site.placed(own), cut.head(root, own, *residual), pull)
+
+
+def _halves_while_compiling(
+    model: nn.Module, layer: Layer, x: Tensor, to_spatial: ToSpatial | None
+) -> tuple[nn.Module, str, trace.Cut, ToSpatial | None]:
+    key = _prepare_while_compiling(model, layer, to_spatial, tuple(x.shape[1:]), x.dtype, x.device)
+    while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        model = model.module
+    return model, *getattr(_Prepared, key)
+
+
+def _prepare_while_compiling(
+    model: nn.Module,
+    layer: Layer,
+    to_spatial: ToSpatial | None,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> str:
+    """The key of a network's halves, found by a forward and a trace of it that dynamo does not see."""
+    with outside_transforms():
+        sample = _made_up((1, *shape), dtype, device)
+        checks.check_call(model, sample)
+        found = forward_pass(model, layer, sample, to_spatial)
+        cut = _cut(found.site, found.calls, sample)
+    root = found.site.root
+    if cut is None:
+        raise ValueError(
+            f"layer {found.site.shown!r}: {type(root).__name__} cannot be traced, so the call cannot be "
+            "compiled; call it without torch.compile"
+        )
+    key = f"halves_{id(root)}_{id(cut)}"
+    weakref.finalize(root, delattr, _Prepared, key)
+    setattr(_Prepared, key, (found.site.shown, cut, found.site.to_spatial))
+    return key
+
+
+mark_constant(_prepare_while_compiling)

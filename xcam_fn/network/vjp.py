@@ -1,0 +1,82 @@
+"""Gradients of scores: by autograd, or by torch.func inside its transforms and while compiling."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from xcam_fn.torch_state import in_transform, is_readable
+
+Pullback = Callable[[Tensor], Tensor]
+
+
+def by_autograd(x: Tensor) -> bool:
+    """True where autograd takes the gradients, which knows functions that torch.func does not."""
+    return not in_transform() and is_readable(x)
+
+
+@contextlib.contextmanager
+def recording(x: Tensor, create_graph: bool = False) -> Iterator[None]:
+    """Record a graph where one is asked for or a transform is at work, and none otherwise."""
+    wanted = create_graph or x.requires_grad or in_transform()
+    leave_inference = contextlib.nullcontext()
+    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
+        leave_inference = torch.inference_mode(False)
+        wanted = False
+    with leave_inference, torch.set_grad_enabled(wanted and torch.is_grad_enabled()):
+        yield
+
+
+def vjp(run: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, Pullback]:
+    """The scores `run(at)`, and what pulls a cotangent of them back to `at`.
+
+    Args:
+        run: a tensor to scores.
+        at: where the gradient is taken. Under autograd a graph is kept only where one is being recorded.
+    """
+    if not by_autograd(at):
+        found: Any = torch.func.vjp(run, at)
+        scores, pullback = found
+        return scores, lambda cotangent: pullback(cotangent)[0]
+    wanted = torch.is_grad_enabled()
+    at = at if wanted and at.requires_grad else at.detach().requires_grad_()
+    with torch.enable_grad():
+        scores = run(at)
+    pullback = lambda cotangent: gradient(scores, at, cotangent, create_graph=wanted)  # noqa: E731
+    return (scores if wanted else scores.detach()), pullback
+
+
+def gradient(scores: Tensor, at: Tensor, cotangent: Tensor, *, create_graph: bool) -> Tensor:
+    """The gradient by autograd, zeros where the scores do not depend on `at`."""
+    if not scores.requires_grad:
+        return torch.zeros_like(at)
+    with torch.enable_grad() if create_graph else contextlib.nullcontext():
+        (found,) = torch.autograd.grad(
+            scores, at, cotangent, create_graph=create_graph, retain_graph=True, materialize_grads=True
+        )
+    return found
+
+
+def pulled_back(pullback: Pullback, scores: Tensor) -> Tensor:
+    """The gradients of scores (B,) or (B, n) as (B, ...) or (B, n, ...)."""
+    if scores.ndim == 1:
+        return pullback(torch.ones_like(scores))
+    if scores.shape[1] == 1:
+        return pullback(torch.ones_like(scores))[:, None]
+    classes = torch.arange(scores.shape[1], device=scores.device)
+    chosen = (classes[:, None, None] == classes) * torch.ones_like(
+        scores
+    )  # (n, B, n), traceable unlike one_hot
+    if by_autograd(scores):  # one after the other: C++ functions such as roi_align cannot be mapped
+        return torch.stack([pullback(one) for one in chosen], 1)
+    return torch.vmap(pullback, out_dims=1)(chosen)
+
+
+def detached(values: Any) -> Any:
+    """The same with every tensor in it detached."""
+    return pytree.tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, values)

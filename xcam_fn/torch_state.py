@@ -1,0 +1,52 @@
+"""Every private name of torch that the library uses, each with the public one that will replace it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C import _len_torch_dispatch_stack  # torch.overrides has no public count of dispatch modes yet
+from torch._C._functorch import peek_interpreter_stack  # a fresh thread has none: threading.Thread
+from torch._decomp import (
+    get_decompositions,  # torch.export.default_decompositions, once it has backward passes
+)
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack  # likewise
+from torch.utils._python_dispatch import _disable_current_modes  # likewise
+
+
+def in_transform() -> bool:
+    """True inside a torch.func transform, where x.requires_grad says nothing about what is differentiated."""
+    return peek_interpreter_stack() is not None
+
+
+def is_wrapped(tensor: Tensor) -> bool:
+    """True for a tensor that a torch.func transform has wrapped, whose values cannot be read."""
+    return torch.func.debug_unwrap(tensor) is not tensor
+
+
+def is_readable(x: Tensor) -> bool:
+    """True where the values of x can be read: not under a transform, a trace or a compilation."""
+    return not torch.compiler.is_compiling() and _len_torch_dispatch_stack() == 0 and not is_wrapped(x)
+
+
+@contextlib.contextmanager
+def outside_transforms() -> Iterator[None]:
+    """Compute plainly, whatever transform or tracing mode is at work around the call."""
+    with temporarily_clear_interpreter_stack(), _disable_current_modes():
+        yield
+
+
+def mark_constant(function: object) -> None:
+    """Let torch.compile run the function while it compiles and keep what it returns as a constant.
+
+    `torch.compiler.assume_constant_result` does the same, but imports torch._dynamo, which takes seconds.
+    """
+    function.__dict__["_dynamo_marked_constant"] = True
+
+
+def decompositions(operators: Sequence[Any]) -> dict[Any, Callable[..., Any]]:
+    """What torch decomposes operators into."""
+    return dict(get_decompositions(operators))
