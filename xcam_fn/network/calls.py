@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -54,6 +54,7 @@ def run_changed(
     change: Mapping[tuple[int, int], Change] | None = None,
     calls: list[ModuleCall] | None = None,
     *,
+    watched: Container[int] | None = None,
     detached: bool = False,
 ) -> Any:
     """The model's output for x, computed by a private copy, where calls of its modules may be replaced.
@@ -63,6 +64,7 @@ def run_changed(
         x: (B, C, *size); the forward may write to the copy that it is given.
         change: the key of a call to what runs in its place, `(forward, *args, **kwargs) -> output`.
         calls: takes up every call as it ends; None where nobody asks.
+        watched: the ids of the modules whose calls are taken up; None for all.
         detached: let parameters record nothing.
     """
     change = change or {}
@@ -72,7 +74,8 @@ def run_changed(
 
     def intercept(name: str, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any] | None:
         identity = id(module)
-        if calls is None and identity not in changed:
+        is_watched = calls is not None and (watched is None or identity in watched)
+        if not is_watched and identity not in changed:
             return None
 
         def called(*args: Any, **kwargs: Any) -> Any:
@@ -80,7 +83,7 @@ def run_changed(
             start = 0 if calls is None else len(calls)
             new = change.get((identity, number))
             output = forward(*args, **kwargs) if new is None else new(forward, *args, **kwargs)
-            if calls is not None:
+            if is_watched:
                 calls.append(ModuleCall(name, number, module, *_kind_of(output, batch, start)))
             return output
 

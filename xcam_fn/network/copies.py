@@ -162,8 +162,8 @@ def _relink(copy: nn.Module, copies: dict[int, nn.Module]) -> None:
         if child is not None:
             children[name] = copies[id(child)]
     state = copy.__dict__
-    for name in [name for name in state if name == "forward"] if is_leaf(copy) else list(state):
-        if type(state[name]) not in _PLAIN and name not in _INTERNALS:
+    for name in ("forward",) if is_leaf(copy) else state.keys() - _INTERNALS:
+        if type(state.get(name)) not in _PLAIN:
             state[name] = _rebind(state[name], copies)
 
 

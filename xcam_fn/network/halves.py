@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from xcam_fn.network import trace
 from xcam_fn.network.attention import StepByStep
 from xcam_fn.network.calls import ModuleCall, is_in_place, run_changed, with_features
 from xcam_fn.network.copies import named, unwrap
-from xcam_fn.network.places import ToSpatial, replaced, to_spatial_of
+from xcam_fn.network.places import ToSpatial, is_settled, replaced, to_spatial_of
 from xcam_fn.network.target_layer import Layer, default_call, find, position_of
 from xcam_fn.network.vjp import by_autograd, detached, gradient, pulled_back
 from xcam_fn.torch_state import is_readable, is_wrapped, mark_constant, outside_transforms
@@ -23,12 +23,19 @@ from xcam_fn.torch_state import is_readable, is_wrapped, mark_constant, outside_
 Score = Callable[[Any], Tensor]
 Change = Callable[[Tensor], Tensor]
 
-# Which call of which module a layer was in the last forward of a network, by the layer as it was asked for. An
-# entry saves a forward and decides nothing: the forward that uses it records its own calls, and is run again
-# where they say otherwise.
-_GUESSES: weakref.WeakKeyDictionary[nn.Module, dict[str | None, tuple[str, int]]] = (
-    weakref.WeakKeyDictionary()
-)
+
+class _Guess(NamedTuple):
+    """Which call of which module a layer was, and whether all calls had to be recorded to place its output."""
+
+    name: str
+    number: int
+    watch_all: bool
+
+
+_Guesses = dict[str | None, _Guess]
+# What a layer was in the last forward of a network, by the layer as it was asked for. An entry saves a forward
+# and decides nothing: the forward that uses it records its own calls, and runs again where they say otherwise.
+_GUESSES: weakref.WeakKeyDictionary[nn.Module, _Guesses] = weakref.WeakKeyDictionary()
 
 
 class Site(NamedTuple):
@@ -69,7 +76,13 @@ class Site(NamedTuple):
         return placed
 
     def run(
-        self, x: Tensor, change: Change, calls: list[ModuleCall] | None = None, *, detached: bool = False
+        self,
+        x: Tensor,
+        change: Change,
+        calls: list[ModuleCall] | None = None,
+        watched: Container[int] | None = None,
+        *,
+        detached: bool = False,
     ) -> Any:
         """The network's output for x with the layer's own output changed on its way."""
         module = next(m for m in self.root.modules() if id(m) == self.key[0])
@@ -80,7 +93,7 @@ class Site(NamedTuple):
                 return args[0].copy_(change(forward(args[0].clone(), *args[1:], **kwargs)))
             return with_features(forward(*args, **kwargs), change)
 
-        return run_changed(self.root, x, {self.key: changed}, calls, detached=detached)
+        return run_changed(self.root, x, {self.key: changed}, calls, watched=watched, detached=detached)
 
 
 class Pass(NamedTuple):
@@ -153,36 +166,38 @@ def forward_pass(
     asked, guess = _guess(root, layer, x, guesses)
     while True:
         calls: list[ModuleCall] = []
-        module = root.get_submodule(guess[0])
-        site = Site(root, (id(unwrap(module)), guess[1]), "", None, size)
-        found = record(site, x, replace, calls)
+        module = unwrap(root.get_submodule(guess.name))
+        watched = None if guess.watch_all else {id(inner) for inner in module.modules()}
+        site = Site(root, (id(module), guess.number), guess.name, None, size)
+        found = record(site, x, replace, calls, watched)
         position = position_of(root, layer, calls, size)
         call = calls[position]
-        if (call.name, call.number) == guess and found is not None:
+        watch_all = guess.watch_all or not (to_spatial or is_settled(calls, position, size))
+        seen = _Guess(call.name, call.number, watch_all)
+        if seen == guess and found is not None:
             break
-        guess = (call.name, call.number)
+        guess = seen
     guesses[asked] = guess
     shown = call.shown if isinstance(layer, str) and "#" in layer else call.name
-    site = site._replace(shown=shown, to_spatial=to_spatial or to_spatial_of(root, calls, position, size))
+    place = to_spatial or to_spatial_of(root, calls, position, size)
+    site = site._replace(shown=shown, to_spatial=place)
     own, output, pull = found
     placed = site.placed(own)
     checks.check_features(placed, x, shown)
     return Pass(site, calls, own, placed, output, pull)
 
 
-def _guess(
-    root: nn.Module, layer: Layer, x: Tensor, guesses: dict[str | None, tuple[str, int]]
-) -> tuple[str | None, tuple[str, int]]:
+def _guess(root: nn.Module, layer: Layer, x: Tensor, guesses: _Guesses) -> tuple[str | None, _Guess]:
     """The layer as it is remembered, and which call it was last; else the one that it may be."""
     if layer is None:
         return None, guesses.get(None) or _default_of_one(root, x)
     module, number = find(root, layer)
     name = next(name for name, other in named(root) if unwrap(other) is module)
     asked = name if number is None else f"{name}#{number}"
-    return asked, guesses.get(asked, (name, number or 1))
+    return asked, guesses.get(asked, _Guess(name, number or 1, watch_all=False))
 
 
-def _default_of_one(root: nn.Module, x: Tensor) -> tuple[str, int]:
+def _default_of_one(root: nn.Module, x: Tensor) -> _Guess:
     """The default layer for the first image, or for all where one does not do, as of frames of one clip."""
     calls: list[ModuleCall] = []
     with torch.no_grad():
@@ -192,13 +207,15 @@ def _default_of_one(root: nn.Module, x: Tensor) -> tuple[str, int]:
             calls.clear()
             run_changed(root, x, None, calls)
     call = calls[position_of(root, None, calls, tuple(x.shape[2:]))]
-    return call.name, call.number
+    return _Guess(call.name, call.number, watch_all=True)
 
 
 _Found = tuple[Tensor, Any, Callable[..., tuple[Tensor, ...]]]
 
 
-def _by_autograd(site: Site, x: Tensor, replace: Change | None, calls: list[ModuleCall]) -> _Found | None:
+def _by_autograd(
+    site: Site, x: Tensor, replace: Change | None, calls: list[ModuleCall], watched: Container[int] | None
+) -> _Found | None:
     """One forward with a zero added to the layer's output; parameters record nothing unless it is asked for."""
     wanted = torch.is_grad_enabled()
     seen: list[Tensor] = []
@@ -210,7 +227,7 @@ def _by_autograd(site: Site, x: Tensor, replace: Change | None, calls: list[Modu
         return value + zero
 
     with torch.enable_grad(), _differentiable_again(wanted):
-        output = site.run(x if wanted else x.detach(), added, calls, detached=not wanted)
+        output = site.run(x if wanted else x.detach(), added, calls, watched, detached=not wanted)
     if not seen:
         return None
     raw, zero = seen
@@ -228,7 +245,9 @@ def _by_autograd(site: Site, x: Tensor, replace: Change | None, calls: list[Modu
     return (raw, output, pull) if wanted else (*detached((raw, output)), pull)
 
 
-def _by_transform(site: Site, x: Tensor, replace: Change | None, calls: list[ModuleCall]) -> _Found | None:
+def _by_transform(
+    site: Site, x: Tensor, replace: Change | None, calls: list[ModuleCall], watched: Container[int] | None
+) -> _Found | None:
     """The same by torch.func: a forward for the features, and one for each score that is asked for."""
     seen: list[Tensor] = []
 
@@ -238,7 +257,7 @@ def _by_transform(site: Site, x: Tensor, replace: Change | None, calls: list[Mod
         return value
 
     with _differentiable_again(True):
-        output = site.run(x, kept, calls)
+        output = site.run(x, kept, calls, watched)
     if not seen:
         return None
     raw = seen[0]
@@ -374,6 +393,7 @@ def _made_up(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -
 
 
 # -- while compiling ----------------------------------------------------------------------------------------
+
 
 class _Prepared:
     """The halves that compiled programs call, as attributes by the key that a program holds as a constant.

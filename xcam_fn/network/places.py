@@ -67,6 +67,15 @@ def to_spatial_of(
     return None
 
 
+def is_settled(calls: Sequence[ModuleCall], position: int, size: tuple[int, ...]) -> bool:
+    """Whether these calls tell where a call's output lies, so that no earlier ones have to be known."""
+    axes = len(size) + 2
+    before = (own_layout(call) for call in calls[:position] if len(call.shape) == axes)
+    return len(calls[position].shape) == axes and (
+        own_layout(calls[position]) is not None or any(layout is not None for layout in before)
+    )
+
+
 def placed_shape(
     root: nn.Module, calls: Sequence[ModuleCall], position: int, size: tuple[int, ...]
 ) -> tuple[int, ...]:
