@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 import gradio as gr
 from gradio.themes import Default
@@ -38,25 +39,6 @@ _INTRODUCTION = """\
 Drop a photograph: the network says what it sees. Choose one of its classes and press **Explain**: colors show
 which parts of the photograph speak for that class.
 """
-
-
-class _Parts(NamedTuple):
-    """The components of the page."""
-
-    photo: gr.File
-    cls: gr.Dropdown
-    methods: gr.Dropdown
-    explain: gr.Button
-    cancel: gr.Button
-    model: gr.Dropdown
-    weights: gr.Textbox
-    layer: gr.Dropdown
-    status: gr.HTML
-    alpha: gr.Slider
-    overlays: gr.HTML
-    curves: gr.HTML
-    code: gr.Code
-    asked: gr.State
 
 
 @dataclass(frozen=True)
@@ -210,51 +192,51 @@ def _recoded(asked: Asked | None, alpha: float) -> Any:
 
 
 def _controls(loaded: LoadedModel, weights: str, device: str) -> dict[str, Any]:
+    """The components that a person chooses with, by name."""
     choices, default = app.layer_choices(loaded, device)
-    photo = gr.File(
-        label=f"Photograph (at most {app.MAX_MEGABYTES} MB, {app.MAX_MEGAPIXELS} megapixels)",
-        file_types=["image"], height=150,
-    )  # fmt: skip
-    cls = gr.Dropdown(
-        app.class_choices(loaded.categories, None), value=None, label="Class to explain",
-        info="The five likeliest come first; type to search by name.",
-    )  # fmt: skip
-    methods = gr.Dropdown(
-        app.method_choices(app.channels(choices, default)), value=["gradcam"], multiselect=True,
-        label="Methods", info="A map for each. Forwards are runs of the network: many take long.",
-    )  # fmt: skip
+    prices = app.method_choices(app.channels(choices, default))
+    size = f"at most {app.MAX_MEGABYTES} MB, {app.MAX_MEGAPIXELS} megapixels"
+    cls_info = "The five likeliest come first; type to search by name."
+    methods_info = "A map for each. Forwards are runs of the network: many take long."
+    model_info = "lite0 is EfficientNet-Lite0; or one of torchvision, or timm:NAME."
+    weights_info = "A checkpoint's path, or random, then Enter; empty for the published ones."
+    layer_info = "Whose maps are used: channels × height × width."
+    classes = app.class_choices(loaded.categories, None)
+    parts: dict[str, Any] = {
+        "photo": gr.File(label=f"Photograph ({size})", file_types=["image"], height=150),
+        "cls": gr.Dropdown(classes, value=None, label="Class to explain", info=cls_info),
+        "methods": gr.Dropdown(
+            prices, value=["gradcam"], multiselect=True, label="Methods", info=methods_info
+        ),
+    }
     with gr.Row():
-        explain = gr.Button("Explain", variant="primary", min_width=100, scale=2)
-        cancel = gr.Button("Cancel", interactive=False, min_width=100)
+        parts["explain"] = gr.Button("Explain", variant="primary", min_width=100, scale=2)
+        parts["cancel"] = gr.Button("Cancel", interactive=False, min_width=100)
     with gr.Accordion("Network and layer", open=True):
-        model = gr.Dropdown(
-            models.names(), value=loaded.name, label="Network", allow_custom_value=True,
-            info="lite0 is EfficientNet-Lite0; or one of torchvision, or timm:NAME.",
-        )  # fmt: skip
-        kept = gr.Textbox(
-            weights,
-            label="Weights",
-            info="A checkpoint's path, or random, then Enter; empty for the published ones.",
+        parts["model"] = gr.Dropdown(
+            models.names(), value=loaded.name, label="Network", allow_custom_value=True, info=model_info
         )
-        layer = gr.Dropdown(
-            choices, value=default, label="Layer", info="Whose maps are used: channels × height × width.",
-            num_choices_shown=_LISTED,
-        )  # fmt: skip
-    return {"photo": photo, "cls": cls, "methods": methods, "explain": explain, "cancel": cancel,
-            "model": model, "weights": kept, "layer": layer}  # fmt: skip
+        parts["weights"] = gr.Textbox(weights, label="Weights", info=weights_info)
+        parts["layer"] = gr.Dropdown(
+            choices, value=default, label="Layer", info=layer_info, num_choices_shown=_LISTED
+        )
+    return parts
 
 
 def _results() -> dict[str, Any]:
-    status = gr.HTML(_said(_BEGIN), elem_id="status")
-    alpha = gr.Slider(0, 1, _ALPHA, step=0.05, label="Opacity of the colors", visible=False)
-    overlays = gr.HTML(elem_id="overlays")
-    curves = gr.HTML(elem_id="curves")
-    code = gr.Code(label="The same pictures in Python", language="python", interactive=False, visible=False)
-    return {"status": status, "alpha": alpha, "overlays": overlays, "curves": curves, "code": code,
-            "asked": gr.State()}  # fmt: skip
+    """The components that show what was found, by name."""
+    code = "The same pictures in Python"
+    return {
+        "status": gr.HTML(_said(_BEGIN), elem_id="status"),
+        "alpha": gr.Slider(0, 1, _ALPHA, step=0.05, label="Opacity of the colors", visible=False),
+        "overlays": gr.HTML(elem_id="overlays"),
+        "curves": gr.HTML(elem_id="curves"),
+        "code": gr.Code(label=code, language="python", interactive=False, visible=False),
+        "asked": gr.State(),
+    }
 
 
-def _wire(page: gr.Blocks, parts: _Parts, desk: _Desk) -> None:
+def _wire(page: gr.Blocks, parts: SimpleNamespace, desk: _Desk) -> None:
     private: dict[str, Any] = {"api_visibility": "private"}
     quiet: dict[str, Any] = private | {"show_progress": "hidden"}
     network = [parts.model, parts.weights]
@@ -293,7 +275,7 @@ def _page(desk: _Desk, loaded: LoadedModel, weights: str) -> gr.Blocks:
                 controls = _controls(loaded, weights, desk.device)
             with gr.Column(scale=3, min_width=340):
                 results = _results()
-        _wire(page, _Parts(**controls, **results), desk)
+        _wire(page, SimpleNamespace(**controls, **results), desk)
     return page.queue(max_size=_WAITING, default_concurrency_limit=1, api_open=False)
 
 
@@ -309,10 +291,6 @@ def serve(
         port: of 127.0.0.1.
         browser: open one.
         ready: called with the address.
-
-    Raises:
-        ValueError: the model cannot be loaded.
-        OSError: the same, or the port is taken.
     """
     desk = _Desk(functools.lru_cache(_NETWORKS)(lambda name, kept: app.load(name, kept, device)), device)
     page = _page(desk, desk.load(model, weights), weights)

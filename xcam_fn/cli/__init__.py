@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError
 
-from xcam_fn.cli._text import say
 from xcam_fn.cli.app import app as open_app
 from xcam_fn.cli.catalog import layers, methods
 from xcam_fn.cli.datasets import evaluate, latency, report
 from xcam_fn.cli.exporting import export
 from xcam_fn.cli.photographs import compare, explain, gallery
+from xcam_fn.cli.text import say
 
 _BAD_INPUT = 2
 _INTERRUPTED = 130

@@ -10,15 +10,15 @@ import socket
 import tempfile
 from collections.abc import Iterator
 
-from xcam_fn.cli._text import show
+from xcam_fn.cli.options import Network
+from xcam_fn.cli.text import show
 
 _HOST = "127.0.0.1"
 
 
 def app(
     *,
-    model: str = "lite0",
-    weights: str | None = None,
+    network: Network = Network(),
     port: int = 7860,
     device: str = "cpu",
     browser: bool = True,
@@ -26,8 +26,7 @@ def app(
     """Open the app: drop a photograph, choose, and look. It runs on this machine only; Ctrl-C ends it.
 
     Args:
-        model: what is chosen at the beginning: lite0, a classification model of torchvision, or timm:NAME.
-        weights: a checkpoint of your own (a state dict), or random.
+        network: what is chosen at the beginning.
         port: of this machine's own address, 127.0.0.1.
         device: where to compute, such as cpu or cuda.
         browser: open the page in a browser.
@@ -42,7 +41,7 @@ def app(
             show(f"xcam app is at {address} (Ctrl-C ends it)")
 
         with contextlib.suppress(KeyboardInterrupt):
-            serve(model, weights or "", device, port, browser=browser, ready=ready)
+            serve(network.model, network.weights or "", device, port, browser=browser, ready=ready)
 
 
 def _check_port(port: int) -> None:
@@ -83,15 +82,12 @@ def _kept_in_a_folder() -> Iterator[None]:
             "MPLCONFIGDIR": folder,
             "TMPDIR": folder,
         }
-        before = {name: os.environ.get(name) for name in settings}, tempfile.tempdir
+        environment, temporary = os.environ.copy(), tempfile.tempdir
         os.environ.update(settings)
         tempfile.tempdir = folder
         try:
             yield
         finally:
-            variables, tempfile.tempdir = before
-            for name, value in variables.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value
+            tempfile.tempdir = temporary
+            os.environ.clear()
+            os.environ.update(environment)

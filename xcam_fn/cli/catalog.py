@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from xcam_fn.cli._text import table
+from xcam_fn.cli.text import table
 
 
 def methods() -> None:

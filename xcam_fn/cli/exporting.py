@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-from cyclopts import Parameter
-
-from xcam_fn.cli._text import show
+from xcam_fn.cli.options import ClassName, LayerOf
+from xcam_fn.cli.text import show
 
 
 def export(
     *,
-    model: str = "lite0",
-    weights: str | None = None,
-    layer: str | None = None,
+    network: LayerOf = LayerOf(),
     method: str = "gradcam",
-    class_: Annotated[str | None, Parameter(name="--class")] = None,
+    class_: ClassName = None,
     size: int | None = None,
     output: Path | None = None,
     page: Path | None = None,
@@ -24,9 +20,7 @@ def export(
     """Write a network and its explanation as one file, which predicts and explains.
 
     Args:
-        model: lite0, a classification model of torchvision, or timm:NAME.
-        weights: a checkpoint of your own (a state dict), or random.
-        layer: whose maps are used; `xcam layers MODEL` lists them. [default: the last convolution's]
+        network: the network, and its target layer.
         method: gradcam, gradcam_pp, xgradcam, layercam, hirescam or ablationcam.
         class_: the class to explain, an index or a name. [default: the one that is predicted]
         size: of the images' sides, pixels. [default: the model's]
@@ -41,17 +35,17 @@ def export(
         raise ValueError(f"--size {size} is out of range; expected at least 1 pixel")
     import xcam_fn as xf
 
-    loaded = xf.models.load(model, weights=weights)
+    loaded = xf.models.load(network.model, weights=network.weights)
     cls = None if class_ is None else xf.models.find_class(class_, loaded.categories)
     if page is not None:
-        made = xf.export.page(loaded, page, layer, method, cls=cls)
+        made = xf.export.page(loaded, page, network.layer, method, cls=cls)
         show(
             f"wrote {made}\nto see it: cd {page} && npm install && python -m http.server, then localhost:8000"
         )
         if output is None:
             return
-    output = output or Path(f"{model.replace(':', '_')}_{method}.onnx")
+    output = output or Path(f"{network.model.replace(':', '_')}_{method}.onnx")
     x = xf.export.sample_images(size or loaded.preset.crop)
     write = xf.export.onnx if output.suffix == ".onnx" else xf.export.pt2
-    done = write(loaded.model, layer, x, output, method, cls=cls)
+    done = write(loaded.model, network.layer, x, output, method, cls=cls)
     show(f"wrote {done.path}; its heatmaps differ from those computed here by at most {done.difference:.1e}")

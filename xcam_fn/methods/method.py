@@ -182,6 +182,21 @@ class Method(Generic[P]):
         """The method's own keywords, by name, those of groups among them."""
         return {**own_options(self.run), **self.keywords}
 
+    def forwards(self, channels: int) -> int | None:
+        """How many images the method runs through the network for one photograph, at most and but for a few.
+
+        Args:
+            channels: of the layer.
+
+        Returns:
+            The number; None for methods that need a few forwards, or whose number is not known beforehand.
+        """
+        if self.cost is None:
+            return None
+        _, *names = inspect.signature(self.cost).parameters
+        own = self.own_options
+        return self.cost(channels, **{name: self.options.get(name, own[name].default) for name in names})
+
     def with_options(self, *, name: str | None = None, title: str | None = None, **options: Any) -> Method[P]:
         """The method with other defaults, which is a method too."""
         return replace(

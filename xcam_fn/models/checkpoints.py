@@ -22,21 +22,11 @@ _LEGACY_HEADER = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 def read_state(path: Path) -> State:
     """The tensors of a checkpoint by their key, without what training scripts wrap around them.
 
-    Args:
-        path: a file that torch.save wrote. It is read with weights_only: no code of it is run.
-
-    Returns:
-        The state dict.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not a checkpoint, is damaged, holds no state dict, or would have to run code.
+    The file is read with weights_only: no code of it is run.
     """
     found = _unpickled(path)
-    for wrapper in _WRAPPERS:
-        if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
-            found = found[wrapper]
-            break
+    if isinstance(found, Mapping):
+        found = next((found[w] for w in _WRAPPERS if isinstance(found.get(w), Mapping)), found)
     if not isinstance(found, Mapping) or not found or not all(isinstance(v, Tensor) for v in found.values()):
         raise ValueError(
             f"weights {str(path)!r} hold a {type(found).__name__} without a state dict; expected what "
@@ -55,16 +45,10 @@ def _plain(key: str) -> str:
 
 
 def class_count(model: nn.Module, state: State, built_with: int) -> int:
-    """The number of classes that a checkpoint was made for.
+    """The number of classes that a checkpoint was made for, of a network built with another number.
 
-    Args:
-        model: the network, built with `built_with` classes.
-        state: the checkpoint's state dict.
-        built_with: the number of classes in `model`.
-
-    Returns:
-        The one length that the checkpoint has wherever the network has `built_with` and the shapes differ in
-        nothing else; `built_with` where there is none.
+    It is the one length that the checkpoint has wherever the network has `built_with` and the shapes differ
+    in nothing else; `built_with` where there is none.
     """
     own = model.state_dict()
     pairs = [(value.shape, state[key].shape) for key, value in own.items() if key in state]
@@ -77,20 +61,7 @@ def class_count(model: nn.Module, state: State, built_with: int) -> int:
 
 
 def filled(model: nn.Module, state: State, name: str, path: Path) -> nn.Module:
-    """The network with the state dict loaded into it.
-
-    Args:
-        model: a network of the caller's own; it is changed.
-        state: what `read_state` returned.
-        name: the network's name, for the error.
-        path: where the state dict came from, for the error.
-
-    Returns:
-        The same network.
-
-    Raises:
-        ValueError: keys are missing, unexpected or of another shape.
-    """
+    """The same network, the caller's own, with the state dict of `path` loaded into it."""
     own = model.state_dict()
     problems = [
         f"{key!r} has shape {tuple(state[key].shape)} where the model has {tuple(value.shape)}"
@@ -125,32 +96,25 @@ def _unpickled(path: Path) -> Any:
     except PermissionError:
         raise
     except pickle.UnpicklingError as error:
-        code = re.search(r"GLOBAL (\S+)", str(error))
-        if code:
-            raise ValueError(
-                f"weights {str(path)!r} hold a pickled {code.group(1)}, and loading it would run code from "
-                "the file, so it was not loaded; save a state dict: torch.save(model.state_dict(), path)"
-            ) from None
-        raise _damaged(path) from error
+        raise ValueError(
+            f"weights {str(path)!r} hold more than tensors, and loading that would run code from the file, "
+            "so it was not loaded; save a state dict: torch.save(model.state_dict(), path)"
+        ) from error
     except Exception as error:  # a damaged file makes the reader raise almost anything
-        raise _damaged(path) from error
-
-
-def _damaged(path: Path) -> ValueError:
-    return ValueError(f"weights {str(path)!r} cannot be read: the file is damaged or cut off; copy it again")
+        raise ValueError(
+            f"weights {str(path)!r} cannot be read: the file is damaged or cut off; copy it again"
+        ) from error
 
 
 def _check_header(path: Path) -> None:
     """Tells files that torch.save did not write: torch.load warns about some of them, or tries."""
     with path.open("rb") as file:
         header = file.read(len(_LEGACY_HEADER))
+    if header == _LEGACY_HEADER or (header.startswith(b"PK") and not _is_torchscript(path)):
+        return
     problem = "is not a checkpoint"
     if header.startswith(b"PK"):
-        if not _is_torchscript(path):
-            return
         problem = "is a TorchScript archive, a program and not a checkpoint"
-    elif header == _LEGACY_HEADER:
-        return
     elif header.startswith(b"\x80"):
         problem = "is a plain pickle, and loading it could run code from the file, so it was not loaded"
     raise ValueError(
@@ -159,8 +123,7 @@ def _check_header(path: Path) -> None:
 
 
 def _is_torchscript(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(member.endswith("/constants.pkl") for member in archive.namelist())
-    except zipfile.BadZipFile:
+    if not zipfile.is_zipfile(path):
         return False
+    with zipfile.ZipFile(path) as archive:
+        return any(member.endswith("/constants.pkl") for member in archive.namelist())

@@ -82,7 +82,8 @@ def load(name: str, weights: str | Path | None = None, device: str | torch.devic
     place = _checked_device(device)
     source = _source(name)
     count = _IMAGENET_CLASSES
-    with _own_randomness():
+    with torch.random.fork_rng(devices=[]):  # random weights are the same in every call
+        torch.default_generator.manual_seed(0)
         if weights is None:
             model = source.pretrained()
             count = getattr(model, "num_classes", count)
@@ -123,7 +124,12 @@ def find_class(query: str | int, categories: Sequence[str]) -> int:
         ValueError: the index is out of range, or no class or more than one is meant.
     """
     if isinstance(query, int) or re.fullmatch(r"\s*[-+]?\d+\s*", query):
-        return _checked_index(int(query), len(categories))
+        index, count = int(query), len(categories)
+        if not 0 <= index < count:
+            raise ValueError(
+                f"class {index} is out of range: the model has {count} classes, 0 to {count - 1}"
+            )
+        return index
     wanted = _words(query)
     if not wanted:
         raise ValueError(f"class {query!r} has no words; expected an index or the name of a class")
@@ -137,12 +143,6 @@ def find_class(query: str | int, categories: Sequence[str]) -> int:
     near = [i for match in close for i, words in enumerate(named) if " ".join(words) == match]
     hint = f"did you mean {_listed(near, categories)}?" if near else "give its index, or other words"
     raise ValueError(f"class {query!r} is none of the model's {len(categories)} classes; {hint}")
-
-
-def _checked_index(index: int, count: int) -> int:
-    if 0 <= index < count:
-        return index
-    raise ValueError(f"class {index} is out of range: the model has {count} classes, 0 to {count - 1}")
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -159,9 +159,8 @@ def _related(wanted: tuple[str, ...], named: list[tuple[str, ...]]) -> list[int]
 
 def _listed(found: list[int], categories: Sequence[str]) -> str:
     listed = [f"{categories[i]!r} ({i})" for i in found[:_LISTED]]
-    if len(found) > _LISTED:
-        return ", ".join(listed) + f" or {len(found) - _LISTED} more"
-    return " or ".join([", ".join(listed[:-1]), listed[-1]] if listed[1:] else listed)
+    last = [f"{len(found) - _LISTED} more"] if len(found) > _LISTED else [listed.pop()]
+    return " or ".join([", ".join(listed), *last] if listed else last)
 
 
 def _categories(count: int) -> list[str]:
@@ -180,14 +179,6 @@ def _checked_device(device: str | torch.device) -> torch.device:
             f"device {str(device)!r} cannot be used ({reason}); expected one that this machine has, as 'cpu'"
         ) from None
     return place
-
-
-@contextlib.contextmanager
-def _own_randomness() -> Iterator[None]:
-    """Weights are drawn from a seed of their own, and the global generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        yield
 
 
 def _source(name: str) -> _Source:
@@ -258,30 +249,19 @@ def _torchvision(name: str) -> _Source:
         return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
 
     def pretrained() -> nn.Module:
+        path = _place(published.url)
         with _downloading(name):
-            _fetch(published.url)
+            if not path.exists():  # torchvision's own download writes a line to stderr, always
+                path.parent.mkdir(parents=True, exist_ok=True)
+                digest = torch.hub.HASH_REGEX.search(path.name)
+                checked, watched = digest and digest.group(1), sys.stderr.isatty()
+                torch.hub.download_url_to_file(published.url, str(path), checked, progress=watched)
             return torchvision.models.get_model(name, weights=published)
 
     wanted = published.transforms()
-    preset = Preset(
-        wanted.crop_size[0],
-        wanted.resize_size[0],
-        tuple(wanted.mean),
-        tuple(wanted.std),
-        wanted.interpolation.value,
-    )
+    crop, resize, interpolation = wanted.crop_size[0], wanted.resize_size[0], wanted.interpolation.value
+    preset = Preset(crop, resize, tuple(wanted.mean), tuple(wanted.std), interpolation)
     return _Source(preset, build, pretrained)
-
-
-def _fetch(url: str) -> None:
-    """Puts the file where torchvision looks for it: its own download writes a line to stderr, always."""
-    path = _place(url)
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        digest = torch.hub.HASH_REGEX.search(path.name)
-        torch.hub.download_url_to_file(
-            url, str(path), digest.group(1) if digest else None, progress=sys.stderr.isatty()
-        )
 
 
 def _place(url: str) -> Path:
@@ -330,14 +310,8 @@ def _timm(name: str) -> _Source:
     wanted = resolve_data_config({}, pretrained_cfg=published.to_dict() if published else {})
     crop = wanted["input_size"][-1]
     resize = max(crop, int(crop / wanted["crop_pct"]))
-    squashed = wanted["crop_mode"] == "squash"
-    preset = Preset(
-        crop,
-        (resize, resize) if squashed else resize,
-        tuple(wanted["mean"]),
-        tuple(wanted["std"]),
-        wanted["interpolation"],
-    )
+    side = (resize, resize) if wanted["crop_mode"] == "squash" else resize
+    preset = Preset(crop, side, tuple(wanted["mean"]), tuple(wanted["std"]), wanted["interpolation"])
     return _Source(preset, build, pretrained)
 
 

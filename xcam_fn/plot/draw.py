@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Real
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import matplotlib as mpl
 import numpy as np
@@ -14,7 +13,7 @@ from jaxtyping import Float64, UInt8
 from torch import Tensor
 
 from xcam_fn import checks
-from xcam_fn.plot.figures import curve_beside, curves_figure, panels_figure
+from xcam_fn.plot.figures import Panel, curve_figure, curves_figure, panels_figure
 from xcam_fn.plot.inputs import (
     Line,
     Map,
@@ -38,6 +37,16 @@ if TYPE_CHECKING:
 Numbers = Sequence[float] | np.ndarray | Tensor
 Color = float | Numbers
 
+
+class Style(TypedDict, total=False):
+    """How heatmaps are laid over a picture: the keywords of `overlay`."""
+
+    colormap: str
+    alpha: float
+    alpha_follows_heatmap: bool
+
+
+_COLORMAP = "viridis"
 _FRAMES = 6  # a row
 _CONCEPTS = "Set1"  # colors that are told apart
 _MEAN_COLOR = (0.485, 0.456, 0.406)  # of ImageNet; zero once it is normalized
@@ -47,7 +56,7 @@ def overlay(
     image: Picture,
     heatmap: Map,
     *,
-    colormap: str = "viridis",
+    colormap: str = _COLORMAP,
     alpha: float = 0.5,
     alpha_follows_heatmap: bool = False,
 ) -> UInt8[np.ndarray, "H W 3"]:
@@ -74,7 +83,7 @@ def overlay(
     relevance = resized(relevance_of(heatmap, "heatmap"), picture.shape[:2]).clip(0, 1)
     colors = _colormap(colormap)(relevance)[..., :3]
     cover = (alpha * relevance if alpha_follows_heatmap else np.full_like(relevance, alpha))[..., None]
-    return _bytes(picture * (1 - cover) + colors * cover)
+    return _blended(picture, colors, cover)
 
 
 def heatmaps(
@@ -83,9 +92,7 @@ def heatmaps(
     *,
     caption: str | None = None,
     notes: Mapping[str, str] | None = None,
-    colormap: str = "viridis",
-    alpha: float = 0.5,
-    alpha_follows_heatmap: bool = False,
+    **style: Unpack[Style],
 ) -> Figure:
     """A figure of the picture and, beside it, of the picture under each heatmap.
 
@@ -94,9 +101,7 @@ def heatmaps(
         maps: titles to heatmaps, as for `overlay`; the title of a map that is zero everywhere says so.
         caption: a line below the pictures.
         notes: titles to what is said below their pictures, such as scores.
-        colormap: as for `overlay`.
-        alpha: as for `overlay`.
-        alpha_follows_heatmap: as for `overlay`.
+        **style: colormap, alpha and alpha_follows_heatmap, as for `overlay`.
 
     Returns:
         The figure, the caller's alone: `figure.savefig("name.png")` writes it; pyplot knows nothing of it.
@@ -113,22 +118,12 @@ def heatmaps(
     if notes is not None and not notes.keys() <= maps.keys():
         unknown = sorted(notes.keys() - maps.keys())
         raise ValueError(f"notes has {unknown}, of which maps has none; expected titles of maps")
-    check_style(colormap=colormap, alpha=alpha)
     picture = picture_of(image)
-    panels, titles = [_bytes(picture)], ["photograph"]
-    for title, values in maps.items():
-        relevance = relevance_of(values, f"maps[{title!r}]")
-        shown = overlay(
-            picture,
-            relevance,
-            colormap=colormap,
-            alpha=alpha,
-            alpha_follows_heatmap=alpha_follows_heatmap,
-        )
-        panels.append(shown)
-        titles.append(_named(title, relevance))
-    below = ["", *((notes or {}).get(title, "") for title in maps)]
-    return panels_figure(panels, titles, caption, colormap, notes=below)
+    shown = _overlaid(picture, maps, "maps", style)
+    noted = [
+        panel._replace(note=(notes or {}).get(title, "")) for title, panel in zip(maps, shown, strict=True)
+    ]
+    return panels_figure([_photograph(picture), *noted], caption, colormap=style.get("colormap", _COLORMAP))
 
 
 def grid(
@@ -136,9 +131,7 @@ def grid(
     rows: Sequence[Mapping[str, Map]],
     *,
     caption: str | None = None,
-    colormap: str = "viridis",
-    alpha: float = 0.5,
-    alpha_follows_heatmap: bool = False,
+    **style: Unpack[Style],
 ) -> Figure:
     """A figure of rows of the picture under heatmaps, for comparing methods, classes or layers.
 
@@ -146,9 +139,7 @@ def grid(
         image: the picture, as for `overlay`.
         rows: for each row titles to heatmaps, as for `overlay`; as many in every row.
         caption: a line below the pictures.
-        colormap: as for `overlay`.
-        alpha: as for `overlay`.
-        alpha_follows_heatmap: as for `overlay`.
+        **style: colormap, alpha and alpha_follows_heatmap, as for `overlay`.
 
     Returns:
         The figure, the caller's alone.
@@ -163,20 +154,9 @@ def grid(
             f"rows have {[len(row) for row in rows]} maps; expected one row or more, each with the same "
             f"number"
         )
-    check_style(colormap=colormap, alpha=alpha)
     picture = picture_of(image)
-    panels, titles = [], []
-    for i, row in enumerate(rows):
-        for title, values in row.items():
-            relevance = relevance_of(values, f"rows[{i}][{title!r}]")
-            panels.append(
-                overlay(
-                    picture, relevance, colormap=colormap, alpha=alpha,
-                    alpha_follows_heatmap=alpha_follows_heatmap,
-                )
-            )  # fmt: skip
-            titles.append(title if relevance.any() else f"{title} (empty)")
-    return panels_figure(panels, titles, caption, colormap, columns=len(rows[0]))
+    panels = [p for i, row in enumerate(rows) for p in _overlaid(picture, row, f"rows[{i}]", style)]
+    return panels_figure(panels, caption, colormap=style.get("colormap", _COLORMAP), columns=len(rows[0]))
 
 
 def concepts(
@@ -222,11 +202,11 @@ def concepts(
     def painted(strength: np.ndarray, colors: np.ndarray) -> np.ndarray:
         strongest = strength.argmax(0)
         cover = alpha * np.take_along_axis(strength, strongest[None], 0)[0][..., None]
-        return _bytes(picture * (1 - cover) + colors[strongest] * cover)
+        return _blended(picture, colors[strongest], cover)
 
-    alone = [painted(strength[i : i + 1], colors[i : i + 1]) for i in range(len(given))]
-    panels = [_bytes(picture), painted(strength, colors), *alone]
-    return panels_figure(panels, ["photograph", "all concepts", *given], caption, None)
+    panels = [_photograph(picture), Panel(painted(strength, colors), "all concepts")]
+    panels += [Panel(painted(strength[[i]], colors[[i]]), title) for i, title in enumerate(given)]
+    return panels_figure(panels, caption)
 
 
 def curves(
@@ -238,9 +218,7 @@ def curves(
     title: str | None = None,
     xlabel: str = "share of pixels changed",
     ylabel: str = "probability",
-    colormap: str = "viridis",
-    alpha: float = 0.5,
-    alpha_follows_heatmap: bool = False,
+    **style: Unpack[Style],
 ) -> Figure:
     """A figure of what the score does while pixels are shown or taken away.
 
@@ -257,9 +235,7 @@ def curves(
         title: above the curves.
         xlabel: below the horizontal axis.
         ylabel: beside the vertical axis.
-        colormap: as for `overlay`.
-        alpha: as for `overlay`.
-        alpha_follows_heatmap: as for `overlay`.
+        **style: colormap, alpha and alpha_follows_heatmap, as for `overlay`.
 
     Returns:
         The figure, the caller's alone; the curves are in its last axes.
@@ -271,21 +247,16 @@ def curves(
     """
     lines = lines_of(curves)
     checks.check_choice("best", best, ("highest", "lowest"))
-    check_style(colormap=colormap, alpha=alpha)
-    if image is None or heatmap is None:
-        if image is not heatmap:
-            given, missing = ("heatmap", "image") if image is None else ("image", "heatmap")
-            raise ValueError(
-                f"{given} is given without {missing}; expected both, or neither for curves alone"
-            )
-        figure = curves_figure(lines, best, title)
-    else:
+    check_style(**style)
+    if (image is None) != (heatmap is None):
+        given, missing = ("heatmap", "image") if image is None else ("image", "heatmap")
+        raise ValueError(f"{given} is given without {missing}; expected both, or neither for curves alone")
+    if image is not None and heatmap is not None:
         _check_beside(lines)
-        relevance = relevance_of(heatmap, "heatmap")
-        panel = overlay(
-            image, relevance, colormap=colormap, alpha=alpha, alpha_follows_heatmap=alpha_follows_heatmap
-        )
-        figure = curve_beside(panel, _named(lines[0].name, relevance), lines[0], title)
+        (beside,) = _overlaid(picture_of(image), {lines[0].name: heatmap}, None, style)
+        figure = curve_figure(lines[0], title, beside)
+    else:
+        figure = curve_figure(lines[0], title) if len(lines) == 1 else curves_figure(lines, best, title)
     axis = figure.axes[-1]
     axis.set_xlabel(xlabel, parse_math=False)
     axis.set_ylabel(ylabel, parse_math=False)
@@ -340,48 +311,43 @@ def frames(
         raise ValueError(f"fractions={fractions!r}; expected one or more numbers from 0 to 1")
     unseen = _unseen(baseline, mode, picture)
     start, end = (unseen, picture) if mode == "insertion" else (picture, unseen)
-    panels = [_bytes(np.where((rank < round(f * rank.size))[..., None], end, start)) for f in shares]
+    pictures = [_bytes(np.where((rank < round(f * rank.size))[..., None], end, start)) for f in shares]
     titles = [f"{100 * f:.4g} %" for f in shares]
     if scores is not None:
         values = numbers_of(scores, "scores")
         if len(values) != len(shares):
             raise ValueError(f"scores are {len(values)}; expected {len(shares)}, one for each fraction")
         titles = [f"{title}\np = {p:.2f}" for title, p in zip(titles, values, strict=True)]
-    return panels_figure(panels, titles, caption, None, columns=_FRAMES)
+    return panels_figure(list(map(Panel, pictures, titles)), caption, columns=_FRAMES)
 
 
-def check_style(*, colormap: str, alpha: float) -> None:
+def check_style(
+    *,
+    colormap: str = _COLORMAP,
+    alpha: float = 0.5,
+    alpha_follows_heatmap: bool = False,  # noqa: ARG001
+) -> None:
     """Raise where `overlay` and `heatmaps` would not take these, before any heatmap is computed.
 
     Args:
         colormap: a name of matplotlib's.
         alpha: in [0, 1].
+        alpha_follows_heatmap: as for `overlay`.
 
     Raises:
         ValueError: the colormap is unknown, or alpha out of range.
         TypeError: an argument is of the wrong kind.
     """
-    if not isinstance(alpha, Real) or isinstance(alpha, bool):
-        raise TypeError(f"alpha={alpha!r} is a {type(alpha).__name__}; expected a number from 0 to 1")
-    if not 0 <= alpha <= 1:
-        raise ValueError(
-            f"alpha={alpha} is out of range; expected 0 (only the picture) to 1 (only the color)"
-        )
+    checks.check_number("alpha", alpha, at_least=0, at_most=1)
     _colormap(colormap)
 
 
 def _colormap(name: str) -> Colormap:
     if not isinstance(name, str):
-        raise TypeError(
-            f"colormap is a {type(name).__name__}; expected the name of one, as 'viridis' or 'jet'"
-        )
+        raise TypeError(f"colormap is a {type(name).__name__}; expected the name of one, as 'viridis'")
     if name not in mpl.colormaps:
-        near = difflib.get_close_matches(name, list(mpl.colormaps), n=3)
-        hint = (
-            f"did you mean {' or '.join(map(repr, near))}?"
-            if near
-            else "expected one such as 'viridis' or 'jet'"
-        )
+        near = " or ".join(map(repr, difflib.get_close_matches(name, list(mpl.colormaps), n=3)))
+        hint = f"did you mean {near}?" if near else "expected one such as 'viridis' or 'jet'"
         raise ValueError(f"colormap={name!r} is none of matplotlib's; {hint}")
     return mpl.colormaps[name]
 
@@ -420,9 +386,25 @@ def _unseen(
     return unit_floats(values, "baseline", "in the picture's units, not in normalized ones")
 
 
+def _overlaid(
+    picture: np.ndarray, maps: Mapping[str, Map], argument: str | None, style: Style
+) -> list[Panel]:
+    """The picture under each of the maps, titled."""
+    panels = []
+    for title, values in maps.items():
+        relevance = relevance_of(values, f"{argument}[{title!r}]" if argument else "heatmap")
+        empty = "" if relevance.any() else "\n(empty: zero everywhere)"
+        panels.append(Panel(overlay(picture, relevance, **style), title + empty))
+    return panels
+
+
+def _photograph(picture: np.ndarray) -> Panel:
+    return Panel(_bytes(picture), "photograph")
+
+
+def _blended(picture: np.ndarray, colors: np.ndarray, cover: np.ndarray) -> UInt8[np.ndarray, "H W 3"]:
+    return _bytes(picture * (1 - cover) + colors * cover)
+
+
 def _bytes(picture: np.ndarray) -> UInt8[np.ndarray, "H W 3"]:
     return np.round(picture * 255).astype(np.uint8)
-
-
-def _named(name: str, relevance: np.ndarray) -> str:
-    return name if relevance.any() else f"{name}\n(empty: zero everywhere)"

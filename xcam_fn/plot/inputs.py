@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -36,39 +35,27 @@ def picture_of(image: Picture) -> Float64[np.ndarray, "H W 3"]:
             )
         values = np.asarray(image.convert("RGB"))
     elif isinstance(image, Tensor):
-        values = _channels_last(image)
+        values = array_of(image[0] if image.ndim == 4 and len(image) == 1 else image)
+        values = np.moveaxis(values, 0, -1) if values.ndim == 3 else values
     elif isinstance(image, np.ndarray):
         values = image
     else:
         raise TypeError(f"image is a {type(image).__name__}; expected a PIL image, an array or a tensor")
-    given = values.shape if isinstance(image, Image.Image) else image.shape
-    if values.ndim == 2:
-        values = values[..., None]
+    values = values[..., None] if values.ndim == 2 else values
     if values.ndim != 3 or values.shape[2] not in (1, 3) or values.size == 0:
+        given = values if isinstance(image, Image.Image) else image
         raise ValueError(
-            f"image has shape {tuple(given)}; expected an array (H, W), (H, W, 1) or (H, W, 3), or a "
+            f"image has shape {tuple(given.shape)}; expected an array (H, W), (H, W, 1) or (H, W, 3), or a "
             "tensor (H, W), (1, H, W) or (3, H, W)"
         )
-    return np.broadcast_to(_unit(values, "image"), (*values.shape[:2], 3))
-
-
-def _channels_last(image: Tensor) -> np.ndarray:
-    image = image[0] if image.ndim == 4 and len(image) == 1 else image
-    values = array_of(image)
-    return np.moveaxis(values, 0, -1) if values.ndim == 3 else values
-
-
-def _unit(values: np.ndarray, argument: str) -> Float64[np.ndarray, "..."]:
-    """The values as floats in [0, 1]."""
     if values.dtype == np.uint8:
-        return values / 255
-    if values.dtype == np.bool_:
-        return values.astype(np.float64)
-    if values.dtype.kind != "f":
-        raise ValueError(f"{argument} has values of {values.dtype}; expected uint8, or floats in [0, 1]")
-    return unit_floats(
-        values, argument, "pass the picture as it was before normalization (images.prepare returns it)"
-    )
+        values = values / 255
+    elif values.dtype != np.bool_:
+        if values.dtype.kind != "f":
+            raise ValueError(f"image has values of {values.dtype}; expected uint8, or floats in [0, 1]")
+        remedy = "pass the picture as it was before normalization (images.prepare returns it)"
+        values = unit_floats(values, "image", remedy)
+    return np.broadcast_to(values.astype(np.float64), (*values.shape[:2], 3))
 
 
 def unit_floats(values: np.ndarray, argument: str, remedy: str) -> Float64[np.ndarray, "..."]:
@@ -112,20 +99,20 @@ def resized(values: np.ndarray, size: tuple[int, ...]) -> Float64[np.ndarray, "H
 
 
 class Line(NamedTuple):
-    """A curve's mean over its images, with its standard errors, or None where it is of one image."""
+    """A curve's mean over its images and its standard error, which is 0 for one image."""
 
     name: str
     fractions: Float64[np.ndarray, " T"]
     mean: Float64[np.ndarray, " T"]
-    error: Float64[np.ndarray, " T"] | None
+    error: Float64[np.ndarray, " T"]
     auc: float
-    auc_error: float | None
+    auc_error: float
     images: int
 
     @property
     def area(self) -> str:
         """The area in words."""
-        return f"{self.auc:.3f}" if self.auc_error is None else f"{self.auc:.3f} ± {self.auc_error:.3f}"
+        return f"{self.auc:.3f}" + (f" ± {self.auc_error:.3f}" if self.images > 1 else "")
 
 
 def lines_of(curves: Mapping[str, Curve]) -> list[Line]:
@@ -157,12 +144,9 @@ def _line(name: str, curve: Curve) -> Line:
             f"{argument}.fractions go from {fractions[0]:.4g} to {fractions[-1]:.4g}; expected ascending "
             "numbers from 0 to 1"
         )
-    mean, area = scores.mean(0), float(auc.mean())
-    if len(auc) == 1:
-        return Line(name, fractions, mean, None, area, None, 1)
-    root = math.sqrt(len(auc))
-    error, area_error = scores.std(0, ddof=1) / root, float(auc.std(ddof=1)) / root
-    return Line(name, fractions, mean, error, area, area_error, len(auc))
+    n = len(auc)
+    error, auc_error = (v.std(0, ddof=1) / n**0.5 if n > 1 else 0 * v[0] for v in (scores, auc))
+    return Line(name, fractions, scores.mean(0), error, float(auc.mean()), float(auc_error), n)
 
 
 def numbers_of(values: Any, argument: str, axes: int | None = 1) -> Float64[np.ndarray, "..."]:

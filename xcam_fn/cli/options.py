@@ -1,0 +1,181 @@
+"""The options that commands share, each declared and documented once, and what they stand for."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from xcam_fn.cli.text import say
+
+if TYPE_CHECKING:
+    from xcam_fn.methods import Method
+    from xcam_fn.models.load import LoadedModel
+
+Names = Annotated[list[str] | None, Parameter(consume_multiple=True, negative=())]
+Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
+ClassName = Annotated[str | None, Parameter(name="--class")]
+
+_EXPECTED = "expected FILE.py:NAME or package.module:NAME, such as my_methods.py:absolute_cam"
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """The network.
+
+    Attributes:
+        model: lite0, a classification model of torchvision, or timm:NAME.
+        weights: a checkpoint of your own (a state dict), or random.
+    """
+
+    model: str = "lite0"
+    weights: str | None = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class LayerOf(Network):
+    """The network and its target layer.
+
+    Attributes:
+        layer: whose maps are used; `xcam layers MODEL` lists them. [default: the last convolution's]
+    """
+
+    layer: str | None = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Question(LayerOf):
+    """The network, its target layer, and how methods are computed there.
+
+    Attributes:
+        variant: whose definitions to compute: xplaincam, torchcam or pytorch-grad-cam. [default: the papers']
+        option: a keyword of the methods, such as num_samples=10, once for each. [default: the methods' own]
+        device: where to compute, such as cpu or cuda.
+    """
+
+    variant: str | None = None
+    option: Annotated[list[str] | None, Parameter(negative=())] = None
+    device: str = "cpu"
+
+    def load(self) -> LoadedModel:
+        """Return the network on its device."""
+        from xcam_fn import models
+
+        return models.load(self.model, weights=self.weights, device=self.device)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What --option NAME=VALUE says, VALUE as Python reads it and else as text."""
+        found: dict[str, Any] = {}
+        for text in self.option or ():
+            name, equals, value = text.partition("=")
+            if not (equals and name.isidentifier()):
+                raise ValueError(f"--option {text!r}: expected NAME=VALUE, such as num_samples=10")
+            try:
+                found[name] = ast.literal_eval(value)
+            except (ValueError, SyntaxError):
+                found[name] = value
+        return found
+
+    def methods(self, names: Iterable[str], **more: Any) -> dict[str, Method]:
+        """Return the methods by the names given; "all" stands for those of `METHODS`.
+
+        Each has the variant, and those of the options and of `more` that it takes. An option has to be taken
+        by one method or more.
+        """
+        from xcam_fn import METHODS
+        from xcam_fn.methods.together import named_methods
+
+        names, options = list(names), self.options
+        names = list(METHODS) if names == ["all"] else names
+        found = {name: _method(name, self.variant, more | options) for name in names}
+        try:
+            named_methods({method.name: method for method in found.values()}, **options)
+        except TypeError as error:
+            raise ValueError(f"--option: {error}") from None
+        return found
+
+    def fitting(self, methods: Mapping[str, Method], loaded: LoadedModel) -> dict[str, Method]:
+        """Return the methods without those that need what the network lacks: what is left out is said."""
+        import torch
+
+        from xcam_fn.checks import StructureError
+
+        x = torch.zeros(1, 3, loaded.preset.crop, loaded.preset.crop, device=self.device)
+        kept = {}
+        for name, method in methods.items():
+            try:
+                if method.needs:
+                    method(loaded.model, self.layer, x)
+                kept[name] = method
+            except StructureError as error:
+                say("left out", f"{name}: {error}")
+        return kept
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Drawing(Question):
+    """The same, and how the maps are drawn.
+
+    Attributes:
+        output: the folder to write to.
+        colormap: a name of matplotlib's, such as viridis or jet.
+        alpha: how much the colors cover the photograph, 0 to 1.
+    """
+
+    output: Path = Path("xcam_output")
+    colormap: str = "viridis"
+    alpha: float = 0.5
+
+    @property
+    def style(self) -> dict[str, Any]:
+        """The keywords of `plot.heatmaps`."""
+        return {"colormap": self.colormap, "alpha": self.alpha}
+
+
+def _method(name: str, variant: str | None, options: dict[str, Any]) -> Method:
+    """Return the method of that name, which may be one of the reader's own, with options."""
+    from xcam_fn import find_method
+    from xcam_fn.methods.catalog import with_accepted
+
+    if Path(name).is_file():
+        raise ValueError(f"method {name!r} is not known; it is a file: photographs come before --methods")
+    if ":" not in name:
+        return find_method(name, variant=variant, **options)
+    return with_accepted(_own_method(name), options)
+
+
+def _own_method(name: str) -> Method:
+    """Return the method that a file or a module of the reader's own holds."""
+    from xcam_fn.methods import Method
+
+    home, _, attribute = name.rpartition(":")
+    if home.endswith(".py"):
+        if not Path(home).is_file():
+            raise ValueError(f"method {name!r}: there is no file {home!r}; {_EXPECTED}")
+        spec: Any = importlib.util.spec_from_file_location(Path(home).stem, home)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    else:
+        try:
+            module = importlib.import_module(home)
+        except ImportError as error:
+            raise ValueError(f"method {name!r}: {home!r} cannot be imported ({error}); {_EXPECTED}") from None
+    found = getattr(module, attribute, None)
+    if not isinstance(found, Method):
+        there = [key for key, value in vars(module).items() if isinstance(value, Method)]
+        raise ValueError(
+            f"method {name!r}: {home} has no method {attribute!r}; it has {', '.join(there) or 'none'}. "
+            "xcam_fn.from_gradients makes one of a weighting function"
+        )
+    return found

@@ -1,0 +1,29 @@
+"""What commands print: lines, warnings and tables."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+NOTHING_READ = 1  # the exit status where of several photographs none could be read
+
+
+def show(text: str) -> None:
+    """Print, above a progress bar if there is one."""
+    from tqdm import tqdm
+
+    tqdm.write(text)
+
+
+def say(kind: str, what: object) -> None:
+    """Print a warning or an error in one line on stderr."""
+    from tqdm import tqdm
+
+    tqdm.write(f"xcam: {kind}: {' '.join(str(what).split())}", file=sys.stderr)
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of cells as text, in columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
