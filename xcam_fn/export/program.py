@@ -31,7 +31,7 @@ from xcam_fn.maps import heatmap
 from xcam_fn.methods.catalog import METHODS
 from xcam_fn.models.load import LoadedModel
 from xcam_fn.network.split import Layer, default_layer, feature_and_grad, prepare, run_head, run_trunk
-from xcam_fn.targets.target import logits
+from xcam_fn.targets import logits
 
 METHODS_THAT_EXPORT = ("gradcam", "gradcam_pp", "xgradcam", "layercam", "hirescam", "ablationcam")
 OUTPUTS = ("logits", "heatmap", "class")

@@ -37,7 +37,7 @@ from xcam_fn.network.split import (
 from xcam_fn.perturb import normal, uniform
 from xcam_fn.projections import Kernel, kernel_component, principal_component
 from xcam_fn.scoring.running import explained_score
-from xcam_fn.targets.target import Classes, ClassScore, logit
+from xcam_fn.targets import Classes, ClassScore, logit
 from xcam_fn.weights import Projection
 
 Maps = Float[Tensor, "B K *spatial"]

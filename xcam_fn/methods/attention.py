@@ -26,7 +26,7 @@ from xcam_fn.network.split import (
     with_features,
 )
 from xcam_fn.scoring.running import explained_score
-from xcam_fn.targets.target import Classes, logit
+from xcam_fn.targets import Classes, logit
 
 Images = Float[Tensor, "B C *size"]
 

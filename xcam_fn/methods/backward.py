@@ -29,7 +29,7 @@ from xcam_fn.network.split import (
     run_model,
     trunk_of,
 )
-from xcam_fn.targets.target import Classes
+from xcam_fn.targets import Classes
 from xcam_fn.weights import Projection
 
 Images = Float[Tensor, "B C *size"]

@@ -15,7 +15,7 @@ from xcam_fn.methods.method import Postprocess, method_of
 from xcam_fn.network.places import ToSpatial
 from xcam_fn.network.split import Layer, at, features, prepare, recording, run_head, trunk_of
 from xcam_fn.scoring.running import explained_score
-from xcam_fn.targets.target import Classes, logit
+from xcam_fn.targets import Classes, logit
 
 Images = Float[Tensor, "B C *size"]
 Init = Literal["nndsvda", "random"]

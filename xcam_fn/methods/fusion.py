@@ -17,7 +17,7 @@ from xcam_fn.methods.perturbation import CALL, RETURNS, SCORING
 from xcam_fn.network.split import Layer, feature_and_grad
 from xcam_fn.perturb import Baseline, baseline_images
 from xcam_fn.scoring.running import Precision, Run, Running, Scoring, class_of, scoring_of
-from xcam_fn.targets.target import Classes
+from xcam_fn.targets import Classes
 
 Images = Float[Tensor, "B C *size"]
 Component = str | Callable[..., Tensor] | Tensor | np.ndarray

@@ -40,7 +40,7 @@ from xcam_fn.network.split import (
 )
 from xcam_fn.perturb import Baseline, baseline_images, normal
 from xcam_fn.scoring.running import explained_score
-from xcam_fn.targets.target import Classes, Target, contrast, logit
+from xcam_fn.targets import Classes, Target, contrast, logit
 from xcam_fn.weights import Projection
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from xcam_fn.network.places import ToSpatial
 from xcam_fn.network.split import Layer, Same, at, layer_of, once
-from xcam_fn.targets.target import Classes
+from xcam_fn.targets import Classes
 
 Postprocess = Callable[[Tensor, tuple[int, ...]], Tensor]
 Run = TypeVar("Run", bound=Callable[..., Tensor])

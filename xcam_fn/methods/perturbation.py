@@ -55,7 +55,7 @@ from xcam_fn.scoring.running import (
     class_of,
     explained_score,
 )
-from xcam_fn.targets.target import Classes
+from xcam_fn.targets import Classes
 from xcam_fn.weights import Projection
 
 Images = Float[Tensor, "B C *size"]

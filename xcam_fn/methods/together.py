@@ -14,7 +14,7 @@ from xcam_fn.methods.catalog import METHODS, find_method
 from xcam_fn.methods.method import accepted, base_of, run_once
 from xcam_fn.network.split import Layer, Shared
 from xcam_fn.scoring.running import fixed_class
-from xcam_fn.targets.target import Classes
+from xcam_fn.targets import Classes
 
 Run = Callable[..., Tensor]
 Methods = Sequence[str | Callable[..., Tensor]] | Mapping[str, str | Callable[..., Tensor]]

@@ -32,7 +32,7 @@ from xcam_fn.network.split import layers as layers_of
 from xcam_fn.perturb import blurred
 from xcam_fn.projections import principal_component
 from xcam_fn.scoring.running import TARGETS, check_score, explained_score, fixed_class
-from xcam_fn.targets.target import Classes
+from xcam_fn.targets import Classes
 
 Images = Float[Tensor, "B C *size"]
 Run = Callable[..., Tensor]

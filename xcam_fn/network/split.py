@@ -33,7 +33,7 @@ from xcam_fn.network.places import (
     replaced,
     to_spatial_of,
 )
-from xcam_fn.targets.target import Classes, Target, resolve
+from xcam_fn.targets import Classes, Target, resolve
 
 
 class Shared:

@@ -20,7 +20,7 @@ from xcam_fn.network.copies import unwrap
 from xcam_fn.network.split import in_transform, recording, run_model, traced
 from xcam_fn.perturb import perturbation_scores
 from xcam_fn.scoring.folding import inference_copy, with_exact_head
-from xcam_fn.targets.target import Classes, ClassScore, Target, class_index, logit, logits, probability
+from xcam_fn.targets import Classes, ClassScore, Target, class_index, logit, logits, probability
 
 TARGETS: dict[str, Callable[[Classes], ClassScore]] = {"probability": probability, "logit": logit}
 Precision = Literal["float32", "bfloat16"]
