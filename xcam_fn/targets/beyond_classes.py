@@ -25,7 +25,7 @@ class _Segment(Reading):
     mask: Tensor | None
     find = staticmethod(dense_logits)
 
-    def choose(self, values: Tensor, output: Any) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+    def choose(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """The class of each image, and what each pixel counts, (B, pixels), 1 for each image in all."""
         index = class_index(self.cls, values.flatten(2)[..., 0])
         if index.ndim == 2:
@@ -35,8 +35,7 @@ class _Segment(Reading):
             )
         mask = self._mask(values.detach(), index).flatten(1).to(values.dtype)
         if checks.is_readable(mask) and not bool(mask.any(1).all()):
-            image = int((~mask.any(1)).nonzero()[0])
-            raise ValueError(self._no_pixel(image, int(index[image]), values))
+            raise ValueError(self._no_pixel(int((~mask.any(1)).nonzero()[0]), index, values))
         return index, mask / mask.sum(1, keepdim=True)
 
     def scores(self, values: Tensor, chosen: tuple[Tensor, Tensor]) -> Tensor:
@@ -57,13 +56,13 @@ class _Segment(Reading):
             )
         return self.mask.to(values.device).expand(batch, *size)
 
-    def _no_pixel(self, image: int, cls: int, values: Tensor) -> str:
+    def _no_pixel(self, image: int, index: Tensor, values: Tensor) -> str:
         if self.mask is not None:
             return f"segment: mask holds no pixel for image {image}; expected one or more"
         there = values[image].argmax(0).unique().tolist()
         return (
-            f"segment: class {cls} has the highest logit at no pixel of image {image}, where the classes are "
-            f"{there}; pass one of these, or mask= the pixels to explain"
+            f"segment: class {index[image]} has the highest logit at no pixel of image {image}, where the "
+            f"classes are {there}; pass one of these, or mask= the pixels to explain"
         )
 
 
@@ -106,7 +105,7 @@ class _Detection(Reading):
     label: Tensor | None
     find = staticmethod(detections)
 
-    def choose(self, values: list[dict[str, Tensor]], output: Any) -> tuple[Tensor, Tensor | None]:  # noqa: ARG002
+    def choose(self, values: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor | None]:
         """The box and the label that are looked for in each image."""
         device = values[0]["boxes"].device
         boxes = _of_images("detection: box", self.box, len(values), 4).to(device)
@@ -195,12 +194,12 @@ class _Similarity(Reading):
     embedding: Tensor
     find = staticmethod(embeddings)
 
-    def choose(self, values: Tensor, output: Any) -> tuple[Tensor]:
+    def choose(self, values: Tensor) -> tuple[Tensor]:
         batch, width = values.shape
         if self.embedding.shape[-1] != width:
             raise ValueError(
                 f"similarity: embedding has shape {tuple(self.embedding.shape)}, but the model's output is "
-                f"{describe(output)}; expected {width} numbers, an embedding from the same model"
+                f"{describe(values)}; expected {width} numbers, an embedding from the same model"
             )
         return (_of_images("similarity: embedding", self.embedding, batch, width).to(values.device),)
 
@@ -242,10 +241,10 @@ class _Regression(Reading):
     index: int
     find = staticmethod(numbers)
 
-    def choose(self, values: Tensor, output: Any) -> tuple[()]:
+    def choose(self, values: Tensor) -> tuple[()]:
         if self.index >= values.shape[1]:
             raise ValueError(
-                f"regression: index={self.index} is out of range: the model's output is {describe(output)}; "
+                f"regression: index={self.index} is out of range: the model's output is {describe(values)}; "
                 f"expected 0 to {values.shape[1] - 1}"
             )
         return ()

@@ -33,7 +33,7 @@ class ClassScore(Reading):
     of: Callable[[Tensor, Tensor], Tensor]
     find = staticmethod(logits)
 
-    def choose(self, values: Tensor, output: Any) -> tuple[Tensor]:  # noqa: ARG002
+    def choose(self, values: Tensor) -> tuple[Tensor]:
         return (class_index(self.cls, values),)
 
     def scores(self, values: Tensor, chosen: tuple[Tensor]) -> Tensor:
@@ -151,7 +151,7 @@ class _Contrast(Reading):
     weighting: Weighting
     find = staticmethod(logits)
 
-    def choose(self, values: Tensor, output: Any) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+    def choose(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """The classes, (B,) or (B, n), and those that each of them is compared with, (B, n, m)."""
         index = class_index(self.cls, values)
         rows = index.reshape(index.shape[0], -1)

@@ -123,5 +123,6 @@ def _misfit(found: Any, output: Any, expected: str, target: str) -> ValueError:
             "a callable from it to B scores, such as cls=lambda output: output[0][:, 3], or have "
             "xcam_fn.bind(model, fn) return the part of it that counts"
         )
-    what = f"the model's output is {describe(output)}; expected {expected}"
-    return ValueError(f"{target}{what}. Pass cls={remedy}")
+    return ValueError(
+        f"{target}the model's output is {describe(output)}; expected {expected}. Pass cls={remedy}"
+    )

@@ -76,7 +76,7 @@ class Reading(Target):
         """The values that are read; ValueError where the output holds none."""
 
     @abc.abstractmethod
-    def choose(self, values: Any, output: Any) -> tuple[Tensor | None, ...]:
+    def choose(self, values: Any) -> tuple[Tensor | None, ...]:
         """What is chosen by the values: tensors with a row for each image, or None."""
 
     @abc.abstractmethod
@@ -84,7 +84,7 @@ class Reading(Target):
         """The scores of the values, with a row of each choice for each of them."""
 
     def fixed(self, output: Any) -> Fixed:
-        chosen = self.choose(self.find(output), output)
+        chosen = self.choose(self.find(output))
 
         def scores(output: Any, which: Tensor | None) -> Tensor:
             rows = (part if part is None or which is None else part[which] for part in chosen)
