@@ -16,7 +16,10 @@ def test_there_are_notebooks():
 
 
 @pytest.mark.usefixtures("unchecked")  # as a reader runs them
-@pytest.mark.filterwarnings("ignore:.*non-interactive:UserWarning")
+@pytest.mark.filterwarnings(
+    "ignore:.*non-interactive:UserWarning",
+    "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning",  # tensors that Matplotlib draws
+)
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(notebook, tmp_path, monkeypatch):
     mpl.use("agg")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import xcam_fn as xf
+from conftest import refused_skip
 
 SLOW = {"matplotlib", "scipy", "sklearn", "torch._dynamo", "torchvision"}
 
@@ -68,3 +69,20 @@ def test_split_and_heatmap_are_the_functions(before):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "split heatmap\n"
+
+
+@pytest.mark.parametrize(
+    ("reason", "outcome"),
+    [
+        ("Skipped: could not import 'timm'", "failed"),
+        ("Skipped: the browser chromium is not installed on this machine", "skipped"),
+        ("Skipped: the folder shared/ is not beside this checkout", "skipped"),
+    ],
+)
+def test_ci_skips_only_what_it_may_lack(reason, outcome, monkeypatch):
+    report = pytest.TestReport("test_it", ("", 0, ""), {}, "skipped", ("test.py", 1, reason), "call")
+    monkeypatch.setenv("CI", "true")
+    assert refused_skip(report).outcome == outcome
+    monkeypatch.delenv("CI")
+    report.outcome = "skipped"
+    assert refused_skip(report).outcome == "skipped"

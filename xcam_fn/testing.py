@@ -225,11 +225,11 @@ def _expect(holds: bool | Tensor, promise: str) -> None:
         raise AssertionError(promise)
 
 
-def _expect_close(actual: Tensor, expected: Tensor, promise: str, tolerance: float = 1e-6) -> None:
+def _expect_close(actual: Tensor, expected: Tensor, promise: str) -> None:
     shapes = tuple(actual.shape), tuple(expected.shape)
     _expect(shapes[0] == shapes[1], f"{promise}: shape {shapes[0]}, not {shapes[1]}")
     difference = (actual - expected).abs().max().item()
-    _expect(difference <= tolerance, f"{promise}: they differ by {difference:.3g}, more than {tolerance:.0e}")
+    _expect(difference <= 1e-6, f"{promise}: they differ by {difference:.3g}, more than 1e-06")
 
 
 def _expect_refusal(run: Run, case: Case, cls: Any, promise: str) -> None:

@@ -255,9 +255,9 @@ def class_index(cls: Classes, values: Float[Tensor, "B classes"], name: str = "c
     if isinstance(cls, Tensor):
         index = _checked_tensor(cls, batch, count, name)
     elif is_sequence(cls):
-        index = torch.tensor(_checked_sequence(cls, batch, count, name))
+        index = torch.tensor(_checked_sequence(cls, batch, count, name), device=values.device)
     else:
-        index = torch.tensor(_checked_class(cls, count, name)).expand(batch)
+        index = torch.full((batch,), _checked_class(cls, count, name), device=values.device)
     return index.to(values.device, torch.int64)
 
 
