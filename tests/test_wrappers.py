@@ -293,7 +293,7 @@ def test_the_command_says_what_it_leaves_out(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("xcam_fn.METHODS", few)
     photo = tmp_path / "photo.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 80, 3), dtype=np.uint8)).save(photo)
-    common = [str(photo), "--model", "squeezenet1_1", "--weights", "random", "--output", str(tmp_path)]
+    common = [str(photo), "--model", "alexnet", "--weights", "random", "--output", str(tmp_path)]
     assert cli.main(["explain", *common, "--methods", "all"]) == 0
     assert cli.main(["compare", *common]) == 0
     out, err = capsys.readouterr()
