@@ -32,7 +32,7 @@ import xcam_fn as xf
 from xcam_fn.checks import StructureError
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import heatmaps_of
-from xcam_fn.targets.outputs import logits
+from xcam_fn.targets import logits
 
 DATA = Path(__file__).with_name("architectures.csv")
 PAGE = Path(__file__).with_name("architectures.md")

@@ -31,7 +31,7 @@ def main() -> None:
 
     model = networks.seeded(networks.Residual())
     x = torch.randn(4, 3, 8, 9, generator=torch.Generator().manual_seed(0))
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         parts = pool.map(explained, [xf.gradcam] * 2, [model] * 2, [x[:2], x[2:]])
         found = np.concatenate(list(parts))
     np.testing.assert_allclose(found, xf.gradcam(model, "conv2", x, 1), atol=1e-6)

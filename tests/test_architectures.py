@@ -73,9 +73,9 @@ def test_torchvision(name):
 
 
 @pytest.mark.parametrize("name", TIMM)
-@pytest.mark.filterwarnings("ignore")
 def test_timm(name):
-    timm = pytest.importorskip("timm")
+    import timm
+
     layer, size = TIMM[name]
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -119,11 +119,6 @@ def test_zero_gradients_and_zero_features_give_zeros(name):
 # -- whole methods -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", GRADIENT)
-def test_every_method_passes_the_battery(name):
-    xf.testing.check_method(xf.METHODS[name])
-
-
 @given(seed=seeds, cls=st.integers(0, 4))
 @settings(max_examples=15, deadline=None)
 def test_closed_forms_on_pooling_and_one_linear_layer(seed, cls):
@@ -257,26 +252,10 @@ def test_a_method_made_in_code_without_a_module_belongs_to_main():
 
 def test_a_method_of_ones_own_gets_everything():
     absolute = xf.from_gradients(lambda A, G, power=1.0: (G.abs() ** power).mean((2, 3)), name="absolute")
-    xf.testing.check_method(absolute)
     model, x = networks.seeded(networks.Residual()), torch.randn(2, 3, 12, 16)
     assert not torch.equal(absolute(model, "conv2", x), absolute(model, "conv2", x, power=3.0))
     with pytest.raises(TypeError, match=r"absolute\(\) has no option 'powr'; its options are .*power"):
         absolute(model, "conv2", x, powr=2.0)
-
-
-def test_the_battery_fails_what_is_wrong():
-    def checks(weighting):
-        return lambda: xf.testing.check_method(xf.from_gradients(weighting, name="wrong"))
-
-    wrong = {
-        "a batch equals its images": lambda A, G: G.mean((0, 2, 3)).expand(A.shape[:2]),
-        "the order of channels": lambda A, G: G.mean((2, 3)) * torch.arange(A.shape[1]),
-        "the same call": lambda A, G: G.mean((2, 3)) * torch.rand(A.shape[:2]),
-        "zero, not NaN": lambda A, G: torch.ones(A.shape[:2], dtype=A.dtype),
-    }
-    for promise, weighting in wrong.items():
-        with torch.random.fork_rng(), pytest.raises(AssertionError, match=promise):
-            checks(weighting)()
 
 
 # -- other libraries ---------------------------------------------------------------------------------------
@@ -303,33 +282,31 @@ CASES = [
 ]
 
 
-@pytest.fixture(params=CASES, ids=["-".join(case) for case in CASES])
-def case(request, lite0) -> tuple[nn.Module, str]:
+@pytest.fixture(scope="module", params=CASES, ids=["-".join(case) for case in CASES])
+def case(request, lite0, photographs) -> tuple[nn.Module, str, Tensor]:
     name, layer = request.param
-    return (lite0 if name == "lite0" else random_network(name)), layer
+    if name == "lite0":
+        return lite0, layer, photographs
+    return random_network(name), layer, photographs[:, :, ::2, ::2].contiguous()
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("name", "peer"),
     [("gradcam", "GradCAM"), ("gradcam_pp", "GradCAMpp"), ("xgradcam", "XGradCAM"), ("layercam", "LayerCAM")],
 )
-def test_torchcam_agrees(case, photographs, name, peer):
+def test_torchcam_agrees(case, name, peer):
     """Its GradCAMpp's `alpha[idx][mask].div_(…)` divides a copy (a mask makes one), so that α stays G²."""
     import torchcam.methods
 
-    model, layer = case
+    model, layer, x = case
     classes = [281, 650]
     with getattr(torchcam.methods, peer)(model, layer) as extractor:
-        (theirs,) = extractor(classes, model(photographs), normalized=False)
-    ours = xf.METHODS[name](
-        model, layer, photographs, classes, postprocess=None, **xf.VARIANTS["torchcam"][name]
-    )
+        (theirs,) = extractor(classes, model(x), normalized=False)
+    ours = xf.METHODS[name](model, layer, x, classes, postprocess=None, **xf.VARIANTS["torchcam"][name])
     assert (normalized(ours) - normalized(theirs)).abs().max() <= 1e-4
     assert normalized(ours).amax() == 1
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("name", "peer"),
     [
@@ -340,36 +317,34 @@ def test_torchcam_agrees(case, photographs, name, peer):
         ("hirescam", "HiResCAM"),
     ],
 )
-def test_pytorch_grad_cam_agrees(case, photographs, name, peer):
+def test_pytorch_grad_cam_agrees(case, name, peer):
     import pytorch_grad_cam
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    model, layer = case
+    model, layer, x = case
     classes = [281, 650]
-    ours = xf.METHODS[name](model, layer, photographs, classes, **xf.VARIANTS["pytorch-grad-cam"][name])
+    ours = xf.METHODS[name](model, layer, x, classes, **xf.VARIANTS["pytorch-grad-cam"][name])
     with getattr(pytorch_grad_cam, peer)(model, [model.get_submodule(layer)]) as cam:
-        theirs = cam(photographs, [ClassifierOutputTarget(c) for c in classes])
+        theirs = cam(x, [ClassifierOutputTarget(c) for c in classes])
     difference = (ours - normalized(torch.from_numpy(theirs))).abs().max()
     # It adds 1e-7 to each map's maximum before it resizes, which shows where that maximum is small.
     assert difference <= 1e-4
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_captum_agrees(case, photographs):
+def test_captum_agrees(case):
     from captum.attr import LayerGradCam
 
-    model, layer = case
-    theirs = LayerGradCam(model, model.get_submodule(layer)).attribute(photographs, torch.tensor([281, 650]))
-    ours = xf.gradcam(model, layer, photographs, [281, 650], postprocess=None)
+    model, layer, x = case
+    theirs = LayerGradCam(model, model.get_submodule(layer)).attribute(x, torch.tensor([281, 650]))
+    ours = xf.gradcam(model, layer, x, [281, 650], postprocess=None)
     assert (normalized(ours) - normalized(theirs[:, 0])).abs().max() <= 1e-4
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_captum_agrees_on_integrated_gradients(photographs):
     from captum.attr import IntegratedGradients
 
     model, x = random_network("resnet18"), photographs[:, :, ::4, ::4].contiguous()
-    theirs = IntegratedGradients(model).attribute(x, target=torch.tensor([281, 650]), n_steps=400).sum(1)
-    ours = xf.integrated_gradients(model, None, x, [281, 650], steps=100, postprocess=None)
+    theirs = IntegratedGradients(model).attribute(x, target=torch.tensor([281, 650]), n_steps=200).sum(1)
+    ours = xf.integrated_gradients(model, None, x, [281, 650], steps=60, postprocess=None)
     for one, other in zip(ours, theirs, strict=True):  # two rules for the same integral
         assert torch.corrcoef(torch.stack([one.flatten(), other.flatten().float()]))[0, 1] > 0.999

@@ -127,11 +127,6 @@ def test_methods_are_the_papers_loops(name, layer):
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_every_method_passes_the_battery(name):
-    xf.testing.check_method(xf.METHODS[name], **QUICK[name])
-
-
-@pytest.mark.parametrize("name", QUICK)
 @pytest.mark.parametrize("kind", [networks.DataDependent, networks.ReadsParameters, networks.InPlaceFunction])
 def test_any_network_and_layer(name, kind):
     model = networks.seeded(kind()).double()
@@ -205,29 +200,36 @@ def test_scores_come_back_in_order():
     assert seen == [(2, [2, 0]), (2, [0, 1]), (1, [2])]
 
 
-def test_what_need_not_be_computed_is_not(lite0, photographs):
-    """On the trained network, where many maps of the last activation are constant: to the bit the same."""
+def test_what_need_not_be_computed_is_not():
+    """Maps that are constant or equal to others are not scored: to the bit the same."""
     forwards = []
+    conv = nn.Conv2d(3, 24, 3)
+    model = networks.seeded(
+        nn.Sequential(conv, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 5))
+    )
+    with torch.no_grad():
+        assert conv.bias is not None
+        conv.bias[::4] = -100.0
+        for value in (conv.weight, conv.bias):
+            value[5] = value[1]
 
     def counted(x: Tensor) -> Tensor:
         forwards.append(len(x))
         with torch.no_grad():
-            return lite0(x)
+            return model(x)
 
-    x = photographs[:1, :, ::4, ::4].contiguous()
-    A = xf.features(lite0, None, x)
+    x = images(1).float()
+    A = xf.features(model, "1", x)
     constant = int((A.flatten(2).amax(-1) == A.flatten(2).amin(-1)).sum())
-    assert constant > A.shape[1] // 6
-    found = xf.scorecam(lite0, None, x, 281, scorer=counted, chunk_size=1, postprocess=None)
+    assert constant == 6
+    found = xf.scorecam(model, "1", x, 2, scorer=counted, chunk_size=1, postprocess=None)
     needed = len(distinct_maps(A).maps)
-    assert needed <= A.shape[1] - constant
+    assert needed == A.shape[1] - constant - 1
     assert sum(forwards) == needed + 2  # and the image and the baseline themselves
     with torch.no_grad():
-        p0 = lite0(torch.zeros_like(x)).softmax(1)[0, 281]
-        w = (
-            torch.stack([lite0(x * resized_minmax(a[None], x.shape[2:])).softmax(1)[0, 281] for a in A[0]])
-            - p0
-        )
+        p0 = model(torch.zeros_like(x)).softmax(1)[0, 2]
+        masked = [x * resized_minmax(a[None], x.shape[2:]) for a in A[0]]
+        w = torch.stack([model(one).softmax(1)[0, 2] for one in masked]) - p0
     assert torch.equal(found, torch.einsum("bkn,bk...->bn...", w[None, :, None], A)[:, 0])
 
 
@@ -364,7 +366,7 @@ def test_compiling_agrees_with_eager():
     script = Path(__file__).with_name("compiled_scoring.py")
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["scorecam", "rise", "once"]
+    assert done.stdout.split() == ["rise", "once", "scorecam"]
 
 
 def test_a_scorer_stands_in_for_the_model():
@@ -411,7 +413,7 @@ def test_memory_does_not_grow_with_the_number_of_maps():
     script = Path(__file__).with_name("peak_memory.py")
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
     grown = {name: float(mebibytes) for name, mebibytes in map(str.split, done.stdout.splitlines())}
-    # Held at once: 660 MiB of masked images, 1,800 of ablated features, and 66 of baselines beside 31 of maps.
+    # Held at once: 330 MiB of masked images, 540 of ablated features, and 85 of masked images beside 27 of maps.
     assert len(grown) == 3
     assert grown["rise"] < 48
     assert grown["ablationcam"] < 96
@@ -429,7 +431,6 @@ def torchcam_weights(peer: object, model: nn.Module, layer: str, x: Tensor, clas
         return found
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("name", "peer"), [("scorecam", "ScoreCAM"), ("iscam", "ISCAM")])
 def test_torchcam_agrees(name, peer):
     import functools
@@ -447,7 +448,6 @@ def test_torchcam_agrees(name, peer):
     torch.testing.assert_close(ours.relu(), theirs, rtol=0, atol=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_torchcam_sscam_agrees_when_given_our_noise(monkeypatch):
     import functools
 
@@ -468,7 +468,6 @@ def test_torchcam_sscam_agrees_when_given_our_noise(monkeypatch):
     torch.testing.assert_close(ours.relu(), theirs, rtol=0, atol=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["scorecam", "ablationcam"])
 def test_pytorch_grad_cam_agrees(name, capfd):
     import pytorch_grad_cam

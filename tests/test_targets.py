@@ -273,8 +273,9 @@ def test_targets_go_through_transforms(residual):
 
 @pytest.mark.parametrize("weight", [1.0, 0.6])
 def test_contrast_is_finer_cam_of_the_peers(lite0, photographs, weight):
-    torchcam = pytest.importorskip("torchcam.methods")
-    peer = pytest.importorskip("pytorch_grad_cam")
+    import pytorch_grad_cam as peer
+    import torchcam.methods as torchcam
+
     layer = "_blocks.15"
     model = copy.deepcopy(lite0)
     with peer.FinerCAM(model, [model.get_submodule(layer)]) as cam:

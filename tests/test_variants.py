@@ -27,6 +27,12 @@ KEYS = {
     "unioncam": "UnionCAM",
     "fusioncam": "FusionCAM",
 }
+MASKING = (
+    "scorecam",
+    "iscam",
+    "unioncam",
+    "fusioncam",
+)  # of thousands of forwards: on two of the photographs
 # Where a method divides by what nearly cancels, the rounding of the features (which differs from one processor
 # to the next) moves the map by more than 1e-4: by how much is measured, not guessed.
 CANCELING = ("gradcam_pp", "xgradcam")
@@ -41,11 +47,13 @@ def test_xplaincams_maps(lite0, shared, name):
     cls = json.loads((folder / "public.json").read_text())[f"{name}.JPEG"]["class"]
     picture = Image.open(folder / f"{name}_224.png")
     x = normalize(to_tensor(picture), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])[None]
+    keys = {m: key for m, key in KEYS.items() if name in PHOTOGRAPHS[:2] or m not in MASKING}
+    options = {"num_samples": 2} if "iscam" in keys else {}
     ours = xf.explain_all(
-        lite0, "_blocks.15", x, None, list(KEYS), variant="xplaincam", num_samples=2, chunk_size=16
+        lite0, "_blocks.15", x, None, list(keys), variant="xplaincam", chunk_size=16, **options
     )
     with np.load(folder / "public.npz") as reference:
-        theirs = {method: torch.from_numpy(reference[f"{name}.JPEG/{key}"]) for method, key in KEYS.items()}
+        theirs = {method: torch.from_numpy(reference[f"{name}.JPEG/{key}"]) for method, key in keys.items()}
     found = xf.feature_and_grad(lite0, "_blocks.15", x, cls)
     far = {}
     for method, expected in theirs.items():
@@ -76,8 +84,10 @@ def rounding_moves(found: xf.FeatureAndGrad, method: str) -> float:
     return max((heatmap(found.features + n * largest * 2**-22) - expected).abs().max().item() for n in noise)
 
 
+@pytest.mark.filterwarnings("ignore:Maximum number of iterations")  # of a factorization, as many as elsewhere
 def test_a_variant_is_keywords_of_ours():
-    model, x = networks.seeded(networks.Residual()), torch.randn(2, 3, 12, 16)
+    model = networks.seeded(networks.Residual())
+    x = torch.randn(2, 3, 12, 16, generator=torch.Generator().manual_seed(0))
     for library, methods in xf.VARIANTS.items():
         for name, options in methods.items():
             if name == "legrad":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,14 +19,6 @@ _RANKS = {
     4: "(B, C, H, W), a batch of images",
     5: "(B, C, D, H, W), a batch of volumes",
 }
-_SHAPE_TROUBLE = (
-    "mat1 and mat2",
-    "Kernel size",
-    "kernel size",
-    "size mismatch",
-    "must match",
-    "Calculated padded",
-)
 
 
 class StructureError(ValueError):
@@ -77,15 +70,11 @@ def check_input(x: Tensor) -> None:
 
 
 def _check_rank(modules: list[nn.Module], x: Tensor) -> None:
-    ranks = {_convolution_rank(m) for m in modules if isinstance(m, nn.modules.conv._ConvNd)}
+    ranks = {len(m.kernel_size) + 2 for m in modules if isinstance(m, nn.modules.conv._ConvNd)}
     if len(ranks) == 1 and x.ndim not in ranks:
         (rank,) = ranks
         remedy = "; add the batch with x.unsqueeze(0)" if x.ndim == rank - 1 else ""
         raise ValueError(f"x has shape {tuple(x.shape)}; the model expects {_RANKS[rank]}{remedy}")
-
-
-def _convolution_rank(module: nn.modules.conv._ConvNd) -> int:
-    return len(module.kernel_size) + 2
 
 
 def _is_random_in_training(module: nn.Module) -> bool:
@@ -120,13 +109,14 @@ def _raise_mismatch(model: nn.Module, x: Tensor, error: RuntimeError) -> None:
         raise TypeError(
             f"x has dtype {x.dtype}, but the model has {parameter.dtype}; pass x.to({parameter.dtype})"
         ) from error
+    if type(error) is not RuntimeError:  # out of memory, not implemented, …
+        return
     first = next((m for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd)), None)
-    if first is not None and first.in_channels != x.shape[1] and "channels" in str(error):
+    if first is not None and first.in_channels != x.shape[1]:
         raise ValueError(
             f"x has shape {tuple(x.shape)}, {x.shape[1]} channels; the model expects {first.in_channels}"
         ) from error
-    if any(words in str(error) for words in _SHAPE_TROUBLE):
-        raise ValueError(f"x has shape {tuple(x.shape)}, on which the model fails: {error}") from error
+    raise ValueError(f"x has shape {tuple(x.shape)}, on which the model fails: {error}") from error
 
 
 def check_features(features: Any, x: Tensor, layer: str) -> None:
@@ -201,12 +191,11 @@ def check_number(
     """Raise where an option is not a finite number within its range."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}={value!r} is a {type(value).__name__}; expected a number")
-    low = value > above if above is not None else at_least is None or value >= at_least
-    if not math.isfinite(value) or not low or (at_most is not None and value > at_most):
-        words = [f"> {above}"] if above is not None else []
-        words += [f"≥ {at_least}"] if at_least is not None else []
-        words += [f"≤ {at_most}"] if at_most is not None else []
-        raise ValueError(f"{name}={value} is out of range; expected a number {' and '.join(words)}")
+    bounds = [(">", operator.gt, above), ("≥", operator.ge, at_least), ("≤", operator.le, at_most)]
+    given = [(sign, holds, bound) for sign, holds, bound in bounds if bound is not None]
+    if not math.isfinite(value) or not all(holds(value, bound) for _, holds, bound in given):
+        words = " and ".join(f"{sign} {bound}" for sign, _, bound in given)
+        raise ValueError(f"{name}={value} is out of range; expected a number {words}")
 
 
 def check_seed(seed: Any) -> None:

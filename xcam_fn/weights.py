@@ -1,7 +1,7 @@
 """(A, G) to weights: one function for each method. A are the features, G the score's gradient to them.
 
-A weight is one number a channel, (B, K), or one a position, (B, K, *spatial); the map is the sum over
-channels of weight × feature. Every function works for any number of spatial axes.
+Both are (B, K, *spatial), with any number of spatial axes. A weight is one number a channel, (B, K), or one a
+position, (B, K, *spatial); the map is the sum over channels of weight × feature.
 """
 
 from __future__ import annotations
@@ -67,8 +67,7 @@ def gradcam_pp(
         return reduce(g**2 * G.relu(), "b k ... -> b k", "sum")
     third = _total(A) * g**3 if local else _total(A * g**3)
     denominator = 2 * g**2 + third * scale + eps / scale / scale
-    alpha = torch.where(denominator != 0, g**2 / torch.where(denominator != 0, denominator, 1.0), 0.0)
-    return reduce(alpha * G.relu(), "b k ... -> b k", "sum")
+    return reduce(_ratio(g**2, denominator) * G.relu(), "b k ... -> b k", "sum")
 
 
 def smoothgradcam_pp(A: Maps, first: Maps, second: Maps, third: Maps, eps: float = 0.0) -> ChannelWeights:
@@ -90,13 +89,18 @@ def smoothgradcam_pp(A: Maps, first: Maps, second: Maps, third: Maps, eps: float
         Omeiza et al. (arXiv:1908.01224). D² in the numerator, as in Grad-CAM++, which this is without noise.
     """
     denominator = 2 * second + _total(A * third) + eps
-    alpha = torch.where(denominator != 0, second / torch.where(denominator != 0, denominator, 1.0), 0.0)
-    return reduce(alpha * first.relu(), "b k ... -> b k", "sum")
+    return reduce(_ratio(second, denominator) * first.relu(), "b k ... -> b k", "sum")
 
 
 def _total(values: Maps) -> Tensor:
     """The sum over positions, kept as axes of length 1."""
     return values.sum(tuple(range(2, values.ndim)), keepdim=True)
+
+
+def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """The quotient, 0 with a finite derivative where the denominator is 0."""
+    is_there = denominator != 0
+    return torch.where(is_there, numerator / torch.where(is_there, denominator, 1.0), 0.0)
 
 
 def xgradcam(A: Maps, G: Maps, eps: float = 0.0) -> ChannelWeights:
@@ -114,16 +118,11 @@ def xgradcam(A: Maps, G: Maps, eps: float = 0.0) -> ChannelWeights:
         Fu et al. (arXiv:2008.02312), equation 9.
     """
     total = reduce(A, "b k ... -> b k", "sum") + eps
-    weighted = reduce(G * A, "b k ... -> b k", "sum")
-    return torch.where(total != 0, weighted / torch.where(total != 0, total, 1.0), 0.0)
+    return _ratio(reduce(G * A, "b k ... -> b k", "sum"), total)
 
 
 def layercam(A: Maps, G: Maps) -> Maps:
     """Layer-CAM's weights: the positive part of the gradient, at each position.
-
-    Args:
-        A: features, (B, K, *spatial).
-        G: gradient of the score with respect to A, (B, K, *spatial).
 
     Returns:
         (B, K, *spatial), ≥ 0.
@@ -136,10 +135,6 @@ def layercam(A: Maps, G: Maps) -> Maps:
 
 def hirescam(A: Maps, G: Maps) -> Maps:
     """HiResCAM's weights: the gradient itself, at each position.
-
-    Args:
-        A: features, (B, K, *spatial).
-        G: gradient of the score with respect to A, (B, K, *spatial).
 
     Returns:
         (B, K, *spatial), signed.
@@ -155,10 +150,6 @@ def gradcam_elementwise(A: Maps, G: Maps) -> Maps:
 
     The map is then Σ ReLU(G · A).
 
-    Args:
-        A: features, (B, K, *spatial).
-        G: gradient of the score with respect to A, (B, K, *spatial).
-
     Returns:
         (B, K, *spatial), signed.
 
@@ -170,10 +161,6 @@ def gradcam_elementwise(A: Maps, G: Maps) -> Maps:
 
 def absolute(A: Maps, G: Maps) -> Maps:
     """Seg-Eigen-CAM's weights: the absolute gradient, at each position.
-
-    Args:
-        A: features, (B, K, *spatial).
-        G: gradient of the score with respect to A, (B, K, *spatial).
 
     Returns:
         (B, K, *spatial), ≥ 0.
@@ -200,8 +187,7 @@ def unioncam(A: Maps, G: Maps, theta: float = 10.0) -> Maps:
     """
     low = percentile(G, theta, G.ndim - 2)
     positive = torch.where(low <= G, G, 0.0).relu()
-    total = _total(positive)
-    return positive / torch.where(total > 0, total, 1.0)
+    return _ratio(positive, _total(positive))
 
 
 def percentile(values: Tensor, theta: float, axes: int) -> Tensor:

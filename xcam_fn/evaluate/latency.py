@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from xcam_fn import checks
 from xcam_fn.methods.together import Methods, named_methods
 from xcam_fn.network.split import Layer
-from xcam_fn.targets.target import Classes
+from xcam_fn.targets import Classes
 
 BARE = "bare forward"
 

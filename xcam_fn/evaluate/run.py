@@ -35,7 +35,7 @@ from xcam_fn.models.load import LoadedModel
 from xcam_fn.network.split import default_layer, split
 from xcam_fn.perturb import blurred
 from xcam_fn.scoring.running import Running, Scoring, check_running, scoring_of
-from xcam_fn.targets.target import Classes
+from xcam_fn.targets import Classes
 
 _HEATMAP_PIXELS = 112
 _PICTURE_QUALITY = 85

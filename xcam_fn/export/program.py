@@ -23,7 +23,7 @@ from xcam_fn.methods import METHODS
 from xcam_fn.methods.call import Call
 from xcam_fn.network.split import default_layer
 from xcam_fn.network.target_layer import Layer
-from xcam_fn.targets.outputs import logits
+from xcam_fn.targets import logits
 
 METHODS_THAT_EXPORT = ("gradcam", "gradcam_pp", "xgradcam", "layercam", "hirescam", "ablationcam")
 OUTPUTS = ("logits", "heatmap", "class")

@@ -16,7 +16,7 @@ from xcam_fn.methods.catalog import enter, method
 from xcam_fn.methods.method import Method, options_of
 from xcam_fn.perturb import normal, uniform
 from xcam_fn.projections import Kernel, kernel_component, principal_component
-from xcam_fn.targets.target import Classes, ClassScore
+from xcam_fn.targets import Classes, ClassScore
 from xcam_fn.weights import Projection
 
 __all__ = ["cam", "eigencam", "fem", "from_features", "kpcacam", "randomcam"]

@@ -17,7 +17,7 @@ from xcam_fn.network.copies import unwrap
 from xcam_fn.network.places import attention_positions, to_spatial_of
 from xcam_fn.network.vjp import by_autograd, pulled_back, vjp
 from xcam_fn.scoring.score import explained_score
-from xcam_fn.targets.target import logit
+from xcam_fn.targets import logit
 
 __all__ = ["legrad"]
 

@@ -21,7 +21,7 @@ from xcam_fn.network.vjp import recording
 from xcam_fn.perturb import perturbation_scores
 from xcam_fn.scoring.running import Running, Scoring
 from xcam_fn.scoring.score import TARGETS, Explained, check_score, explained_score
-from xcam_fn.targets.target import Classes, logit
+from xcam_fn.targets import Classes, logit
 from xcam_fn.torch_state import in_transform
 
 Found = TypeVar("Found")

@@ -18,7 +18,7 @@ from xcam_fn.network.calls import ModuleCall, module_calls, run_changed
 from xcam_fn.network.copies import unwrap
 from xcam_fn.network.split import checked_scores
 from xcam_fn.network.vjp import by_autograd
-from xcam_fn.targets.target import Classes
+from xcam_fn.targets import Classes
 
 __all__ = ["fullgrad"]
 

@@ -19,7 +19,7 @@ from xcam_fn.methods.options import taken
 from xcam_fn.methods.perturbation import scorecam
 from xcam_fn.perturb import Baseline, baseline_images
 from xcam_fn.scoring.running import Running, RunningOptions, Scoring, scoring_of
-from xcam_fn.targets.target import Classes
+from xcam_fn.targets import Classes
 
 __all__ = ["agree", "combine", "denoise", "fuse", "fusioncam", "gain", "unioncam"]
 

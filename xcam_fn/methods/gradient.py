@@ -17,7 +17,7 @@ from xcam_fn.methods.method import Method, Postprocess, options_of
 from xcam_fn.network.places import ToSpatial
 from xcam_fn.network.target_layer import Layer
 from xcam_fn.perturb import normal
-from xcam_fn.targets.target import Classes, contrast
+from xcam_fn.targets import Classes, contrast
 from xcam_fn.weights import Projection
 
 __all__ = [

@@ -19,7 +19,7 @@ from xcam_fn.network.split import checked_scores
 from xcam_fn.network.vjp import pulled_back, vjp
 from xcam_fn.perturb import Baseline, baseline_images
 from xcam_fn.scoring.score import explained_score
-from xcam_fn.targets.target import Target, logit
+from xcam_fn.targets import Target, logit
 
 __all__ = ["guided_backprop", "integrated_gradients"]
 

@@ -19,7 +19,7 @@ from xcam_fn.methods.call import Call
 from xcam_fn.methods.options import GROUPS
 from xcam_fn.network.places import ToSpatial
 from xcam_fn.network.target_layer import Layer
-from xcam_fn.targets.target import Classes
+from xcam_fn.targets import Classes
 
 P = ParamSpec("P")
 Postprocess = Callable[[Tensor, tuple[int, ...]], Tensor]

@@ -14,7 +14,7 @@ from xcam_fn.methods.call import Call, fixed_class
 from xcam_fn.methods.catalog import METHODS, accepted, as_method, find_method, heatmaps_of
 from xcam_fn.methods.method import Method
 from xcam_fn.network.target_layer import Layer
-from xcam_fn.targets.target import Classes
+from xcam_fn.targets import Classes
 
 __all__ = ["explain_all"]
 

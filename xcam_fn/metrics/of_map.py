@@ -19,7 +19,7 @@ from xcam_fn.methods.catalog import find_method
 from xcam_fn.network.split import Layer
 from xcam_fn.perturb import Baseline, baseline_images, blurred, normal, uniform
 from xcam_fn.scoring.running import Running, Scoring, scoring_of
-from xcam_fn.targets.target import Classes
+from xcam_fn.targets import Classes
 
 Images = Float[Tensor, "B C *size"]
 Heatmap = Tensor | np.ndarray

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from xcam_fn.methods.method import Method
 from xcam_fn.models.load import LoadedModel
 from xcam_fn.network.split import default_layer
-from xcam_fn.targets.target import logits
+from xcam_fn.targets import logits
 
 TOP = 5
 

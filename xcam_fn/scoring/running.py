@@ -22,7 +22,7 @@ from xcam_fn.network.vjp import recording
 from xcam_fn.perturb import perturbation_scores
 from xcam_fn.scoring.folding import inference_copy, with_exact_head
 from xcam_fn.scoring.score import TARGETS, check_score, explained_score
-from xcam_fn.targets.target import Classes
+from xcam_fn.targets import Classes
 from xcam_fn.torch_state import in_transform
 
 Precision = Literal["float32", "bfloat16"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from xcam_fn import checks
-from xcam_fn.targets.target import Classes, ClassScore, Target, logit, probability
+from xcam_fn.targets import Classes, ClassScore, Target, logit, probability
 
 TARGETS: dict[str, Callable[[Classes], ClassScore]] = {"probability": probability, "logit": logit}
 

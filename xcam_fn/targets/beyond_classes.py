@@ -1,0 +1,293 @@
+"""The targets of dense outputs, detections, embeddings and numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xcam_fn import checks
+from xcam_fn.targets.classes import class_index, is_sequence
+from xcam_fn.targets.outputs import dense_logits, describe, detections, embeddings, numbers
+from xcam_fn.targets.target import Reading, Target
+
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+@dataclass(frozen=True, eq=False)
+class _Segment(Reading):
+    """The target of `segment`."""
+
+    cls: int | Sequence[int] | Tensor
+    mask: Tensor | None
+    find = staticmethod(dense_logits)
+
+    def choose(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """The class of each image, and what each pixel counts, (B, pixels), 1 for each image in all."""
+        index = class_index(self.cls, values.flatten(2)[..., 0])
+        if index.ndim == 2:
+            raise ValueError(
+                f"segment: cls has shape {tuple(index.shape)}; expected one class, or {len(index)} for the "
+                "images"
+            )
+        mask = self._mask(values.detach(), index).flatten(1).to(values.dtype)
+        if checks.is_readable(mask) and not bool(mask.any(1).all()):
+            raise ValueError(self._no_pixel(int((~mask.any(1)).nonzero()[0]), index, values))
+        return index, mask / mask.sum(1, keepdim=True)
+
+    def scores(self, values: Tensor, chosen: tuple[Tensor, Tensor]) -> Tensor:
+        index, share = chosen
+        values = values.flatten(2)
+        rows = index[:, None, None].expand(-1, 1, values.shape[-1])
+        return (values.gather(1, rows).squeeze(1) * share).sum(-1)
+
+    def _mask(self, values: Tensor, index: Tensor) -> Tensor:
+        batch, size = values.shape[0], tuple(values.shape[2:])
+        if self.mask is None:
+            return values.argmax(1) == index.reshape(-1, *[1] * len(size))
+        if tuple(self.mask.shape) not in (size, (batch, *size)):
+            raise ValueError(
+                f"segment: mask has shape {tuple(self.mask.shape)}, the model's output has {size} pixels for "
+                f"each of {batch} image(s); expected a mask of shape {size} or {(batch, *size)} (resize it "
+                "to the output, mode='nearest')"
+            )
+        return self.mask.to(values.device).expand(batch, *size)
+
+    def _no_pixel(self, image: int, index: Tensor, values: Tensor) -> str:
+        if self.mask is not None:
+            return f"segment: mask holds no pixel for image {image}; expected one or more"
+        there = values[image].argmax(0).unique().tolist()
+        return (
+            f"segment: class {index[image]} has the highest logit at no pixel of image {image}, where the "
+            f"classes are {there}; pass one of these, or mask= the pixels to explain"
+        )
+
+
+def segment(cls: int | Sequence[int] | Tensor, mask: Any = None) -> Target:
+    """The target for dense outputs: the mean of a class's logit over the pixels of a mask.
+
+        logits of cls      mask         score
+        ┌─────────┐     ┌─────────┐
+        │ 0 1 2 0 │     │ . # # . │
+        │ 0 3 4 1 │  ×  │ . # # . │  →  (1 + 2 + 3 + 4) / 4 = 2.5
+        │ 0 0 1 0 │     │ . . . . │
+        └─────────┘     └─────────┘
+
+    The output is (B, classes, H, W), torchvision's dict with 'out', or a dict or an object with logits.
+
+    Args:
+        cls: a class, or one for each image.
+        mask: (H, W) or (B, H, W), the pixels of the output that count (bool, or how much each counts);
+            None for those where the class has the highest logit, in the image as it is.
+
+    Raises:
+        TypeError: mask is no array of numbers, or cls is None.
+        ValueError: when called: the output is not dense, the mask has another size than it or holds no
+            pixel, or the class has the highest logit nowhere.
+
+    References:
+        Vinogradova et al., Towards Interpretable Semantic Segmentation via Gradient-weighted Class Activation
+        Mapping (arXiv:2002.11434).
+    """
+    if cls is None:
+        raise TypeError("segment: cls is None; expected a class, or one for each image")
+    return _Segment(cls, None if mask is None else _array("mask", mask))
+
+
+@dataclass(frozen=True, eq=False)
+class _Detection(Reading):
+    """The target of `detection`."""
+
+    box: Tensor
+    label: Tensor | None
+    find = staticmethod(detections)
+
+    def choose(self, values: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor | None]:
+        """The box and the label that are looked for in each image."""
+        device = values[0]["boxes"].device
+        boxes = _of_images("detection: box", self.box, len(values), 4).to(device)
+        labels = None if self.label is None else _of_images("label", self.label, len(values)).to(device)
+        for image, detected in enumerate(values):
+            _check_detected(image, detected, None if labels is None else int(labels[image]))
+        return boxes, labels
+
+    def scores(self, values: list[dict[str, Tensor]], chosen: tuple[Tensor, Tensor | None]) -> Tensor:
+        boxes, labels = chosen
+        wanted = [None] * len(values) if labels is None else labels
+        return torch.stack([_best_match(*each) for each in zip(values, boxes, wanted, strict=True)])
+
+
+def detection(box: Any, label: int | Sequence[int] | Tensor | None = None) -> Target:
+    """The target for torchvision's detectors: score × overlap (IoU) of the detection that matches a box best.
+
+        detected    score   IoU with box   product
+        ┌───┐       0.9     0.5            0.45
+        │ ┌─┼─┐     0.6     0.8            0.48   ◀ score
+        └─┼─┘ │     0.7     0.0            0.00
+          └───┘
+
+    It can be differentiated in both, so that a map shows what makes the network sure and what makes the box
+    fit. Where nothing of the label overlaps the box, the score is 0. In a perturbed image in which nothing
+    is detected it is 0 too; an image that is to be explained has to have a detection.
+
+    Name the layer: `backbone.body.layer4` for a ResNet with a feature pyramid; `layer=None` would find one of
+    the detector's heads. Detectors resize images and pad them to multiples of 32 pixels; a map is stretched
+    over the padding too, so that images whose resized sides are multiples of 32 are explained most exactly.
+
+    Args:
+        box: (4,) for all images or (B, 4): x1, y1, x2, y2 in pixels of the image as passed in.
+        label: the label that counts, or one for each image; None for any.
+
+    Raises:
+        ValueError: box is no box; when called: the output is something else, an image has no detection (of
+            that label), or box or label is for another number of images.
+        TypeError: box or label is of the wrong kind.
+    """
+    box = _array("box", box)
+    if box.ndim not in (1, 2) or box.shape[-1] != 4 or box.numel() == 0:
+        raise ValueError(
+            f"box has shape {tuple(box.shape)}; expected (4,) or (B, 4): x1, y1, x2, y2 in pixels"
+        )
+    if checks.is_readable(box) and not bool((box[..., 2:] > box[..., :2]).all()):
+        raise ValueError(f"box={box.tolist()}: expected x1, y1, x2, y2 with x1 < x2 and y1 < y2")
+    return _Detection(box, None if label is None else _checked_label(label))
+
+
+def _checked_label(label: Any) -> Tensor:
+    found = torch.as_tensor(label) if is_sequence(label) or isinstance(label, int) else label
+    if isinstance(label, bool) or not isinstance(found, Tensor) or found.dtype not in _WHOLE:
+        raise TypeError(f"label={label!r}; expected None, a whole number, or one for each image")
+    return found
+
+
+def _check_detected(image: int, detected: dict[str, Tensor], label: int | None) -> None:
+    if not len(detected["scores"]):
+        raise ValueError(
+            f"detection: image {image} has no detections; pass an image in which the model finds something, "
+            "or lower the score that it asks for (torchvision's box_score_thresh or score_thresh)"
+        )
+    if label is not None and not bool((detected["labels"] == label).any()):
+        raise ValueError(
+            f"detection: image {image} has no detection with label {label}; its labels are "
+            f"{detected['labels'].unique().tolist()}: pass one of these, or label=None for any"
+        )
+
+
+def _best_match(detected: dict[str, Tensor], box: Tensor, label: Tensor | None) -> Tensor:
+    """The highest score × IoU, 0 where nothing is detected."""
+    from torchvision.ops import box_iou  # noqa: PLC0415  (loaded with the first detector)
+
+    scores = detected["scores"]
+    products = scores * box_iou(detected["boxes"], box.to(detected["boxes"])[None])[:, 0].to(scores)
+    if label is not None:
+        products = products * (detected["labels"] == label)
+    return torch.cat([products, products.new_zeros(1)]).max()
+
+
+@dataclass(frozen=True, eq=False)
+class _Similarity(Reading):
+    """The target of `similarity`."""
+
+    embedding: Tensor
+    find = staticmethod(embeddings)
+
+    def choose(self, values: Tensor) -> tuple[Tensor]:
+        batch, width = values.shape
+        if self.embedding.shape[-1] != width:
+            raise ValueError(
+                f"similarity: embedding has shape {tuple(self.embedding.shape)}, but the model's output is "
+                f"{describe(values)}; expected {width} numbers, an embedding from the same model"
+            )
+        return (_of_images("similarity: embedding", self.embedding, batch, width).to(values.device),)
+
+    def scores(self, values: Tensor, chosen: tuple[Tensor]) -> Tensor:
+        return torch.cosine_similarity(values, chosen[0].to(values), dim=-1)
+
+
+def similarity(embedding: Any) -> Target:
+    """The target for embeddings: the cosine of the angle to a wanted embedding, in [−1, 1].
+
+            ▲ the image's
+           ╱
+          ╱ θ
+         ╱──────▶ embedding        score cos θ
+
+    The wanted embedding may be that of another image, or of a sentence for CLIP-like networks. The output is
+    (B, D), or a dict or an object with image_embeds, pooler_output or embedding.
+
+    Args:
+        embedding: (D,) for all images or (B, D); its length does not matter.
+
+    Raises:
+        ValueError: embedding is zero, not finite or has no (D,) or (B, D); when called: the output holds no
+            embedding, or one of another width.
+        TypeError: embedding is no array of numbers.
+    """
+    wanted = _array("embedding", embedding)
+    if wanted.ndim not in (1, 2) or wanted.numel() == 0:
+        raise ValueError(f"embedding has shape {tuple(wanted.shape)}; expected (D,) or (B, D)")
+    if checks.is_readable(wanted) and not bool(wanted.ne(0).any(-1).all()):
+        raise ValueError("embedding is zero everywhere, which has no direction; expected another vector")
+    return _Similarity(wanted)
+
+
+@dataclass(frozen=True, eq=False)
+class _Regression(Reading):
+    """The target of `regression`."""
+
+    index: int
+    find = staticmethod(numbers)
+
+    def choose(self, values: Tensor) -> tuple[()]:
+        if self.index >= values.shape[1]:
+            raise ValueError(
+                f"regression: index={self.index} is out of range: the model's output is {describe(values)}; "
+                f"expected 0 to {values.shape[1] - 1}"
+            )
+        return ()
+
+    def scores(self, values: Tensor, chosen: tuple[()]) -> Tensor:  # noqa: ARG002
+        return values[:, self.index]
+
+
+def regression(index: int = 0) -> Target:
+    """The target for networks that return numbers: one of them, as it is.
+
+        output (B, n)    0.3  17.2  -4.0
+        index=1               ▲            score 17.2
+
+    Explain `-regression()` for what makes the number smaller.
+
+    Args:
+        index: which of the numbers, from 0; an output of shape (B,) has one.
+
+    Raises:
+        ValueError: index is negative; when called: out of range, or the output is something else.
+        TypeError: index is no whole number.
+    """
+    checks.check_count("index", index, at_least=0)
+    return _Regression(index)
+
+
+def _array(name: str, value: Any) -> Tensor:
+    """Something like an array as a tensor of finite floating-point numbers."""
+    try:
+        found = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} is a {type(value).__name__}; expected a tensor or an array") from error
+    if checks.is_readable(found) and not bool(torch.isfinite(found.detach()).all()):
+        raise ValueError(f"{name} holds NaN or infinite values; expected finite ones")
+    return found if found.is_floating_point() else found.to(torch.float32)
+
+
+def _of_images(name: str, value: Tensor, batch: int, *width: int) -> Tensor:
+    """Something given once, or once for each image, as one for each of B images."""
+    if value.ndim > len(width) and value.shape[0] != batch:
+        raise ValueError(
+            f"{name} has shape {tuple(value.shape)} for a batch of {batch}; expected {(*width,)} for all "
+            f"images or {(batch, *width)}"
+        )
+    return value.expand(batch, *width)
