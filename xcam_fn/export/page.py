@@ -11,7 +11,7 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import nn
+from torch import Tensor, nn
 
 from xcam_fn.export.file import onnx
 from xcam_fn.methods import METHODS

@@ -57,12 +57,14 @@ def from_features(
         >>> strongest = from_features(lambda A: A.amax(1), name="strongest")
     """
 
-    def run(call: Call, **options: Any) -> Tensor:
+    def project(call: Call, **options: Any) -> Tensor:
         cam: Any = projection
         found = cam(call.features, **options)[:, None]
         if call.cls is None:
             return found
         return found.expand(-1, call.explained().own.shape[1], *found.shape[2:])
+
+    run: Any = project
 
     name = name or projection.__name__
     return Method(

@@ -16,7 +16,7 @@ from xcam_fn.methods.method import Method
 
 P = ParamSpec("P")
 Value = TypeVar("Value")
-AnyMethod = TypeVar("AnyMethod", bound=Method[Any])
+AnyMethod = TypeVar("AnyMethod", bound=Method[...])
 Wrapper = Callable[..., Method[Any]]
 
 

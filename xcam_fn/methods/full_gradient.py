@@ -37,20 +37,6 @@ class FullGradient(NamedTuple):
     many: bool
 
 
-_BIASED = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.Linear)
-
-
-def _bias_of(module: nn.Module) -> Tensor | None:
-    """What a layer adds whatever its input is: its bias; of batch norm, the shift that it amounts to."""
-    bias: Any = getattr(module, "bias", None)
-    if not isinstance(module, nn.modules.batchnorm._BatchNorm) or module.running_mean is None:
-        return bias
-    assert module.running_var is not None
-    scale = torch.rsqrt(module.running_var + module.eps)
-    scale = scale if module.weight is None else scale * module.weight
-    return (0 if bias is None else bias) - module.running_mean * scale
-
-
 def full_gradient(model: nn.Module, x: Float[Tensor, "B C *size"], cls: Classes = None) -> FullGradient:
     """Return the parts of the score: of the input and of every bias. In a network of ReLUs they add up to it.
 

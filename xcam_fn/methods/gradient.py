@@ -90,8 +90,10 @@ def from_gradients(
     """
     default = projection
 
-    def run(call: Call, *, projection: Projection | None = default, **options: Any) -> Tensor:
+    def weigh(call: Call, *, projection: Projection | None = default, **options: Any) -> Tensor:
         return weighted(call.features, call.gradient(), weighting, projection, **options)
+
+    run: Any = weigh
 
     name = name or weighting.__name__
     return GradientMethod(

@@ -93,6 +93,9 @@ class Method(Generic[P]):
     base: Method[Any] | None = None
     module: str = ""
 
+    def __init_subclass__(cls) -> None:
+        cls.__doc__ = _Composed(_doc, cls.__doc__)  # pyright: ignore[reportAttributeAccessIssue]
+
     def __post_init__(self) -> None:
         names = {
             "__module__": self.module or self.run.__module__,
@@ -213,7 +216,8 @@ class Method(Generic[P]):
         return self.with_options(**self.variants[library])
 
     def __repr__(self) -> str:
-        return f"{self.name}{inspect.signature(self)}"
+        parameters = inspect.signature(self).parameters.values()
+        return f"{self.name}{inspect.Signature([p.replace(annotation=p.empty) for p in parameters])}"
 
     def __reduce__(self) -> Any:
         if getattr(sys.modules.get(self.__module__), self.name, None) is self:
@@ -307,8 +311,8 @@ def sections(function: Callable[..., Any] | type) -> dict[str, str]:
 
 def groups(run: Callable[..., Any]) -> list[Any]:
     """The groups of keywords that a formula takes as `**options: Unpack[Group]`."""
-    last = next(reversed(inspect.signature(run).parameters.values()), None)
-    if last is None or last.kind is not last.VAR_KEYWORD or last.annotation is last.empty:
+    *_, last = inspect.signature(run).parameters.values()
+    if last.kind is not last.VAR_KEYWORD or last.annotation is last.empty:
         return []
     hint = typing.get_type_hints(run).get(last.name)
     return [group for group in typing.get_args(hint) if group in GROUPS]

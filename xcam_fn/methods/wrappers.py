@@ -423,7 +423,7 @@ def _wrapped(run: Run, method: str | Run, how: str, *, finishes: bool, **given: 
     parameters = inspect.signature(run).parameters
     given = {name: value for name, value in given.items() if value != parameters[name].default}
     keywords = inner.own_options if isinstance(inner, Method) else options_of(inner, 4)
-    about = {key: getattr(inner, key, "") for key in ("family", "paper", "summary", "needs")}
+    about: dict[str, Any] = {key: getattr(inner, key, "") for key in ("family", "paper", "summary", "needs")}
     return Method(
         run, name=f"{run.__name__.lstrip('_')}({_name_of(inner)})", title=f"{_title_of(inner)}, {how}",
         options={"inner": inner, **given}, keywords=keywords, explains=inner, finishes=finishes, **about,

@@ -74,8 +74,8 @@ def run_changed(
 
     def intercept(name: str, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any] | None:
         identity = id(module)
-        is_watched = calls is not None and (watched is None or identity in watched)
-        if not is_watched and identity not in changed:
+        taken = calls if watched is None or identity in watched else None
+        if taken is None and identity not in changed:
             return None
 
         def called(*args: Any, **kwargs: Any) -> Any:
@@ -83,8 +83,8 @@ def run_changed(
             start = 0 if calls is None else len(calls)
             new = change.get((identity, number))
             output = forward(*args, **kwargs) if new is None else new(forward, *args, **kwargs)
-            if is_watched:
-                calls.append(ModuleCall(name, number, module, *_kind_of(output, batch, start)))
+            if taken is not None:
+                taken.append(ModuleCall(name, number, module, *_kind_of(output, batch, start)))
             return output
 
         return called

@@ -72,10 +72,8 @@ def named(model: nn.Module) -> list[tuple[str, nn.Module]]:
         seen.add(id(module))
         found.append((name, module))
         prefix = f"{name}." if name else ""
-        children = module._modules
-        pending.extend(
-            (prefix + key, children[key]) for key in reversed(children) if children[key] is not None
-        )  # pyright: ignore[reportArgumentType]
+        own = [(prefix + key, child) for key, child in module._modules.items() if child is not None]
+        pending.extend(reversed(own))
     return found
 
 

@@ -257,7 +257,7 @@ def _last_map(calls: Sequence[ModuleCall], size: tuple[int, ...]) -> int | None:
     return [i for i in range(last, len(calls)) if calls[i].name and _goes_on(calls[i], grid)][-1]
 
 
-def _goes_on(call: Call, grid: tuple[int, ...]) -> bool:
+def _goes_on(call: ModuleCall, grid: tuple[int, ...]) -> bool:
     """True for maps of that size, on which the score rests.
 
     It need not rest on maps that are returned beside something else: what is read further on may be that, a
