@@ -129,7 +129,7 @@ ANSWERS: dict[str, Callable[..., Tensor]] = {
     "rise": of("rise", num_masks=40),
     "ablationcam": of("ablationcam"),
     "reciprocam": of("reciprocam"),
-    "features": lambda net, layer, x: xf.features(net, layer, x),
+    "features": xf.features,
     "insertion": insertion,
     "drop": lambda net, layer, x: xf.average_drop(net, x, torch.full_like(x[:, 0], 0.5), 1),
 }
@@ -179,4 +179,6 @@ def test_each_change_changes_the_answer(change):
     after = answer(ANSWERS["features"], net, "conv", x), net(x).detach()
     if change == "a layer swapped":
         return  # the same numbers in another module
-    assert isinstance(after[0], str) or not (torch.equal(before[0], after[0]) and torch.equal(before[1], after[1]))
+    assert isinstance(after[0], str) or not (
+        torch.equal(before[0], after[0]) and torch.equal(before[1], after[1])
+    )

@@ -497,8 +497,9 @@ def test_errors_of_bind(residual, unchecked):
     ):
         xf.gradcam(closed, "conv2", made(1, 3, 8, 9))
     per_image = xf.bind(residual, lambda net, x: net(x) + made(3, 5))
+    assert xf.gradcam(per_image, "conv2", made(3, 3, 8, 9)).shape == (3, 8, 9)  # no other number is run
     with pytest.raises(ValueError, match=r"fn returned shape \(3, 5\) for 1 image.*any number of images"):
-        xf.gradcam(per_image, "conv2", made(3, 3, 8, 9))
+        xf.rise(per_image, None, made(3, 3, 8, 9), num_masks=4, chunk_size=1)
     bound = xf.bind(residual, lambda net, x: net(x))
     with pytest.raises(ValueError, match=r"layer 'conv9' is not in Bound; did you mean 'model\.conv"):
         xf.gradcam(bound, "conv9", made(1, 3, 8, 9))

@@ -7,8 +7,10 @@ A name is imported when it is first used, so that `xcam --help` does not wait fo
 type checkers where each name stands.
 """
 
+import ast
 import importlib.util
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -37,10 +39,6 @@ _MODULES_OF_ROOMS = {"dataset": "evaluate.dataset", "images": "models.images", "
                      "report": "evaluate.report"}  # fmt: skip
 
 
-def _names_of_methods() -> list[str]:
-    return importlib.import_module(f"{__name__}.methods").__all__
-
-
 def __getattr__(name: str) -> Any:
     if name in _MODULES_OF_ROOMS:
         return importlib.import_module(f"{__name__}.{_MODULES_OF_ROOMS[name]}")
@@ -48,12 +46,21 @@ def __getattr__(name: str) -> Any:
         return _named(name)
     if name == "__all__":
         return sorted({*_names, *_MODULES_OF_ROOMS, *_names_of_methods()})
-    is_module = (
-        importlib.util.find_spec(f"{__name__}.{name}") is not None
-    )  # the import system imports it itself
-    if name.startswith("_") or is_module or name not in _names_of_methods():
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.methods"), name)
+    is_module = importlib.util.find_spec(f"{__name__}.{name}") is not None
+    if not name.startswith("_") and not is_module and name in _names_of_methods():
+        return globals().setdefault(name, getattr(importlib.import_module(f"{__name__}.methods"), name))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _names_of_methods() -> set[str]:
+    """What the families list in their `__all__`, read without importing them, and so torch."""
+    found: set[str] = set()
+    for file in Path(__file__).with_name("methods").glob("*.py"):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+            if isinstance(target, ast.Name) and target.id == "__all__":
+                found |= {one.value for one in ast.walk(node) if isinstance(one, ast.Constant)}
+    return found
 
 
 def __dir__() -> list[str]:

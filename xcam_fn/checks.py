@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from xcam_fn.torch_state import is_readable as is_readable
+from xcam_fn.torch_state import is_readable
 
 _RANKS = {
     3: "(B, C, L), a batch of signals",

@@ -364,8 +364,8 @@ def _page(found: Found, compared: Sequence[Pair], drawn: dict[str, bytes]) -> st
     from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415, needed here alone
 
     environment = Environment(
-        loader=PackageLoader("xcam_fn.evaluate"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
+        loader=PackageLoader("xcam_fn.evaluate"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     alike = agreement(found)
     order = sorted(alike, key=lambda number: (-alike[number], number))

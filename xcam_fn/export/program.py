@@ -107,8 +107,11 @@ def explanation(
 
 def _ablated(call: Call) -> Tensor:
     """Ablation-CAM's raw map, (B, *spatial), without a look at the features' values."""
-    halves, A, explained = call.halves, call.features, call.explained()
+    halves, A, found = call.halves, call.features, logits(call.output)
     _, residual = halves.run_trunk(call.x)
+    predicted = found.argmax(-1, keepdim=True)
+    index = predicted if call.cls is None else torch.full_like(predicted, call.cls)
+    own = found.gather(-1, index)
     B, K = A.shape[:2]
     scores = []
     for kept in (1 - torch.eye(K, dtype=A.dtype, device=A.device)).split(_ABLATED_AT_ONCE):
@@ -119,10 +122,8 @@ def _ablated(call: Call) -> Tensor:
             return leaf.repeat(n, *[1] * (leaf.ndim - 1)) if batched else leaf
 
         without = (A * kept.reshape(n, 1, K, *[1] * (A.ndim - 2))).reshape(n * B, *A.shape[1:])
-        output = halves.run_head(without, pytree.tree_map(repeated, residual))
-        which = torch.arange(B, device=A.device).repeat(n)
-        scores.append(explained.of(output, which).reshape(n, B))
-    own = explained.own
+        found = logits(halves.run_head(without, pytree.tree_map(repeated, residual)))
+        scores.append(found.gather(-1, index.repeat(n, 1)).reshape(n, B))
     share = (own - torch.cat(scores).T) / torch.where(own != 0, own, 1.0)
     return weights.weighted_sum(A, torch.where(own != 0, share, 0.0))
 

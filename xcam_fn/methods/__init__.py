@@ -31,8 +31,8 @@ from xcam_fn.methods.together import *  # noqa: F403
 from xcam_fn.methods.wrappers import *  # noqa: F403
 
 VARIANTS = freeze(
-    gradient, attention, input_gradient, full_gradient, activation, perturbation, ablation, factorization, fusion,
-    wrappers,
+    gradient, attention, input_gradient, full_gradient, activation, perturbation, ablation, factorization,
+    fusion, wrappers,
 )  # fmt: skip
 """For each library the methods that it has, and the keywords with which ours computes its map."""
 

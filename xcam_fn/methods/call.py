@@ -128,7 +128,7 @@ class Call:
             cls: what is explained; None for the call's own class.
         """
         cls = self.cls if cls is None else cls
-        return self._by_class(self._pass.gradient(checked_scores(cls, len(self.x))))
+        return self._by_class(self._pass.gradient(checked_scores(cls, self.x.shape[0])))
 
     def _by_class(self, G: Tensor) -> Tensor:
         self.many = G.ndim > self.features.ndim
@@ -138,13 +138,13 @@ class Call:
         """The gradient, and the second derivative times the features, (B, n, K, *spatial) each."""
         with StepByStep():
             found = forward_pass(self.model, self.layer, self.x, self.to_spatial)
-            G, HA = found.curvature(checked_scores(self.cls, len(self.x)))
+            G, HA = found.curvature(checked_scores(self.cls, self.x.shape[0]))
         return self._by_class(G), self._by_class(HA)
 
     def gradient_at(self, replace: Callable[[Tensor], Tensor], cls: Classes) -> Tensor:
         """The gradient of the score where something else takes the place of the layer's own output."""
         found = forward_pass(self.model, self.layer, self.x, self.to_spatial, replace=replace)
-        return self._by_class(found.gradient(checked_scores(cls, len(self.x))))
+        return self._by_class(found.gradient(checked_scores(cls, self.x.shape[0])))
 
     # -- what is explained ----------------------------------------------------------------------------------
 
@@ -155,7 +155,7 @@ class Call:
             score: what is explained of a class, "logit" or "probability".
         """
         check_score(score)
-        found = explained_score(self.output, len(self.x), self.cls, TARGETS[score])
+        found = explained_score(self.output, self.x.shape[0], self.cls, TARGETS[score])
         self.many = found.many
         return found
 

@@ -1,4 +1,4 @@
-"""The methods by name, and what other libraries define otherwise. Families enter theirs; nothing else does."""
+"""The methods by name, and what other libraries define otherwise; the families enter theirs."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def freeze(*families: ModuleType) -> Mapping[str, Mapping[str, Mapping[str, Any]
 
 
 def find_method(name: str, *, variant: str | None = None, **options: Any) -> Method[Any]:
-    """Return the method of that name; "gradcam+sscam" is Fusion-CAM of the two, "smooth(gradcam)" is it smoothed.
+    """Return the method of that name: "gradcam", "gradcam+sscam" for their fusion, "smooth(gradcam)".
 
     Args:
         name: a key of `METHODS`, or two of them with a plus: a gradient method's and a perturbation method's.

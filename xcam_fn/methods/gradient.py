@@ -68,7 +68,7 @@ def from_gradients(
     projection: Projection | None = None,
     variants: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> GradientMethod[P]:
-    """Return a method made of a weighting function: batches, targets, many classes and the checks come with it.
+    """Return a method made of a weighting function: batches, targets and many classes come with it.
 
     Args:
         weighting: `(A, G, **options)` to weights, (B, K) or (B, K, *spatial), from features A and gradients
@@ -245,7 +245,7 @@ segeigencam = enter(
         name="segeigencam",
         title="Seg-Eigen-CAM",
         paper="Applied Sciences 2025, doi:10.3390/app15137562",
-        summary="the first principal component of the features times their absolute gradients, its peak positive",
+        summary="the first principal component of features times absolute gradients, its peak positive",
         projection=projections.peak_component,
         variants={"pytorch-grad-cam": {}},
     )

@@ -55,8 +55,8 @@ def _masked_map(
 
     Args:
         call: the question.
-        masks: the ways in which a channel masks the image, each with a key under which methods that mask alike
-            find each other's scores, or None; a channel's score is the mean over them.
+        masks: the ways in which a channel masks the image, each with a key under which methods that mask
+            alike find each other's scores, or None; a channel's score is the mean over them.
         options: as `MaskOptions` says.
         zero_mask_hides: a mask of zeros shows the baseline and nothing else.
     """
@@ -300,7 +300,7 @@ def _grouped(weighted: Tensor, num_groups: int, cluster: str, seed: int) -> Tens
     if cluster == "chunks":
         return torch.stack([group.sum(0) for group in weighted.tensor_split(num_groups)])
     try:
-        from sklearn.cluster import AgglomerativeClustering, KMeans  # an extra
+        from sklearn.cluster import AgglomerativeClustering, KMeans  # noqa: PLC0415 (an extra)
     except ImportError:
         raise ValueError(
             f"cluster={cluster!r} needs scikit-learn; install it with pip install 'xcam-fn[cluster]', "

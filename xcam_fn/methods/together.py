@@ -32,7 +32,7 @@ def explain_all(
     variant: str | None = None,
     **options: Any,
 ) -> dict[str, Tensor]:
-    """Return the heatmaps of many methods, with features, gradients and each map that others build on computed once.
+    """Return the heatmaps of many methods, with what they share computed once.
 
     Each is what the method returns on its own. The price is that of the distinct work: `scorecam`, `unioncam`
     and `fusioncam` together cost one Score-CAM and a few forwards.

@@ -23,8 +23,9 @@ from xcam_fn.methods.method import Method, Postprocess, options_of
 from xcam_fn.network.calls import run_model
 from xcam_fn.network.copies import unwrap
 from xcam_fn.network.places import pools
+from xcam_fn.network.split import checked_calls
 from xcam_fn.network.split import layers as layers_of
-from xcam_fn.network.target_layer import Layer
+from xcam_fn.network.target_layer import Layer, position_of
 from xcam_fn.perturb import blurred
 from xcam_fn.projections import principal_component
 from xcam_fn.scoring.score import TARGETS, check_score, explained_score
@@ -194,7 +195,8 @@ def last_layers(model: nn.Module, x: Images, layer: Layer = None, *, count: int 
         StructureError: no layer before the deepest has a higher resolution.
     """
     root, found = unwrap(model), layers_of(model, x)
-    deepest = Call(model, layer, x).shown
+    calls = checked_calls(model, x)
+    deepest = calls[position_of(root, layer, calls, tuple(x.shape[2:]))].name
     shown = [name for name in found if deepest in (name, name.partition("#")[0])]
     if not shown:
         raise ValueError(

@@ -70,7 +70,7 @@ def run_changed(
     change = change or {}
     changed = {identity for identity, _ in change}
     counts: dict[int, int] = {}
-    batch = len(x)
+    batch = x.shape[0]
 
     def intercept(name: str, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any] | None:
         identity = id(module)

@@ -25,16 +25,18 @@ Change = Callable[[Tensor], Tensor]
 
 
 class _Guess(NamedTuple):
-    """Which call of which module a layer was, and whether all calls had to be recorded to place its output."""
+    """Which call of which module a layer was, and whether placing its output took all calls."""
 
     name: str
     number: int
     watch_all: bool
 
 
+_TRIES = 4  # forwards until one agrees with what it was taken for: two where the network does not change
 _Guesses = dict[str | None, _Guess]
-# What a layer was in the last forward of a network, by the layer as it was asked for. An entry saves a forward
-# and decides nothing: the forward that uses it records its own calls, and runs again where they say otherwise.
+# What a layer was in the last forward of a network, by the layer as it was asked for. An entry saves a
+# forward and decides nothing: the forward that uses it records its own calls, and runs again where they say
+# otherwise.
 _GUESSES: weakref.WeakKeyDictionary[nn.Module, _Guesses] = weakref.WeakKeyDictionary()
 
 
@@ -70,8 +72,8 @@ class Site(NamedTuple):
         axes = len(self.size) + 2
         if placed.ndim != axes or len(placed) != len(own):
             raise ValueError(
-                f"to_spatial makes shape {tuple(placed.shape)} of {returned}; {expected}, with {axes} axes as "
-                "x has"
+                f"to_spatial makes shape {tuple(placed.shape)} of {returned}; {expected}, with {axes} axes "
+                "as x has"
             )
         return placed
 
@@ -161,10 +163,12 @@ def forward_pass(
     if torch.compiler.is_dynamo_compiling():
         return _compiling_pass(model, layer, x, to_spatial)
     root, size = unwrap(model), tuple(x.shape[2:])
+    if any(isinstance(length, torch.SymInt) for length in x.shape):
+        return _symbolic_pass(root, layer, x, to_spatial)
     record = _by_autograd if by_autograd(x) else _by_transform
     guesses = _GUESSES.setdefault(root, {})
     asked, guess = _guess(root, layer, x, guesses)
-    while True:
+    for _ in range(_TRIES):
         calls: list[ModuleCall] = []
         module = unwrap(root.get_submodule(guess.name))
         watched = None if guess.watch_all else {id(inner) for inner in module.modules()}
@@ -177,14 +181,31 @@ def forward_pass(
         if seen == guess and found is not None:
             break
         guess = seen
+    else:
+        raise ValueError(
+            f"layer {guess.name!r}: {type(root).__name__} runs other modules at each forward of the same images; "
+            "name a layer that runs in all of them, such as 'layer#1' for its first call"
+        )
     guesses[asked] = guess
     shown = call.shown if isinstance(layer, str) and "#" in layer else call.name
     place = to_spatial or to_spatial_of(root, calls, position, size)
-    site = site._replace(shown=shown, to_spatial=place)
+    return _pass_of(site._replace(shown=shown, to_spatial=place), calls, found, x)
+
+
+def _pass_of(site: Site, calls: list[ModuleCall], found: _Found, x: Tensor) -> Pass:
     own, output, pull = found
     placed = site.placed(own)
-    checks.check_features(placed, x, shown)
+    checks.check_features(placed, x, site.shown)
     return Pass(site, calls, own, placed, output, pull)
+
+
+def _symbolic_pass(root: nn.Module, layer: Layer, x: Tensor, to_spatial: ToSpatial | None) -> Pass:
+    """A pass whose sizes are symbols: the layer is found, and placed, by a forward of numbers."""
+    with outside_transforms(), torch.no_grad():
+        known = forward_pass(root, layer, _made_up(x), to_spatial)
+    found = _by_transform(known.site, x, None, [], ())
+    assert found is not None  # the forward of numbers reached it
+    return _pass_of(known.site, known.calls, found, x)
 
 
 def _guess(root: nn.Module, layer: Layer, x: Tensor, guesses: _Guesses) -> tuple[str | None, _Guess]:
@@ -216,7 +237,7 @@ _Found = tuple[Tensor, Any, Callable[..., tuple[Tensor, ...]]]
 def _by_autograd(
     site: Site, x: Tensor, replace: Change | None, calls: list[ModuleCall], watched: Container[int] | None
 ) -> _Found | None:
-    """One forward with a zero added to the layer's output; parameters record nothing unless it is asked for."""
+    """One forward with a zero added to the layer's output; the rest records only what is asked for."""
     wanted = torch.is_grad_enabled()
     seen: list[Tensor] = []
 
@@ -378,7 +399,7 @@ def traced_model(root: nn.Module, x: Tensor) -> trace.Trace | None:
     if is_wrapped(next(iter(root.parameters()), x.new_zeros(()))):
         return None  # under vmap over models a trace cannot be compared
     with outside_transforms(), torch.no_grad():
-        sample = x[:1].detach() if is_readable(x) else _made_up((1, *x.shape[1:]), x.dtype, x.device)
+        sample = x[:1].detach() if is_readable(x) else _made_up(x)
         found = trace.trace(root)
         if found is None:
             return None
@@ -388,8 +409,11 @@ def traced_model(root: nn.Module, x: Tensor) -> trace.Trace | None:
             return None
 
 
-def _made_up(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.linspace(-1, 1, torch.Size(shape).numel(), dtype=dtype, device=device).reshape(shape)
+def _made_up(like: Tensor) -> Tensor:
+    """One image of numbers, in the place of one whose values cannot be read."""
+    shape = (1, *map(int, like.shape[1:]))
+    count = torch.Size(shape).numel()
+    return torch.linspace(-1, 1, count, dtype=like.dtype, device=like.device).reshape(shape)
 
 
 # -- while compiling ----------------------------------------------------------------------------------------
@@ -404,7 +428,7 @@ class _Prepared:
 
 
 def whole(model: nn.Module, x: Tensor) -> Callable[[Tensor], Any]:
-    """The model as a function that records gradients to its input, and to its parameters where it is asked."""
+    """The model as a function that records gradients to its input, and to its parameters where asked."""
     if torch.compiler.is_dynamo_compiling():
         root, _, cut, _ = _halves_while_compiling(model, None, x, None)
         return lambda images: cut.head(root, *_flat(cut.trunk(root, images)))
@@ -450,7 +474,7 @@ def _prepare_while_compiling(
 ) -> str:
     """The key of a network's halves, found by a forward and a trace of it that dynamo does not see."""
     with outside_transforms():
-        sample = _made_up((1, *shape), dtype, device)
+        sample = _made_up(torch.empty((1, *shape), dtype=dtype, device=device))
         checks.check_call(model, sample)
         found = forward_pass(model, layer, sample, to_spatial)
         cut = _cut(found.site, found.calls, sample)

@@ -61,7 +61,7 @@ def position_of(root: nn.Module, layer: Layer, calls: Sequence[ModuleCall], size
         module, number = find(root, layer)
     positions = [i for i, call in enumerate(calls) if call.module is module]
     if not positions:
-        raise _never_reached(root, module, layer)
+        raise _never_reached(root, module)
     if number is not None and not 1 <= number <= len(positions):
         name = calls[positions[0]].name
         names = ", ".join(f"{name}#{i + 1}" for i in range(len(positions)))
@@ -112,8 +112,8 @@ def _unknown_layer(root: nn.Module, path: str) -> str:
     return f"layer {path!r} is not in {type(root).__name__}; {hint} (xcam_fn.layers(model, x) lists them all)"
 
 
-def _never_reached(root: nn.Module, module: nn.Module, layer: Layer) -> ValueError:
-    name = layer if isinstance(layer, str) else next(n for n, m in named(root) if m is module)
+def _never_reached(root: nn.Module, module: nn.Module) -> ValueError:
+    name = next(name for name, other in named(root) if other is module)
     remedy = "; xcam_fn.layers(model, x) lists the layers that run"
     if isinstance(root, Bound):
         remedy += (

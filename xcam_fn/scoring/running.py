@@ -1,4 +1,4 @@
-"""How a model is run to score perturbed images: precision, compilation, chunks, and a copy made for the call."""
+"""How a model is run to score perturbed images: precision, chunks, and a copy made for the call."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def explained_score(
         default: what is explained of a class.
 
     Raises:
-        ValueError: a class out of range, or a target that returns another shape than one score for each image.
+        ValueError: a class out of range, or a target that returns another shape than one score an image.
         TypeError: cls or what a target returns is of a wrong kind.
     """
     if callable(cls) and not isinstance(cls, Target):
