@@ -206,3 +206,10 @@ class Branching(nn.Module):
 
 def test_names_that_differ_by_a_dot_are_told_apart():
     same(Branching(), torch.randn(1, 3, 4, 4, dtype=torch.float64))
+
+
+def test_a_network_of_linear_layers_is_scored_in_bfloat16():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 5)).eval()
+    x = torch.randn(2, 3, 4, 4)
+    made = inference_copy(model, traced(model, x).graph, torch.bfloat16)
+    torch.testing.assert_close(made(x), model(x))

@@ -23,11 +23,11 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _PADS = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
 _FRESH = (*_CONVOLUTIONS, *_CONVOLUTIONS.values(), *_NORMS, nn.Linear, F.linear, operator.add, torch.add)
 _FEW_CHANNELS = 4
-Values = dict[fx.Node, Any]  # the module or tensor that each node of the graph reads
+Values = dict[Any, Any]  # the module or tensor that each node of the graph reads
 
 
 class _Convolution(NamedTuple):
-    """The weights of a convolution node and its settings: stride, padding, dilation, groups."""
+    """A convolution's weights and its settings: stride, padding, dilation, groups."""
 
     weight: Tensor
     bias: Tensor | None
@@ -93,16 +93,17 @@ def _fold(graph: fx.Graph, node: fx.Node, values: Values, folded: Callable[..., 
     found = _convolution(node, values)
     if found is None:
         return
-    source, padding = node.args[0], found.settings.get("padding", 0)
-    missing, pads = (), _zero_padding(source, values, found)
+    source: Any = node.args[0]
+    padding = found.settings.get("padding", 0)
+    pads, missing = _zero_padding(source, values, found), ()
     if pads is not None:
         source, padding = source.args[0], tuple(max(pair) for pair in pads)
         missing = tuple(
             n for left, right in reversed(pads) for n in (max(right - left, 0), max(left - right, 0))
         )
-    user = next(iter(node.users)) if len(node.users) == 1 else None
-    norm = values.get(user) if user is not None and user.args[:1] == (node,) else None
-    if type(norm) not in _NORMS or norm.running_mean is None:
+    user, *others = (*node.users, node)
+    norm: Any = values.get(user)
+    if type(norm) not in _NORMS or norm.running_mean is None or len(others) > 1 or user.args != (node,):
         norm = None
     if norm is None and pads is None:
         return
@@ -110,7 +111,8 @@ def _fold(graph: fx.Graph, node: fx.Node, values: Values, folded: Callable[..., 
     last = node if norm is None else user
     with graph.inserting_before(last):
         reads = [None if part is None else graph.create_node("get_attr", "part") for part in parts]
-        new = graph.call_function(found.function, (source, *reads), found.settings | {"padding": padding})
+        settings: dict[str, Any] = found.settings | {"padding": padding}
+        new = graph.call_function(found.function, (source, *reads), settings)
     values |= {read: part for read, part in zip(reads, parts, strict=True) if read is not None}
     last.replace_all_uses_with(new)
     replaced = dict.fromkeys((last, node, *node.all_input_nodes))  # those that nothing else reads go
@@ -130,9 +132,9 @@ def _folded(weight: Tensor, bias: Any, norm: Any, missing: tuple[int, ...]) -> t
     return weight.detach(), None if bias is None else bias.detach()
 
 
-def _convolution(node: fx.Node, values: Values) -> _Convolution | None:
+def _convolution(node: Any, values: Values) -> _Convolution | None:
     """The convolution that a node is, or None where it is none that can be taken apart."""
-    module = values.get(node)
+    module: Any = values.get(node)
     if type(module) in _CONVOLUTIONS and module.padding_mode == "zeros" and node.args:
         settings = {name: getattr(module, name) for name in ("stride", "padding", "dilation", "groups")}
         return _Convolution(module.weight, module.bias, settings, _CONVOLUTIONS[type(module)])
@@ -152,7 +154,8 @@ def _zero_padding(source: Any, values: Values, found: _Convolution) -> list[tupl
     A side that is padded less than its opposite gets as much as that one and the kernel zeros there, which is
     worth it where channels are convolved alone or are few.
     """
-    module, axes = values.get(source), found.weight.ndim - 2
+    module: Any = values.get(source)
+    axes = found.weight.ndim - 2
     own, dilation = (found.settings.get(name, default) for name, default in (("padding", 0), ("dilation", 1)))
     if type(module) not in _PADS or len(source.users) != 1 or isinstance(own, str) or not source.args:
         return None
@@ -167,9 +170,9 @@ def _zero_padding(source: Any, values: Values, found: _Convolution) -> list[tupl
     return total if is_even or is_cheap else None
 
 
-def _overwrite(node: fx.Node, values: Values) -> None:
+def _overwrite(node: Any, values: Values) -> None:
     """Let an activation write to its input where that is a new tensor that nothing else reads."""
-    module = values.get(node)
+    module: Any = values.get(node)
     if (
         type(module).__module__ != nn.ReLU.__module__
         or getattr(module, "inplace", True)
@@ -191,7 +194,11 @@ def _cast(graph: fx.Graph, values: Values, dtype: torch.dtype) -> None:
     kinds = [values[n].__class__ if n.op == "call_module" else n.target for n in nodes]
     linear = max((i for i, kind in enumerate(kinds) if kind in (nn.Linear, F.linear)), default=len(nodes))
     exact = set(nodes[linear:])
-    if exact and not any(kind in (*_CONVOLUTIONS, *_CONVOLUTIONS.values()) for kind in kinds[linear:]):
+    if (
+        exact
+        and nodes[linear].args
+        and not any(kind in (*_CONVOLUTIONS, *_CONVOLUTIONS.values()) for kind in kinds[linear:])
+    ):
         start = nodes[linear]
         weights = [n for n in start.all_input_nodes if n.op == "get_attr"]
         exact |= set(weights)
@@ -209,7 +216,7 @@ def _cast(graph: fx.Graph, values: Values, dtype: torch.dtype) -> None:
 def _is_alone(node: Any, values: Values) -> bool:
     """True for a node without parameters that reads one value and is read by one other node."""
     has_parameters = node in values and any(True for _ in values[node].parameters())
-    return len(node.users) == 1 and node.args[:1] == tuple(node.all_input_nodes) and not has_parameters
+    return len(node.users) == 1 and node.args[:1] == (*node.all_input_nodes,) != () and not has_parameters
 
 
 def _in_precision(dtype: torch.dtype, value: Any) -> Any:
