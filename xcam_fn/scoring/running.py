@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple, TypedDict, get_args
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
@@ -20,7 +20,7 @@ from xcam_fn.network.copies import unwrap
 from xcam_fn.network.halves import traced_model
 from xcam_fn.network.vjp import recording
 from xcam_fn.perturb import perturbation_scores
-from xcam_fn.scoring.folding import inference_copy, with_exact_head
+from xcam_fn.scoring.folding import compiled, inference_copy
 from xcam_fn.scoring.score import TARGETS, check_score, explained_score
 from xcam_fn.targets import Classes
 from xcam_fn.torch_state import in_transform
@@ -139,17 +139,17 @@ def _agree(found: Any, expected: Any) -> bool:
 
 
 def _copied(root: nn.Module, x: Tensor, how: Running) -> Run:
-    """A private copy made for inference, convolutions in channels-last, in the precision asked for."""
+    """A private copy made for inference, in the precision asked for, that is given channels-last images."""
     dtype = torch.bfloat16 if how.precision == "bfloat16" else x.dtype
     trace = traced_model(root, x)
-    twin = inference_copy(root, trace.graph) if trace is not None else copy.deepcopy(root)
-    exact: set[str] = set()
-    if dtype != x.dtype and isinstance(twin, fx.GraphModule):
-        exact = with_exact_head(twin, x.dtype)
-    for name, parameter in (*twin.named_parameters(), *twin.named_buffers()):
-        parameter.requires_grad_(False)
-        parameter.data = _placed(parameter.data, x.dtype if name in exact else dtype)
-    network: Run = torch.compile(twin, dynamic=False) if how.compile else twin
+    network: Run
+    if trace is not None:
+        twin = inference_copy(root, trace.graph, None if dtype == x.dtype else dtype)
+        network = compiled(twin) if how.compile else twin
+    else:
+        tensors = (*root.parameters(), *root.buffers())
+        network = copy.deepcopy(root, {id(t): _placed(t.detach(), dtype) for t in tensors})
+        network = torch.compile(network, dynamic=False) if how.compile else network
 
     def run(images: Tensor) -> Any:
         return _to_float(network(_placed(images, dtype)), x.dtype)
