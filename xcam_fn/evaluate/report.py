@@ -18,9 +18,9 @@ from PIL import Image
 from scipy import stats
 
 from xcam_fn import plot
-from xcam_fn.evaluate.run import METRICS
 from xcam_fn.evaluate.store import ImageRow, Result, reading
-from xcam_fn.metrics.of_map import Curve
+from xcam_fn.metrics.curves import Curve
+from xcam_fn.metrics.table import METRICS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -364,7 +364,7 @@ def _page(found: Found, compared: Sequence[Pair], drawn: dict[str, bytes]) -> st
     from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415, needed here alone
 
     environment = Environment(
-        loader=PackageLoader("xcam_fn"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=PackageLoader("xcam_fn.evaluate"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
     alike = agreement(found)

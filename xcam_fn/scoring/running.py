@@ -8,7 +8,7 @@ import os
 import shutil
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, TypedDict, get_args
 
 import torch
 from torch import Tensor, fx, nn
@@ -46,6 +46,16 @@ class Running(NamedTuple):
     scorer: Run | None = None
     chunk_size: int | None = None
     progress: bool = False
+
+
+class RunningOptions(TypedDict, total=False):
+    """The keywords of `Running`, for functions that take them as `**options: Unpack[RunningOptions]`."""
+
+    precision: Precision
+    compile: bool
+    scorer: Run | None
+    chunk_size: int | None
+    progress: bool
 
 
 class Explained(NamedTuple):
