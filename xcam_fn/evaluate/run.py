@@ -144,8 +144,9 @@ def run(
     """
     chosen = named_methods(methods, variant, **(options or {}))
     _check(photographs, metric_names, explain, batch_size)
-    retry, beside, progress = (how.pop(name, False) for name in ("retry", "beside", "progress"))
-    about, running = how.pop("about", {}), Running(**how)
+    retry, beside, progress = how.pop("retry", False), how.pop("beside", False), how.pop("progress", False)
+    about: Mapping[str, Any] = how.pop("about", {})
+    running = Running(**how)  # pyright: ignore[reportCallIssue]: what remains is Running's
     blank = torch.zeros(1, 3, network.preset.crop, network.preset.crop, device=_device(network.model))
     check_running(running, blank)
     layer = default_layer(network.model, blank) if layer is None else layer

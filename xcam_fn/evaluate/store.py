@@ -116,7 +116,10 @@ class Store:
         for number, method, metric, value, *arrays in self._all("SELECT * FROM scores"):
             scores.setdefault((number, method), {})[metric] = Score(value, *map(_unpacked, arrays))
         rows = self._all("SELECT number, method, heatmap, error FROM results ORDER BY number, method")
-        return [Result(*row[:2], scores.get(row[:2], {}), *row[2:]) for row in rows]
+        return [
+            Result(number, method, scores.get((number, method), {}), heatmap, error)
+            for number, method, heatmap, error in rows
+        ]
 
     def done(self) -> set[tuple[int, str]]:
         """Which methods are done on which photographs, failures among them."""

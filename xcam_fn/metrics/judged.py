@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 import re
 import textwrap
 import typing
@@ -50,7 +51,7 @@ class Judged:
     ) -> None:
         self.scoring, self.heatmap, self.explain = scoring, heatmap, explain
         self.x, self.own = scoring.x, scoring.explained.own[:, 0]
-        self._shown: dict[float, Tensor] = {}
+        self._shown: dict[Baseline, Tensor] = {}
 
     @cached_property
     def mask(self) -> Tensor:
@@ -72,16 +73,11 @@ class Judged:
         return (1 + pearson(self.mask, self.explain(self.x * self.mask[:, None]))) / 2
 
     def shown(self, baseline: Baseline = 0.0) -> Tensor:
-        """The scores (B,) of what the heatmap shows of the images."""
-        if not isinstance(baseline, (int, float)):
-            return self._scored(baseline)
+        """The scores (B,) of what the heatmap shows of the images, found once for each baseline."""
         if baseline not in self._shown:
-            self._shown[baseline] = self._scored(baseline)
+            base = baseline_images(baseline, self.x)
+            self._shown[baseline] = self.scoring.shown(self.mask[None, :, None], base)[0, :, 0]
         return self._shown[baseline]
-
-    def _scored(self, baseline: Baseline) -> Tensor:
-        base = baseline_images(baseline, self.x)
-        return self.scoring.shown(self.mask[None, :, None], base)[0, :, 0]
 
 
 @typing.runtime_checkable
@@ -130,21 +126,18 @@ def metric(
         how = [p.replace(kind=p.KEYWORD_ONLY) for p in inspect.signature(Running).parameters.values()]
         score = inspect.Parameter("score", inspect.Parameter.KEYWORD_ONLY, default="probability")
         called.__dict__["__signature__"] = inspect.Signature([*shared, *own, score, *how])
-        called.__name__ = called.__qualname__ = formula.__name__
-        called.__module__, called.__doc__ = formula.__module__, formula.__doc__
-        return cast(HeatmapMetric[P, Found_co], entry(title, best, formula)(called))
+        return cast(HeatmapMetric[P, Found_co], entered(called, formula, title, best))
 
     return made
 
 
-def entry(title: str, best: Best, formula: Callable[[Judged], Any]) -> Callable[[Function], Function]:
-    """Let a metric that is called in another way say its title, which end is best, and its formula."""
-
-    def made(function: Function) -> Function:
-        function.__dict__.update(name=function.__name__, title=title, best=best, formula=formula)
-        return documented(function)
-
-    return made
+def entered(function: Function, formula: Callable[[Judged], Any], title: str, best: Best) -> Function:
+    """Make a function that is called in its own way a `Metric` too, by its formula over `Judged`."""
+    if formula.__doc__ and not function.__doc__:
+        function.__name__ = function.__qualname__ = formula.__name__
+        function.__module__, function.__doc__ = formula.__module__, formula.__doc__
+    function.__dict__.update(name=function.__name__, title=title, best=best, formula=formula)
+    return documented(function)
 
 
 # -- docstrings ---------------------------------------------------------------------------------------------
@@ -207,36 +200,29 @@ def one_class_scoring(
         yield scoring
 
 
-def as_maps(heatmap: Heatmap, *, unit: bool = False) -> Tensor:
-    """The heatmap as a floating-point tensor (B, *size) of finite values, with `unit` in [0, 1]."""
+def checked(heatmap: Heatmap, x: Tensor | None = None, *, unit: bool = False) -> Tensor:
+    """The heatmap as a tensor of finite values, with `unit` in [0, 1], with x one for each image of x."""
     if not isinstance(heatmap, (Tensor, np.ndarray)):
         raise TypeError(f"heatmap is a {type(heatmap).__name__}; expected a tensor or an array (B, *size)")
-    maps = torch.as_tensor(heatmap)
+    maps = torch.as_tensor(heatmap, device=None if x is None else x.device)
     maps = maps if maps.is_floating_point() else maps.float()
     if maps.ndim < 2 or maps.numel() == 0:
         raise ValueError(
             f"heatmap has shape {tuple(maps.shape)}; expected (B, *size), as heatmap[None] of one"
         )
     if checks.is_readable(maps):
-        if not torch.isfinite(maps.detach()).all():
-            raise ValueError("heatmap holds NaN or infinite values; expected finite ones")
         low, high = (float(end) for end in maps.detach().aminmax())
+        if not math.isfinite(low + high):
+            raise ValueError("heatmap holds NaN or infinite values; expected finite ones")
         if unit and not (low >= 0 and high <= 1):
             raise ValueError(
                 f"heatmap has values from {low:.4g} to {high:.4g}; expected [0, 1] "
                 "(xcam_fn.heatmap(cam, size) makes that of a raw map)"
             )
-    return maps
-
-
-def checked(heatmap: Heatmap, x: Tensor, *, unit: bool = False) -> Tensor:
-    """The heatmap as `as_maps` has it, one for each image at its size and on its device."""
-    maps = as_maps(heatmap, unit=unit).to(x.device)
-    expected = (len(x), *x.shape[2:])
-    if tuple(maps.shape) != expected:
+    if x is not None and tuple(maps.shape) != (len(x), *x.shape[2:]):
         raise ValueError(
-            f"heatmap has shape {tuple(maps.shape)}; expected {expected}, one for each image at its size "
-            "(xcam_fn.heatmap(cam, size) resizes a raw map)"
+            f"heatmap has shape {tuple(maps.shape)}; expected {(len(x), *x.shape[2:])}, one for each image "
+            "at its size (xcam_fn.heatmap(cam, size) resizes a raw map)"
         )
     return maps
 

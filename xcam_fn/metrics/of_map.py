@@ -16,8 +16,8 @@ from xcam_fn.metrics.judged import (
     Judged,
     ScoringOptions,
     Values,
-    as_maps,
-    entry,
+    checked,
+    entered,
     metric,
 )
 from xcam_fn.metrics.judged import relevance_rank as relevance_rank  # noqa: PLC0414 (read here by plot)
@@ -68,11 +68,6 @@ def increase_in_confidence(
     return (judged.shown(baseline) > judged.own).to(judged.own.dtype)
 
 
-def _complexity(judged: Judged) -> Values:
-    return complexity(judged.heatmap)
-
-
-@entry("Complexity", "lowest", _complexity)
 def complexity(heatmap: Heatmap) -> Values:
     """How much of the image a heatmap covers: its mean, the lower the better.
 
@@ -85,7 +80,10 @@ def complexity(heatmap: Heatmap) -> Values:
     References:
         Poppi et al., Revisiting the Evaluation of Class Activation Mapping (arXiv:2104.10252).
     """
-    return as_maps(heatmap, unit=True).flatten(1).mean(1)
+    return checked(heatmap, unit=True).flatten(1).mean(1)
+
+
+entered(complexity, lambda judged: complexity(judged.heatmap), "Complexity", "lowest")
 
 
 def pointing_game(heatmap: Heatmap, region: Tensor | Sequence[Any], *, tolerance: int = 0) -> Values:
@@ -106,7 +104,7 @@ def pointing_game(heatmap: Heatmap, region: Tensor | Sequence[Any], *, tolerance
     References:
         Zhang et al., Top-down Neural Attention by Excitation Backprop (arXiv:1608.00507).
     """
-    maps = as_maps(heatmap)
+    maps = checked(heatmap)
     checks.check_count("tolerance", tolerance, at_least=0)
     inside = _region(region, maps)
     if tolerance:
@@ -134,7 +132,7 @@ def energy_pointing_game(heatmap: Heatmap, region: Tensor | Sequence[Any]) -> Va
     References:
         Wang et al., Score-CAM (arXiv:1910.01279), section 4.3.
     """
-    maps = as_maps(heatmap, unit=True)
+    maps = checked(heatmap, unit=True)
     within = (maps * _region(region, maps)).flatten(1).sum(1)
     total = maps.flatten(1).sum(1)
     return torch.where(total > 0, within / torch.where(total > 0, total, 1.0), 0.0)

@@ -18,7 +18,7 @@ from xcam_fn.metrics.judged import (
     Judged,
     Values,
     documented,
-    entry,
+    entered,
     one_class_scoring,
     spearman,
 )
@@ -31,49 +31,40 @@ Similarity = Callable[[Tensor, Tensor], Tensor]
 Explainer = Callable[..., Tensor]
 
 
-def _coherency(judged: Judged) -> Values:
-    return judged.coherency
+def _method_metric(title: str):  # its type is that of the function within
+    """Make of a formula over `Judged` the function of a method, a model and images that users call."""
+
+    def made(formula: Callable[[Judged], Values]):
+        def called(
+            method: str | Explainer,
+            model: nn.Module,
+            layer: Layer,
+            x: Images,
+            cls: Classes = None,
+            *,
+            heatmap: Heatmap | None = None,
+            **options: Any,
+        ) -> Values:
+            run, recorded = _explainer(method, options), options.get("create_graph", False)
+            with one_class_scoring(model, x, cls, create_graph=recorded) as scoring:
+                explain = functools.partial(_explained, run, model, layer, scoring.explained.cls)
+                return formula(Judged(scoring, explain(x) if heatmap is None else heatmap, explain))
+
+        return entered(called, formula, title, "highest")
+
+    return made
 
 
-def _adcc(judged: Judged) -> Values:
-    lost, covered = average_drop.formula(judged), complexity(judged.heatmap)
-    parts = torch.stack([judged.coherency, 1 - covered, 1 - lost])
-    positive = (parts > 0).all(0)
-    return torch.where(positive, 1 / (1 / torch.where(positive, parts, 1.0)).mean(0), 0.0)
-
-
-def _judge(
-    formula: Callable[[Judged], Values],
-    call: tuple[str | Explainer, nn.Module, Layer, Tensor, Classes],
-    heatmap: Heatmap | None,
-    options: dict[str, Any],
-) -> Values:
-    """The formula's value for the heatmap of a method."""
-    method, model, layer, x, cls = call
-    run = _explainer(method, options)
-    with one_class_scoring(model, x, cls, create_graph=options.get("create_graph", False)) as scoring:
-
-        def explain(images: Tensor) -> Tensor:
-            return run(model, layer, images, scoring.explained.cls)
-
-        return formula(Judged(scoring, explain(x) if heatmap is None else heatmap, explain))
+def _explained(run: Explainer, model: nn.Module, layer: Layer, cls: Classes, images: Tensor) -> Tensor:
+    return run(model, layer, images, cls)
 
 
 def _explainer(method: str | Explainer, options: dict[str, Any]) -> Explainer:
     return functools.partial(find_method(method) if isinstance(method, str) else method, **options)
 
 
-@entry("Coherency", "highest", _coherency)
-def coherency(
-    method: str | Explainer,
-    model: nn.Module,
-    layer: Layer,
-    x: Images,
-    cls: Classes = None,
-    *,
-    heatmap: Heatmap | None = None,
-    **options: Any,
-) -> Values:
+@_method_metric("Coherency")
+def coherency(judged: Judged) -> Values:
     """How alike the heatmap of an image and of what it shows are: the correlation, scaled to [0, 1].
 
     (1 + r) / 2 with r Pearson's correlation of CAM(x) and CAM(x ⊙ CAM(x)); r is 0 where one is constant.
@@ -90,20 +81,11 @@ def coherency(
     References:
         Poppi et al. (arXiv:2104.10252).
     """
-    return _judge(_coherency, (method, model, layer, x, cls), heatmap, options)
+    return judged.coherency
 
 
-@entry("ADCC", "highest", _adcc)
-def adcc(
-    method: str | Explainer,
-    model: nn.Module,
-    layer: Layer,
-    x: Images,
-    cls: Classes = None,
-    *,
-    heatmap: Heatmap | None = None,
-    **options: Any,
-) -> Values:
+@_method_metric("ADCC")
+def adcc(judged: Judged) -> Values:
     """One number for a method: the harmonic mean of coherency, 1 − complexity and 1 − average drop.
 
     {method}
@@ -118,7 +100,10 @@ def adcc(
     References:
         Poppi et al. (arXiv:2104.10252), equation 6.
     """
-    return _judge(_adcc, (method, model, layer, x, cls), heatmap, options)
+    covered, lost = complexity(judged.heatmap), average_drop.formula(judged)
+    parts = torch.stack([judged.coherency, 1 - covered, 1 - lost])
+    positive = (parts > 0).all(0)
+    return torch.where(positive, 1 / (1 / torch.where(positive, parts, 1.0)).mean(0), 0.0)
 
 
 @documented
