@@ -15,7 +15,7 @@ from torchvision.transforms.functional import gaussian_blur, normalize, to_tenso
 import networks
 import xcam_fn as xf
 from xcam_fn import metrics
-from xcam_fn.metrics import of_map
+from xcam_fn.metrics.imputation import imputed
 from xcam_fn.testing import small_case
 
 SIZE = (20, 28)
@@ -142,14 +142,14 @@ def test_pytorch_grad_cams_road_imputes_the_same():
     rank = metrics.relevance_rank(heatmap[None])[0]
     gone = rank < 0.4 * 24 * 24
     theirs = NoisyLinearImputer(noise=0)(image, (~gone).float())
-    ours = of_map._imputed(image, gone, torch.zeros(3, 24, 24))
+    ours = imputed(image, gone, torch.zeros(3, 24, 24))
     torch.testing.assert_close(ours, theirs.float(), rtol=0, atol=1e-4)
 
 
 def test_imputed_pixels_are_the_mean_of_their_neighbors():
     torch.manual_seed(1)
     image, gone = torch.randn(3, 9, 11, dtype=torch.float64), torch.rand(9, 11) < 0.7
-    found = of_map._imputed(image, gone, torch.zeros_like(image))
+    found = imputed(image, gone, torch.zeros_like(image))
     assert torch.equal(found[:, ~gone], image[:, ~gone])
     for row, column in gone.nonzero().tolist():
         total, weight = torch.zeros(3, dtype=torch.float64), 0.0

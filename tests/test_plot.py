@@ -13,7 +13,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from xcam_fn import perturb, plot
-from xcam_fn.metrics.of_map import Curve, relevance_rank
+from xcam_fn.metrics import Curve, relevance_rank
 
 RNG = np.random.default_rng(0)
 PICTURE = RNG.integers(0, 256, (12, 20, 3), np.uint8)

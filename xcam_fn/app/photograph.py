@@ -28,7 +28,7 @@ from xcam_fn import evaluate, models, plot
 from xcam_fn.methods import METHODS, find_method
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import heatmaps_of
-from xcam_fn.metrics.of_map import Curve
+from xcam_fn.metrics import Curve
 from xcam_fn.models import describe, images
 from xcam_fn.models.load import LoadedModel
 from xcam_fn.network.split import layers

@@ -1,5 +1,10 @@
-"""A data set × methods × metrics: the run, its store, its report, and how long methods take."""
+"""A data set × methods × metrics: the photographs, the run, its store, its report, how long methods take.
 
-from xcam_fn.evaluate.run import METRICS, STANDARD, Explain, Metric, Outcome, judged, run
+What one heatmap scores belongs in `metrics`, a figure that is no part of a report in `plot`.
+"""
+
+from xcam_fn.evaluate.run import Explain, Outcome, run
+from xcam_fn.metrics.judged import Metric
+from xcam_fn.metrics.table import METRICS, STANDARD, judged
 
 __all__ = ["METRICS", "STANDARD", "Explain", "Metric", "Outcome", "judged", "run"]

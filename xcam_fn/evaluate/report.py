@@ -18,9 +18,9 @@ from PIL import Image
 from scipy import stats
 
 from xcam_fn import plot
-from xcam_fn.evaluate.run import METRICS
-from xcam_fn.evaluate.store import ImageRow, Result, reading
-from xcam_fn.metrics.of_map import Curve
+from xcam_fn.evaluate.store import ImageRow, Result, Score, reading
+from xcam_fn.metrics.curves import Curve
+from xcam_fn.metrics.table import METRICS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,11 +70,13 @@ class Found(NamedTuple):
         """The title of a method."""
         return self.settings["methods"][method]
 
+    def scores(self, method: str, metric: str) -> dict[int, Score]:
+        """What a metric found of each photograph, by its number."""
+        return {r.number: r.scores[metric] for r in self.results if r.method == method and r.error is None}
+
     def values(self, method: str, metric: str) -> dict[int, float]:
         """The score of each photograph, by its number."""
-        return {
-            r.number: r.scores[metric].value for r in self.results if r.method == method and r.error is None
-        }
+        return {number: score.value for number, score in self.scores(method, metric).items()}
 
 
 class Mean(NamedTuple):
@@ -291,27 +293,20 @@ def figures(found: Found) -> dict[str, Figure]:
     """
     drawn = {}
     for metric in found.metrics:
-        curves = {
-            found.title(method): curve for method in found.methods if (curve := _curve(found, method, metric))
-        }
+        scores = {found.title(method): found.scores(method, metric).values() for method in found.methods}
+        curves = {title: curve for title, of in scores.items() if (curve := _curve(list(of)))}
         if curves:
             about = METRICS[metric]
-            changed = "shown" if metric == "insertion" else "taken away"
-            drawn[metric] = plot.curves(
-                curves, best=about.best, title=about.title, xlabel=f"share of pixels {changed}"
-            )
+            label = f"share of pixels {'shown' if metric == 'insertion' else 'taken away'}"
+            drawn[metric] = plot.curves(curves, best=about.best, title=about.title, xlabel=label)
     return drawn
 
 
-def _curve(found: Found, method: str, metric: str) -> Curve | None:
-    scores = [r.scores[metric] for r in found.results if r.method == method and r.error is None]
-    if not scores or scores[0].curve is None or scores[0].fractions is None:
+def _curve(scores: Sequence[Score]) -> Curve | None:
+    if not scores or scores[0].fractions is None:
         return None
-    return Curve(
-        torch.from_numpy(scores[0].fractions.copy()),
-        torch.from_numpy(np.stack([score.curve for score in scores if score.curve is not None])),
-        torch.tensor([score.value for score in scores], dtype=torch.float64),
-    )
+    parts = scores[0].fractions, [score.curve for score in scores], [score.value for score in scores]
+    return Curve(*(torch.from_numpy(np.array(part)) for part in parts))
 
 
 def _drawn(figure: Figure, kind: str = "png") -> bytes:
@@ -321,14 +316,6 @@ def _drawn(figure: Figure, kind: str = "png") -> bytes:
 
 
 # -- the page -----------------------------------------------------------------------------------------------
-
-
-class _Shot(NamedTuple):
-    """A photograph of the gallery."""
-
-    title: str
-    agreement: float
-    picture: str
 
 
 def agreement(found: Found) -> dict[int, float]:
@@ -364,28 +351,26 @@ def _page(found: Found, compared: Sequence[Pair], drawn: dict[str, bytes]) -> st
     from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415, needed here alone
 
     environment = Environment(
-        loader=PackageLoader("xcam_fn.evaluate"), autoescape=True, undefined=StrictUndefined,
+        loader=PackageLoader("xcam_fn.evaluate"), undefined=StrictUndefined, autoescape=True,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     alike = agreement(found)
     order = sorted(alike, key=lambda number: (-alike[number], number))
     most, least = order[:_GALLERY], order[_GALLERY:][-_GALLERY:][::-1]
-    failures = [(image.name, "", image.error) for image in found.images if image.error is not None]
-    names = {image.number: image.name for image in found.images}
-    failures += [
-        (names[r.number], found.title(r.method), r.error) for r in found.results if r.error is not None
-    ]
-    rows = table(found)
+    images = {image.number: image for image in found.images}
+    failures = [(image.name, "", image.error) for image in found.images if image.error]
+    failures += [(images[r.number].name, found.title(r.method), r.error) for r in found.results if r.error]
+    header, *rows = table(found)
     return environment.get_template("report.html").render(
         settings={name: _said(found.settings[name]) for name in _PLAIN if name in found.settings},
         versions=found.settings["versions"],
-        header=rows[0],
-        rows=rows[1:],
+        header=header,
+        rows=rows,
         best=_best(found),
         figures={METRICS[metric].title: _embedded(png, "png") for metric, png in drawn.items()},
         matrices=[_matrix(found, metric, compared) for metric in found.metrics],
-        most=[_shot(found, number, alike[number]) for number in most],
-        least=[_shot(found, number, alike[number]) for number in least],
+        most=[_shot(found, images[number], alike[number]) for number in most],
+        least=[_shot(found, images[number], alike[number]) for number in least],
         failures=failures,
         readable=sum(image.error is None for image in found.images),
         total=len(found.images),
@@ -415,29 +400,27 @@ def _matrix(found: Found, metric: str, compared: Sequence[Pair]) -> dict[str, An
     for pair in compared:
         if pair.metric == metric:
             note = f"mean difference {pair.difference:+.4f}, p = {pair.p:.3g}, {pair.photographs} photographs"
-            for row, column in ((pair.first, pair.second), (pair.second, pair.first)):
+            note = f"{found.title(pair.first)} − {found.title(pair.second)}: {note}"
+            for row, column in itertools.permutations((pair.first, pair.second)):
                 sign = "·" if pair.better is None else "better" if pair.better == row else "worse"
-                cells[row, column] = (sign, f"{found.title(pair.first)} − {found.title(pair.second)}: {note}")
-    rows = [
-        (found.title(row), [cells.get((row, column), ("", "")) for column in found.methods])
-        for row in found.methods
-    ]
-    return {"title": METRICS[metric].title, "columns": [found.title(m) for m in found.methods], "rows": rows}
+                cells[row, column] = (sign, note)
+    titles = {method: found.title(method) for method in found.methods}
+    rows = [(titles[row], [cells.get((row, column), ("", "")) for column in titles]) for row in titles]
+    return {"title": METRICS[metric].title, "columns": list(titles.values()), "rows": rows}
 
 
-def _shot(found: Found, number: int, alike: float) -> _Shot:
-    image = next(image for image in found.images if image.number == number)
+def _shot(found: Found, image: ImageRow, alike: float) -> dict[str, Any]:
     assert image.picture is not None
     with Image.open(io.BytesIO(image.picture)) as opened:
         picture = np.asarray(opened.convert("RGB"))
     maps = {
         found.title(r.method): _pixels(r.heatmap)
         for r in sorted(found.results, key=lambda r: found.methods.index(r.method))
-        if r.number == number and r.heatmap is not None
+        if r.number == image.number and r.heatmap is not None
     }
     name = found.settings["categories"][image.cls] if image.cls is not None else ""
     figure = plot.heatmaps(picture, maps, caption=f"{name}, {image.probability:.1%}")
-    return _Shot(image.name, alike, _embedded(_drawn(figure, "jpeg"), "jpeg"))
+    return {"title": image.name, "agreement": alike, "picture": _embedded(_drawn(figure, "jpeg"), "jpeg")}
 
 
 def _embedded(content: bytes, kind: str) -> str:

@@ -8,34 +8,32 @@ import hashlib
 import io
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from xcam_fn import checks, metrics
+from xcam_fn import checks
 from xcam_fn.evaluate.dataset import Photograph
 from xcam_fn.evaluate.store import ImageRow, OtherSettingsError, Result, Score, Store, writing
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import accepted, heatmaps_of
 from xcam_fn.methods.together import Methods, Run, named_methods
-from xcam_fn.metrics.of_map import Curve
+from xcam_fn.metrics.curves import Curve
+from xcam_fn.metrics.judged import Judged, one_class_scoring
+from xcam_fn.metrics.table import METRICS, STANDARD, scored
 from xcam_fn.models import images
 from xcam_fn.models.load import LoadedModel
 from xcam_fn.network.split import default_layer, split
-from xcam_fn.perturb import blurred
-from xcam_fn.scoring.running import Running, Scoring, check_running, scoring_of
-from xcam_fn.targets import Classes
+from xcam_fn.scoring.running import Precision, Running, check_running
 
 _HEATMAP_PIXELS = 112
 _PICTURE_QUALITY = 85
@@ -45,83 +43,16 @@ _PACKAGES = ("xcam-fn", "torch", "torchvision", "numpy", "pillow")
 Explain = Literal["predicted", "label"]
 
 
-_OF_HEATMAP = ("confidence", "insertion", "deletion")  # what of a case depends on the heatmap alone
+class RunOptions(TypedDict, total=False):
+    """How a run computes its scores, and what it does with its folder."""
 
-
-class Case:
-    """A heatmap to be judged, with what metrics need for it; what several need is computed once."""
-
-    def __init__(
-        self, scoring: Scoring, smooth: Tensor, heatmap: Tensor, again: Callable[[], Tensor] | None = None
-    ) -> None:
-        self.scoring, self.smooth, self.heatmap = scoring, smooth, heatmap
-        self._again = again
-
-    def like(self, others: Iterable[Case]) -> Case:
-        """The case itself, knowing what another found out about the same heatmap (two methods may agree)."""
-        for other in others:
-            if torch.equal(other.heatmap, self.heatmap):
-                found = {name: value for name, value in vars(other).items() if name in _OF_HEATMAP}
-                vars(self).update(found)
-        return self
-
-    @cached_property
-    def confidence(self) -> tuple[Tensor, Tensor]:
-        """The scores of the images and of what the heatmaps show, (B,) each."""
-        return metrics.confidence(self.scoring, self.heatmap)
-
-    @cached_property
-    def coherency(self) -> Tensor:
-        """As `metrics.coherency`, (B,)."""
-        if self._again is None:
-            raise ValueError(
-                "coherency and adcc need the method, not only its heatmap; use metrics.coherency"
-            )
-        return self._again()
-
-    def adcc(self) -> Tensor:
-        """As `metrics.adcc`, (B,)."""
-        kept = 1 - metrics.drop(*self.confidence)
-        return metrics.harmonic_mean(self.coherency, 1 - metrics.complexity(self.heatmap), kept)
-
-    @cached_property
-    def insertion(self) -> Curve:
-        """As `metrics.insertion`, with the steps of the paper."""
-        return metrics.inserted(self.scoring, self.heatmap, self.smooth, metrics.step_pixels(self.scoring.x))
-
-    @cached_property
-    def deletion(self) -> Curve:
-        """As `metrics.deletion`, with the steps of the paper."""
-        return metrics.deleted(self.scoring, self.heatmap, 0.0, metrics.step_pixels(self.scoring.x))
-
-
-class Metric(NamedTuple):
-    """A metric that a data set is evaluated by.
-
-    Attributes:
-        title: its name in print.
-        best: "highest" or "lowest".
-        score: from a case to (B,) or a curve.
-    """
-
-    title: str
-    best: Literal["highest", "lowest"]
-    score: Callable[[Case], Tensor | Curve]
-
-
-METRICS: Mapping[str, Metric] = {
-    "average_drop": Metric("Average drop", "lowest", lambda case: metrics.drop(*case.confidence)),
-    "increase_in_confidence": Metric(
-        "Increase in confidence", "highest", lambda case: metrics.increase(*case.confidence)
-    ),
-    "insertion": Metric("Insertion", "highest", lambda case: case.insertion),
-    "deletion": Metric("Deletion", "lowest", lambda case: case.deletion),
-    "road": Metric("ROAD", "highest", lambda case: metrics.removed(case.scoring, case.heatmap).value),
-    "complexity": Metric("Complexity", "lowest", lambda case: metrics.complexity(case.heatmap)),
-    "coherency": Metric("Coherency", "highest", lambda case: case.coherency),
-    "adcc": Metric("ADCC", "highest", Case.adcc),
-}
-STANDARD = ("average_drop", "increase_in_confidence", "insertion", "deletion")
+    precision: Precision
+    compile: bool
+    chunk_size: int | None
+    retry: bool
+    beside: bool
+    about: Mapping[str, Any]
+    progress: bool
 
 
 class Outcome(NamedTuple):
@@ -142,19 +73,24 @@ class Outcome(NamedTuple):
     folder: Path
 
 
-class _Prepared(NamedTuple):
-    """Photographs of one batch, read and prepared; for one that cannot be read, why."""
+class _Plan(NamedTuple):
+    """What a run does, checked before anything is written."""
 
-    x: list[Tensor]
-    pictures: list[np.ndarray]
-    numbers: list[int]
-    errors: dict[int, str]
-    labels: Any = None  # the classes to explain; None for the predicted ones
+    network: LoadedModel
+    photographs: Sequence[Photograph]
+    methods: Mapping[str, Run]
+    metric_names: Sequence[str]
+    layer: str
+    explain: Explain
+    running: Running
 
-    def only(self, i: int) -> _Prepared:
-        """The batch of one of them."""
-        labels = None if self.labels is None else [self.labels[i]]
-        return _Prepared([self.x[i]], [self.pictures[i]], [self.numbers[i]], {}, labels)
+
+class _Seen(NamedTuple):
+    """A photograph as the network sees it."""
+
+    number: int
+    x: Tensor
+    picture: np.ndarray
 
 
 def run(
@@ -169,13 +105,7 @@ def run(
     batch_size: int = 1,
     variant: str | None = None,
     options: Mapping[str, Any] | None = None,
-    precision: str = "float32",
-    compile: bool = False,
-    chunk_size: int | None = None,
-    retry: bool = False,
-    beside: bool = False,
-    about: Mapping[str, Any] | None = None,
-    progress: bool = False,
+    **how: Unpack[RunOptions],
 ) -> Outcome:
     """Run every method and metric on every photograph; what a folder holds already is not done again.
 
@@ -215,9 +145,11 @@ def run(
     """
     chosen = named_methods(methods, variant, **(options or {}))
     _check(photographs, metric_names, explain, batch_size)
-    how = Running(precision, compile, None, chunk_size)  # pyright: ignore[reportArgumentType]
-    blank = _blank(network)
-    check_running(how, blank)
+    retry, beside, progress = how.pop("retry", False), how.pop("beside", False), how.pop("progress", False)
+    about: Mapping[str, Any] = how.pop("about", {})
+    running = Running(**how)  # pyright: ignore[reportCallIssue]: what remains is Running's
+    blank = torch.zeros(1, 3, network.preset.crop, network.preset.crop, device=_device(network.model))
+    check_running(running, blank)
     layer = default_layer(network.model, blank) if layer is None else layer
     split(network.model, layer, blank)  # raises where there is no such layer
     settings = {
@@ -225,7 +157,7 @@ def run(
         "weights": _fingerprint(network.model),
         "categories": network.categories,
         "photographs": _digest(f"{p.name}\n{p.label}\n".encode() for p in photographs),
-        **(about or {}),
+        **about,
         "methods": {name: getattr(run, "title", name) for name, run in chosen.items()},
         "metrics": list(metric_names),
         "layer": layer,
@@ -233,227 +165,22 @@ def run(
         "variant": variant,
         "options": {name: repr(value) for name, value in (options or {}).items()},
         "batch size": batch_size,
-        "precision": precision,
-        "compile": compile,
-        "chunk size": chunk_size,
+        "precision": running.precision,
+        "compile": running.compile,
+        "chunk size": running.chunk_size,
         "versions": {package: version(package) for package in _PACKAGES},
     }
-    chosen = _scored_alike(chosen, how)
-    wanted = {name: METRICS[name] for name in metric_names}
-    with _opened(Path(output), settings, beside=beside) as store:
+    chosen = {name: _scored_alike(run, running) for name, run in chosen.items()}
+    plan = _Plan(network, photographs, chosen, metric_names, layer, explain, running)
+    with _opened(Path(output), settings, beside) as store:
         if retry:
             store.forget_failures()
-        for prepared, missing in _batches(store, network, photographs, list(chosen), batch_size, progress):
-            for number, error in prepared.errors.items():
-                photograph = photographs[number]
-                store.write_image(ImageRow(number, photograph.name, photograph.label, error=error))
-            if prepared.numbers:
-                batch = _Batch(network, layer, wanted, how, _told(prepared, photographs, explain))
-                batch.write_images(store, photographs)
-                for method, numbers in missing.items():
-                    for result in batch.results(method, chosen[method]):
-                        if result.number in numbers:
-                            store.write_result(result)
-        return _outcome(store, photographs)
-
-
-def judged(
-    model: nn.Module,
-    x: Float[Tensor, "B C *size"],
-    heatmaps: Mapping[str, Float[Tensor, "B *size"]],
-    cls: Classes = None,
-    metric_names: Sequence[str] = STANDARD,
-    **how: Any,
-) -> dict[str, dict[str, Float[Tensor, " B"] | Curve]]:
-    """The scores of heatmaps, from here or from elsewhere, on one batch.
-
-    Args:
-        model: the network, in evaluation mode.
-        x: (B, C, *size), prepared images.
-        heatmaps: names to heatmaps in [0, 1].
-        cls: None for the predicted class of each image, an int, B ints, or a target. It is fixed once.
-        metric_names: names of `METRICS`; those that need the method itself are not possible.
-        **how: how the model is run: precision, compile, scorer, chunk_size, progress.
-
-    Returns:
-        {name: {metric: scores or curve}}.
-
-    Raises:
-        ValueError: a metric is not known or needs the method, or a heatmap does not fit.
-    """
-    for name in metric_names:
-        checks.check_choice("metric_names", name, tuple(METRICS))
-    with scoring_of(model, x, cls, "probability", Running(**how)) as scoring:
-        smooth = blurred(x)
-        found, cases = {}, []
-        for name, heatmap in heatmaps.items():
-            cases.append(Case(scoring, smooth, heatmap).like(cases))
-            found[name] = {metric: METRICS[metric].score(cases[-1]) for metric in metric_names}
-        return found
-
-
-class _Batch:
-    """Photographs that are explained together, each for its own class."""
-
-    def __init__(
-        self,
-        network: LoadedModel,
-        layer: str,
-        wanted: Mapping[str, Metric],
-        how: Running,
-        prepared: _Prepared,
-    ) -> None:
-        self._network, self._layer, self._wanted, self._how = network, layer, wanted, how
-        self._prepared, self._model = prepared, network.model
-        device = next(self._model.parameters(), torch.zeros(0)).device
-        self._x = torch.cat(prepared.x).to(device)
-        with scoring_of(self._model, self._x, prepared.labels, "probability", how) as scoring:
-            self._scoring = scoring
-            self._smooth = blurred(self._x)
-        self._cls: Any = torch.as_tensor(scoring.explained.cls, device=device)
-        self._call = Call(self._model, layer, self._x, self._cls)
-        self._cases: list[Case] = []
-
-    def write_images(self, store: Store, photographs: Sequence[Photograph]) -> None:
-        """Write down what the network saw, and the class that is explained."""
-        own = self._scoring.explained.own[:, 0]
-        for i, number in enumerate(self._prepared.numbers):
-            name, _, label = photographs[number]
-            picture = _encoded(self._prepared.pictures[i], "JPEG", quality=_PICTURE_QUALITY)
-            store.write_image(ImageRow(number, name, label, int(self._cls[i]), float(own[i]), picture))
-
-    def results(self, name: str, method: Run) -> Iterator[Result]:
-        """What a method makes of each photograph, one after the other where all at once fails."""
-        numbers = self._prepared.numbers
-        try:
-            yield from self._results(name, method)
-        except Exception as error:  # a method may raise anything; it is written down with the photograph
-            if len(numbers) == 1:
-                kind = "" if isinstance(error, (ValueError, TypeError)) else f"{type(error).__name__}: "
-                yield Result(numbers[0], name, {}, error=kind + " ".join(str(error).split()))
-                return
-            for i in range(len(numbers)):
-                alone = self._prepared.only(i)
-                yield from _Batch(self._network, self._layer, self._wanted, self._how, alone).results(
-                    name, method
-                )
-
-    def _results(self, name: str, method: Run) -> list[Result]:
-        x, cls = self._x, self._cls
-        heatmaps = heatmaps_of(method, self._call)
-        is_finite = torch.isfinite(heatmaps).flatten(1).all(1)
-        heatmaps = torch.where(is_finite[:, None, None], heatmaps, 0.0)
-
-        def again() -> Tensor:
-            return metrics.coherency(method, self._model, self._layer, x, cls, heatmap=heatmaps)
-
-        case = Case(self._scoring, self._smooth, heatmaps, again).like(self._cases)
-        self._cases.append(case)
-        with torch.no_grad():
-            found = {metric: wanted.score(case) for metric, wanted in self._wanted.items()}
-        return [
-            Result(
-                number,
-                name,
-                {metric: _score(value, i) for metric, value in found.items()},
-                _small(heatmaps[i]),
-            )
-            if is_finite[i]
-            else Result(number, name, {}, error="the heatmap holds NaN or infinite values")
-            for i, number in enumerate(self._prepared.numbers)
-        ]
-
-
-def _score(found: Tensor | Curve, i: int) -> Score:
-    if isinstance(found, Curve):
-        return Score(
-            float(found.auc[i]),
-            found.fractions.double().cpu().numpy(),
-            found.scores[i].double().cpu().numpy(),
-        )
-    return Score(float(found[i]))
-
-
-def _small(heatmap: Tensor) -> bytes:
-    size = [min(_HEATMAP_PIXELS, side) for side in heatmap.shape]
-    small = F.interpolate(heatmap[None, None].float(), size, mode="area")[0, 0]
-    return _encoded((small * 255).round().clamp(0, 255).byte().cpu().numpy(), "PNG")
-
-
-def _encoded(pixels: np.ndarray, kind: str, **options: Any) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, kind, **options)
-    return file.getvalue()
-
-
-# -- what comes in ------------------------------------------------------------------------------------------
-
-
-def _batches(
-    store: Store,
-    network: LoadedModel,
-    photographs: Sequence[Photograph],
-    methods: Sequence[str],
-    batch_size: int,
-    progress: bool,
-) -> Iterator[tuple[_Prepared, dict[str, set[int]]]]:
-    """The batches in which something is missing, read ahead of the network, and what is missing in them."""
-    done, unreadable = store.done(), store.unreadable()
-    pending = []
-    for numbers in np.array_split(
-        np.arange(len(photographs)), range(batch_size, len(photographs), batch_size)
-    ):
-        readable = {int(n) for n in numbers} - unreadable
-        missing = {method: {n for n in readable if (n, method) not in done} for method in methods}
-        if any(missing.values()):
-            pending.append((sorted(readable), {method: some for method, some in missing.items() if some}))
-    with (
-        ThreadPoolExecutor(1) as pool,
-        tqdm(
-            total=len(photographs), initial=len(photographs) - sum(len(numbers) for numbers, _ in pending),
-            unit="photo", disable=not progress,
-        ) as bar,
-    ):  # fmt: skip
-        ahead = []
-        for i, (numbers, missing) in enumerate(pending):
-            while len(ahead) < min(len(pending), i + 1 + _AHEAD):
-                ahead.append(pool.submit(_prepare, network, photographs, pending[len(ahead)][0]))
-            yield ahead[i].result(), missing
-            ahead[i] = None
-            bar.update(len(numbers))
-
-
-def _prepare(network: LoadedModel, photographs: Sequence[Photograph], numbers: Sequence[int]) -> _Prepared:
-    prepared = _Prepared([], [], [], {})
-    for number in numbers:
-        try:
-            x, picture = images.prepare(photographs[number].path, network.preset)
-        except (ValueError, OSError) as error:
-            prepared.errors[number] = " ".join(str(error).split())
-            continue
-        prepared.x.append(x)
-        prepared.pictures.append(picture)
-        prepared.numbers.append(number)
-    return prepared
-
-
-def _told(prepared: _Prepared, photographs: Sequence[Photograph], explain: Explain) -> _Prepared:
-    """The same with the classes to explain, where they are not the predicted ones."""
-    if explain == "predicted":
-        return prepared
-    return prepared._replace(labels=[photographs[number].label for number in prepared.numbers])
-
-
-def _blank(network: LoadedModel) -> Tensor:
-    """An image of the network's kind, on its device."""
-    device = next(network.model.parameters(), torch.zeros(0)).device
-    return torch.zeros(1, 3, network.preset.crop, network.preset.crop, device=device)
-
-
-def _scored_alike(chosen: Mapping[str, Run], how: Running) -> dict[str, Run]:
-    """The methods with the metrics' precision, compilation and chunks, where they take them."""
-    asked = {key: value for key, value in how._asdict().items() if value != Running._field_defaults[key]}
-    return {name: functools.partial(run, **accepted(run, asked)) for name, run in chosen.items()}
+        for seen, errors, missing in _batches(plan, store, batch_size, progress):
+            for number, error in errors.items():
+                store.write_image(ImageRow(number, *_known(plan, number), error=error))
+            if seen:
+                _judge(plan, store, seen, missing)
+        return Outcome(len(photographs), len(store.unreadable()), *store.counts(), store.folder)
 
 
 def _check(
@@ -475,26 +202,33 @@ def _check(
         )
 
 
+def _scored_alike(run: Run, running: Running) -> Run:
+    """The method with the metrics' precision, compilation and chunks, where it takes them."""
+    given = {name: value for name, value in running._asdict().items() if value != getattr(Running(), name)}
+    return functools.partial(run, **accepted(run, given))
+
+
 @contextlib.contextmanager
-def _opened(output: Path, settings: Mapping[str, Any], *, beside: bool) -> Iterator[Store]:
-    with contextlib.ExitStack() as stack:
-        places = (output if n == 1 else output.with_name(f"{output.name}_{n}") for n in itertools.count(1))
-        for place in places:
+def _opened(output: Path, settings: Mapping[str, Any], beside: bool) -> Iterator[Store]:
+    """The store of the folder or, with `beside`, of the first one next to it that has no other settings."""
+    for n in itertools.count(1):
+        place = output if n == 1 else output.with_name(f"{output.name}_{n}")
+        with contextlib.ExitStack() as stack:
             try:
-                yield stack.enter_context(writing(place, settings))
+                store = stack.enter_context(writing(place, settings))
             except OtherSettingsError:
-                if not beside:
-                    raise
-            else:
-                return
+                if beside:
+                    continue
+                raise
+            yield store
+            return
 
 
 def _fingerprint(model: nn.Module) -> str:
     """What tells one set of parameters from another."""
-    state = model.state_dict()
     return _digest(
         part
-        for name, value in state.items()
+        for name, value in model.state_dict().items()
         for part in (
             name.encode(),
             value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data,
@@ -509,8 +243,128 @@ def _digest(parts: Iterable[Any]) -> str:
     return digest.hexdigest()
 
 
-def _outcome(store: Store, photographs: Sequence[Photograph]) -> Outcome:
-    failed = [error is not None for error in store.errors()]
-    return Outcome(
-        len(photographs), len(store.unreadable()), failed.count(False), failed.count(True), store.folder
-    )
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters(), torch.zeros(0)).device
+
+
+def _known(plan: _Plan, number: int) -> tuple[str, int | None]:
+    """The name and the label of a photograph."""
+    name, _, label = plan.photographs[number]
+    return name, label
+
+
+# -- what comes in ------------------------------------------------------------------------------------------
+
+
+def _batches(
+    plan: _Plan, store: Store, batch_size: int, progress: bool
+) -> Iterator[tuple[list[_Seen], dict[int, str], dict[str, set[int]]]]:
+    """The batches in which something is missing, read ahead of the network, and what is missing in them."""
+    done, unreadable = store.done(), store.unreadable()
+    count, pending = len(plan.photographs), []
+    for start in range(0, count, batch_size):
+        readable = [n for n in range(start, min(start + batch_size, count)) if n not in unreadable]
+        missing = {name: {n for n in readable if (n, name) not in done} for name in plan.methods}
+        if any(missing.values()):
+            pending.append((readable, {name: some for name, some in missing.items() if some}))
+    already = count - sum(len(numbers) for numbers, _ in pending)
+    with (
+        ThreadPoolExecutor(1) as pool,
+        tqdm(total=count, initial=already, unit="photo", disable=not progress) as bar,
+    ):
+        ahead = []
+        for i, (numbers, missing) in enumerate(pending):
+            while len(ahead) < min(len(pending), i + 1 + _AHEAD):
+                ahead.append(pool.submit(_read, plan, pending[len(ahead)][0]))
+            yield *ahead[i].result(), missing
+            ahead[i] = None
+            bar.update(len(numbers))
+
+
+def _read(plan: _Plan, numbers: Sequence[int]) -> tuple[list[_Seen], dict[int, str]]:
+    """The photographs that can be read, and why the others cannot."""
+    seen, errors = [], {}
+    for number in numbers:
+        try:
+            seen.append(_Seen(number, *images.prepare(plan.photographs[number].path, plan.network.preset)))
+        except (ValueError, OSError) as error:
+            errors[number] = " ".join(str(error).split())
+    return seen, errors
+
+
+# -- what is found ------------------------------------------------------------------------------------------
+
+
+def _judge(plan: _Plan, store: Store, seen: list[_Seen], missing: Mapping[str, set[int]]) -> None:
+    """Write down what the network saw of a batch, and what is missing of the methods' results."""
+    batch = _Batch(plan, seen)
+    for i, (number, _, picture) in enumerate(seen):
+        file = _encoded(picture, "JPEG", quality=_PICTURE_QUALITY)
+        store.write_image(ImageRow(number, *_known(plan, number), *batch.explained(i), file))
+    for name, numbers in missing.items():
+        for result in batch.results(name):
+            if result.number in numbers:
+                store.write_result(result)
+
+
+class _Batch:
+    """Photographs that are explained together, each for its own class."""
+
+    def __init__(self, plan: _Plan, seen: list[_Seen]) -> None:
+        self._plan, self._seen, self._model = plan, seen, plan.network.model
+        x = torch.cat([each.x for each in seen]).to(_device(self._model))
+        labels: Any = [plan.photographs[each.number].label for each in seen]
+        cls = None if plan.explain == "predicted" else labels
+        with one_class_scoring(self._model, x, cls, **plan.running._asdict()) as self._scoring:
+            self._cls: Any = torch.as_tensor(self._scoring.explained.cls, device=x.device)
+        self._call = Call(self._model, plan.layer, x, self._cls)
+
+    def explained(self, i: int) -> tuple[int, float]:
+        """The class that is explained of a photograph, and its probability."""
+        return int(self._cls[i]), float(self._scoring.explained.own[i, 0])
+
+    def results(self, name: str) -> Iterator[Result]:
+        """What a method makes of each photograph, one after the other where all at once fails."""
+        try:
+            yield from self._results(name)
+        except Exception as error:  # a method may raise anything; it is written down with the photograph
+            if len(self._seen) > 1:
+                for each in self._seen:
+                    yield from _Batch(self._plan, [each]).results(name)
+                return
+            kind = "" if isinstance(error, (ValueError, TypeError)) else f"{type(error).__name__}: "
+            yield Result(self._seen[0].number, name, {}, error=kind + " ".join(str(error).split()))
+
+    def _results(self, name: str) -> list[Result]:
+        method, layer = self._plan.methods[name], self._plan.layer
+        heatmaps = heatmaps_of(method, self._call)
+        is_finite = torch.isfinite(heatmaps).flatten(1).all(1)
+        heatmaps = torch.where(is_finite[:, None, None], heatmaps, 0.0)
+        judged = Judged(self._scoring, heatmaps, lambda images: method(self._model, layer, images, self._cls))
+        with torch.no_grad():
+            found = scored(judged, self._plan.metric_names)
+        return [
+            Result(number, name, {metric: _score(v, i) for metric, v in found.items()}, _small(heatmaps[i]))
+            if is_finite[i]
+            else Result(number, name, {}, error="the heatmap holds NaN or infinite values")
+            for i, (number, *_) in enumerate(self._seen)
+        ]
+
+
+def _score(found: Tensor | Curve, i: int) -> Score:
+    if isinstance(found, Tensor):
+        return Score(float(found[i]))
+    curve = (found.fractions, found.scores[i])
+    return Score(float(found.auc[i]), *(values.double().cpu().numpy() for values in curve))
+
+
+def _small(heatmap: Tensor) -> bytes:
+    size = [min(_HEATMAP_PIXELS, side) for side in heatmap.shape]
+    small = F.interpolate(heatmap[None, None].float(), size, mode="area")[0, 0]
+    return _encoded((small * 255).round().clamp(0, 255).byte().cpu().numpy(), "PNG")
+
+
+def _encoded(pixels: np.ndarray, kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind, **options)
+    return file.getvalue()

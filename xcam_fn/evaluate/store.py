@@ -104,21 +104,17 @@ class Store:
 
     def settings(self) -> dict[str, Any]:
         """The settings that the run was begun with."""
-        return {name: json.loads(value) for name, value in self._all("SELECT name, value FROM settings")}
+        return {name: json.loads(value) for name, value in self._all("SELECT * FROM settings")}
 
     def images(self) -> list[ImageRow]:
         """The photographs, in the order of the run."""
-        columns = "number, name, label, class, probability, picture, error"
-        return [ImageRow(*row) for row in self._all(f"SELECT {columns} FROM images ORDER BY number")]
+        return [ImageRow(*row) for row in self._all("SELECT * FROM images ORDER BY number")]
 
     def results(self) -> list[Result]:
         """What the methods made of the photographs, in the order of the photographs."""
         scores: dict[tuple[int, str], dict[str, Score]] = {}
-        for number, method, metric, value, *arrays in self._all(
-            "SELECT number, method, metric, value, fractions, curve FROM scores"
-        ):
-            found = [None if array is None else np.frombuffer(array, "<f8") for array in arrays]
-            scores.setdefault((number, method), {})[metric] = Score(value, *found)
+        for number, method, metric, value, *arrays in self._all("SELECT * FROM scores"):
+            scores.setdefault((number, method), {})[metric] = Score(value, *map(_unpacked, arrays))
         rows = self._all("SELECT number, method, heatmap, error FROM results ORDER BY number, method")
         return [
             Result(number, method, scores.get((number, method), {}), heatmap, error)
@@ -129,9 +125,9 @@ class Store:
         """Which methods are done on which photographs, failures among them."""
         return set(self._all("SELECT number, method FROM results"))
 
-    def errors(self) -> list[str | None]:
-        """Of each result why there is none, or None."""
-        return [error for (error,) in self._all("SELECT error FROM results")]
+    def counts(self) -> tuple[int, int]:
+        """How many results have scores, and how many are failures."""
+        return self._all("SELECT count(*) - count(error), count(error) FROM results")[0]
 
     def unreadable(self) -> set[int]:
         """Which photographs could not be read."""
@@ -139,61 +135,58 @@ class Store:
 
     def write_image(self, image: ImageRow) -> None:
         """Add a photograph, or say the same of it again."""
-        with self._transaction():
-            self._connection.execute("INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?, ?, ?, ?)", image)
+        with self._transaction() as connection:
+            connection.execute("INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?, ?, ?, ?)", image)
 
     def write_result(self, result: Result) -> None:
         """Add what a method made of a photograph, with its scores."""
-        with self._transaction():
-            self._connection.execute(
-                "INSERT INTO results VALUES (?, ?, ?, ?)",
-                (result.number, result.method, result.heatmap, result.error),
-            )
-            for metric, score in result.scores.items():
-                arrays = [
-                    None if array is None else np.asarray(array, "<f8").tobytes() for array in score[1:]
-                ]
-                self._connection.execute(
-                    "INSERT INTO scores VALUES (?, ?, ?, ?, ?, ?)",
-                    (result.number, result.method, metric, score.value, *arrays),
-                )
+        number, method, scores, *rest = result
+        rows = (
+            (number, method, metric, score.value, *map(_packed, score[1:]))
+            for metric, score in scores.items()
+        )
+        with self._transaction() as connection:
+            connection.execute("INSERT INTO results VALUES (?, ?, ?, ?)", (number, method, *rest))
+            connection.executemany("INSERT INTO scores VALUES (?, ?, ?, ?, ?, ?)", rows)
 
     def forget_failures(self) -> None:
         """Take out what failed, so that it is tried again."""
-        with self._transaction():
-            self._connection.execute("DELETE FROM results WHERE error IS NOT NULL")
-            self._connection.execute("DELETE FROM images WHERE error IS NOT NULL")
+        with self._transaction() as connection:
+            for table in ("results", "images"):
+                connection.execute(f"DELETE FROM {table} WHERE error IS NOT NULL")
 
     def begin(self, settings: Mapping[str, Any]) -> None:
         """Make the tables and write the settings down."""
-        with self._transaction():
+        with self._transaction() as connection:
             for statement in _SCHEMA.split(";"):
-                self._connection.execute(statement)
-            self._connection.executemany(
-                "INSERT INTO settings VALUES (?, ?)", [(k, json.dumps(v)) for k, v in settings.items()]
-            )
-            self._connection.execute(f"PRAGMA application_id = {_APPLICATION}")
-            self._connection.execute(f"PRAGMA user_version = {_VERSION}")
+                connection.execute(statement)
+            rows = [(name, json.dumps(value)) for name, value in settings.items()]
+            connection.executemany("INSERT INTO settings VALUES (?, ?)", rows)
+            connection.execute(f"PRAGMA application_id = {_APPLICATION}")
+            connection.execute(f"PRAGMA user_version = {_VERSION}")
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
         try:
-            self._connection.execute("BEGIN IMMEDIATE")
-            yield
-            self._connection.execute("COMMIT")
-        except BaseException as error:
-            if self._connection.in_transaction:
-                with contextlib.suppress(sqlite3.Error):
-                    self._connection.execute("ROLLBACK")
-            if isinstance(error, sqlite3.OperationalError):
-                raise OSError(
-                    f"{str(self._file)!r} could not be written ({error}); what was written before is safe: "
-                    "make room and run the same command again"
-                ) from None
-            raise
+            with self._connection as connection:  # commits, or rolls back where something fails
+                connection.execute("BEGIN IMMEDIATE")
+                yield connection
+        except sqlite3.OperationalError as error:
+            raise OSError(
+                f"{str(self._file)!r} could not be written ({error}); what was written before is safe: "
+                "make room and run the same command again"
+            ) from None
 
     def _all(self, query: str) -> list[Any]:
         return self._connection.execute(query).fetchall()
+
+
+def _packed(array: np.ndarray | None) -> bytes | None:
+    return None if array is None else np.asarray(array, "<f8").tobytes()
+
+
+def _unpacked(content: bytes | None) -> np.ndarray | None:
+    return None if content is None else np.frombuffer(content, "<f8")
 
 
 @contextlib.contextmanager
@@ -271,12 +264,9 @@ def _connected(file: Path, mode: str) -> Iterator[Store]:
 def _is_new(store: Store) -> bool:
     """True where nothing was written yet; raises where what was written is not ours."""
     file = store._file
+    questions = ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_schema")
     try:
-        ((application,),), ((version,),) = (
-            store._all("PRAGMA application_id"),
-            store._all("PRAGMA user_version"),
-        )
-        ((tables,),) = store._all("SELECT count(*) FROM sqlite_schema")
+        application, version, tables = (store._all(question)[0][0] for question in questions)
     except sqlite3.OperationalError as error:
         raise OSError(f"{str(file)!r} cannot be read ({error}); choose another folder") from None
     except sqlite3.DatabaseError as error:

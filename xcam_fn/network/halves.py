@@ -183,8 +183,8 @@ def forward_pass(
         guess = seen
     else:
         raise ValueError(
-            f"layer {guess.name!r}: {type(root).__name__} runs other modules at each forward of the same images; "
-            "name a layer that runs in all of them, such as 'layer#1' for its first call"
+            f"layer {guess.name!r}: {type(root).__name__} runs other modules at each forward of the same "
+            "images; name a layer that runs in all of them, such as 'layer#1' for its first call"
         )
     guesses[asked] = guess
     shown = call.shown if isinstance(layer, str) and "#" in layer else call.name

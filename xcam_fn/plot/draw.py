@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
-    from xcam_fn.metrics.of_map import Curve
+    from xcam_fn.metrics import Curve
 
 Numbers = Sequence[float] | np.ndarray | Tensor
 Color = float | Numbers
@@ -298,7 +298,7 @@ def frames(
         ValueError: there are no fractions, scores are not as many, or a shape or a value is out of range.
         TypeError: an argument is of the wrong kind.
     """
-    from xcam_fn.metrics.of_map import relevance_rank  # noqa: PLC0415 (an overlay needs no metric)
+    from xcam_fn.metrics import relevance_rank  # noqa: PLC0415 (an overlay needs no metric)
 
     checks.check_choice("mode", mode, ("insertion", "deletion"))
     picture = picture_of(image)

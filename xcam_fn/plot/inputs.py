@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from xcam_fn.metrics.of_map import Curve
+    from xcam_fn.metrics import Curve
 
 Picture = Image.Image | np.ndarray | Tensor
 Map = np.ndarray | Tensor
@@ -126,7 +126,7 @@ def lines_of(curves: Mapping[str, Curve]) -> list[Line]:
 
 
 def _line(name: str, curve: Curve) -> Line:
-    from xcam_fn.metrics.of_map import Curve  # noqa: PLC0415 (an overlay needs no metric)
+    from xcam_fn.metrics import Curve  # noqa: PLC0415 (an overlay needs no metric)
 
     argument = f"curves[{name!r}]"
     if not isinstance(curve, Curve):

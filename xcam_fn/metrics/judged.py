@@ -1,0 +1,262 @@
+"""One heatmap judged on one scoring of its images, and what makes a metric of a formula over it."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import math
+import re
+import textwrap
+import typing
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, Unpack, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from xcam_fn import checks
+from xcam_fn.perturb import Baseline, baseline_images
+from xcam_fn.scoring.running import Running, RunningOptions, Scoring, scoring_of
+from xcam_fn.targets import Classes
+
+Images = Float[Tensor, "B C *size"]
+Heatmap = Tensor | np.ndarray
+Values = Float[Tensor, " B"]
+Best = Literal["highest", "lowest"]
+P = ParamSpec("P")
+Found_co = TypeVar("Found_co", covariant=True)
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class ScoringOptions(RunningOptions, total=False):
+    """How images are scored: "probability" or "logit" of a class, and `RunningOptions`."""
+
+    score: str
+
+
+class Judged:
+    """A heatmap, the images it is of and their scores; what several metrics need is found once.
+
+    Attributes:
+        scoring: the images, ready to be scored for one fixed class each.
+        heatmap: (B, *size), a tensor or an array.
+        explain: images to heatmaps for the same classes by the method in question, where it is known.
+    """
+
+    def __init__(
+        self, scoring: Scoring, heatmap: Heatmap, explain: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        self.scoring, self.heatmap, self.explain = scoring, heatmap, explain
+        self.x, self.own = scoring.x, scoring.explained.own[:, 0]
+        self._shown: dict[Baseline, Tensor] = {}
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """The heatmap in [0, 1] and in the images' dtype."""
+        return checked(self.heatmap, self.x, unit=True).to(self.x.dtype)
+
+    @cached_property
+    def rank(self) -> Tensor:
+        """The place of each pixel by relevance, see `relevance_rank`."""
+        return relevance_rank(checked(self.heatmap, self.x))
+
+    @cached_property
+    def coherency(self) -> Tensor:
+        """The correlation of the heatmap and of the heatmap of what it shows, scaled to [0, 1]; (B,)."""
+        if self.explain is None:
+            raise ValueError(
+                "coherency and adcc need the method, not only its heatmap; use metrics.coherency"
+            )
+        return (1 + pearson(self.mask, self.explain(self.x * self.mask[:, None]))) / 2
+
+    def shown(self, baseline: Baseline = 0.0) -> Tensor:
+        """The scores (B,) of what the heatmap shows of the images, found once for each baseline."""
+        if baseline not in self._shown:
+            base = baseline_images(baseline, self.x)
+            self._shown[baseline] = self.scoring.shown(self.mask[None, :, None], base)[0, :, 0]
+        return self._shown[baseline]
+
+
+@typing.runtime_checkable
+class Metric(Protocol):
+    """A function that says how good a heatmap or a method is, with what tables and plots say of it.
+
+    Attributes:
+        name: its key in `METRICS`.
+        title: its name in print.
+        best: "highest" or "lowest".
+        formula: from `Judged` to scores (B,), a `Curve` or a `Road`.
+    """
+
+    name: str
+    title: str
+    best: Best
+    formula: Callable[[Judged], Any]
+
+
+class HeatmapMetric(Metric, Protocol, Generic[P, Found_co]):
+    """A metric that is called as `metric(model, x, heatmap, cls, **options)`."""
+
+    def __call__(
+        self, model: Any, x: Any, heatmap: Any, cls: Any = None, *args: P.args, **options: P.kwargs
+    ) -> Found_co: ...
+
+
+def metric(
+    title: str, *, best: Best
+) -> Callable[[Callable[Concatenate[Judged, P], Found_co]], HeatmapMetric[P, Found_co]]:
+    """Make of a formula over `Judged` the function of a model, images and heatmaps that users call."""
+
+    def made(formula: Callable[..., Found_co]) -> HeatmapMetric[P, Found_co]:
+        own = [p for p in inspect.signature(formula).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        names = {p.name for p in own}
+
+        def called(
+            model: nn.Module, x: Images, heatmap: Heatmap, cls: Classes = None, **options: Any
+        ) -> Found_co:
+            how = {name: value for name, value in options.items() if name not in names}
+            with one_class_scoring(model, x, cls, **how) as scoring:
+                asked = {name: options[name] for name in names & options.keys()}
+                return formula(Judged(scoring, heatmap), **asked)
+
+        shared = list(inspect.signature(called).parameters.values())[:4]
+        how = [p.replace(kind=p.KEYWORD_ONLY) for p in inspect.signature(Running).parameters.values()]
+        score = inspect.Parameter("score", inspect.Parameter.KEYWORD_ONLY, default="probability")
+        called.__dict__["__signature__"] = inspect.Signature([*shared, *own, score, *how])
+        return cast(HeatmapMetric[P, Found_co], entered(called, formula, title, best))
+
+    return made
+
+
+def entered(function: Function, formula: Callable[[Judged], Any], title: str, best: Best) -> Function:
+    """Make a function that is called in its own way a `Metric` too, by its formula over `Judged`."""
+    if formula.__doc__ and not function.__doc__:
+        function.__name__ = function.__qualname__ = formula.__name__
+        function.__module__, function.__doc__ = formula.__module__, formula.__doc__
+    function.__dict__.update(name=function.__name__, title=title, best=best, formula=formula)
+    return documented(function)
+
+
+# -- docstrings ---------------------------------------------------------------------------------------------
+
+_SHARED = {
+    "images": """Args:
+    model: the network, in evaluation mode; it is never touched.
+    x: (B, C, *size), prepared images.
+    heatmap: (B, *size), a tensor or an array, from here or from elsewhere; in [0, 1] unless only its order
+        counts.
+    cls: None for the predicted class of each image, an int, B ints, or a target, a callable from the output
+        to one score for each image it is given. It is fixed once, on the images as they are.""",
+    "method": """Args:
+    method: by name or as a function.
+    model: the network, in evaluation mode; it is never touched.
+    layer: a name, a module of the model, or None for `default_layer`.
+    x: (B, C, *size), prepared images.
+    cls: None for the predicted class of each image, an int, B ints, or a target. It is fixed once, on the
+        images as they are.""",
+    "scoring": """score: what is read off for a class, "probability" or "logit".
+precision: "float32" or "bfloat16", of the forwards.
+compile: compile the model once.
+scorer: a callable from images to outputs in the model's place.
+chunk_size: perturbed images in one forward; None chooses.
+progress: show a bar that counts forwards.""",
+    "raises": """Raises:
+    ValueError: a value is out of range or does not fit the model or the batch.
+    TypeError: an argument is of the wrong kind.""",
+}
+
+
+def documented(function: Function) -> Function:
+    """Fill in what docstrings share: a line `{name}` becomes that text, indented as the line is."""
+    filled = lambda line: textwrap.indent(_SHARED[line[2]], line[1])  # noqa: E731
+    function.__doc__ = re.sub(r"^( *)\{(\w+)\}$", filled, inspect.getdoc(function) or "", flags=re.M)
+    return function
+
+
+# -- arguments ----------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def one_class_scoring(
+    model: nn.Module,
+    x: Tensor,
+    cls: Classes,
+    *,
+    score: str = "probability",
+    create_graph: bool = False,
+    **running: Unpack[RunningOptions],
+) -> Iterator[Scoring]:
+    """The scoring of one call that explains one class of each image, its arguments checked."""
+    for name in running:
+        if name not in Running._fields:
+            known = ", ".join(sorted(("score", *Running._fields)))
+            raise TypeError(f"there is no option {name!r}; the options are {known}")
+    with scoring_of(model, x, cls, score, Running(**running), create_graph=create_graph) as scoring:
+        if scoring.explained.many:
+            raise ValueError(f"cls={cls!r}: expected one class for each image, as there is one heatmap")
+        yield scoring
+
+
+def checked(heatmap: Heatmap, x: Tensor | None = None, *, unit: bool = False) -> Tensor:
+    """The heatmap as a tensor of finite values, with `unit` in [0, 1], with x one for each image of x."""
+    if not isinstance(heatmap, (Tensor, np.ndarray)):
+        raise TypeError(f"heatmap is a {type(heatmap).__name__}; expected a tensor or an array (B, *size)")
+    maps = torch.as_tensor(heatmap, device=None if x is None else x.device)
+    maps = maps if maps.is_floating_point() else maps.float()
+    if maps.ndim < 2 or maps.numel() == 0:
+        raise ValueError(
+            f"heatmap has shape {tuple(maps.shape)}; expected (B, *size), as heatmap[None] of one"
+        )
+    if checks.is_readable(maps):
+        low, high = (float(end) for end in maps.detach().aminmax())
+        if not math.isfinite(low + high):
+            raise ValueError("heatmap holds NaN or infinite values; expected finite ones")
+        if unit and not (low >= 0 and high <= 1):
+            raise ValueError(
+                f"heatmap has values from {low:.4g} to {high:.4g}; expected [0, 1] "
+                "(xcam_fn.heatmap(cam, size) makes that of a raw map)"
+            )
+    if x is not None and tuple(maps.shape) != (len(x), *x.shape[2:]):
+        raise ValueError(
+            f"heatmap has shape {tuple(maps.shape)}; expected {(len(x), *x.shape[2:])}, one for each image "
+            "at its size (xcam_fn.heatmap(cam, size) resizes a raw map)"
+        )
+    return maps
+
+
+# -- maps in order, and compared ----------------------------------------------------------------------------
+
+
+def relevance_rank(heatmap: Float[Tensor, "B *size"]) -> Int[Tensor, "B *size"]:
+    """Return the place of each pixel when they are sorted by relevance, the most relevant first.
+
+    Args:
+        heatmap: (B, *size).
+
+    Returns:
+        (B, *size), whole numbers from 0; equal values are in the order of their places.
+    """
+    order = heatmap.flatten(1).argsort(dim=1, descending=True, stable=True)
+    places = torch.arange(order.shape[1], dtype=torch.int32, device=order.device).expand_as(order)
+    return torch.zeros_like(places).scatter(1, order, places).reshape(heatmap.shape)
+
+
+def pearson(first: Tensor, second: Tensor) -> Values:
+    """Pearson's correlation of maps (B, ...), (B,) in [−1, 1]; 0 where one is constant."""
+    flat = [maps.flatten(1) for maps in (first, second)]
+    one, other = (maps.double() - maps.double().mean(1, keepdim=True) for maps in flat)
+    norm = one.norm(dim=1) * other.norm(dim=1)
+    varies = (norm > 0) & torch.stack([maps.amax(1) > maps.amin(1) for maps in flat]).all(0)
+    r = (one * other).sum(1) / torch.where(norm > 0, norm, 1.0)
+    return torch.where(varies, r, 0.0).clamp(-1, 1).to(first.dtype)
+
+
+def spearman(first: Tensor, second: Tensor) -> Values:
+    """Spearman's rank correlation of maps (B, ...), (B,) in [−1, 1]; equal values share their mean rank."""
+    from scipy.stats import rankdata  # noqa: PLC0415, slow to import, and needed here alone
+
+    ranks = (rankdata(maps.detach().flatten(1).cpu().numpy(), axis=1) for maps in (first, second))
+    return pearson(*(torch.from_numpy(r).to(first.device) for r in ranks)).to(first.dtype)

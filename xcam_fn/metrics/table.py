@@ -1,0 +1,67 @@
+"""The metrics by name, and the scores of several heatmaps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Unpack
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from xcam_fn import checks
+from xcam_fn.metrics.curves import Curve, deletion, insertion
+from xcam_fn.metrics.imputation import Road, road
+from xcam_fn.metrics.judged import Judged, Metric, Values, one_class_scoring
+from xcam_fn.metrics.of_map import average_drop, complexity, increase_in_confidence
+from xcam_fn.metrics.of_method import adcc, coherency
+from xcam_fn.scoring.running import RunningOptions
+from xcam_fn.targets import Classes
+
+_ALL: tuple[Any, ...] = (
+    average_drop, increase_in_confidence, insertion, deletion, road, complexity, coherency, adcc,
+)  # fmt: skip
+METRICS: Mapping[str, Metric] = MappingProxyType({metric.name: metric for metric in _ALL})
+"""Every metric that a heatmap or a data set can be judged by, by its name."""
+STANDARD = ("average_drop", "increase_in_confidence", "insertion", "deletion")
+
+
+def scored(judged: Judged, metric_names: Sequence[str]) -> dict[str, Values | Curve]:
+    """The scores or the curve that each metric finds."""
+    found = {name: METRICS[name].formula(judged) for name in metric_names}
+    return {name: value.value if isinstance(value, Road) else value for name, value in found.items()}
+
+
+def judged(
+    model: nn.Module,
+    x: Float[Tensor, "B C *size"],
+    heatmaps: Mapping[str, Float[Tensor, "B *size"]],
+    cls: Classes = None,
+    metric_names: Sequence[str] = STANDARD,
+    **how: Unpack[RunningOptions],
+) -> dict[str, dict[str, Values | Curve]]:
+    """Return the scores of heatmaps, from here or from elsewhere, on one batch.
+
+    Args:
+        model: the network, in evaluation mode.
+        x: (B, C, *size), prepared images.
+        heatmaps: names to heatmaps in [0, 1].
+        cls: None for the predicted class of each image, an int, B ints, or a target. It is fixed once.
+        metric_names: names of `METRICS`; those that need the method itself are not possible.
+        **how: how the model is run: precision, compile, scorer, chunk_size, progress.
+
+    Returns:
+        {name: {metric: scores or curve}}.
+
+    Raises:
+        ValueError: a metric is not known or needs the method, or a heatmap does not fit.
+    """
+    for name in metric_names:
+        checks.check_choice("metric_names", name, tuple(METRICS))
+    found: dict[str, dict[str, Values | Curve]] = {}
+    with one_class_scoring(model, x, cls, **how) as scoring:
+        for name, heatmap in heatmaps.items():
+            same = next((other for other in found if torch.equal(heatmaps[other], heatmap)), None)
+            found[name] = scored(Judged(scoring, heatmap), metric_names) if same is None else found[same]
+    return found
