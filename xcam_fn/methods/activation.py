@@ -129,44 +129,32 @@ def _randomcam(A: Maps, *, seed: int = 0) -> Map:
 
 eigencam = enter(
     from_features(
-        _eigencam,
-        name="eigencam",
-        title="Eigen-CAM",
-        paper="arXiv:2008.00299",
+        _eigencam, name="eigencam", title="Eigen-CAM", paper="arXiv:2008.00299",
         summary="the features' first principal component, whatever the class",
         variants={"pytorch-grad-cam": {"center": True}},
     )
-)
+)  # fmt: skip
 kpcacam = enter(
     from_features(
-        _kpcacam,
-        name="kpcacam",
-        title="KPCA-CAM",
-        paper="arXiv:2410.00267",
+        _kpcacam, name="kpcacam", title="KPCA-CAM", paper="arXiv:2410.00267",
         summary="the features' first principal component in a kernel's space, whatever the class",
         variants={"pytorch-grad-cam": {}},
     )
-)
+)  # fmt: skip
 fem = enter(
     from_features(
-        _fem,
-        name="fem",
-        title="FEM",
-        paper="IPTA 2020, hal-02963298",
+        _fem, name="fem", title="FEM", paper="IPTA 2020, hal-02963298",
         summary="where channels exceed their mean by k standard deviations, whatever the class",
         variants={"pytorch-grad-cam": {"summed": "features"}},
     )
-)
+)  # fmt: skip
 randomcam = enter(
     from_features(
-        _randomcam,
-        name="randomcam",
-        title="Random-CAM",
+        _randomcam, name="randomcam", title="Random-CAM", family="baseline",
         summary="channels weighted at random, the baseline that an explanation has to beat",
-        family="baseline",
         variants={"pytorch-grad-cam": {}},
     )
-)
+)  # fmt: skip
 
 
 @method(

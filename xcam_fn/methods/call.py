@@ -65,26 +65,23 @@ class Call:
             self._found[key] = compute()
         return self._found[key]
 
-    def of(self, x: Tensor, cls: Classes = None) -> Call:
-        """The same question about other images, or another class; nothing is shared."""
-        cls = self.cls if cls is None else cls
-        return Call(
-            self.model, self.layer, x, cls, to_spatial=self.to_spatial, create_graph=self.create_graph
-        )
+    def _with(self, **changes: Any) -> Call:
+        question = ("model", "layer", "x", "cls", "to_spatial", "create_graph")
+        return Call(**({name: getattr(self, name) for name in question} | changes))
+
+    def of(self, x: Tensor, cls: Classes) -> Call:
+        """The same question about other images, of a class that is fixed; nothing is shared."""
+        return self._with(x=x, cls=cls)
 
     def at(self, layer: Layer) -> Call:
         """The same question at another layer; nothing is shared."""
-        return Call(
-            self.model, layer, self.x, self.cls, to_spatial=self.to_spatial, create_graph=self.create_graph
-        )
+        return self._with(layer=layer)
 
     def asking(self, cls: Classes) -> Call:
         """The same network and images asked about a class; the forward is shared."""
         if cls is self.cls:
             return self
-        other = Call(
-            self.model, self.layer, self.x, cls, to_spatial=self.to_spatial, create_graph=self.create_graph
-        )
+        other = self._with(cls=cls)
         other._of_network = self._of_network
         return other
 

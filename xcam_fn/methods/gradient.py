@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 P = ParamSpec("P")
+_ALIKE: dict[str, dict[str, Any]] = {"xplaincam": {}, "torchcam": {}, "pytorch-grad-cam": {}}
 
 
 class GradientMethod(Method[P]):
@@ -113,26 +114,19 @@ def weighted(
 
 gradcam = enter(
     from_gradients(
-        weights.gradcam,
-        title="Grad-CAM",
-        paper="arXiv:1610.02391",
+        weights.gradcam, title="Grad-CAM", paper="arXiv:1610.02391",
         summary="each channel weighted by its mean gradient",
-        variants={"xplaincam": {}, "torchcam": {}, "pytorch-grad-cam": {}},
+        variants=_ALIKE,
     )
-)
+)  # fmt: skip
 gradcam_pp = enter(
     from_gradients(
-        weights.gradcam_pp,
-        title="Grad-CAM++",
-        paper="arXiv:1710.11063",
+        weights.gradcam_pp, title="Grad-CAM++", paper="arXiv:1710.11063",
         summary="each channel weighted by its positive gradients, position by position",
-        variants={
-            "xplaincam": {"eps": 1e-8},
-            "torchcam": {"divide": False},
-            "pytorch-grad-cam": {"eps": 1e-6, "local": True},
-        },
+        variants={"xplaincam": {"eps": 1e-8}, "torchcam": {"divide": False},
+                  "pytorch-grad-cam": {"eps": 1e-6, "local": True}},
     )
-)
+)  # fmt: skip
 
 
 @method(
@@ -194,62 +188,47 @@ def smoothgradcam_pp(
 
 xgradcam = enter(
     from_gradients(
-        weights.xgradcam,
-        title="XGrad-CAM",
-        paper="arXiv:2008.02312",
+        weights.xgradcam, title="XGrad-CAM", paper="arXiv:2008.02312",
         summary="each channel weighted by its gradient, averaged where the channel is active",
         variants={"xplaincam": {}, "torchcam": {"eps": 1e-8}, "pytorch-grad-cam": {"eps": 1e-7}},
     )
-)
+)  # fmt: skip
 layercam = enter(
     from_gradients(
-        weights.layercam,
-        title="Layer-CAM",
-        paper="IEEE TIP 2021, doi:10.1109/TIP.2021.3089943",
+        weights.layercam, title="Layer-CAM", paper="IEEE TIP 2021, doi:10.1109/TIP.2021.3089943",
         summary="each position of each channel weighted by its positive gradient",
-        variants={"xplaincam": {}, "torchcam": {}, "pytorch-grad-cam": {}},
+        variants=_ALIKE,
     )
-)
+)  # fmt: skip
 hirescam = enter(
     from_gradients(
-        weights.hirescam,
-        title="HiResCAM",
-        paper="arXiv:2011.08891",
+        weights.hirescam, title="HiResCAM", paper="arXiv:2011.08891",
         summary="each position of each channel weighted by its gradient",
         variants={"pytorch-grad-cam": {}},
     )
-)
+)  # fmt: skip
 gradcam_elementwise = enter(
     from_gradients(
-        weights.gradcam_elementwise,
-        title="Grad-CAM, elementwise",
-        paper="pytorch-grad-cam",
+        weights.gradcam_elementwise, title="Grad-CAM, elementwise", paper="pytorch-grad-cam",
         summary="each position of each channel weighted by its gradient, where that product is positive",
         variants={"pytorch-grad-cam": {}},
     )
-)
+)  # fmt: skip
 eigengradcam = enter(
     from_gradients(
-        weights.hirescam,
-        name="eigengradcam",
-        title="EigenGrad-CAM",
+        weights.hirescam, title="EigenGrad-CAM",
         paper="arXiv:2008.00299 on gradient times feature, pytorch-grad-cam",
         summary="the first principal component of the features times their gradients",
-        projection=projections.principal_component,
-        variants={"pytorch-grad-cam": {}},
+        name="eigengradcam", projection=projections.principal_component, variants={"pytorch-grad-cam": {}},
     )
-)
+)  # fmt: skip
 segeigencam = enter(
     from_gradients(
-        weights.absolute,
-        name="segeigencam",
-        title="Seg-Eigen-CAM",
-        paper="Applied Sciences 2025, doi:10.3390/app15137562",
+        weights.absolute, title="Seg-Eigen-CAM", paper="Applied Sciences 2025, doi:10.3390/app15137562",
         summary="the first principal component of features times absolute gradients, its peak positive",
-        projection=projections.peak_component,
-        variants={"pytorch-grad-cam": {}},
+        name="segeigencam", projection=projections.peak_component, variants={"pytorch-grad-cam": {}},
     )
-)
+)  # fmt: skip
 
 
 @method(
