@@ -1,6 +1,9 @@
 """The metrics: slow loops, other libraries, XplainCAM's own scores, and what has to hold for any heatmap."""
 
+import inspect
 import json
+import pickle
+import re
 
 import numpy as np
 import pytest
@@ -252,6 +255,51 @@ def test_spearman_is_scipys():
 def test_the_blur_is_the_papers():
     x = torch.randn(1, 3, 64, 80)
     torch.testing.assert_close(xf.perturb.blurred(x), gaussian_blur(x, 51, 50.0))
+
+
+# -- help -------------------------------------------------------------------------------------------------------------
+
+ALL = [
+    "adcc",
+    "average_drop",
+    "coherency",
+    "complexity",
+    "deletion",
+    "energy_pointing_game",
+    "increase_in_confidence",
+    "insertion",
+    "max_sensitivity",
+    "parameter_randomization",
+    "pointing_game",
+    "road",
+]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_help_names_every_argument_and_its_sections_are_well_formed(name):
+    function = getattr(xf, name)
+    doc = inspect.getdoc(function)
+    assert "{" not in doc.partition("Returns:")[0]
+    sections = re.split(r"^(Args|Returns|Raises|References):\n", doc, flags=re.M)
+    titles, bodies = sections[1::2], sections[2::2]
+    assert titles == [title for title in ("Args", "Returns", "Raises", "References") if title in titles]
+    assert "Args" in titles
+    assert "Returns" in titles
+    for body in bodies:
+        assert all(line.startswith("    ") for line in body.splitlines() if line)
+    entries = [line for line in bodies[0].splitlines() if line and not line.startswith("     ")]
+    described = [re.fullmatch(r"    (?:\*\*)?(\w+): .+", line)[1] for line in entries]
+    assert described == list(inspect.signature(function).parameters)
+    assert (function.__name__, pickle.loads(pickle.dumps(function))) == (name, function)
+
+
+def test_the_signature_is_flat():
+    shown = str(inspect.signature(xf.insertion))
+    assert shown.startswith(
+        "(model: 'nn.Module', x: 'Images', heatmap: 'Heatmap', cls: 'Classes' = None, *, baseline: "
+    )
+    assert "**" not in shown
+    assert all(metrics.METRICS[name] is getattr(xf, name) for name in metrics.METRICS)
 
 
 # -- bad input ----------------------------------------------------------------------------------------------------------

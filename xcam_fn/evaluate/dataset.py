@@ -73,9 +73,8 @@ def photographs(
         found = _labeled(found, Path(labels), categories)
     if not found:
         raise ValueError(
-            f"data {str(root)!r} holds no photographs; expected files such as .jpg or .png, one folder "
-            f"a class "
-            "with such files, or a CSV file that names them"
+            f"data {str(root)!r} holds no photographs; expected files such as .jpg or .png, one folder a "
+            "class with such files, or a CSV file that names them"
         )
     if num_images is None or num_images >= len(found):
         return found
@@ -116,19 +115,14 @@ def _classes_of(folders: list[Path], categories: Sequence[str]) -> Sequence[int 
 
 
 def _of_table(file: Path, categories: Sequence[str]) -> list[Photograph]:
-    return [
-        Photograph(name, file.parent / name, None if text is None else _class(file, line, text, categories))
-        for line, name, text in _rows(file)
-    ]
+    return [Photograph(name, file.parent / name, label) for name, label in _rows(file, categories)]
 
 
 def _labeled(found: list[Photograph], file: Path, categories: Sequence[str]) -> list[Photograph]:
     """The photographs with labels by file name, or by their path below the data set's folder."""
     if not file.is_file():
         raise FileNotFoundError(f"labels {str(file)!r}: no such file; check the path")
-    known = {
-        name: _class(file, line, text, categories) for line, name, text in _rows(file) if text is not None
-    }
+    known = {name: label for name, label in _rows(file, categories) if label is not None}
     if not any(p.name in known or p.path.name in known for p in found):
         raise ValueError(
             f"labels {str(file)!r}: none of its {len(known)} files is among the {len(found)} photographs; "
@@ -137,30 +131,30 @@ def _labeled(found: list[Photograph], file: Path, categories: Sequence[str]) -> 
     return [p._replace(label=known.get(p.name, known.get(p.path.name))) for p in found]
 
 
-def _rows(file: Path) -> list[tuple[int, str, str | None]]:
-    """The line number, file name and class of each row of a CSV file."""
+def _rows(file: Path, categories: Sequence[str]) -> list[tuple[str, int | None]]:
+    """The file name and the class of each row of a CSV file; without a header these are the columns."""
     try:
         with file.open(newline="", encoding="utf-8-sig") as opened:
-            rows = [(number, row) for number, row in enumerate(csv.reader(opened), 1) if any(row)]
+            rows = [(line, row) for line, row in enumerate(csv.reader(opened), 1) if any(row)]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(
             f"{str(file)!r} is not a CSV file ({error}); expected rows of a path and a class"
         ) from None
-    if not rows:
-        return []
-    header = [cell.strip().lower() for cell in rows[0][1]]
+    header = [cell.strip().lower() for cell in rows[0][1]] if rows else []
     name_at = next((header.index(column) for column in _FILE_COLUMNS if column in header), None)
+    class_at = next((header.index(column) for column in _CLASS_COLUMNS if column in header), None)
     if name_at is None:
         name_at, class_at = 0, 1
     else:
-        class_at = next((header.index(column) for column in _CLASS_COLUMNS if column in header), None)
         rows = rows[1:]
     found = []
-    for number, row in rows:
-        if len(row) <= name_at or not row[name_at].strip():
-            raise ValueError(f"{str(file)!r}, line {number}: there is no path; expected a path and a class")
-        text = row[class_at].strip() if class_at is not None and len(row) > class_at else ""
-        found.append((number, row[name_at].strip(), text or None))
+    for line, row in rows:
+        name, text = (
+            row[at].strip() if at is not None and at < len(row) else "" for at in (name_at, class_at)
+        )
+        if not name:
+            raise ValueError(f"{str(file)!r}, line {line}: there is no path; expected a path and a class")
+        found.append((name, _class(file, line, text, categories) if text else None))
     return found
 
 

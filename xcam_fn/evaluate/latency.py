@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -73,25 +74,18 @@ def timings(
     checks.check_count("rounds", rounds)
     chosen = named_methods(methods, variant, **(options or {}))
 
-    def bare() -> None:
-        with torch.no_grad():
-            model(x)
-
-    calls: dict[str, Callable[[], Any]] = {BARE: bare}
-    for name, run in chosen.items():
-        calls[name] = lambda run=run: run(model, layer, x, cls)
-    first = {name: _seconds(call, x) for name, call in calls.items()}
+    calls: dict[str, Callable[[], Any]] = {BARE: torch.no_grad()(functools.partial(model, x))}
+    calls |= {name: functools.partial(run, model, layer, x, cls) for name, run in chosen.items()}
     taken: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
+    for _ in range(1 + rounds):
         for name, call in calls.items():
             taken[name].append(_seconds(call, x))
-    return {
-        name: Timing(
-            statistics.mean(seconds), statistics.median(seconds), min(seconds), max(seconds),
-            statistics.pstdev(seconds), first[name],
-        )
-        for name, seconds in taken.items()
-    }  # fmt: skip
+    return {name: _timing(*seconds) for name, seconds in taken.items()}
+
+
+def _timing(first: float, *rounds: float) -> Timing:
+    mean, median, deviation = (f(rounds) for f in (statistics.mean, statistics.median, statistics.pstdev))
+    return Timing(mean, median, min(rounds), max(rounds), deviation, first)
 
 
 def _seconds(call: Callable[[], Any], x: Tensor) -> float:

@@ -8,8 +8,9 @@ import hashlib
 import io
 import itertools
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict, Unpack, get_args
@@ -82,6 +83,7 @@ class _Plan(NamedTuple):
     metric_names: Sequence[str]
     layer: str
     explain: Explain
+    batch_size: int
     running: Running
 
 
@@ -152,30 +154,13 @@ def run(
     check_running(running, blank)
     layer = default_layer(network.model, blank) if layer is None else layer
     split(network.model, layer, blank)  # raises where there is no such layer
-    settings = {
-        "model": network.name,
-        "weights": _fingerprint(network.model),
-        "categories": network.categories,
-        "photographs": _digest(f"{p.name}\n{p.label}\n".encode() for p in photographs),
-        **about,
-        "methods": {name: getattr(run, "title", name) for name, run in chosen.items()},
-        "metrics": list(metric_names),
-        "layer": layer,
-        "explain": explain,
-        "variant": variant,
-        "options": {name: repr(value) for name, value in (options or {}).items()},
-        "batch size": batch_size,
-        "precision": running.precision,
-        "compile": running.compile,
-        "chunk size": running.chunk_size,
-        "versions": {package: version(package) for package in _PACKAGES},
-    }
-    chosen = {name: _scored_alike(run, running) for name, run in chosen.items()}
-    plan = _Plan(network, photographs, chosen, metric_names, layer, explain, running)
+    plan = _Plan(network, photographs, chosen, metric_names, layer, explain, batch_size, running)
+    settings = _settings(plan, about, variant, options or {})
+    plan = plan._replace(methods={name: _scored_alike(run, running) for name, run in chosen.items()})
     with _opened(Path(output), settings, beside) as store:
         if retry:
             store.forget_failures()
-        for seen, errors, missing in _batches(plan, store, batch_size, progress):
+        for seen, errors, missing in _batches(plan, store, progress):
             for number, error in errors.items():
                 store.write_image(ImageRow(number, *_known(plan, number), error=error))
             if seen:
@@ -200,6 +185,30 @@ def _check(
             f"explain='label': {len(unlabeled)} of {len(photographs)} photographs have no label, such as "
             f"{unlabeled[0]!r}; name a CSV file of labels, or explain the predicted classes"
         )
+
+
+def _settings(
+    plan: _Plan, about: Mapping[str, Any], variant: str | None, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the results depend on, as the store keeps it."""
+    return {
+        "model": plan.network.name,
+        "weights": _fingerprint(plan.network.model),
+        "categories": plan.network.categories,
+        "photographs": _digest(f"{p.name}\n{p.label}\n".encode() for p in plan.photographs),
+        **about,
+        "methods": {name: getattr(run, "title", name) for name, run in plan.methods.items()},
+        "metrics": list(plan.metric_names),
+        "layer": plan.layer,
+        "explain": plan.explain,
+        "variant": variant,
+        "options": {name: repr(value) for name, value in options.items()},
+        "batch size": plan.batch_size,
+        "precision": plan.running.precision,
+        "compile": plan.running.compile,
+        "chunk size": plan.running.chunk_size,
+        "versions": {package: version(package) for package in _PACKAGES},
+    }
 
 
 def _scored_alike(run: Run, running: Running) -> Run:
@@ -257,27 +266,27 @@ def _known(plan: _Plan, number: int) -> tuple[str, int | None]:
 
 
 def _batches(
-    plan: _Plan, store: Store, batch_size: int, progress: bool
+    plan: _Plan, store: Store, progress: bool
 ) -> Iterator[tuple[list[_Seen], dict[int, str], dict[str, set[int]]]]:
     """The batches in which something is missing, read ahead of the network, and what is missing in them."""
     done, unreadable = store.done(), store.unreadable()
     count, pending = len(plan.photographs), []
-    for start in range(0, count, batch_size):
-        readable = [n for n in range(start, min(start + batch_size, count)) if n not in unreadable]
+    for start in range(0, count, plan.batch_size):
+        readable = [n for n in range(start, min(start + plan.batch_size, count)) if n not in unreadable]
         missing = {name: {n for n in readable if (n, name) not in done} for name in plan.methods}
         if any(missing.values()):
             pending.append((readable, {name: some for name, some in missing.items() if some}))
     already = count - sum(len(numbers) for numbers, _ in pending)
-    with (
-        ThreadPoolExecutor(1) as pool,
-        tqdm(total=count, initial=already, unit="photo", disable=not progress) as bar,
-    ):
-        ahead = []
-        for i, (numbers, missing) in enumerate(pending):
-            while len(ahead) < min(len(pending), i + 1 + _AHEAD):
-                ahead.append(pool.submit(_read, plan, pending[len(ahead)][0]))
-            yield *ahead[i].result(), missing
-            ahead[i] = None
+    bar = tqdm(total=count, initial=already, unit="photo", disable=not progress)
+    with ThreadPoolExecutor(1) as pool, bar:
+        ahead: deque[Future[tuple[list[_Seen], dict[int, str]]]] = deque()
+        coming = iter(pending)
+        for numbers, missing in pending:
+            ahead += [
+                pool.submit(_read, plan, more)
+                for more, _ in itertools.islice(coming, 1 + _AHEAD - len(ahead))
+            ]
+            yield *ahead.popleft().result(), missing
             bar.update(len(numbers))
 
 

@@ -206,26 +206,21 @@ def writing(folder: str | os.PathLike[str], settings: Mapping[str, Any]) -> Iter
         raise ValueError(f"output {str(place)!r} is a file; expected a folder")
     try:
         place.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(place / _LOCK, timeout=0)
-        lock.acquire()
+        lock = FileLock(place / _LOCK, timeout=0).acquire()
     except Timeout:
         raise ValueError(
             f"output {str(place)!r}: another run is writing there; wait for it, or choose another folder"
         ) from None
     except OSError as error:
-        reason = error.strerror or str(error)
         raise OSError(
-            f"output {str(place)!r} cannot be written to ({reason}); choose another folder"
+            f"output {str(place)!r} cannot be written to ({error.strerror or error}); choose another folder"
         ) from None
-    try:
-        with _connected(place / FILE, "rwc") as store:
-            if _is_new(store):
-                store.begin(settings)
-            else:
-                _check_same(place, store.settings(), json.loads(json.dumps(dict(settings))))
-            yield store
-    finally:
-        lock.release()
+    with lock, _connected(place / FILE, "rwc") as (store, is_new):
+        if is_new:
+            store.begin(settings)
+        else:
+            _check_same(place, store.settings(), json.loads(json.dumps(dict(settings))))
+        yield store
 
 
 @contextlib.contextmanager
@@ -244,48 +239,39 @@ def reading(folder: str | os.PathLike[str]) -> Iterator[Store]:
         raise FileNotFoundError(
             f"{str(folder)!r} holds no {FILE}; expected a folder that `xcam evaluate` wrote"
         )
-    with _connected(file, "ro") as store:
-        if _is_new(store):
+    with _connected(file, "ro") as (store, is_new):
+        if is_new:
             raise ValueError(f"{str(file)!r} is empty; run `xcam evaluate` first")
         yield store
 
 
 @contextlib.contextmanager
-def _connected(file: Path, mode: str) -> Iterator[Store]:
-    address = f"{file.resolve().as_uri()}?mode={mode}"
-    try:
-        connection = sqlite3.connect(address, uri=True, timeout=30, isolation_level=None)
-    except sqlite3.OperationalError as error:
-        raise OSError(f"{str(file)!r} cannot be opened ({error}); choose another folder") from None
-    with contextlib.closing(connection):
-        yield Store(connection, file)
-
-
-def _is_new(store: Store) -> bool:
-    """True where nothing was written yet; raises where what was written is not ours."""
-    file = store._file
+def _connected(file: Path, mode: str) -> Iterator[tuple[Store, bool]]:
+    """The store in the file, and whether it is new; raises where what the file holds is not ours."""
     questions = ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_schema")
-    try:
-        application, version, tables = (store._all(question)[0][0] for question in questions)
-    except sqlite3.OperationalError as error:
-        raise OSError(f"{str(file)!r} cannot be read ({error}); choose another folder") from None
-    except sqlite3.DatabaseError as error:
-        raise ValueError(f"{str(file)!r} is not a file of results ({error}); choose another folder") from None
-    if application == 0 and not tables:
-        return True
-    if (application, version) != (_APPLICATION, _VERSION):
-        raise ValueError(
-            f"{str(file)!r} is a database of another program or of another version; choose another folder"
-        )
-    return False
+    with contextlib.ExitStack() as stack:
+        try:
+            address = f"{file.resolve().as_uri()}?mode={mode}"
+            connection = sqlite3.connect(address, uri=True, timeout=30, isolation_level=None)
+            store = Store(stack.enter_context(contextlib.closing(connection)), file)
+            application, version, tables = (store._all(question)[0][0] for question in questions)
+        except sqlite3.OperationalError as error:
+            raise OSError(f"{str(file)!r} cannot be opened ({error}); choose another folder") from None
+        except sqlite3.DatabaseError as error:
+            raise ValueError(
+                f"{str(file)!r} is not a file of results ({error}); choose another folder"
+            ) from None
+        is_new = application == 0 and not tables
+        if not is_new and (application, version) != (_APPLICATION, _VERSION):
+            raise ValueError(
+                f"{str(file)!r} is a database of another program or of another version; choose another folder"
+            )
+        yield store, is_new
 
 
 def _check_same(place: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
-    differing = [
-        f"{name} was {there.get(name)!r} and is {here.get(name)!r}"
-        for name in here
-        if there.get(name) != here[name]
-    ]
+    changed = [name for name, value in here.items() if there.get(name) != value]
+    differing = [f"{name} was {there.get(name)!r} and is {here[name]!r}" for name in changed]
     if differing:
         raise OtherSettingsError(
             f"output {str(place)!r} holds a run with other settings: {'; '.join(differing)}. Choose another "
