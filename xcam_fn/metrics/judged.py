@@ -106,9 +106,15 @@ class HeatmapMetric(Metric, Protocol, Generic[P, Found_co]):
 
 
 def metric(
-    title: str, *, best: Best
+    title: str, *, best: Best, forwards: int | None = None
 ) -> Callable[[Callable[Concatenate[Judged, P], Found_co]], HeatmapMetric[P, Found_co]]:
-    """Make of a formula over `Judged` the function of a model, images and heatmaps that users call."""
+    """Make of a formula over `Judged` the function of a model, images and heatmaps that users call.
+
+    Args:
+        title: the name in print.
+        best: which end is the better.
+        forwards: how many images are scored for each; None for many.
+    """
 
     def made(formula: Callable[..., Found_co]) -> HeatmapMetric[P, Found_co]:
         own = [p for p in inspect.signature(formula).parameters.values() if p.kind is p.KEYWORD_ONLY]
@@ -118,7 +124,8 @@ def metric(
             model: nn.Module, x: Images, heatmap: Heatmap, cls: Classes = None, **options: Any
         ) -> Found_co:
             how = {name: value for name, value in options.items() if name not in names}
-            with one_class_scoring(model, x, cls, **how) as scoring:
+            few = None if forwards is None else forwards * len(x)
+            with one_class_scoring(model, x, cls, forwards=few, **how) as scoring:
                 asked = {name: options[name] for name in names & options.keys()}
                 return formula(Judged(scoring, heatmap), **asked)
 
@@ -187,6 +194,7 @@ def one_class_scoring(
     *,
     score: str = "probability",
     create_graph: bool = False,
+    forwards: int | None = None,
     **running: Unpack[RunningOptions],
 ) -> Iterator[Scoring]:
     """The scoring of one call that explains one class of each image, its arguments checked."""
@@ -194,7 +202,8 @@ def one_class_scoring(
         if name not in Running._fields:
             known = ", ".join(sorted(("score", *Running._fields)))
             raise TypeError(f"there is no option {name!r}; the options are {known}")
-    with scoring_of(model, x, cls, score, Running(**running), create_graph=create_graph) as scoring:
+    how = Running(**running)
+    with scoring_of(model, x, cls, score, how, create_graph=create_graph, forwards=forwards) as scoring:
         if scoring.explained.many:
             raise ValueError(f"cls={cls!r}: expected one class for each image, as there is one heatmap")
         yield scoring

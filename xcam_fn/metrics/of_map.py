@@ -24,7 +24,7 @@ from xcam_fn.metrics.judged import relevance_rank as relevance_rank  # noqa: PLC
 from xcam_fn.perturb import Baseline
 
 
-@metric("Average drop", best="lowest")
+@metric("Average drop", best="lowest", forwards=2)
 def average_drop(judged: Judged, *, baseline: Baseline = 0.0, **_: Unpack[ScoringOptions]) -> Values:
     """The share of the score that is lost where only the heatmap shows the image, the lower the better.
 
@@ -47,7 +47,7 @@ def average_drop(judged: Judged, *, baseline: Baseline = 0.0, **_: Unpack[Scorin
     return torch.where(own != 0, lost / torch.where(own != 0, own, 1.0), 0.0)
 
 
-@metric("Increase in confidence", best="highest")
+@metric("Increase in confidence", best="highest", forwards=2)
 def increase_in_confidence(
     judged: Judged, *, baseline: Baseline = 0.0, **_: Unpack[ScoringOptions]
 ) -> Values:
