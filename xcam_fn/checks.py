@@ -64,7 +64,7 @@ def check_input(x: Tensor) -> None:
         raise ValueError(f"x has shape {tuple(x.shape)}: an empty batch; pass at least one image")
     if x.numel() == 0:
         raise ValueError(f"x has shape {tuple(x.shape)}: it holds no values")
-    if is_readable(x) and not torch.isfinite(x.detach()).all():
+    if is_readable(x) and not all(math.isfinite(end) for end in x.detach().aminmax()):
         what = "NaN" if torch.isnan(x.detach()).any() else "infinite values"
         raise ValueError(f"x holds {what}; expected finite values (check how the images were prepared)")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -17,7 +18,7 @@ from xcam_fn.network.attention import StepByStep
 from xcam_fn.network.calls import ModuleCall, module_calls, run_changed
 from xcam_fn.network.copies import unwrap
 from xcam_fn.network.split import checked_scores
-from xcam_fn.network.vjp import by_autograd
+from xcam_fn.network.vjp import by_autograd, pulled_back, vjp
 from xcam_fn.targets import Classes
 
 __all__ = ["fullgrad"]
@@ -58,39 +59,28 @@ def full_gradient(model: nn.Module, x: Float[Tensor, "B C *size"], cls: Classes 
         for call in module_calls(root, x)
         if isinstance(call.module, _BIASED) and (bias := _bias_of(call.module)) is not None
     ]
-    zeros = [x.new_zeros(len(x), *call.shape[1:]) for call, _ in biased]
+    shapes = [tuple(x.shape), *((len(x), *call.shape[1:]) for call, _ in biased)]
+    lengths = [math.prod(shape[1:]) for shape in shapes]
 
-    def run(x: Tensor, *zeros: Tensor) -> Tensor:
+    def run(values: Tensor) -> Tensor:
+        parts = values.split(lengths, 1)
+        images, *zeros = (part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
         change = {call.key: _adding(zero) for (call, _), zero in zip(biased, zeros, strict=True)}
-        return score(run_changed(root, x, change, detached=by_autograd(x) and not wanted))
+        return score(run_changed(root, images, change, detached=by_autograd(x) and not wanted))
 
-    scores, pulled = _gradients(run, (x, *zeros), wanted=wanted)
-    of_biases = [
-        of_zero * _along_channels(bias, call)
-        for (call, bias), of_zero in zip(biased, pulled[1:], strict=True)
+    # One tensor of the images and of a zero for every bias, so that one backward tells all.
+    values = torch.cat([x.flatten(1), x.new_zeros(len(x), sum(lengths[1:]))], 1)
+    scores, pullback = vjp(run, values)
+    pulled = pulled_back(pullback, scores)
+    pulled = pulled if scores.ndim == 2 else pulled[:, None]
+    parts = [
+        part.reshape(len(x), -1, *shape[1:])
+        for part, shape in zip(pulled.split(lengths, 2), shapes, strict=True)
     ]
-    return FullGradient(pulled[0] * x[:, None], of_biases, many=scores.ndim == 2)
-
-
-def _gradients(
-    run: Callable[..., Tensor], at: tuple[Tensor, ...], *, wanted: bool
-) -> tuple[Tensor, list[Tensor]]:
-    """Scores (B,) or (B, n), and their gradients with respect to several tensors, (B, n, ...) each."""
-    if by_autograd(at[0]):
-        at = tuple(t if wanted and t.requires_grad else t.detach().requires_grad_() for t in at)
-        with torch.enable_grad():
-            scores = run(*at)
-            rows = scores.reshape(len(scores), -1).sum(0).unbind() if scores.requires_grad else ()
-        keep: dict[str, Any] = {"retain_graph": True, "create_graph": wanted, "materialize_grads": True}
-        pulled = [torch.autograd.grad(row, at, **keep) for row in rows]
-        pulled = pulled or [tuple(torch.zeros_like(t) for t in at)] * (scores[0].numel())
-    else:
-        found: Any = torch.func.vjp(run, *at)
-        scores, pullback = found
-        rows = scores.reshape(len(scores), -1)
-        classes = torch.eye(rows.shape[1]).to(scores)
-        pulled = [pullback((one * torch.ones_like(rows)).reshape(scores.shape)) for one in classes]
-    return scores, [torch.stack(of_one, 1) for of_one in zip(*pulled, strict=True)]
+    of_biases = [
+        part * _along_channels(bias, call) for (call, bias), part in zip(biased, parts[1:], strict=True)
+    ]
+    return FullGradient(parts[0] * x[:, None], of_biases, many=scores.ndim == 2)
 
 
 def _adding(zero: Tensor) -> Callable[..., Tensor]:

@@ -45,14 +45,16 @@ class Site(NamedTuple):
 
     Attributes:
         root: the network, unwrapped.
-        key: the call, for `run_changed`.
+        module: the layer itself.
+        number: which of its calls, from 1.
         shown: its name in messages.
         to_spatial: what places its output as (B, K, *spatial); None where it is so placed already.
         size: of the images, pixels.
     """
 
     root: nn.Module
-    key: tuple[int, int]
+    module: nn.Module
+    number: int
     shown: str
     to_spatial: ToSpatial | None
     size: tuple[int, ...]
@@ -87,15 +89,16 @@ class Site(NamedTuple):
         detached: bool = False,
     ) -> Any:
         """The network's output for x with the layer's own output changed on its way."""
-        module = next(m for m in self.root.modules() if id(m) == self.key[0])
-        in_place = is_in_place(module) and by_autograd(x)
+        in_place = is_in_place(self.module) and by_autograd(x)
 
         def changed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             if in_place and args:  # what it returns may be ignored: its input has to hold the result
                 return args[0].copy_(change(forward(args[0].clone(), *args[1:], **kwargs)))
             return with_features(forward(*args, **kwargs), change)
 
-        return run_changed(self.root, x, {self.key: changed}, calls, watched=watched, detached=detached)
+        return run_changed(
+            self.root, x, {(id(self.module), self.number): changed}, calls, watched=watched, detached=detached
+        )
 
 
 class Pass(NamedTuple):
@@ -172,7 +175,7 @@ def forward_pass(
         calls: list[ModuleCall] = []
         module = unwrap(root.get_submodule(guess.name))
         watched = None if guess.watch_all else {id(inner) for inner in module.modules()}
-        site = Site(root, (id(module), guess.number), guess.name, None, size)
+        site = Site(root, module, guess.number, guess.name, None, size)
         found = record(site, x, replace, calls, watched)
         position = position_of(root, layer, calls, size)
         call = calls[position]
@@ -387,7 +390,7 @@ def halves(found: Pass, x: Tensor) -> Halves:
 
 def _cut(site: Site, calls: list[ModuleCall], x: Tensor) -> trace.Cut | None:
     traced = traced_model(site.root, x)
-    call = next(call for call in calls if call.key == site.key)
+    call = next(c for c in calls if c.module is site.module and c.number == site.number)
     if traced is None or len(traced.calls.get(call.name, ())) < call.number:
         return None
     node = traced.calls[call.name][call.number - 1]
@@ -442,7 +445,7 @@ def _flat(trunk: tuple[Tensor, Any]) -> tuple[Any, ...]:
 
 def _compiling_pass(model: nn.Module, layer: Layer, x: Tensor, to_spatial: ToSpatial | None) -> Pass:
     root, shown, cut, place = _halves_while_compiling(model, layer, x, to_spatial)
-    site = Site(root, (0, 0), shown, place, tuple(x.shape[2:]))
+    site = Site(root, root, 0, shown, place, tuple(x.shape[2:]))
     own, residual = cut.trunk(root, x)
 
     def scores_at(zero: Tensor, score: Score) -> Tensor:
