@@ -89,9 +89,11 @@ def run_changed(
 
         return called
 
-    return private_copy(model, intercept if calls is not None or change else None, detached=detached)(
-        x.clone()
-    )
+    copied = private_copy(model, intercept if calls is not None or change else None, detached=detached)
+    try:
+        return copied(x.clone())
+    finally:
+        change = {}  # the copy and its forwards refer to each other: no tensor waits with them to be collected
 
 
 def _kind_of(output: Any, batch: int, start: int) -> tuple[tuple[int, ...], int, bool]:
