@@ -249,6 +249,13 @@ def test_bad_arguments_leave_no_folder(network, data, tmp_path, options, words):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_an_option_that_there_is_not_leaves_no_folder(network, data, tmp_path):
+    with pytest.raises(TypeError, match="no option 'scorer'; its options are about, beside, chunk_size"):
+        run(network, data, tmp_path / "out", scorer=network.model)
+    assert not (tmp_path / "out").exists()
+
+
 # -- interruption ---------------------------------------------------------------------------------------------------
 
 

@@ -288,7 +288,8 @@ def test_help_names_every_argument_and_its_sections_are_well_formed(name):
     for body in bodies:
         assert all(line.startswith("    ") for line in body.splitlines() if line)
     entries = [line for line in bodies[0].splitlines() if line and not line.startswith("     ")]
-    described = [re.fullmatch(r"    (?:\*\*)?(\w+): .+", line)[1] for line in entries]
+    assert all(re.fullmatch(r"    (\*\*)?\w+: .+", line) for line in entries)
+    described = [line.partition(":")[0].strip(" *") for line in entries]
     assert described == list(inspect.signature(function).parameters)
     assert (function.__name__, pickle.loads(pickle.dumps(function))) == (name, function)
 

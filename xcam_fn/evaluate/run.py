@@ -56,6 +56,9 @@ class RunOptions(TypedDict, total=False):
     progress: bool
 
 
+_OPTIONS = sorted(RunOptions.__annotations__)
+
+
 class Outcome(NamedTuple):
     """What a run came to, what was done before included.
 
@@ -149,7 +152,10 @@ def run(
     _check(photographs, metric_names, explain, batch_size)
     retry, beside, progress = how.pop("retry", False), how.pop("beside", False), how.pop("progress", False)
     about: Mapping[str, Any] = how.pop("about", {})
-    running = Running(**how)  # pyright: ignore[reportCallIssue]: what remains is Running's
+    precision, compiled = how.pop("precision", "float32"), how.pop("compile", False)
+    running = Running(precision, compiled, chunk_size=how.pop("chunk_size", None))
+    if how:
+        raise TypeError(f"run() has no option {next(iter(how))!r}; its options are {', '.join(_OPTIONS)}")
     blank = torch.zeros(1, 3, network.preset.crop, network.preset.crop, device=_device(network.model))
     check_running(running, blank)
     layer = default_layer(network.model, blank) if layer is None else layer

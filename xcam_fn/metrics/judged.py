@@ -51,7 +51,7 @@ class Judged:
     ) -> None:
         self.scoring, self.heatmap, self.explain = scoring, heatmap, explain
         self.x, self.own = scoring.x, scoring.explained.own[:, 0]
-        self._shown: dict[Baseline, Tensor] = {}
+        self._shown: dict[float | None, Tensor] = {}
 
     @cached_property
     def mask(self) -> Tensor:
@@ -73,11 +73,12 @@ class Judged:
         return (1 + pearson(self.mask, self.explain(self.x * self.mask[:, None]))) / 2
 
     def shown(self, baseline: Baseline = 0.0) -> Tensor:
-        """The scores (B,) of what the heatmap shows of the images, found once for each baseline."""
-        if baseline not in self._shown:
+        """The scores (B,) of what the heatmap shows of the images, found once for a number."""
+        key = baseline if isinstance(baseline, (int, float)) else None
+        if key is None or key not in self._shown:
             base = baseline_images(baseline, self.x)
-            self._shown[baseline] = self.scoring.shown(self.mask[None, :, None], base)[0, :, 0]
-        return self._shown[baseline]
+            self._shown[key] = self.scoring.shown(self.mask[None, :, None], base)[0, :, 0]
+        return self._shown[key]
 
 
 @typing.runtime_checkable
@@ -221,7 +222,7 @@ def checked(heatmap: Heatmap, x: Tensor | None = None, *, unit: bool = False) ->
         )
     if checks.is_readable(maps):
         low, high = (float(end) for end in maps.detach().aminmax())
-        if not math.isfinite(low + high):
+        if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError("heatmap holds NaN or infinite values; expected finite ones")
         if unit and not (low >= 0 and high <= 1):
             raise ValueError(
