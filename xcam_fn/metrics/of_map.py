@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from xcam_fn import checks
-from xcam_fn.metrics.curves import Curve as Curve  # noqa: PLC0414 (read here by plot and app)
 from xcam_fn.metrics.judged import (
     Heatmap,
     Judged,
@@ -20,7 +19,6 @@ from xcam_fn.metrics.judged import (
     entered,
     metric,
 )
-from xcam_fn.metrics.judged import relevance_rank as relevance_rank  # noqa: PLC0414 (read here by plot)
 from xcam_fn.perturb import Baseline
 
 
