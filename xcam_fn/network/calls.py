@@ -93,7 +93,7 @@ def run_changed(
     try:
         return copied(x.clone())
     finally:
-        change = {}  # the copy and its forwards refer to each other: no tensor waits with them to be collected
+        change = {}  # the copy and its forwards refer to each other; no tensor is to wait with them
 
 
 def _kind_of(output: Any, batch: int, start: int) -> tuple[tuple[int, ...], int, bool]:
