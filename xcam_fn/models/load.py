@@ -51,12 +51,12 @@ class _Source(NamedTuple):
 
 
 def names() -> list[str]:
-    """The names that `load` knows, those of timm (as `timm:NAME`) aside."""
+    """Return the names that `load` knows, those of timm (as `timm:NAME`) aside."""
     return [*_LITE_CROPS, *_torchvision_names()]
 
 
 def load(name: str, weights: str | Path | None = None, device: str | torch.device = "cpu") -> LoadedModel:
-    """A network by name, in evaluation mode, with its preset and the names of its classes.
+    """Return a network by name, in evaluation mode, with its preset and the names of its classes.
 
     Args:
         name: "lite0" (also "lite1" and "lite2" where their weights are installed), a classification model of
@@ -96,7 +96,7 @@ def load(name: str, weights: str | Path | None = None, device: str | torch.devic
 
 
 def download_place(name: str) -> Path | None:
-    """Where the published weights of a model of torchvision are kept once they were downloaded.
+    """Return where the published weights of a model of torchvision are kept once they were downloaded.
 
     Args:
         name: as for `load`.
@@ -111,7 +111,7 @@ def download_place(name: str) -> Path | None:
 
 
 def find_class(query: str | int, categories: Sequence[str]) -> int:
-    """The index of the class that a person means.
+    """Return the index of the class that a person means.
 
     Args:
         query: an index, also as text ("281"), or words ("tabby cat"). Case, underscores and punctuation do
