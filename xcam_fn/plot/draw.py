@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 import matplotlib as mpl
 import numpy as np
 import torch
 from jaxtyping import Float64, UInt8
+from matplotlib.colors import Colormap
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from xcam_fn import checks
+from xcam_fn.metrics.of_map import Curve, relevance_rank
+from xcam_fn.models.images import unit_floats
+from xcam_fn.perturb import baseline_images, blurred
 from xcam_fn.plot.figures import Panel, curve_figure, curves_figure, panels_figure
 from xcam_fn.plot.inputs import (
-    Line,
     Map,
     Picture,
     array_of,
+    check_titled,
     lines_of,
     map_of,
     numbers_of,
     picture_of,
     relevance_of,
     resized,
-    unit_floats,
 )
-
-if TYPE_CHECKING:
-    from matplotlib.colors import Colormap
-    from matplotlib.figure import Figure
-
-    from xcam_fn.metrics.of_map import Curve
 
 Numbers = Sequence[float] | np.ndarray | Tensor
 Color = float | Numbers
@@ -47,7 +44,6 @@ class Style(TypedDict, total=False):
 
 
 _COLORMAP = "viridis"
-_FRAMES = 6  # a row
 _CONCEPTS = "Set1"  # colors that are told apart
 _MEAN_COLOR = (0.485, 0.456, 0.406)  # of ImageNet; zero once it is normalized
 
@@ -60,7 +56,7 @@ def overlay(
     alpha: float = 0.5,
     alpha_follows_heatmap: bool = False,
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """The picture with the heatmap laid over it in color.
+    """Return the picture with the heatmap laid over it in color.
 
     Args:
         image: the picture at its own size: a PIL image, an array (H, W), (H, W, 1) or (H, W, 3), or a tensor
@@ -110,20 +106,15 @@ def heatmaps(
         ValueError: there are no maps, a shape or a value is out of range, or the colormap is unknown.
         TypeError: an argument is of the wrong kind.
     """
-    if not isinstance(maps, Mapping):
-        kind = type(maps).__name__
-        raise TypeError(f'maps is a {kind}; expected titles to heatmaps, as {{"Grad-CAM": map}}')
-    if not maps:
-        raise ValueError('maps is empty; expected at least one heatmap, as {"Grad-CAM": map}')
-    if notes is not None and not notes.keys() <= maps.keys():
+    check_titled("maps", maps, "titles to heatmaps", "map")
+    notes = notes or {}
+    if not notes.keys() <= maps.keys():
         unknown = sorted(notes.keys() - maps.keys())
         raise ValueError(f"notes has {unknown}, of which maps has none; expected titles of maps")
     picture = picture_of(image)
-    shown = _overlaid(picture, maps, "maps", style)
-    noted = [
-        panel._replace(note=(notes or {}).get(title, "")) for title, panel in zip(maps, shown, strict=True)
-    ]
-    return panels_figure([_photograph(picture), *noted], caption, colormap=style.get("colormap", _COLORMAP))
+    shown = zip(maps, _overlaid(picture, maps, "maps", style), strict=True)
+    panels = [_photograph(picture), *(panel._replace(note=notes.get(title, "")) for title, panel in shown)]
+    return panels_figure(panels, caption, colormap=style.get("colormap", _COLORMAP))
 
 
 def grid(
@@ -149,14 +140,12 @@ def grid(
             colormap is unknown.
         TypeError: an argument is of the wrong kind.
     """
-    if not rows or len({len(row) for row in rows}) != 1 or not rows[0]:
-        raise ValueError(
-            f"rows have {[len(row) for row in rows]} maps; expected one row or more, each with the same "
-            f"number"
-        )
+    counts = [len(row) for row in rows]
+    if len(set(counts)) != 1 or not counts[0]:
+        raise ValueError(f"rows have {counts} maps; expected one row or more, each with the same number")
     picture = picture_of(image)
     panels = [p for i, row in enumerate(rows) for p in _overlaid(picture, row, f"rows[{i}]", style)]
-    return panels_figure(panels, caption, colormap=style.get("colormap", _COLORMAP), columns=len(rows[0]))
+    return panels_figure(panels, caption, colormap=style.get("colormap", _COLORMAP), columns=counts[0])
 
 
 def concepts(
@@ -194,19 +183,17 @@ def concepts(
         if not (np.isfinite(values).all() and values.min() >= 0):
             raise ValueError(f"maps[{title!r}] has values below 0 or not finite; expected how strong it is")
     highest = max(values.max() for values in given.values()) or 1.0
-    strength = np.stack(
-        [resized(values / highest, picture.shape[:2]).clip(0, 1) for values in given.values()]
-    )
-    colors = _colormap(_CONCEPTS)(np.arange(len(given)) % _colormap(_CONCEPTS).N)[:, :3]
+    size = picture.shape[:2]
+    strength = np.stack([resized(values / highest, size).clip(0, 1) for values in given.values()])
+    palette = _colormap(_CONCEPTS)
+    colors = palette(np.arange(len(given)) % palette.N)[:, :3]
 
-    def painted(strength: np.ndarray, colors: np.ndarray) -> np.ndarray:
-        strongest = strength.argmax(0)
-        cover = alpha * np.take_along_axis(strength, strongest[None], 0)[0][..., None]
-        return _blended(picture, colors[strongest], cover)
+    def painted(which: slice, title: str) -> Panel:
+        cover = alpha * strength[which].max(0)[..., None]
+        return Panel(_blended(picture, colors[which][strength[which].argmax(0)], cover), title)
 
-    panels = [_photograph(picture), Panel(painted(strength, colors), "all concepts")]
-    panels += [Panel(painted(strength[[i]], colors[[i]]), title) for i, title in enumerate(given)]
-    return panels_figure(panels, caption)
+    alone = [painted(slice(i, i + 1), title) for i, title in enumerate(given)]
+    return panels_figure([_photograph(picture), painted(slice(None), "all concepts"), *alone], caption)
 
 
 def curves(
@@ -251,12 +238,20 @@ def curves(
     if (image is None) != (heatmap is None):
         given, missing = ("heatmap", "image") if image is None else ("image", "heatmap")
         raise ValueError(f"{given} is given without {missing}; expected both, or neither for curves alone")
-    if image is not None and heatmap is not None:
-        _check_beside(lines)
-        (beside,) = _overlaid(picture_of(image), {lines[0].name: heatmap}, None, style)
-        figure = curve_figure(lines[0], title, beside)
-    else:
+    if image is None or heatmap is None:
         figure = curve_figure(lines[0], title) if len(lines) == 1 else curves_figure(lines, best, title)
+    elif len(lines) > 1:
+        raise ValueError(
+            f"image and heatmap are given with {len(lines)} curves; expected one curve, or leave them out"
+        )
+    elif lines[0].images > 1:
+        raise ValueError(
+            f"curves[{lines[0].name!r}] is of {lines[0].images} images beside one image; expected scores (1, "
+            "T), as Curve(fractions, scores[:1], auc[:1]) has, or leave image and heatmap out"
+        )
+    else:
+        beside = _overlaid(picture_of(image), {lines[0].name: heatmap}, None, style)
+        figure = curve_figure(lines[0], title, *beside)
     axis = figure.axes[-1]
     axis.set_xlabel(xlabel, parse_math=False)
     axis.set_ylabel(ylabel, parse_math=False)
@@ -298,8 +293,6 @@ def frames(
         ValueError: there are no fractions, scores are not as many, or a shape or a value is out of range.
         TypeError: an argument is of the wrong kind.
     """
-    from xcam_fn.metrics.of_map import relevance_rank  # noqa: PLC0415 (an overlay needs no metric)
-
     checks.check_choice("mode", mode, ("insertion", "deletion"))
     picture = picture_of(image)
     order = map_of(heatmap, "heatmap")
@@ -318,7 +311,7 @@ def frames(
         if len(values) != len(shares):
             raise ValueError(f"scores are {len(values)}; expected {len(shares)}, one for each fraction")
         titles = [f"{title}\np = {p:.2f}" for title, p in zip(titles, values, strict=True)]
-    return panels_figure(list(map(Panel, pictures, titles)), caption, columns=_FRAMES)
+    return panels_figure(list(map(Panel, pictures, titles)), caption, columns=6)
 
 
 def check_style(
@@ -327,17 +320,7 @@ def check_style(
     alpha: float = 0.5,
     alpha_follows_heatmap: bool = False,  # noqa: ARG001
 ) -> None:
-    """Raise where `overlay` and `heatmaps` would not take these, before any heatmap is computed.
-
-    Args:
-        colormap: a name of matplotlib's.
-        alpha: in [0, 1].
-        alpha_follows_heatmap: as for `overlay`.
-
-    Raises:
-        ValueError: the colormap is unknown, or alpha out of range.
-        TypeError: an argument is of the wrong kind.
-    """
+    """Raise what `overlay` and `heatmaps` would raise for these, before any heatmap is computed."""
     checks.check_number("alpha", alpha, at_least=0, at_most=1)
     _colormap(colormap)
 
@@ -346,30 +329,15 @@ def _colormap(name: str) -> Colormap:
     if not isinstance(name, str):
         raise TypeError(f"colormap is a {type(name).__name__}; expected the name of one, as 'viridis'")
     if name not in mpl.colormaps:
-        near = " or ".join(map(repr, difflib.get_close_matches(name, list(mpl.colormaps), n=3)))
-        hint = f"did you mean {near}?" if near else "expected one such as 'viridis' or 'jet'"
+        hint = checks.nearest(name, mpl.colormaps, "expected one such as 'viridis' or 'jet'")
         raise ValueError(f"colormap={name!r} is none of matplotlib's; {hint}")
     return mpl.colormaps[name]
-
-
-def _check_beside(lines: list[Line]) -> None:
-    if len(lines) > 1:
-        raise ValueError(
-            f"image and heatmap are given with {len(lines)} curves; expected one curve, or leave them out"
-        )
-    if lines[0].images > 1:
-        raise ValueError(
-            f"curves[{lines[0].name!r}] is of {lines[0].images} images beside one image; expected scores (1, "
-            "T), as Curve(fractions, scores[:1], auc[:1]) has, or leave image and heatmap out"
-        )
 
 
 def _unseen(
     baseline: Color | Callable[[Tensor], Tensor] | None, mode: str, picture: np.ndarray
 ) -> Float64[np.ndarray, "H W 3"]:
     """What is seen in place of each pixel."""
-    from xcam_fn.perturb import baseline_images, blurred  # noqa: PLC0415 (an overlay is no perturbation)
-
     if baseline is None:
         baseline = blurred if mode == "insertion" else _MEAN_COLOR
     if callable(baseline):
