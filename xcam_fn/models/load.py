@@ -222,8 +222,8 @@ def _lite(name: str) -> _Source:
         return filled(build(_IMAGENET_CLASSES, state), state, name, path)
 
     # Trained with mean 127 and deviation 128, which are not ImageNet's statistics.
-    crop, mean, std = _LITE_CROPS[name], 127 / 255, 128 / 255
-    return _Source(Preset(crop, crop + 32, (mean,) * 3, (std,) * 3, "bicubic"), build, pretrained)
+    crop, mean, std = _LITE_CROPS[name], (127 / 255,) * 3, (128 / 255,) * 3
+    return _Source(Preset(crop, crop + 32, mean, std, "bicubic"), build, pretrained)
 
 
 def _torchvision_names() -> list[str]:

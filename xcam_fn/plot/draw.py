@@ -17,19 +17,9 @@ from xcam_fn import checks
 from xcam_fn.metrics.of_map import Curve, relevance_rank
 from xcam_fn.models.images import unit_floats
 from xcam_fn.perturb import baseline_images, blurred
+from xcam_fn.plot import inputs
 from xcam_fn.plot.figures import Panel, curve_figure, curves_figure, panels_figure
-from xcam_fn.plot.inputs import (
-    Map,
-    Picture,
-    array_of,
-    check_titled,
-    lines_of,
-    map_of,
-    numbers_of,
-    picture_of,
-    relevance_of,
-    resized,
-)
+from xcam_fn.plot.inputs import Map, Picture
 
 Numbers = Sequence[float] | np.ndarray | Tensor
 Color = float | Numbers
@@ -75,8 +65,8 @@ def overlay(
         TypeError: an argument is of the wrong kind.
     """
     check_style(colormap=colormap, alpha=alpha)
-    picture = picture_of(image)
-    relevance = resized(relevance_of(heatmap, "heatmap"), picture.shape[:2]).clip(0, 1)
+    picture = inputs.picture_of(image)
+    relevance = inputs.resized(inputs.relevance_of(heatmap, "heatmap"), picture.shape[:2]).clip(0, 1)
     colors = _colormap(colormap)(relevance)[..., :3]
     cover = (alpha * relevance if alpha_follows_heatmap else np.full_like(relevance, alpha))[..., None]
     return _blended(picture, colors, cover)
@@ -106,12 +96,12 @@ def heatmaps(
         ValueError: there are no maps, a shape or a value is out of range, or the colormap is unknown.
         TypeError: an argument is of the wrong kind.
     """
-    check_titled("maps", maps, "titles to heatmaps", "map")
+    inputs.check_titled("maps", maps, "titles to heatmaps", "map")
     notes = notes or {}
     if not notes.keys() <= maps.keys():
         unknown = sorted(notes.keys() - maps.keys())
         raise ValueError(f"notes has {unknown}, of which maps has none; expected titles of maps")
-    picture = picture_of(image)
+    picture = inputs.picture_of(image)
     shown = zip(maps, _overlaid(picture, maps, "maps", style), strict=True)
     panels = [_photograph(picture), *(panel._replace(note=notes.get(title, "")) for title, panel in shown)]
     return panels_figure(panels, caption, colormap=style.get("colormap", _COLORMAP))
@@ -143,7 +133,7 @@ def grid(
     counts = [len(row) for row in rows]
     if len(set(counts)) != 1 or not counts[0]:
         raise ValueError(f"rows have {counts} maps; expected one row or more, each with the same number")
-    picture = picture_of(image)
+    picture = inputs.picture_of(image)
     panels = [p for i, row in enumerate(rows) for p in _overlaid(picture, row, f"rows[{i}]", style)]
     return panels_figure(panels, caption, colormap=style.get("colormap", _COLORMAP), columns=counts[0])
 
@@ -177,14 +167,14 @@ def concepts(
     if not named:
         raise ValueError("maps is empty; expected one map of each concept")
     check_style(colormap=_CONCEPTS, alpha=alpha)
-    picture = picture_of(image)
-    given = {title: map_of(values, f"maps[{title!r}]") for title, values in named.items()}
+    picture = inputs.picture_of(image)
+    given = {title: inputs.map_of(values, f"maps[{title!r}]") for title, values in named.items()}
     for title, values in given.items():
         if not (np.isfinite(values).all() and values.min() >= 0):
             raise ValueError(f"maps[{title!r}] has values below 0 or not finite; expected how strong it is")
     highest = max(values.max() for values in given.values()) or 1.0
     size = picture.shape[:2]
-    strength = np.stack([resized(values / highest, size).clip(0, 1) for values in given.values()])
+    strength = np.stack([inputs.resized(values / highest, size).clip(0, 1) for values in given.values()])
     palette = _colormap(_CONCEPTS)
     colors = palette(np.arange(len(given)) % palette.N)[:, :3]
 
@@ -232,7 +222,7 @@ def curves(
             image comes without a heatmap, with many curves or with the curve of many images.
         TypeError: an argument is of the wrong kind.
     """
-    lines = lines_of(curves)
+    lines = inputs.lines_of(curves)
     checks.check_choice("best", best, ("highest", "lowest"))
     check_style(**style)
     if (image is None) != (heatmap is None):
@@ -250,7 +240,7 @@ def curves(
             "T), as Curve(fractions, scores[:1], auc[:1]) has, or leave image and heatmap out"
         )
     else:
-        beside = _overlaid(picture_of(image), {lines[0].name: heatmap}, None, style)
+        beside = _overlaid(inputs.picture_of(image), {lines[0].name: heatmap}, None, style)
         figure = curve_figure(lines[0], title, *beside)
     axis = figure.axes[-1]
     axis.set_xlabel(xlabel, parse_math=False)
@@ -294,12 +284,12 @@ def frames(
         TypeError: an argument is of the wrong kind.
     """
     checks.check_choice("mode", mode, ("insertion", "deletion"))
-    picture = picture_of(image)
-    order = map_of(heatmap, "heatmap")
+    picture = inputs.picture_of(image)
+    order = inputs.map_of(heatmap, "heatmap")
     if not np.isfinite(order).all():
         raise ValueError("heatmap holds NaN or infinite values; expected finite ones")
-    rank = relevance_rank(torch.tensor(resized(order, picture.shape[:2]))[None])[0].numpy()
-    shares = numbers_of(fractions, "fractions")
+    rank = relevance_rank(torch.tensor(inputs.resized(order, picture.shape[:2]))[None])[0].numpy()
+    shares = inputs.numbers_of(fractions, "fractions")
     if shares.size == 0 or shares.min() < 0 or shares.max() > 1:
         raise ValueError(f"fractions={fractions!r}; expected one or more numbers from 0 to 1")
     unseen = _unseen(baseline, mode, picture)
@@ -307,7 +297,7 @@ def frames(
     pictures = [_bytes(np.where((rank < round(f * rank.size))[..., None], end, start)) for f in shares]
     titles = [f"{100 * f:.4g} %" for f in shares]
     if scores is not None:
-        values = numbers_of(scores, "scores")
+        values = inputs.numbers_of(scores, "scores")
         if len(values) != len(shares):
             raise ValueError(f"scores are {len(values)}; expected {len(shares)}, one for each fraction")
         titles = [f"{title}\np = {p:.2f}" for title, p in zip(titles, values, strict=True)]
@@ -342,9 +332,9 @@ def _unseen(
         baseline = blurred if mode == "insertion" else _MEAN_COLOR
     if callable(baseline):
         x = torch.tensor(picture).permute(2, 0, 1)[None]
-        values = np.moveaxis(array_of(baseline_images(baseline, x)[0]), 0, -1)
+        values = np.moveaxis(inputs.array_of(baseline_images(baseline, x)[0]), 0, -1)
     else:
-        values = numbers_of(baseline, "baseline", None)
+        values = inputs.numbers_of(baseline, "baseline", None)
         if values.shape not in {(), (3,)}:
             raise ValueError(
                 f"baseline has shape {values.shape}; expected a number, three (red, green, blue), or a "
@@ -360,7 +350,7 @@ def _overlaid(
     """The picture under each of the maps, titled."""
     panels = []
     for title, values in maps.items():
-        relevance = relevance_of(values, f"{argument}[{title!r}]" if argument else "heatmap")
+        relevance = inputs.relevance_of(values, f"{argument}[{title!r}]" if argument else "heatmap")
         empty = "" if relevance.any() else "\n(empty: zero everywhere)"
         panels.append(Panel(overlay(picture, relevance, **style), title + empty))
     return panels
