@@ -108,10 +108,9 @@ def check_size(path: str | os.PathLike[str]) -> None:
     name = Path(path).name
     expected = f"expected at most {MAX_MEGAPIXELS} megapixels; make it smaller first"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as opened:
-                width, height = opened.size
+        bombs = Image.DecompressionBombWarning
+        with warnings.catch_warnings(action="ignore", category=bombs), Image.open(path) as opened:
+            width, height = opened.size
     except Image.DecompressionBombError:
         raise ValueError(f"image {name!r} is far too large; {expected}") from None
     except Exception:  # a broken file makes Pillow raise almost anything

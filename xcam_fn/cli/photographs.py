@@ -187,7 +187,7 @@ class _Explainer:
         if lacking and not self.leave_out:
             raise next(iter(lacking.values()))
         say_left_out(lacking)
-        return {named[name]: heatmaps for name, heatmaps in found.items()}
+        return {m: found[m.name] for m in self.methods.values() if m.name in found}
 
     def explain(self, x: Any, cls: int | None) -> _Explanation:
         """The heatmaps of one class, or of the likeliest one, in words."""
