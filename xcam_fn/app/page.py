@@ -52,17 +52,11 @@ which parts of the photograph speak for that class.
 
 @dataclass(frozen=True)
 class _Desk:
-    """What the handlers of one app share.
+    """What the handlers of one app share."""
 
-    Attributes:
-        load: a network by its name and weights, kept when it was loaded before.
-        device: where networks run.
-        stops: for each browser tab that waits for an explanation, what tells it to stop.
-    """
-
-    load: Callable[[str, str], LoadedModel]
+    load: Callable[[str, str], LoadedModel]  # by name and weights, kept when it was loaded before
     device: str
-    stops: dict[str, threading.Event] = field(default_factory=dict)
+    stops: dict[str, threading.Event] = field(default_factory=dict)  # of each browser tab that waits
 
     def photo_chosen(self, photo: str | None, model: str, weights: str) -> tuple[Any, ...]:
         """The class, the status and emptied results, of another photograph."""
@@ -266,16 +260,7 @@ def _page(desk: _Desk, loaded: LoadedModel, weights: str) -> gr.Blocks:
 def serve(
     model: str, weights: str, device: str, port: int, *, browser: bool, ready: Callable[[str], None]
 ) -> None:
-    """Show the page at this machine's own address, until `KeyboardInterrupt`.
-
-    Args:
-        model: as for `models.load`, chosen at the beginning.
-        weights: as for `models.load`, empty for the published ones.
-        device: where networks run.
-        port: of 127.0.0.1.
-        browser: open one.
-        ready: called with the address.
-    """
+    """Show the page at this machine's own address, until `KeyboardInterrupt`; `ready` gets the address."""
     desk = _Desk(functools.lru_cache(_NETWORKS)(lambda name, kept: app.load(name, kept, device)), device)
     page = _page(desk, desk.load(model, weights), weights)
     try:

@@ -52,17 +52,11 @@ class StoppedError(Exception):
 
 
 class Seen(NamedTuple):
-    """A photograph as a network sees it.
+    """A photograph as a network sees it."""
 
-    Attributes:
-        x: (1, 3, h, w), what the network is given.
-        picture: (h, w, 3), the same as pixels.
-        probabilities: (classes,).
-    """
-
-    x: Tensor
-    picture: np.ndarray
-    probabilities: Tensor
+    x: Tensor  # (1, 3, h, w), what the network is given
+    picture: np.ndarray  # (h, w, 3), the same as pixels
+    probabilities: Tensor  # (classes,)
 
 
 class Asked(NamedTuple):
@@ -79,17 +73,11 @@ class Asked(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What was found so far, by the names of methods.
+    """What was found so far, by the names of methods."""
 
-    Attributes:
-        maps: heatmaps (1, h, w).
-        curves: "insertion" and "deletion" to curves.
-        remarks: why a map is empty, or why there is none.
-    """
-
-    maps: dict[str, Tensor]
-    curves: dict[str, dict[str, Curve]]
-    remarks: dict[str, str]
+    maps: dict[str, Tensor]  # (1, h, w)
+    curves: dict[str, dict[str, Curve]]  # of insertion and of deletion
+    remarks: dict[str, str]  # why a map is empty, or why there is none
 
 
 def load(name: str, weights: str | None, device: str) -> LoadedModel:

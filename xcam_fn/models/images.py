@@ -14,6 +14,8 @@ from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
+from xcam_fn import checks
+
 Source = str | os.PathLike[str] | Image.Image | np.ndarray
 
 _EXPECTED = "a path, a PIL image, or an array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4)"
@@ -86,12 +88,9 @@ def prepare(image: Source, preset: Preset) -> tuple[Float32[Tensor, "1 3 h w"], 
             f"preset: crop={preset.crop} with resize={preset.resize}; expected 0 < crop <= resize, or the "
             "picture would be padded with black"
         )
-    try:
-        interpolation = InterpolationMode(preset.interpolation)
-    except ValueError:
-        names = ", ".join(repr(mode.value) for mode in InterpolationMode)
-        raise ValueError(f"preset: interpolation={preset.interpolation!r}; expected one of {names}") from None
-    resized = transforms.Resize(sides, interpolation)(_not_too_long(load(image)))
+    modes = tuple(mode.value for mode in InterpolationMode)
+    checks.check_choice("preset: interpolation", preset.interpolation, modes)
+    resized = transforms.Resize(sides, InterpolationMode(preset.interpolation))(_not_too_long(load(image)))
     picture = np.array(transforms.CenterCrop(preset.crop)(resized))
     pixels = torch.from_numpy(picture).permute(2, 0, 1).float().div(255)
     return transforms.Normalize(preset.mean, preset.std)(pixels)[None].contiguous(), picture

@@ -222,8 +222,9 @@ def _lite(name: str) -> _Source:
         return filled(build(_IMAGENET_CLASSES, state), state, name, path)
 
     # Trained with mean 127 and deviation 128, which are not ImageNet's statistics.
-    crop, mean, std = _LITE_CROPS[name], (127 / 255,) * 3, (128 / 255,) * 3
-    return _Source(Preset(crop, crop + 32, mean, std, "bicubic"), build, pretrained)
+    crop, mean, std = _LITE_CROPS[name], 127 / 255, 128 / 255
+    preset = Preset(crop, crop + 32, (mean, mean, mean), (std, std, std), "bicubic")
+    return _Source(preset, build, pretrained)
 
 
 def _torchvision_names() -> list[str]:
