@@ -178,12 +178,12 @@ def test_none_of_several_photographs_readable_is_status_1(capsys):
 def test_a_method_that_reports_progress_is_asked_to_only_for_a_person(monkeypatch, capsys):
     asked = []
 
-    def run(call, *, progress=False):
+    def slow(call, *, progress=False):
         asked.append(progress)
-        return xf.gradcam.raw(call)
+        return xf.gradcam.run(call)
 
-    slow = xf.Method(run, name="slow", title="Slow", family="perturbation")
-    monkeypatch.setattr("xcam_fn.methods.catalog.METHODS", {"slow": slow})
+    method = xf.Method(slow, "slow", "Slow", "perturbation")
+    monkeypatch.setattr("xcam_fn.methods.catalog.METHODS", {"slow": method})
     assert explain("cat.png", "--methods", "slow") == 0
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert explain("cat.png", "--methods", "slow") == 0

@@ -22,7 +22,6 @@ from xcam_fn.models import describe
 from xcam_fn.models.load import LoadedModel
 
 _STYLE = Path(__file__).parent / "templates" / "app.css"
-_ALPHA = 0.5
 _BLEND = "(alpha) => { document.documentElement.style.setProperty('--xcam-alpha', alpha) }"
 _SCROLL = """() => {  // to the results, where a narrow screen has them below the controls
     const status = document.querySelector("#status")
@@ -34,6 +33,16 @@ _NETWORKS = 2  # how many are kept
 _EXPECTED = (ValueError, TypeError, OSError, RuntimeError)
 _NOTHING = Found({}, {}, {})
 _BEGIN = "No photograph yet: drop one into the frame, or click there to pick one."
+_LABELS: dict[str, Any] = {
+    name: {"label": label, "info": info}
+    for name, label, info in (
+        ("cls", "Class to explain", "The five likeliest come first; type to search by name."),
+        ("methods", "Methods", "A map for each. Forwards are runs of the network: many take long."),
+        ("model", "Network", "lite0 is EfficientNet-Lite0; or one of torchvision, or timm:NAME."),
+        ("weights", "Weights", "A checkpoint's path, or random, then Enter; empty for the published ones."),
+        ("layer", "Layer", "Whose maps are used: channels × height × width."),
+    )
+}
 _INTRODUCTION = """\
 # Where does the network look?
 Drop a photograph: the network says what it sees. Choose one of its classes and press **Explain**: colors show
@@ -43,17 +52,11 @@ which parts of the photograph speak for that class.
 
 @dataclass(frozen=True)
 class _Desk:
-    """What the handlers of one app share.
+    """What the handlers of one app share."""
 
-    Attributes:
-        load: a network by its name and weights, kept when it was loaded before.
-        device: where networks run.
-        stops: for each browser tab that waits for an explanation, what tells it to stop.
-    """
-
-    load: Callable[[str, str], LoadedModel]
+    load: Callable[[str, str], LoadedModel]  # by name and weights, kept when it was loaded before
     device: str
-    stops: dict[str, threading.Event] = field(default_factory=dict)
+    stops: dict[str, threading.Event] = field(default_factory=dict)  # of each browser tab that waits
 
     def photo_chosen(self, photo: str | None, model: str, weights: str) -> tuple[Any, ...]:
         """The class, the status and emptied results, of another photograph."""
@@ -70,22 +73,14 @@ class _Desk:
         status = _said(f"The network takes this for: {name}, {share}. Press Explain to see why.")
         return self._classes(loaded, seen), status, app.overlays(seen.picture, _NOTHING), *empty
 
-    def network_chosen(self, model: str, weights: str) -> tuple[Any, Any]:
-        """The layers and methods of another network."""
+    def settings(self, model: str, weights: str, layer: str | None = None) -> tuple[Any, Any]:
+        """The layers and methods of another network, or the same with what methods cost at another layer."""
         try:
             choices, default = app.layer_choices(self.load(model, weights), self.device)
         except _EXPECTED:
             return gr.skip(), gr.skip()  # what happens next, to the photograph, tells why
-        prices = app.method_choices(app.channels(choices, default))
-        return gr.Dropdown(choices=choices, value=default), gr.Dropdown(choices=prices)
-
-    def layer_chosen(self, model: str, weights: str, layer: str) -> Any:
-        """The methods with what they cost at another layer."""
-        try:
-            choices, _ = app.layer_choices(self.load(model, weights), self.device)
-        except _EXPECTED:
-            return gr.skip()
-        return gr.Dropdown(choices=app.method_choices(app.channels(choices, layer)))
+        prices = app.method_choices(app.channels(choices, layer or default))
+        return gr.Dropdown(choices=choices, value=layer or default), gr.Dropdown(choices=prices)
 
     def explain(
         self,
@@ -100,10 +95,10 @@ class _Desk:
         progress: gr.Progress = gr.Progress(),  # noqa: B008 (gradio looks for it here)
     ) -> Iterator[tuple[Any, ...]]:
         """The status, the maps, the curves and the code, as they come."""
-        unchanged = (gr.skip(),) * 5
+        unchanged = (*(gr.skip(),) * 5, *_buttons(running=False))
         if photo is None or cls is None or not methods:
             missing = "a photograph" if photo is None else "a class" if cls is None else "a method"
-            yield _problem(f"Choose {missing} first."), *unchanged, *_buttons(running=False)
+            yield _problem(f"Choose {missing} first."), *unchanged
             return
         try:
             stop = self.stops[str(request.session_hash)]
@@ -116,13 +111,14 @@ class _Desk:
             for found in app.explain(loaded, asked, seen.x, watch):
                 watch.step += 1
                 yield _said(""), *_shown(seen, found, asked, alpha), *_buttons(running=True)
-            probability = float(seen.probabilities[cls])
-            done = _said(f"Explained: {describe.caption(loaded, cls, probability, layer)}.")
-            yield done, *_shown(seen, found, asked, alpha), *_buttons(running=False)
+            about = describe.caption(loaded, cls, float(seen.probabilities[cls]), layer)
+            yield (
+                _said(f"Explained: {about}."), *_shown(seen, found, asked, alpha), *_buttons(running=False)
+            )  # fmt: skip
         except StoppedError:
-            yield _said("Canceled. What was found until then stays."), *unchanged, *_buttons(running=False)
+            yield _said("Canceled. What was found until then stays."), *unchanged
         except _EXPECTED as error:
-            yield _problem(error), *unchanged, *_buttons(running=False)
+            yield _problem(error), *unchanged
         finally:
             self.stops.pop(str(request.session_hash), None)
 
@@ -158,9 +154,8 @@ class _Watch:
         if self._stop.is_set():
             raise StoppedError
         self._forwards += count
-        step = min(self.step, len(self.steps) - 1)
-        said = f"{self.steps[step]}: {self._forwards:,} forwards"
-        self._progress((step, len(self.steps)), desc=said, unit="steps")
+        said = f"{self.steps[min(self.step, len(self.steps) - 1)]}: {self._forwards:,} forwards"
+        self._progress((self.step, len(self.steps)), desc=said, unit="steps")
 
 
 def _said(text: str) -> str:
@@ -193,45 +188,36 @@ def _recoded(asked: Asked | None, alpha: float) -> Any:
 
 def _controls(loaded: LoadedModel, weights: str, device: str) -> dict[str, Any]:
     """The components that a person chooses with, by name."""
-    choices, default = app.layer_choices(loaded, device)
-    prices = app.method_choices(app.channels(choices, default))
-    size = f"at most {app.MAX_MEGABYTES} MB, {app.MAX_MEGAPIXELS} megapixels"
-    cls_info = "The five likeliest come first; type to search by name."
-    methods_info = "A map for each. Forwards are runs of the network: many take long."
-    model_info = "lite0 is EfficientNet-Lite0; or one of torchvision, or timm:NAME."
-    weights_info = "A checkpoint's path, or random, then Enter; empty for the published ones."
-    layer_info = "Whose maps are used: channels × height × width."
+    layers, default = app.layer_choices(loaded, device)
     classes = app.class_choices(loaded.categories, None)
+    methods = app.method_choices(app.channels(layers, default))
+    size = f"at most {app.MAX_MEGABYTES} MB, {app.MAX_MEGAPIXELS} megapixels"
     parts: dict[str, Any] = {
         "photo": gr.File(label=f"Photograph ({size})", file_types=["image"], height=150),
-        "cls": gr.Dropdown(classes, value=None, label="Class to explain", info=cls_info),
-        "methods": gr.Dropdown(
-            prices, value=["gradcam"], multiselect=True, label="Methods", info=methods_info
-        ),
+        "cls": gr.Dropdown(classes, value=None, **_LABELS["cls"]),
+        "methods": gr.Dropdown(methods, value=["gradcam"], multiselect=True, **_LABELS["methods"]),
     }
     with gr.Row():
         parts["explain"] = gr.Button("Explain", variant="primary", min_width=100, scale=2)
         parts["cancel"] = gr.Button("Cancel", interactive=False, min_width=100)
     with gr.Accordion("Network and layer", open=True):
-        parts["model"] = gr.Dropdown(
-            models.names(), value=loaded.name, label="Network", allow_custom_value=True, info=model_info
-        )
-        parts["weights"] = gr.Textbox(weights, label="Weights", info=weights_info)
-        parts["layer"] = gr.Dropdown(
-            choices, value=default, label="Layer", info=layer_info, num_choices_shown=_LISTED
-        )
+        names = models.names()
+        parts["model"] = gr.Dropdown(names, value=loaded.name, allow_custom_value=True, **_LABELS["model"])
+        parts["weights"] = gr.Textbox(weights, **_LABELS["weights"])
+        parts["layer"] = gr.Dropdown(layers, value=default, num_choices_shown=_LISTED, **_LABELS["layer"])
     return parts
 
 
 def _results() -> dict[str, Any]:
     """The components that show what was found, by name."""
-    code = "The same pictures in Python"
     return {
         "status": gr.HTML(_said(_BEGIN), elem_id="status"),
-        "alpha": gr.Slider(0, 1, _ALPHA, step=0.05, label="Opacity of the colors", visible=False),
+        "alpha": gr.Slider(0, 1, 0.5, step=0.05, label="Opacity of the colors", visible=False),
         "overlays": gr.HTML(elem_id="overlays"),
         "curves": gr.HTML(elem_id="curves"),
-        "code": gr.Code(label=code, language="python", interactive=False, visible=False),
+        "code": gr.Code(
+            label="The same pictures in Python", language="python", interactive=False, visible=False
+        ),
         "asked": gr.State(),
     }
 
@@ -241,25 +227,17 @@ def _wire(page: gr.Blocks, parts: SimpleNamespace, desk: _Desk) -> None:
     quiet: dict[str, Any] = private | {"show_progress": "hidden"}
     network = [parts.model, parts.weights]
     results = [parts.overlays, parts.curves, parts.alpha, parts.code, parts.asked]
-    of_photo: dict[str, Any] = {
-        "fn": desk.photo_chosen,
-        "inputs": [parts.photo, *network],
-        "outputs": [parts.cls, parts.status, *results],
-    } | quiet
-    parts.photo.change(**of_photo)
-    gr.on(
-        [parts.model.change, parts.weights.submit], desk.network_chosen, network,
-        [parts.layer, parts.methods], **quiet,
-    ).then(**of_photo)  # fmt: skip
-    parts.layer.input(desk.layer_chosen, [*network, parts.layer], parts.methods, **quiet)
     buttons = [parts.explain, parts.cancel]
-    parts.explain.click(desk.begin, None, [parts.status, *buttons], queue=False, **quiet).then(
-        desk.explain,
-        [parts.photo, *network, parts.layer, parts.cls, parts.methods, parts.alpha],
-        [parts.status, *results, *buttons],
-        show_progress_on=parts.status,
-        **private,
-    )
+    see: Any = (desk.photo_chosen, [parts.photo, *network], [parts.cls, parts.status, *results])
+    settings = [parts.layer, parts.methods]
+    question = [parts.photo, *network, parts.layer, parts.cls, parts.methods, parts.alpha]
+    answer = [parts.status, *results, *buttons]
+    parts.photo.change(*see, **quiet)
+    another = gr.on([parts.model.change, parts.weights.submit], desk.settings, network, settings, **quiet)
+    another.then(*see, **quiet)
+    parts.layer.input(desk.settings, [*network, parts.layer], settings, **quiet)
+    begun = parts.explain.click(desk.begin, None, [parts.status, *buttons], queue=False, **quiet)
+    begun.then(desk.explain, question, answer, show_progress_on=parts.status, **private)
     parts.explain.click(None, None, None, js=_SCROLL, **private)
     parts.cancel.click(desk.cancel, None, parts.cancel, queue=False, **quiet)
     parts.alpha.change(None, parts.alpha, None, js=_BLEND, **private)
@@ -282,16 +260,7 @@ def _page(desk: _Desk, loaded: LoadedModel, weights: str) -> gr.Blocks:
 def serve(
     model: str, weights: str, device: str, port: int, *, browser: bool, ready: Callable[[str], None]
 ) -> None:
-    """Show the page at this machine's own address, until `KeyboardInterrupt`.
-
-    Args:
-        model: as for `models.load`, chosen at the beginning.
-        weights: as for `models.load`, empty for the published ones.
-        device: where networks run.
-        port: of 127.0.0.1.
-        browser: open one.
-        ready: called with the address.
-    """
+    """Show the page at this machine's own address, until `KeyboardInterrupt`; `ready` gets the address."""
     desk = _Desk(functools.lru_cache(_NETWORKS)(lambda name, kept: app.load(name, kept, device)), device)
     page = _page(desk, desk.load(model, weights), weights)
     try:

@@ -31,7 +31,6 @@ from xcam_fn.methods.catalog import heatmaps_of
 from xcam_fn.metrics import Curve
 from xcam_fn.models import describe, images
 from xcam_fn.models.load import LoadedModel
-from xcam_fn.network.split import layers
 from xcam_fn.scoring.running import Running, default_chunk_size, running_model
 
 MAX_MEGABYTES = 20
@@ -53,17 +52,11 @@ class StoppedError(Exception):
 
 
 class Seen(NamedTuple):
-    """A photograph as a network sees it.
+    """A photograph as a network sees it."""
 
-    Attributes:
-        x: (1, 3, h, w), what the network is given.
-        picture: (h, w, 3), the same as pixels.
-        probabilities: (classes,).
-    """
-
-    x: Tensor
-    picture: np.ndarray
-    probabilities: Tensor
+    x: Tensor  # (1, 3, h, w), what the network is given
+    picture: np.ndarray  # (h, w, 3), the same as pixels
+    probabilities: Tensor  # (classes,)
 
 
 class Asked(NamedTuple):
@@ -80,17 +73,11 @@ class Asked(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What was found so far, by the names of methods.
+    """What was found so far, by the names of methods."""
 
-    Attributes:
-        maps: heatmaps (1, h, w).
-        curves: "insertion" and "deletion" to curves.
-        remarks: why a map is empty, or why there is none.
-    """
-
-    maps: dict[str, Tensor]
-    curves: dict[str, dict[str, Curve]]
-    remarks: dict[str, str]
+    maps: dict[str, Tensor]  # (1, h, w)
+    curves: dict[str, dict[str, Curve]]  # of insertion and of deletion
+    remarks: dict[str, str]  # why a map is empty, or why there is none
 
 
 def load(name: str, weights: str | None, device: str) -> LoadedModel:
@@ -109,10 +96,9 @@ def check_size(path: str | os.PathLike[str]) -> None:
     name = Path(path).name
     expected = f"expected at most {MAX_MEGAPIXELS} megapixels; make it smaller first"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as opened:
-                width, height = opened.size
+        bombs = Image.DecompressionBombWarning
+        with warnings.catch_warnings(action="ignore", category=bombs), Image.open(path) as opened:
+            width, height = opened.size
     except Image.DecompressionBombError:
         raise ValueError(f"image {name!r} is far too large; {expected}") from None
     except Exception:  # a broken file makes Pillow raise almost anything
@@ -135,9 +121,7 @@ def see(loaded: LoadedModel, path: str | os.PathLike[str], device: str) -> Seen:
 
 def layer_choices(loaded: LoadedModel, device: str) -> tuple[Choices, str]:
     """The layers that have maps, each (what to show, name) with its size, and the name of the default one."""
-    blank = torch.zeros(1, 3, loaded.preset.crop, loaded.preset.crop, device=device)
-    shapes = layers(loaded.model, blank)
-    default = describe.default_call(loaded.model, blank, list(shapes))
+    shapes, default = describe.layers_and_default(loaded, device)
     shown = {name: f"{name}  {'×'.join(map(str, shape[1:]))}" for name, shape in shapes.items()}
     shown[default] += ", default"
     return [(text, name) for name, text in shown.items()], default
@@ -172,16 +156,10 @@ def method_choices(channels: int | None) -> Choices:
 
 
 def explain(loaded: LoadedModel, asked: Asked, x: Float[Tensor, "1 C h w"], watch: Watch) -> Iterator[Found]:
-    """The maps one after the other, then the curves; what fails is a remark, and the rest goes on.
+    """Yield all that was found so far: the maps one after the other, then the curves.
 
-    Args:
-        loaded: the network.
-        asked: what is wanted of it.
-        x: (1, C, h, w), the prepared photograph.
-        watch: called with the number of images before each forward that scores; it may raise `StoppedError`.
-
-    Yields:
-        All that was found so far, after each map and each pair of curves.
+    What fails is a remark, and the rest goes on. `watch` is called with the number of images before each
+    forward that scores; it may raise `StoppedError`.
     """
     how = _watched(loaded.model, x, watch)
     call = Call(loaded.model, asked.layer, x, asked.cls)
@@ -195,12 +173,13 @@ def explain(loaded: LoadedModel, asked: Asked, x: Float[Tensor, "1 C h w"], watc
             if not torch.isfinite(heatmap).all():
                 raise ValueError("the heatmap holds NaN or infinite values")  # noqa: TRY301 (as what raises)
             if not heatmap.any():
-                remark = describe.why_empty(METHODS[name], loaded.model, asked.layer, x, asked.cls)
-                found.remarks[name] = remark
+                why = describe.why_empty(METHODS[name], loaded.model, asked.layer, x, asked.cls)
+                found.remarks[name] = why
         except StoppedError:
             raise
         except Exception as error:  # a method may raise anything; the page says what
-            found.remarks[name] = _reason(error)
+            kind = "" if isinstance(error, (ValueError, TypeError)) else f"{type(error).__name__}: "
+            found.remarks[name] = kind + " ".join(str(error).split())
         else:
             found.maps[name] = heatmap
         yield found
@@ -221,11 +200,6 @@ def _watched(model: nn.Module, x: Tensor, watch: Watch) -> dict[str, Any]:
         return run(batch)
 
     return {"scorer": scorer, "chunk_size": default_chunk_size(x, model)}
-
-
-def _reason(error: Exception) -> str:
-    kind = "" if isinstance(error, (ValueError, TypeError)) else f"{type(error).__name__}: "
-    return kind + " ".join(str(error).split())
 
 
 def code(asked: Asked, alpha: float) -> str:

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 from xcam_fn.cli.app import app as open_app
-from xcam_fn.cli.catalog import layers, methods
 from xcam_fn.cli.datasets import evaluate, latency, report
-from xcam_fn.cli.exporting import export
+from xcam_fn.cli.networks import export, layers, methods
 from xcam_fn.cli.photographs import compare, explain, gallery
 from xcam_fn.cli.text import say
 

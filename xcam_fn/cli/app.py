@@ -33,18 +33,6 @@ def app(
     """
     if importlib.util.find_spec("gradio") is None:
         raise ValueError('xcam app needs gradio, which is not installed; pip install "xcam-fn[app]"')
-    _check_port(port)
-    with _ended_by_any_signal(), _kept_in_a_folder():
-        from xcam_fn.app.page import serve  # only now, for the folder counts for what it imports
-
-        def ready(address: str) -> None:
-            show(f"xcam app is at {address} (Ctrl-C ends it)")
-
-        with contextlib.suppress(KeyboardInterrupt):
-            serve(network.model, network.weights or "", device, port, browser=browser, ready=ready)
-
-
-def _check_port(port: int) -> None:
     if not 0 < port < 65536:
         raise ValueError(f"--port {port}: expected 1 to 65535")
     with socket.socket() as tried:
@@ -52,42 +40,39 @@ def _check_port(port: int) -> None:
         try:
             tried.bind((_HOST, port))
         except OSError as error:
-            raise ValueError(
-                f"--port {port} of {_HOST} cannot be used ({error.strerror}); give another"
-            ) from None
+            problem = f"--port {port} of {_HOST} cannot be used ({error.strerror}); give another"
+            raise ValueError(problem) from None
+    with _alone(), contextlib.suppress(KeyboardInterrupt):
+        from xcam_fn.app.page import serve  # only now, for the folder counts for what it imports
+
+        serve(
+            network.model,
+            network.weights or "",
+            device,
+            port,
+            browser=browser,
+            ready=lambda address: show(f"xcam app is at {address} (Ctrl-C ends it)"),
+        )
 
 
 @contextlib.contextmanager
-def _ended_by_any_signal() -> Iterator[None]:
-    """What ends the process is a KeyboardInterrupt, so that the folder is removed."""
-    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {name: signal.signal(getattr(signal, name), signal.default_int_handler) for name in names}
-    try:
-        yield
-    finally:
-        for name, handler in before.items():
-            signal.signal(getattr(signal, name), handler)
+def _alone() -> Iterator[None]:
+    """What ends the process is a KeyboardInterrupt, and whatever packages write goes into a folder.
 
-
-@contextlib.contextmanager
-def _kept_in_a_folder() -> Iterator[None]:
-    """Whatever the packages write goes into a folder that is removed in the end; none asks the network."""
-    with tempfile.TemporaryDirectory(prefix="xcam-app-", ignore_cleanup_errors=True) as folder:
-        settings = {
-            "GRADIO_TEMP_DIR": folder,
-            "GRADIO_ANALYTICS_ENABLED": "False",
-            "GRADIO_ALLOWED_PATHS": "",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HUB_OFFLINE": "1",
-            "MPLCONFIGDIR": folder,
-            "TMPDIR": folder,
-        }
-        environment, temporary = os.environ.copy(), tempfile.tempdir
-        os.environ.update(settings)
+    The folder is removed in the end, and none asks the network.
+    """
+    with contextlib.ExitStack() as restored:
+        for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):
+            number = getattr(signal, name)
+            restored.callback(signal.signal, number, signal.signal(number, signal.default_int_handler))
+        folder = restored.enter_context(
+            tempfile.TemporaryDirectory(prefix="xcam-app-", ignore_cleanup_errors=True)
+        )
+        restored.callback(setattr, tempfile, "tempdir", tempfile.tempdir)
+        restored.callback(os.environ.update, os.environ.copy())
+        restored.callback(os.environ.clear)
         tempfile.tempdir = folder
-        try:
-            yield
-        finally:
-            tempfile.tempdir = temporary
-            os.environ.clear()
-            os.environ.update(environment)
+        os.environ |= dict.fromkeys(("GRADIO_TEMP_DIR", "MPLCONFIGDIR", "TMPDIR"), folder)
+        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_ALLOWED_PATHS": ""}
+        os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}
+        yield

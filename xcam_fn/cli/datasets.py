@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+import xcam_fn as xf
 from xcam_fn.cli.options import Flag, Names, Question
-from xcam_fn.cli.text import NOTHING_READ, say, show, table
-
-if TYPE_CHECKING:
-    from xcam_fn.evaluate.dataset import Photograph
-    from xcam_fn.methods import Method
-    from xcam_fn.models.load import LoadedModel
+from xcam_fn.cli.text import NOTHING_READ, say, say_left_out, show, table
 
 
 @Parameter(name="*")
@@ -33,13 +30,10 @@ class Sample:
     seed: int = 0
     labels: Path | None = None
 
-    def photographs(self, data: Path, categories: list[str]) -> list[Photograph]:
+    def photographs(self, data: Path, categories: list[str]) -> list[xf.dataset.Photograph]:
         """Return the photographs of the data set that are sampled."""
-        from xcam_fn.evaluate import dataset
-
-        return dataset.photographs(
-            data, categories, labels=self.labels, num_images=self.num_images or None, seed=self.seed
-        )
+        count = self.num_images or None
+        return xf.dataset.photographs(data, categories, labels=self.labels, num_images=count, seed=self.seed)
 
 
 def evaluate(
@@ -75,17 +69,15 @@ def evaluate(
         retry: try again what failed before.
         sample: which photographs.
     """
-    from xcam_fn import evaluate
-
     chosen = how.methods(methods or ["gradcam"])
     if sample.num_images < 0:
         raise ValueError(f"--num-images {sample.num_images}: expected 1 or more, or 0 for all")
     loaded = how.load()
-    outcome = evaluate.run(
+    outcome = xf.evaluate.run(
         loaded,
         sample.photographs(data, loaded.categories),
-        _named(how.fitting(chosen, loaded) if methods == ["all"] else chosen),
-        metrics or evaluate.STANDARD,
+        _named(how, chosen, loaded, fitting=methods == ["all"]),
+        metrics or xf.evaluate.STANDARD,
         output=output,
         layer=how.layer,
         explain=explain,
@@ -99,10 +91,6 @@ def evaluate(
         about={"seed": sample.seed, "num images": sample.num_images},
         progress=sys.stderr.isatty(),
     )
-    return _told(outcome)
-
-
-def _told(outcome: Any) -> int:
     show(
         f"{outcome.photographs} photographs, {outcome.results} results in {outcome.folder}; "
         f"`xcam report {outcome.folder}` makes tables and a page of them"
@@ -123,14 +111,11 @@ def report(folder: Annotated[Path, Parameter(name="DIR")], /, *, output: Path | 
         folder: that `xcam evaluate` wrote to.
         output: the folder to write to. [default: the same]
     """
-    from xcam_fn.evaluate import report
-
-    found = report.read(folder)
-    show(table(report.table(found)))
-    failures = [image for image in found.images if image.error] + [r for r in found.results if r.error]
-    if failures:
-        say("warning", f"{len(failures)} failures; report.html lists them")
-    show("\n".join(f"wrote {path}" for path in report.write(found, output or folder)))
+    found = xf.report.read(folder)
+    show(table(xf.report.table(found)))
+    if failures := sum(bool(each.error) for each in [*found.images, *found.results]):
+        say("warning", f"{failures} failures; report.html lists them")
+    show("\n".join(f"wrote {path}" for path in xf.report.write(found, output or folder)))
     return 0
 
 
@@ -153,23 +138,24 @@ def latency(
         rounds: how often each is timed.
         output: a CSV file to write the table to.
     """
-    import csv
+    import torch
 
     from xcam_fn import checks
-    from xcam_fn.evaluate.latency import Timing, timings
-    from xcam_fn.models import images
 
     chosen = how.methods(methods or ["gradcam"])
     checks.check_count("rounds", rounds)
     checks.check_count("batch_size", batch_size)
     loaded = how.load()
-    x = _noise(loaded, batch_size) if photo is None else images.prepare(photo, loaded.preset)[0]
-    x = x.expand(batch_size, -1, -1, -1).contiguous().to(how.device)
-    named = _named(how.fitting(chosen, loaded) if methods == ["all"] else chosen)
-    found = timings(
-        loaded.model, how.layer, x, named, rounds=rounds, variant=how.variant, options=how.options
-    )
-    rows = [("method", *Timing._fields), *((name, *(f"{v:.6f}" for v in t)) for name, t in found.items())]
+    if photo is None:
+        side = loaded.preset.crop
+        x = torch.randn(batch_size, 3, side, side, generator=torch.Generator().manual_seed(0))
+    else:
+        x = xf.images.prepare(photo, loaded.preset)[0].expand(batch_size, -1, -1, -1).contiguous()
+    named = _named(how, chosen, loaded, fitting=methods == ["all"])
+    settings = {"rounds": rounds, "variant": how.variant, "options": how.options}
+    found = xf.latency.timings(loaded.model, how.layer, x.to(how.device), named, **settings)
+    fields = xf.latency.Timing._fields
+    rows = [("method", *fields), *((name, *(f"{v:.6f}" for v in t)) for name, t in found.items())]
     show(table(rows))
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -178,13 +164,22 @@ def latency(
         show(f"wrote {output}")
 
 
-def _noise(loaded: LoadedModel, batch_size: int) -> Any:
+def _named(
+    how: Question, methods: dict[str, xf.Method], loaded: xf.models.LoadedModel, *, fitting: bool
+) -> dict[str, str | xf.Method]:
+    """The library's methods by name, for variant and options are a run's settings; own ones as they are.
+
+    With `fitting`, those that need what the network lacks are left out, and that is said.
+    """
     import torch
 
-    side = loaded.preset.crop
-    return torch.randn(batch_size, 3, side, side, generator=torch.Generator().manual_seed(0))
+    from xcam_fn.methods.together import explained_where_possible
 
-
-def _named(methods: dict[str, Method]) -> dict[str, str | Method]:
-    """The library's methods by name, for variant and options are a run's settings; own ones as they are."""
-    return {method.name: method if ":" in name else name for name, method in methods.items()}
+    lacking = {}
+    if fitting:
+        x = torch.zeros(1, 3, loaded.preset.crop, loaded.preset.crop, device=how.device)
+        demanding = {method.name: method for method in methods.values() if method.needs}
+        _, lacking = explained_where_possible(loaded.model, how.layer, x, None, demanding)
+        say_left_out(lacking)
+    named = {method.name: method if ":" in name else name for name, method in methods.items()}
+    return {name: method for name, method in named.items() if name not in lacking}

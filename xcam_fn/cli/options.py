@@ -5,18 +5,14 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from xcam_fn.cli.text import say
-
-if TYPE_CHECKING:
-    from xcam_fn.methods import Method
-    from xcam_fn.models.load import LoadedModel
+import xcam_fn as xf
 
 Names = Annotated[list[str] | None, Parameter(consume_multiple=True, negative=())]
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
@@ -66,11 +62,9 @@ class Question(LayerOf):
     option: Annotated[list[str] | None, Parameter(negative=())] = None
     device: str = "cpu"
 
-    def load(self) -> LoadedModel:
+    def load(self) -> xf.models.LoadedModel:
         """Return the network on its device."""
-        from xcam_fn import models
-
-        return models.load(self.model, weights=self.weights, device=self.device)
+        return xf.models.load(self.model, weights=self.weights, device=self.device)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -86,40 +80,22 @@ class Question(LayerOf):
                 found[name] = value
         return found
 
-    def methods(self, names: Iterable[str], **more: Any) -> dict[str, Method]:
+    def methods(self, names: Iterable[str], **more: Any) -> dict[str, xf.Method]:
         """Return the methods by the names given; "all" stands for those of `METHODS`.
 
         Each has the variant, and those of the options and of `more` that it takes. An option has to be taken
         by one method or more.
         """
-        from xcam_fn import METHODS
         from xcam_fn.methods.together import named_methods
 
         names, options = list(names), self.options
-        names = list(METHODS) if names == ["all"] else names
+        names = list(xf.METHODS) if names == ["all"] else names
         found = {name: _method(name, self.variant, more | options) for name in names}
         try:
             named_methods({method.name: method for method in found.values()}, **options)
         except TypeError as error:
             raise ValueError(f"--option: {error}") from None
         return found
-
-    def fitting(self, methods: Mapping[str, Method], loaded: LoadedModel) -> dict[str, Method]:
-        """Return the methods without those that need what the network lacks: what is left out is said."""
-        import torch
-
-        from xcam_fn.checks import StructureError
-
-        x = torch.zeros(1, 3, loaded.preset.crop, loaded.preset.crop, device=self.device)
-        kept = {}
-        for name, method in methods.items():
-            try:
-                if method.needs:
-                    method(loaded.model, self.layer, x)
-                kept[name] = method
-            except StructureError as error:
-                say("left out", f"{name}: {error}")
-        return kept
 
 
 @Parameter(name="*")
@@ -143,22 +119,24 @@ class Drawing(Question):
         return {"colormap": self.colormap, "alpha": self.alpha}
 
 
-def _method(name: str, variant: str | None, options: dict[str, Any]) -> Method:
-    """Return the method of that name, which may be one of the reader's own, with options."""
-    from xcam_fn import find_method
+def class_index(name: str | None, loaded: xf.models.LoadedModel) -> int | None:
+    """Return the index of the class of that name, if one was named."""
+    return None if name is None else xf.models.find_class(name, loaded.categories)
+
+
+def _method(name: str, variant: str | None, options: dict[str, Any]) -> xf.Method:
+    """The method of that name, which may be one of the reader's own, with options."""
     from xcam_fn.methods.catalog import with_accepted
 
     if Path(name).is_file():
         raise ValueError(f"method {name!r} is not known; it is a file: photographs come before --methods")
     if ":" not in name:
-        return find_method(name, variant=variant, **options)
+        return xf.find_method(name, variant=variant, **options)
     return with_accepted(_own_method(name), options)
 
 
-def _own_method(name: str) -> Method:
-    """Return the method that a file or a module of the reader's own holds."""
-    from xcam_fn.methods import Method
-
+def _own_method(name: str) -> xf.Method:
+    """The method that a file or a module of the reader's own holds."""
     home, _, attribute = name.rpartition(":")
     if home.endswith(".py"):
         if not Path(home).is_file():
@@ -172,8 +150,8 @@ def _own_method(name: str) -> Method:
         except ImportError as error:
             raise ValueError(f"method {name!r}: {home!r} cannot be imported ({error}); {_EXPECTED}") from None
     found = getattr(module, attribute, None)
-    if not isinstance(found, Method):
-        there = [key for key, value in vars(module).items() if isinstance(value, Method)]
+    if not isinstance(found, xf.Method):
+        there = [key for key, value in vars(module).items() if isinstance(value, xf.Method)]
         raise ValueError(
             f"method {name!r}: {home} has no method {attribute!r}; it has {', '.join(there) or 'none'}. "
             "xcam_fn.from_gradients makes one of a weighting function"

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from cyclopts import Parameter
+from tqdm import tqdm
 
-from xcam_fn.cli.options import ClassName, Drawing, Flag, Names
-from xcam_fn.cli.text import NOTHING_READ, say, show, table
+import xcam_fn as xf
+from xcam_fn.cli.options import ClassName, Drawing, Flag, Names, class_index
+from xcam_fn.cli.text import NOTHING_READ, say, say_left_out, show, table
 
-if TYPE_CHECKING:
-    import numpy as np
-    from matplotlib.figure import Figure
-    from torch import Tensor
-
-    from xcam_fn.methods import Method
-    from xcam_fn.models.load import LoadedModel
-
-_DPI = 130
 _LEGEND = "drop and increase of confidence, area of insertion and of deletion"
 _PAIRS = ("gradcam+sscam", "gradcam_pp+iscam", "xgradcam+ablationcam")
 
@@ -47,23 +41,23 @@ def explain(
     """
     if not photos:
         raise ValueError("no photograph was named; expected one or more before the options")
-    from xcam_fn import plot
-
     explainer = _explainer(how, methods or ["gradcam"], leave_out=methods == ["all"])
-    cls = explainer.find_class(class_)
-    how.output.mkdir(parents=True, exist_ok=True)
+    cls = class_index(class_, explainer.loaded)
     unreadable = 0
-    for photo, name in _with_progress(photos, _names(photos, how.output)):
+    alone = len(photos) == 1
+    for photo, name in tqdm(
+        _named(photos, how.output), total=len(photos), unit="photo", disable=alone or None
+    ):
         try:
-            prepared = explainer.prepare(photo)
+            x, picture = explainer.prepare(photo)
         except (ValueError, OSError) as error:
-            if len(photos) == 1:
+            if alone:
                 raise
             say("warning", error)
             unreadable += 1
             continue
-        found = explainer.explain(*prepared, cls)
-        figure = plot.heatmaps(found.picture, found.titled, caption=found.caption, **how.style)
+        found = explainer.explain(x, cls)
+        figure = xf.plot.heatmaps(picture, found.titled, caption=found.caption, **how.style)
         lines = [str(photo), *found.lines, _saved(figure, how.output / f"{name}.png")]
         if save_maps:
             lines += [_saved(m, how.output / f"{name}_{method.name}.npy") for method, m in found.maps.items()]
@@ -89,35 +83,28 @@ def compare(
         class_: the class to explain, an index or a name such as "tabby cat". [default: the likeliest]
         methods: one or more methods, or all. [default: all]
     """
-    from xcam_fn import evaluate, plot
-    from xcam_fn.models import describe
-
     explainer = _explainer(how, methods or ["all"], leave_out=methods in (None, ["all"]))
-    cls = explainer.find_class(class_)
     x, picture = explainer.prepare(photo)
-    explained = explainer.explain(x, picture, cls)
+    explained = explainer.explain(x, class_index(class_, explainer.loaded))
     maps = {title: heatmap[None] for title, heatmap in explained.titled.items()}
-    found: dict[str, Any] = evaluate.judged(explainer.loaded.model, x, maps, explained.cls)
-    scores = {title: describe.values_of(row) for title, row in found.items()}
-    headings = [evaluate.METRICS[name].title for name in evaluate.STANDARD]
-    rows = [[title, *(f"{value:.4f}" for value in row.values())] for title, row in scores.items()]
+    found: dict[str, Any] = xf.evaluate.judged(explainer.loaded.model, x, maps, explained.cls)
+    scores = {title: xf.models.describe.values_of(row) for title, row in found.items()}
     figures = {
-        "compare": plot.heatmaps(
+        "compare": xf.plot.heatmaps(
             picture,
             explained.titled,
             caption=f"{explained.caption}; {_LEGEND}",
-            notes={title: _note(row) for title, row in scores.items()},
+            notes={title: _note(*row.values()) for title, row in scores.items()},
             **how.style,
         )
     }
     for name in ("insertion", "deletion"):
-        about = evaluate.METRICS[name]
-        lines = {title: row[name] for title, row in found.items()}
-        figures[name] = plot.curves(lines, best=about.best, title=about.title)
-    how.output.mkdir(parents=True, exist_ok=True)
-    (stem,) = _names([photo], how.output)
-    written = [_saved(figure, how.output / f"{stem}_{name}.png") for name, figure in figures.items()]
-    show("\n".join([str(photo), *explained.lines, table([["method", *headings], *rows]), *written]))
+        about, curves = xf.evaluate.METRICS[name], {title: row[name] for title, row in found.items()}
+        figures[name] = xf.plot.curves(curves, best=about.best, title=about.title)
+    written = [_saved(figure, how.output / f"{photo.stem}_{name}.png") for name, figure in figures.items()]
+    headings = ["method", *(xf.evaluate.METRICS[name].title for name in xf.evaluate.STANDARD)]
+    rows = [[title, *(f"{value:.4f}" for value in row.values())] for title, row in scores.items()]
+    show("\n".join([str(photo), *explained.lines, table([headings, *rows]), *written]))
 
 
 def gallery(
@@ -136,53 +123,44 @@ def gallery(
         class_: a class to explain, an index or a name; once for each. [default: the likeliest]
         pairs: methods to fuse. [default: gradcam+sscam gradcam_pp+iscam xgradcam+ablationcam]
     """
-    import torch
-
-    from xcam_fn import plot
-    from xcam_fn.models import describe
-
     names = list(dict.fromkeys(pairs or _PAIRS))
     for name in names:
         if name.count("+") != 1:
             raise ValueError(f"--pairs {name!r}: expected two methods and a plus, such as gradcam+scorecam")
     parts = [(*name.split("+"), name) for name in names]
     explainer = _explainer(how, [name for row in parts for name in row])
+    loaded, describe = explainer.loaded, xf.models.describe
     x, picture = explainer.prepare(photo)
-    probabilities = describe.probabilities(explainer.loaded, x)
-    classes = [explainer.find_class(c) for c in class_ or [str(int(probabilities.argmax()))]]
-    maps = explainer.maps(x, torch.tensor([classes], device=x.device))
-    categories = explainer.loaded.categories
+    probabilities = describe.probabilities(loaded, x)
+    named = class_ or [str(int(probabilities.argmax()))]
+    classes = [xf.models.find_class(name, loaded.categories) for name in named]
+    maps = explainer.maps(x, x.new_tensor([classes], dtype=int))
     rows = [
         {
-            f"{title}\n{categories[cls]}": maps[method][0, i]
+            f"{title}\n{loaded.categories[cls]}": maps[method][0, i]
             for i, cls in enumerate(classes)
             for method, title in zip(row, (row[0].title, row[1].title, "fused"), strict=True)
         }
         for row in ([explainer.methods[name] for name in part] for part in parts)
     ]
-    caption = "; ".join(
-        f"{categories[cls]} (class {cls}), {describe.percent(float(probabilities[cls]))}" for cls in classes
-    )
-    figure = plot.grid(picture, rows, caption=f"{caption}; {explainer.loaded.name}", **how.style)
-    how.output.mkdir(parents=True, exist_ok=True)
-    (stem,) = _names([photo], how.output)
-    show(_saved(figure, how.output / f"{stem}_gallery.png"))
-
-
-# One photograph
+    shown = [
+        f"{loaded.categories[cls]} (class {cls}), {describe.percent(float(probabilities[cls]))}"
+        for cls in classes
+    ]
+    figure = xf.plot.grid(picture, rows, caption="; ".join([*shown, loaded.name]), **how.style)
+    show(_saved(figure, how.output / f"{photo.stem}_gallery.png"))
 
 
 class _Explanation(NamedTuple):
     """One photograph explained: its maps (h, w), and what is said of them."""
 
-    picture: np.ndarray
     cls: int
-    maps: dict[Method, Tensor]
+    maps: dict[xf.Method, Any]
     caption: str
     lines: list[str]
 
     @property
-    def titled(self) -> dict[str, Tensor]:
+    def titled(self) -> dict[str, Any]:
         return {method.title: heatmap for method, heatmap in self.maps.items()}
 
 
@@ -191,37 +169,29 @@ class _Explainer:
     """A network and the methods that explain it; with `leave_out` those that do not fit are left out."""
 
     how: Drawing
-    methods: dict[str, Method]
+    methods: dict[str, xf.Method]
     leave_out: bool
-    loaded: LoadedModel
+    loaded: xf.models.LoadedModel
 
-    def find_class(self, name: str | None) -> Any:
-        from xcam_fn import models
-
-        return None if name is None else models.find_class(name, self.loaded.categories)
-
-    def prepare(self, photo: Path) -> tuple[Tensor, np.ndarray]:
-        from xcam_fn.models import images
-
-        x, picture = images.prepare(photo, self.loaded.preset)
+    def prepare(self, photo: Path) -> tuple[Any, Any]:
+        """The photograph as the network takes it, (1, 3, h, w), and as a picture (h, w, 3)."""
+        x, picture = xf.images.prepare(photo, self.loaded.preset)
         return x.to(self.how.device), picture
 
-    def maps(self, x: Tensor, cls: Any) -> dict[Method, Tensor]:
+    def maps(self, x: Any, cls: Any) -> dict[xf.Method, Any]:
+        """The heatmaps of the methods that fit the network."""
         from xcam_fn.methods.together import explained_where_possible
 
-        named: dict[str, Any] = {method.name: method for method in self.methods.values()}
+        named = {method.name: method for method in self.methods.values()}
         found, lacking = explained_where_possible(self.loaded.model, self.how.layer, x, cls, named)
-        for name, error in lacking.items():
-            if not self.leave_out:
-                raise error
-            say("left out", f"{name}: {error}")
+        if lacking and not self.leave_out:
+            raise next(iter(lacking.values()))
+        say_left_out(lacking)
         return {m: found[m.name] for m in self.methods.values() if m.name in found}
 
-    def explain(self, x: Tensor, picture: np.ndarray, cls: int | None) -> _Explanation:
-        import xcam_fn as xf
-        from xcam_fn.models import describe
-
-        loaded, layer = self.loaded, self.how.layer
+    def explain(self, x: Any, cls: int | None) -> _Explanation:
+        """The heatmaps of one class, or of the likeliest one, in words."""
+        describe, loaded, layer = xf.models.describe, self.loaded, self.how.layer
         probabilities = describe.probabilities(loaded, x)
         index = int(probabilities.argmax()) if cls is None else cls
         maps = {method: heatmaps[0] for method, heatmaps in self.maps(x, index).items()}
@@ -236,55 +206,40 @@ class _Explainer:
             for method, heatmap in maps.items()
             if not heatmap.any()
         ]
-        return _Explanation(picture, index, maps, caption, [table(rows), f"  explained: {caption}", *remarks])
+        return _Explanation(index, maps, caption, [table(rows), f"  explained: {caption}", *remarks])
 
 
 def _explainer(how: Drawing, names: Sequence[str], *, leave_out: bool = False) -> _Explainer:
     """All that is checked before a photograph is read, the network loaded last."""
-    from xcam_fn import plot
-
-    plot.check_style(**how.style)
+    xf.plot.check_style(**how.style)
     methods = how.methods(names, **({"progress": True} if sys.stderr.isatty() else {}))
     if how.output.exists() and not how.output.is_dir():
         raise ValueError(f"--output {str(how.output)!r} is a file; expected a folder")
     return _Explainer(how, methods, leave_out, how.load())
 
 
-def _note(scores: dict[str, float]) -> str:
-    drop, increase, insertion, deletion = scores.values()
+def _note(drop: float, increase: float, insertion: float, deletion: float) -> str:
     gained = "yes" if increase else "no"
     return f"drop {drop:.3f}, increase {gained}\ninsertion {insertion:.3f} deletion {deletion:.3f}"
 
 
-def _saved(what: Figure | Tensor, path: Path) -> str:
+def _saved(what: Any, path: Path) -> str:
     """Write a figure, or a map as an array, and say where."""
-    import numpy as np
-    import torch
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".npy":
+        import numpy as np
 
-    if isinstance(what, torch.Tensor):
         np.save(path, what.float().cpu().numpy())
     else:
-        what.savefig(path, dpi=_DPI)
+        what.savefig(path, dpi=130)
     return f"  wrote {path}"
 
 
-def _names(photos: list[Path], output: Path) -> list[str]:
-    """A name for each photograph's files: its own, numbered where another has it already."""
+def _named(photos: list[Path], output: Path) -> Iterator[tuple[Path, str]]:
+    """Each photograph with a name for its files: its own, numbered where another has it already."""
     taken = {photo.resolve() for photo in photos}
-    names = []
     for photo in photos:
-        name, number = photo.stem, 1
-        while (output / f"{name}.png").resolve() in taken:
-            number += 1
-            name = f"{photo.stem}_{number}"
+        names = (photo.stem + (f"_{n}" if n > 1 else "") for n in itertools.count(1))
+        name = next(name for name in names if (output / f"{name}.png").resolve() not in taken)
         taken.add((output / f"{name}.png").resolve())
-        names.append(name)
-    return names
-
-
-def _with_progress(photos: list[Path], names: list[str]) -> Iterator[tuple[Path, str]]:
-    """The pairs, with a bar on stderr where there are several and a person is watching."""
-    from tqdm import tqdm
-
-    pairs = list(zip(photos, names, strict=True))
-    yield from tqdm(pairs, unit="photo", disable=None if len(pairs) > 1 else True)
+        yield photo, name

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from tqdm import tqdm
 
 NOTHING_READ = 1  # the exit status where of several photographs none could be read
 
 
 def show(text: str) -> None:
     """Print, above a progress bar if there is one."""
-    from tqdm import tqdm
-
     tqdm.write(text)
 
 
 def say(kind: str, what: object) -> None:
     """Print a warning or an error in one line on stderr."""
-    from tqdm import tqdm
-
     tqdm.write(f"xcam: {kind}: {' '.join(str(what).split())}", file=sys.stderr)
+
+
+def say_left_out(lacking: Mapping[str, Exception]) -> None:
+    """Print for each method that does not fit the network why it is left out."""
+    for name, error in lacking.items():
+        say("left out", f"{name}: {error}")
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -12,15 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from xcam_fn.models.images import check_file
+
 State = Mapping[str, Tensor]
 
 _WRAPPERS = ("state_dict_ema", "state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")
+_EXPECTED = "expected what torch.save(model.state_dict(), path) writes"
 _LEGACY_HEADER = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 def read_state(path: Path) -> State:
-    """The tensors of a checkpoint by their key, without what training scripts wrap around them.
+    """Return the tensors of a checkpoint by their key, without what training scripts wrap around them.
 
     The file is read with weights_only: no code of it is run.
     """
@@ -29,8 +32,7 @@ def read_state(path: Path) -> State:
         found = next((found[w] for w in _WRAPPERS if isinstance(found.get(w), Mapping)), found)
     if not isinstance(found, Mapping) or not found or not all(isinstance(v, Tensor) for v in found.values()):
         raise ValueError(
-            f"weights {str(path)!r} hold a {type(found).__name__} without a state dict; expected what "
-            "torch.save(model.state_dict(), path) writes"
+            f"weights {str(path)!r} hold a {type(found).__name__} without a state dict; {_EXPECTED}"
         )
     if all(_plain(key) == key for key in found):
         return found  # as it is: it carries the versions of the modules that wrote it
@@ -45,23 +47,22 @@ def _plain(key: str) -> str:
 
 
 def class_count(model: nn.Module, state: State, built_with: int) -> int:
-    """The number of classes that a checkpoint was made for, of a network built with another number.
+    """Return the number of classes that a checkpoint was made for, of a network built with another number.
 
     It is the one length that the checkpoint has wherever the network has `built_with` and the shapes differ
     in nothing else; `built_with` where there is none.
     """
-    own = model.state_dict()
-    pairs = [(value.shape, state[key].shape) for key, value in own.items() if key in state]
+    shapes = [(own.shape, state[key].shape) for key, own in model.state_dict().items() if key in state]
     lengths = {
         there[0]
-        for here, there in pairs
-        if here != there and here[:1] == (built_with,) and len(here) == len(there) and here[1:] == there[1:]
+        for here, there in shapes
+        if here != there and len(here) == len(there) and here == (built_with, *there[1:])
     }
     return lengths.pop() if len(lengths) == 1 else built_with
 
 
 def filled(model: nn.Module, state: State, name: str, path: Path) -> nn.Module:
-    """The same network, the caller's own, with the state dict of `path` loaded into it."""
+    """Return the same network, the caller's own, with the state dict of `path` loaded into it."""
     own = model.state_dict()
     problems = [
         f"{key!r} has shape {tuple(state[key].shape)} where the model has {tuple(value.shape)}"
@@ -86,10 +87,7 @@ def filled(model: nn.Module, state: State, name: str, path: Path) -> nn.Module:
 
 def _unpickled(path: Path) -> Any:
     """What a checkpoint holds; no code of it is run."""
-    if not path.exists():
-        raise FileNotFoundError(f"weights {str(path)!r}: no such file; check the path")
-    if path.is_dir():
-        raise ValueError(f"weights {str(path)!r} is a folder; expected a checkpoint file")
+    check_file("weights", path, "a checkpoint file")
     _check_header(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -107,23 +105,16 @@ def _unpickled(path: Path) -> Any:
 
 
 def _check_header(path: Path) -> None:
-    """Tells files that torch.save did not write: torch.load warns about some of them, or tries."""
+    """Raise for files that torch.save did not write: torch.load warns about some of them, or tries."""
     with path.open("rb") as file:
         header = file.read(len(_LEGACY_HEADER))
-    if header == _LEGACY_HEADER or (header.startswith(b"PK") and not _is_torchscript(path)):
-        return
-    problem = "is not a checkpoint"
-    if header.startswith(b"PK"):
+    members = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else []
+    if any(member.endswith("/constants.pkl") for member in members):
         problem = "is a TorchScript archive, a program and not a checkpoint"
+    elif header == _LEGACY_HEADER or header.startswith(b"PK"):
+        return
     elif header.startswith(b"\x80"):
         problem = "is a plain pickle, and loading it could run code from the file, so it was not loaded"
-    raise ValueError(
-        f"weights {str(path)!r} {problem}; expected what torch.save(model.state_dict(), path) writes"
-    )
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(member.endswith("/constants.pkl") for member in archive.namelist())
+    else:
+        problem = "is not a checkpoint"
+    raise ValueError(f"weights {str(path)!r} {problem}; {_EXPECTED}")

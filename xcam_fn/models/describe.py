@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from xcam_fn.methods.method import Method
 from xcam_fn.models.load import LoadedModel
-from xcam_fn.network.split import default_layer
+from xcam_fn.network.split import default_layer, layers
 from xcam_fn.targets import logits
 
 TOP = 5
@@ -45,10 +45,11 @@ def caption(loaded: LoadedModel, cls: int, probability: float, layer: str) -> st
     return f"{class_name(cls, loaded.categories)}, {percent(probability)}; {loaded.name}, layer {layer}"
 
 
-def default_call(model: nn.Module, x: Tensor, names: Sequence[str]) -> str:
-    """The one of `layers`' names that is the default layer: its last call where it runs several times."""
-    default = default_layer(model, x)
-    return [name for name in names if default in (name, name.partition("#")[0])][-1]
+def layers_and_default(loaded: LoadedModel, device: str = "cpu") -> tuple[dict[str, tuple[int, ...]], str]:
+    """The layers that have maps with their shapes, and the default one: its last call where it runs often."""
+    blank = torch.zeros(1, 3, loaded.preset.crop, loaded.preset.crop, device=device)
+    shapes, default = layers(loaded.model, blank), default_layer(loaded.model, blank)
+    return shapes, [name for name in shapes if default in (name, name.partition("#")[0])][-1]
 
 
 def why_empty(method: Method, model: nn.Module, layer: str | None, x: Tensor, cls: Any) -> str:

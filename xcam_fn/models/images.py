@@ -8,16 +8,19 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Float64, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
+from xcam_fn import checks
+
 Source = str | os.PathLike[str] | Image.Image | np.ndarray
 
 _EXPECTED = "a path, a PIL image, or an array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4)"
 _LONGEST_RATIO = 32
+_ROUNDING = 1e-4
 
 
 class Preset(NamedTuple):
@@ -39,7 +42,7 @@ class Preset(NamedTuple):
 
 
 def load(image: Source) -> Image.Image:
-    """The image in RGB, upright as its EXIF data says, transparent parts over white.
+    """Return the image in RGB, upright as its EXIF data says, transparent parts over white.
 
     Args:
         image: a path, a PIL image of any mode, or an array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4) of bool,
@@ -65,7 +68,7 @@ def load(image: Source) -> Image.Image:
 
 
 def prepare(image: Source, preset: Preset) -> tuple[Float32[Tensor, "1 3 h w"], UInt8[np.ndarray, "h w 3"]]:
-    """What the network is given, and the same as a picture.
+    """Return what the network is given, and the same as a picture.
 
     Args:
         image: as for `load`.
@@ -85,50 +88,62 @@ def prepare(image: Source, preset: Preset) -> tuple[Float32[Tensor, "1 3 h w"], 
             f"preset: crop={preset.crop} with resize={preset.resize}; expected 0 < crop <= resize, or the "
             "picture would be padded with black"
         )
-    try:
-        interpolation = InterpolationMode(preset.interpolation)
-    except ValueError:
-        names = ", ".join(repr(mode.value) for mode in InterpolationMode)
-        raise ValueError(f"preset: interpolation={preset.interpolation!r}; expected one of {names}") from None
-    resized = transforms.Resize(sides, interpolation)(_not_too_long(load(image)))
+    modes = tuple(mode.value for mode in InterpolationMode)
+    checks.check_choice("preset: interpolation", preset.interpolation, modes)
+    resized = transforms.Resize(sides, InterpolationMode(preset.interpolation))(_not_too_long(load(image)))
     picture = np.array(transforms.CenterCrop(preset.crop)(resized))
     pixels = torch.from_numpy(picture).permute(2, 0, 1).float().div(255)
     return transforms.Normalize(preset.mean, preset.std)(pixels)[None].contiguous(), picture
 
 
+def check_file(what: str, path: Path, expected: str) -> None:
+    """Raise where there is no file at the path."""
+    if not path.exists():
+        raise FileNotFoundError(f"{what} {str(path)!r}: no such file; check the path")
+    if path.is_dir():
+        raise ValueError(f"{what} {str(path)!r} is a folder; expected {expected}")
+
+
+def unit_floats(values: np.ndarray, argument: str, remedy: str) -> Float64[np.ndarray, "..."]:
+    """Return the values, which may be outside [0, 1] by rounding only, within it."""
+    if not np.isfinite(values).all():
+        raise ValueError(f"{argument} holds NaN or infinite values; expected [0, 1]")
+    if values.min() < -_ROUNDING or values.max() > 1 + _ROUNDING:
+        raise ValueError(
+            f"{argument} has values from {values.min():.4g} to {values.max():.4g}; expected [0, 1] ({remedy})"
+        )
+    return values.astype(np.float64).clip(0, 1)
+
+
 def _not_too_long(image: Image.Image) -> Image.Image:
     """The middle of a strip: the rest is cropped away anyway, and resizing it could take any memory."""
-    width, height = image.size
-    longest = _LONGEST_RATIO * min(width, height)
-    if max(width, height) <= longest:
+    longest = _LONGEST_RATIO * min(image.size)
+    if max(image.size) <= longest:
         return image
-    return transforms.CenterCrop((min(height, longest), min(width, longest)))(image)
+    return transforms.CenterCrop((min(image.height, longest), min(image.width, longest)))(image)
 
 
 def _read(path: Path) -> Image.Image:
-    if not path.exists():
-        raise FileNotFoundError(f"image {str(path)!r}: no such file; check the path")
-    if path.is_dir():
-        raise ValueError(f"image {str(path)!r} is a folder; expected an image file")
+    check_file("image", path, "an image file")
     try:
         with Image.open(path) as opened:
             opened.load()
             return _to_rgb(ImageOps.exif_transpose(opened))
-    except PermissionError:
+    except (PermissionError, MemoryError):
         raise
     except UnidentifiedImageError:
         raise ValueError(f"image {str(path)!r} is not an image file of a known format") from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"image {str(path)!r} is too large to be a photograph: {error}") from None
-    except MemoryError:
-        raise ValueError(f"image {str(path)!r} does not fit into memory") from None
     except Exception as error:  # a broken file makes Pillow's decoders raise almost anything
         raise ValueError(f"image {str(path)!r} cannot be read, it is damaged or cut off: {error}") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode in {"I", "F"}:
-        image = _from_array(_sixteen_bits(np.asarray(image)))
+        values = np.asarray(image)
+        deep = values.astype(np.uint16)  # mode "I" holds 16-bit files as 32-bit integers
+        image = _from_array(deep if values.dtype.kind != "f" and np.array_equal(deep, values) else values)
     if image.has_transparency_data:
         over_white = Image.new("RGBA", image.size, "white")
         over_white.alpha_composite(image.convert("RGBA"))
@@ -136,43 +151,27 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB") if image.mode != "RGB" else image.copy()
 
 
-def _sixteen_bits(values: np.ndarray) -> np.ndarray:
-    """The pixels of mode "I", which holds 16-bit files as 32-bit integers, as 16-bit ones."""
-    narrow = values.astype(np.uint16) if values.dtype.kind == "i" else values
-    return narrow if np.array_equal(narrow, values) else values
-
-
 def _from_array(values: np.ndarray) -> Image.Image:
-    channels = values.shape[2] if values.ndim == 3 else 1
-    if values.ndim not in (2, 3) or channels not in (1, 3, 4):
+    if values.ndim not in (2, 3) or values.shape[2:] not in {(), (1,), (3,), (4,)}:
         raise ValueError(
             f"image has shape {values.shape}; expected (h, w), (h, w, 1), (h, w, 3) or (h, w, 4), "
             "channels last (np.moveaxis(image, 0, -1) moves them there)"
         )
     if values.size == 0:
         raise ValueError(f"image has shape {values.shape}; expected at least one pixel")
-    if values.ndim == 3 and channels == 1:
-        values = values[..., 0]
+    values = values[..., 0] if values.shape[2:] == (1,) else values
     return Image.fromarray(np.ascontiguousarray(_to_bytes(values)))
 
 
 def _to_bytes(values: np.ndarray) -> UInt8[np.ndarray, "..."]:
-    if values.dtype == np.uint8:
-        return values
-    if values.dtype == np.bool_:
-        return values.astype(np.uint8) * 255
-    if values.dtype.kind == "u" and values.dtype.itemsize == 2:
-        return np.round(values.astype(np.float64) / 257).astype(np.uint8)
+    if values.dtype in (np.uint8, np.bool_):
+        return values if values.dtype == np.uint8 else values.astype(np.uint8) * 255
+    if values.dtype == np.uint16:
+        return np.round(values / 257).astype(np.uint8)
     if values.dtype.kind != "f":
         raise ValueError(
             f"image has values of {values.dtype}, whose range is not known; expected bool, uint8, uint16 "
             "or floats in [0, 1] (image.astype(np.uint8) where the values are 0 to 255)"
         )
-    if not np.isfinite(values).all():
-        raise ValueError("image holds NaN or infinite values; expected floats in [0, 1]")
-    if values.min() < 0 or values.max() > 1:
-        raise ValueError(
-            f"image has floats from {values.min():.4g} to {values.max():.4g}; expected [0, 1] (divide by 255 "
-            "first, or undo the normalization)"
-        )
-    return np.round(values.astype(np.float64) * 255).astype(np.uint8)
+    remedy = "divide by 255 first, or undo the normalization"
+    return np.round(unit_floats(values, "image", remedy) * 255).astype(np.uint8)

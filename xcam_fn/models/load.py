@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import functools
 import http.client
 import importlib
 import re
@@ -17,16 +16,14 @@ import torch
 import torchvision
 from torch import nn
 
+from xcam_fn import checks
 from xcam_fn.models.checkpoints import State, class_count, filled, read_state
 from xcam_fn.models.images import Preset
 
 _IMAGENET_CLASSES = 1000
-# What EfficientNet-Lite was trained with, which is not ImageNet's statistics: mean 127 and deviation 128.
-_LITE_MEAN = (127 / 255, 127 / 255, 127 / 255)
-_LITE_STD = (128 / 255, 128 / 255, 128 / 255)
 _LITE_CROPS = {"lite0": 224, "lite1": 240, "lite2": 260}
-_LITE_MARGIN = 32
 _LISTED = 10
+_EXPECTED = "expected 'lite0', a classification model of torchvision such as 'resnet50', or 'timm:NAME'"
 
 
 class LoadedModel(NamedTuple):
@@ -54,12 +51,12 @@ class _Source(NamedTuple):
 
 
 def names() -> list[str]:
-    """The names that `load` knows, those of timm (as `timm:NAME`) aside."""
+    """Return the names that `load` knows, those of timm (as `timm:NAME`) aside."""
     return [*_LITE_CROPS, *_torchvision_names()]
 
 
 def load(name: str, weights: str | Path | None = None, device: str | torch.device = "cpu") -> LoadedModel:
-    """A network by name, in evaluation mode, with its preset and the names of its classes.
+    """Return a network by name, in evaluation mode, with its preset and the names of its classes.
 
     Args:
         name: "lite0" (also "lite1" and "lite2" where their weights are installed), a classification model of
@@ -87,15 +84,19 @@ def load(name: str, weights: str | Path | None = None, device: str | torch.devic
         if weights is None:
             model = source.pretrained()
             count = getattr(model, "num_classes", count)
-        elif weights == "random":
-            model = source.build(count, {})
         else:
-            model, count = _from_checkpoint(source, name, Path(weights))
+            state = {} if weights == "random" else read_state(Path(weights))
+            model = source.build(count, state)
+            count = class_count(model, state, count)
+            if count != _IMAGENET_CLASSES:
+                model = source.build(count, state)
+            if weights != "random":
+                filled(model, state, name, Path(weights))
     return LoadedModel(model.eval().to(place), source.preset, _categories(count), name)
 
 
 def download_place(name: str) -> Path | None:
-    """Where the published weights of a model of torchvision are kept once they were downloaded.
+    """Return where the published weights of a model of torchvision are kept once they were downloaded.
 
     Args:
         name: as for `load`.
@@ -105,11 +106,12 @@ def download_place(name: str) -> Path | None:
     """
     if name not in _torchvision_names():
         return None
-    return _place(torchvision.models.get_model_weights(name)["DEFAULT"].url)
+    url = torchvision.models.get_model_weights(name)["DEFAULT"].url
+    return Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
 
 
 def find_class(query: str | int, categories: Sequence[str]) -> int:
-    """The index of the class that a person means.
+    """Return the index of the class that a person means.
 
     Args:
         query: an index, also as text ("281"), or words ("tabby cat"). Case, underscores and punctuation do
@@ -134,24 +136,25 @@ def find_class(query: str | int, categories: Sequence[str]) -> int:
     if not wanted:
         raise ValueError(f"class {query!r} has no words; expected an index or the name of a class")
     named = [_words(category) for category in categories]
-    found = [i for i, words in enumerate(named) if words == wanted] or _related(wanted, named)
+    found = [i for i, name in enumerate(named) if name == wanted] or _related(wanted, named)
     if len(found) == 1:
         return found[0]
     if found:
         raise ValueError(f"class {query!r} may be {_listed(found, categories)}; give the index of one")
-    close = difflib.get_close_matches(" ".join(wanted), [" ".join(words) for words in named], n=3, cutoff=0.6)
-    near = [i for match in close for i, words in enumerate(named) if " ".join(words) == match]
+    close = difflib.get_close_matches(wanted, named, n=3)
+    near = [i for match in close for i, name in enumerate(named) if name == match]
     hint = f"did you mean {_listed(near, categories)}?" if near else "give its index, or other words"
     raise ValueError(f"class {query!r} is none of the model's {len(categories)} classes; {hint}")
 
 
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(re.findall(r"[^\W_]+", text.casefold().replace("'", "")))
+def _words(text: str) -> str:
+    """The words alone, whatever their case and punctuation."""
+    return " ".join(re.findall(r"[^\W_]+", text.casefold().replace("'", "")))
 
 
-def _related(wanted: tuple[str, ...], named: list[tuple[str, ...]]) -> list[int]:
+def _related(wanted: str, named: list[str]) -> list[int]:
     """Classes with all words of the query; else those with nothing but words of the query, the fullest."""
-    query, sets = set(wanted), [set(words) for words in named]
+    query, sets = set(wanted.split()), [set(name.split()) for name in named]
     wider = [i for i, words in enumerate(sets) if query <= words]
     narrower = [i for i, words in enumerate(sets) if words and words <= query]
     return wider or [i for i in narrower if not any(sets[i] < sets[j] for j in narrower)]
@@ -190,18 +193,17 @@ def _source(name: str) -> _Source:
         return _torchvision(name)
     if name.startswith("timm:"):
         return _timm(name)
-    raise ValueError(f"model {name!r} is not known; {_nearest(name, names())}")
+    raise ValueError(f"model {name!r} is not known; {checks.nearest(name.casefold(), names(), _EXPECTED)}")
 
 
-def _nearest(name: str, known: Sequence[str], prefix: str = "") -> str:
-    near = difflib.get_close_matches(name.casefold(), known, n=3, cutoff=0.5)
-    if near:
-        return f"did you mean {' or '.join(repr(prefix + match) for match in near)}?"
-    return "expected 'lite0', a classification model of torchvision such as 'resnet50', or 'timm:NAME'"
-
-
-def _not_installed(name: str, package: str, remedy: str) -> ValueError:
-    return ValueError(f"model {name!r} needs the package {package}, which is not installed; {remedy}")
+def _imported(package: str, name: str, remedy: str) -> Any:
+    """The module of a package that only some networks need."""
+    try:
+        return importlib.import_module(package.replace("-", "_"))
+    except ImportError:
+        raise ValueError(
+            f"model {name!r} needs the package {package}, which is not installed; {remedy}"
+        ) from None
 
 
 def _lite(name: str) -> _Source:
@@ -209,30 +211,24 @@ def _lite(name: str) -> _Source:
     remedy = 'pip install "xcam-fn[demo]"' + ("" if name == "lite0" else f" {package}")
 
     def build(num_classes: int, _state: State) -> nn.Module:
-        try:
-            from efficientnet_lite_pytorch import EfficientNet  # noqa: PLC0415 (an extra)
-        except ImportError:
-            raise _not_installed(name, "efficientnet-lite-pytorch", remedy) from None
-        return EfficientNet.from_name(f"efficientnet-{name}", num_classes=num_classes)
+        network = _imported("efficientnet-lite-pytorch", name, remedy).EfficientNet
+        return network.from_name(f"efficientnet-{name}", num_classes=num_classes)
 
     def pretrained() -> nn.Module:
         # Not the package's own from_pretrained: it prints, and loads with whatever torch.load's default is.
-        try:
-            files = importlib.import_module(package.replace("-", "_"))
-        except ImportError:
-            raise _not_installed(name, package, remedy) from None
+        files = _imported(package, name, remedy)
         path = Path(getattr(files, f"Efficientnet{name.capitalize()}ModelFile").get_model_file_path())
         state = read_state(path)
         return filled(build(_IMAGENET_CLASSES, state), state, name, path)
 
-    crop = _LITE_CROPS[name]
-    preset = Preset(crop, crop + _LITE_MARGIN, _LITE_MEAN, _LITE_STD, "bicubic")
+    # Trained with mean 127 and deviation 128, which are not ImageNet's statistics.
+    crop, mean, std = _LITE_CROPS[name], 127 / 255, 128 / 255
+    preset = Preset(crop, crop + 32, (mean, mean, mean), (std, std, std), "bicubic")
     return _Source(preset, build, pretrained)
 
 
-@functools.cache
-def _torchvision_names() -> tuple[str, ...]:
-    return tuple(torchvision.models.list_models(module=torchvision.models))
+def _torchvision_names() -> list[str]:
+    return torchvision.models.list_models(module=torchvision.models)
 
 
 def _torchvision(name: str) -> _Source:
@@ -249,9 +245,9 @@ def _torchvision(name: str) -> _Source:
         return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
 
     def pretrained() -> nn.Module:
-        path = _place(published.url)
+        path = download_place(name)
         with _downloading(name):
-            if not path.exists():  # torchvision's own download writes a line to stderr, always
+            if path and not path.exists():  # torchvision's own download writes a line to stderr, always
                 path.parent.mkdir(parents=True, exist_ok=True)
                 digest = torch.hub.HASH_REGEX.search(path.name)
                 checked, watched = digest and digest.group(1), sys.stderr.isatty()
@@ -262,10 +258,6 @@ def _torchvision(name: str) -> _Source:
     crop, resize, interpolation = wanted.crop_size[0], wanted.resize_size[0], wanted.interpolation.value
     preset = Preset(crop, resize, tuple(wanted.mean), tuple(wanted.std), interpolation)
     return _Source(preset, build, pretrained)
-
-
-def _place(url: str) -> Path:
-    return Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
 
 
 @contextlib.contextmanager
@@ -281,21 +273,19 @@ def _downloading(name: str) -> Iterator[None]:
 
 
 def _timm(name: str) -> _Source:
-    try:
-        import timm  # noqa: PLC0415 (an extra)
-        from timm.data.config import resolve_data_config  # noqa: PLC0415 (an extra)
-        from timm.models import get_pretrained_cfg  # noqa: PLC0415 (an extra)
-    except ImportError:
-        raise _not_installed(name, "timm", "pip install timm") from None
+    timm = _imported("timm", name, "pip install timm")
     timm_name = name.removeprefix("timm:")
     architecture, _, tag = timm_name.partition(".")
-    if not timm.is_model(architecture):
-        near = _nearest(architecture, timm.list_models(), "timm:")
-        raise ValueError(f"model {name!r} is not in timm; {near}")
     tagged = timm.list_pretrained(f"{architecture}.*")
-    if tag and timm_name not in tagged:
-        near = _nearest(timm_name, tagged, "timm:")
-        raise ValueError(f"model {name!r}: timm has no weights {tag!r} for {architecture}; {near}")
+    if not timm.is_model(architecture):
+        problem, known = " is not in timm", timm.list_models()
+    elif tag and timm_name not in tagged:
+        problem, known = f": timm has no weights {tag!r} for {architecture}", tagged
+    else:
+        problem, known = "", []
+    if problem:
+        hint = checks.nearest(name, [f"timm:{each}" for each in known], _EXPECTED)
+        raise ValueError(f"model {name!r}{problem}; {hint}")
 
     def build(num_classes: int, _state: State) -> nn.Module:
         return timm.create_model(timm_name, pretrained=False, num_classes=num_classes)
@@ -306,20 +296,10 @@ def _timm(name: str) -> _Source:
         with _downloading(name):
             return timm.create_model(timm_name, pretrained=True)
 
-    published = get_pretrained_cfg(timm_name)
-    wanted = resolve_data_config({}, pretrained_cfg=published.to_dict() if published else {})
+    published = timm.models.get_pretrained_cfg(timm_name)
+    wanted = timm.data.resolve_data_config({}, pretrained_cfg=published.to_dict() if published else {})
     crop = wanted["input_size"][-1]
     resize = max(crop, int(crop / wanted["crop_pct"]))
     side = (resize, resize) if wanted["crop_mode"] == "squash" else resize
     preset = Preset(crop, side, tuple(wanted["mean"]), tuple(wanted["std"]), wanted["interpolation"])
     return _Source(preset, build, pretrained)
-
-
-def _from_checkpoint(source: _Source, name: str, path: Path) -> tuple[nn.Module, int]:
-    """The network filled from a file, with as many classes as the file has."""
-    state = read_state(path)
-    model = source.build(_IMAGENET_CLASSES, state)
-    count = class_count(model, state, _IMAGENET_CLASSES)
-    if count != _IMAGENET_CLASSES:
-        model = source.build(count, state)
-    return filled(model, state, name, path), count

@@ -174,7 +174,7 @@ def forward_pass(
     for _ in range(_TRIES):
         calls: list[ModuleCall] = []
         module = unwrap(root.get_submodule(guess.name))
-        watched = None if guess.watch_all else {id(inner) for inner in module.modules()}
+        watched = None if guess.watch_all else _last_of(module)
         site = Site(root, module, guess.number, guess.name, None, size)
         found = record(site, x, replace, calls, watched)
         position = position_of(root, layer, calls, size)
@@ -193,6 +193,15 @@ def forward_pass(
     shown = call.shown if isinstance(layer, str) and "#" in layer else call.name
     place = to_spatial or to_spatial_of(root, calls, position, size)
     return _pass_of(site._replace(shown=shown, to_spatial=place), calls, found, x)
+
+
+def _last_of(module: nn.Module) -> set[int]:
+    """The ids of a module and of those in it that tell where its output lies: the last of a sequence."""
+    found = {id(module)}
+    while type(module) is nn.Sequential and len(module):
+        module = unwrap(module[-1])
+        found.add(id(module))
+    return found | {id(inner) for inner in module.modules()}
 
 
 def _pass_of(site: Site, calls: list[ModuleCall], found: _Found, x: Tensor) -> Pass:
@@ -245,13 +254,22 @@ def _by_autograd(
     seen: list[Tensor] = []
 
     def added(value: Tensor) -> Tensor:
+        torch.set_grad_enabled(True)
         zero = torch.zeros_like(value).requires_grad_()
         value = value if replace is None else replace(value)
         seen[:] = [value.clone(), zero]
         return value + zero
 
-    with torch.enable_grad(), _differentiable_again(wanted):
-        output = site.run(x if wanted else x.detach(), added, calls, watched, detached=not wanted)
+    def run(*, detached: bool) -> Any:
+        return site.run(x if wanted else x.detach(), added, calls, watched, detached=detached)
+
+    with torch.set_grad_enabled(wanted), _differentiable_again(wanted):  # recording begins at the layer
+        output = run(detached=False)
+        left = bool(seen) and not torch.is_grad_enabled()
+    if left and not wanted:  # the layer is in a region that switches recording, which ended with the region
+        calls.clear()
+        with torch.enable_grad():
+            output = run(detached=True)
     if not seen:
         return None
     raw, zero = seen

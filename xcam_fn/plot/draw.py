@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 import matplotlib as mpl
 import numpy as np
 import torch
 from jaxtyping import Float64, UInt8
+from matplotlib.colors import Colormap
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from xcam_fn import checks
+from xcam_fn.metrics import Curve, relevance_rank
+from xcam_fn.models.images import unit_floats
+from xcam_fn.perturb import baseline_images, blurred
+from xcam_fn.plot import inputs
 from xcam_fn.plot.figures import Panel, curve_figure, curves_figure, panels_figure
-from xcam_fn.plot.inputs import (
-    Line,
-    Map,
-    Picture,
-    array_of,
-    lines_of,
-    map_of,
-    numbers_of,
-    picture_of,
-    relevance_of,
-    resized,
-    unit_floats,
-)
-
-if TYPE_CHECKING:
-    from matplotlib.colors import Colormap
-    from matplotlib.figure import Figure
-
-    from xcam_fn.metrics import Curve
+from xcam_fn.plot.inputs import Map, Picture
 
 Numbers = Sequence[float] | np.ndarray | Tensor
 Color = float | Numbers
@@ -47,7 +34,6 @@ class Style(TypedDict, total=False):
 
 
 _COLORMAP = "viridis"
-_FRAMES = 6  # a row
 _CONCEPTS = "Set1"  # colors that are told apart
 _MEAN_COLOR = (0.485, 0.456, 0.406)  # of ImageNet; zero once it is normalized
 
@@ -60,7 +46,7 @@ def overlay(
     alpha: float = 0.5,
     alpha_follows_heatmap: bool = False,
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """The picture with the heatmap laid over it in color.
+    """Return the picture with the heatmap laid over it in color.
 
     Args:
         image: the picture at its own size: a PIL image, an array (H, W), (H, W, 1) or (H, W, 3), or a tensor
@@ -79,8 +65,8 @@ def overlay(
         TypeError: an argument is of the wrong kind.
     """
     check_style(colormap=colormap, alpha=alpha)
-    picture = picture_of(image)
-    relevance = resized(relevance_of(heatmap, "heatmap"), picture.shape[:2]).clip(0, 1)
+    picture = inputs.picture_of(image)
+    relevance = inputs.resized(inputs.relevance_of(heatmap, "heatmap"), picture.shape[:2]).clip(0, 1)
     colors = _colormap(colormap)(relevance)[..., :3]
     cover = (alpha * relevance if alpha_follows_heatmap else np.full_like(relevance, alpha))[..., None]
     return _blended(picture, colors, cover)
@@ -110,20 +96,15 @@ def heatmaps(
         ValueError: there are no maps, a shape or a value is out of range, or the colormap is unknown.
         TypeError: an argument is of the wrong kind.
     """
-    if not isinstance(maps, Mapping):
-        kind = type(maps).__name__
-        raise TypeError(f'maps is a {kind}; expected titles to heatmaps, as {{"Grad-CAM": map}}')
-    if not maps:
-        raise ValueError('maps is empty; expected at least one heatmap, as {"Grad-CAM": map}')
-    if notes is not None and not notes.keys() <= maps.keys():
+    inputs.check_titled("maps", maps, "titles to heatmaps", "map")
+    notes = notes or {}
+    if not notes.keys() <= maps.keys():
         unknown = sorted(notes.keys() - maps.keys())
         raise ValueError(f"notes has {unknown}, of which maps has none; expected titles of maps")
-    picture = picture_of(image)
-    shown = _overlaid(picture, maps, "maps", style)
-    noted = [
-        panel._replace(note=(notes or {}).get(title, "")) for title, panel in zip(maps, shown, strict=True)
-    ]
-    return panels_figure([_photograph(picture), *noted], caption, colormap=style.get("colormap", _COLORMAP))
+    picture = inputs.picture_of(image)
+    shown = zip(maps, _overlaid(picture, maps, "maps", style), strict=True)
+    panels = [_photograph(picture), *(panel._replace(note=notes.get(title, "")) for title, panel in shown)]
+    return panels_figure(panels, caption, colormap=style.get("colormap", _COLORMAP))
 
 
 def grid(
@@ -149,14 +130,12 @@ def grid(
             colormap is unknown.
         TypeError: an argument is of the wrong kind.
     """
-    if not rows or len({len(row) for row in rows}) != 1 or not rows[0]:
-        raise ValueError(
-            f"rows have {[len(row) for row in rows]} maps; expected one row or more, each with the same "
-            f"number"
-        )
-    picture = picture_of(image)
+    counts = [len(row) for row in rows]
+    if len(set(counts)) != 1 or not counts[0]:
+        raise ValueError(f"rows have {counts} maps; expected one row or more, each with the same number")
+    picture = inputs.picture_of(image)
     panels = [p for i, row in enumerate(rows) for p in _overlaid(picture, row, f"rows[{i}]", style)]
-    return panels_figure(panels, caption, colormap=style.get("colormap", _COLORMAP), columns=len(rows[0]))
+    return panels_figure(panels, caption, colormap=style.get("colormap", _COLORMAP), columns=counts[0])
 
 
 def concepts(
@@ -188,25 +167,23 @@ def concepts(
     if not named:
         raise ValueError("maps is empty; expected one map of each concept")
     check_style(colormap=_CONCEPTS, alpha=alpha)
-    picture = picture_of(image)
-    given = {title: map_of(values, f"maps[{title!r}]") for title, values in named.items()}
+    picture = inputs.picture_of(image)
+    given = {title: inputs.map_of(values, f"maps[{title!r}]") for title, values in named.items()}
     for title, values in given.items():
         if not (np.isfinite(values).all() and values.min() >= 0):
             raise ValueError(f"maps[{title!r}] has values below 0 or not finite; expected how strong it is")
     highest = max(values.max() for values in given.values()) or 1.0
-    strength = np.stack(
-        [resized(values / highest, picture.shape[:2]).clip(0, 1) for values in given.values()]
-    )
-    colors = _colormap(_CONCEPTS)(np.arange(len(given)) % _colormap(_CONCEPTS).N)[:, :3]
+    size = picture.shape[:2]
+    strength = np.stack([inputs.resized(values / highest, size).clip(0, 1) for values in given.values()])
+    palette = _colormap(_CONCEPTS)
+    colors = palette(np.arange(len(given)) % palette.N)[:, :3]
 
-    def painted(strength: np.ndarray, colors: np.ndarray) -> np.ndarray:
-        strongest = strength.argmax(0)
-        cover = alpha * np.take_along_axis(strength, strongest[None], 0)[0][..., None]
-        return _blended(picture, colors[strongest], cover)
+    def painted(which: slice, title: str) -> Panel:
+        cover = alpha * strength[which].max(0)[..., None]
+        return Panel(_blended(picture, colors[which][strength[which].argmax(0)], cover), title)
 
-    panels = [_photograph(picture), Panel(painted(strength, colors), "all concepts")]
-    panels += [Panel(painted(strength[[i]], colors[[i]]), title) for i, title in enumerate(given)]
-    return panels_figure(panels, caption)
+    alone = [painted(slice(i, i + 1), title) for i, title in enumerate(given)]
+    return panels_figure([_photograph(picture), painted(slice(None), "all concepts"), *alone], caption)
 
 
 def curves(
@@ -245,18 +222,26 @@ def curves(
             image comes without a heatmap, with many curves or with the curve of many images.
         TypeError: an argument is of the wrong kind.
     """
-    lines = lines_of(curves)
+    lines = inputs.lines_of(curves)
     checks.check_choice("best", best, ("highest", "lowest"))
     check_style(**style)
     if (image is None) != (heatmap is None):
         given, missing = ("heatmap", "image") if image is None else ("image", "heatmap")
         raise ValueError(f"{given} is given without {missing}; expected both, or neither for curves alone")
-    if image is not None and heatmap is not None:
-        _check_beside(lines)
-        (beside,) = _overlaid(picture_of(image), {lines[0].name: heatmap}, None, style)
-        figure = curve_figure(lines[0], title, beside)
-    else:
+    if image is None or heatmap is None:
         figure = curve_figure(lines[0], title) if len(lines) == 1 else curves_figure(lines, best, title)
+    elif len(lines) > 1:
+        raise ValueError(
+            f"image and heatmap are given with {len(lines)} curves; expected one curve, or leave them out"
+        )
+    elif lines[0].images > 1:
+        raise ValueError(
+            f"curves[{lines[0].name!r}] is of {lines[0].images} images beside one image; expected scores (1, "
+            "T), as Curve(fractions, scores[:1], auc[:1]) has, or leave image and heatmap out"
+        )
+    else:
+        beside = _overlaid(inputs.picture_of(image), {lines[0].name: heatmap}, None, style)
+        figure = curve_figure(lines[0], title, *beside)
     axis = figure.axes[-1]
     axis.set_xlabel(xlabel, parse_math=False)
     axis.set_ylabel(ylabel, parse_math=False)
@@ -298,15 +283,13 @@ def frames(
         ValueError: there are no fractions, scores are not as many, or a shape or a value is out of range.
         TypeError: an argument is of the wrong kind.
     """
-    from xcam_fn.metrics import relevance_rank  # noqa: PLC0415 (an overlay needs no metric)
-
     checks.check_choice("mode", mode, ("insertion", "deletion"))
-    picture = picture_of(image)
-    order = map_of(heatmap, "heatmap")
+    picture = inputs.picture_of(image)
+    order = inputs.map_of(heatmap, "heatmap")
     if not np.isfinite(order).all():
         raise ValueError("heatmap holds NaN or infinite values; expected finite ones")
-    rank = relevance_rank(torch.tensor(resized(order, picture.shape[:2]))[None])[0].numpy()
-    shares = numbers_of(fractions, "fractions")
+    rank = relevance_rank(torch.tensor(inputs.resized(order, picture.shape[:2]))[None])[0].numpy()
+    shares = inputs.numbers_of(fractions, "fractions")
     if shares.size == 0 or shares.min() < 0 or shares.max() > 1:
         raise ValueError(f"fractions={fractions!r}; expected one or more numbers from 0 to 1")
     unseen = _unseen(baseline, mode, picture)
@@ -314,11 +297,11 @@ def frames(
     pictures = [_bytes(np.where((rank < round(f * rank.size))[..., None], end, start)) for f in shares]
     titles = [f"{100 * f:.4g} %" for f in shares]
     if scores is not None:
-        values = numbers_of(scores, "scores")
+        values = inputs.numbers_of(scores, "scores")
         if len(values) != len(shares):
             raise ValueError(f"scores are {len(values)}; expected {len(shares)}, one for each fraction")
         titles = [f"{title}\np = {p:.2f}" for title, p in zip(titles, values, strict=True)]
-    return panels_figure(list(map(Panel, pictures, titles)), caption, columns=_FRAMES)
+    return panels_figure(list(map(Panel, pictures, titles)), caption, columns=6)
 
 
 def check_style(
@@ -327,17 +310,7 @@ def check_style(
     alpha: float = 0.5,
     alpha_follows_heatmap: bool = False,  # noqa: ARG001
 ) -> None:
-    """Raise where `overlay` and `heatmaps` would not take these, before any heatmap is computed.
-
-    Args:
-        colormap: a name of matplotlib's.
-        alpha: in [0, 1].
-        alpha_follows_heatmap: as for `overlay`.
-
-    Raises:
-        ValueError: the colormap is unknown, or alpha out of range.
-        TypeError: an argument is of the wrong kind.
-    """
+    """Raise what `overlay` and `heatmaps` would raise for these, before any heatmap is computed."""
     checks.check_number("alpha", alpha, at_least=0, at_most=1)
     _colormap(colormap)
 
@@ -346,37 +319,22 @@ def _colormap(name: str) -> Colormap:
     if not isinstance(name, str):
         raise TypeError(f"colormap is a {type(name).__name__}; expected the name of one, as 'viridis'")
     if name not in mpl.colormaps:
-        near = " or ".join(map(repr, difflib.get_close_matches(name, list(mpl.colormaps), n=3)))
-        hint = f"did you mean {near}?" if near else "expected one such as 'viridis' or 'jet'"
+        hint = checks.nearest(name, mpl.colormaps, "expected one such as 'viridis' or 'jet'")
         raise ValueError(f"colormap={name!r} is none of matplotlib's; {hint}")
     return mpl.colormaps[name]
-
-
-def _check_beside(lines: list[Line]) -> None:
-    if len(lines) > 1:
-        raise ValueError(
-            f"image and heatmap are given with {len(lines)} curves; expected one curve, or leave them out"
-        )
-    if lines[0].images > 1:
-        raise ValueError(
-            f"curves[{lines[0].name!r}] is of {lines[0].images} images beside one image; expected scores (1, "
-            "T), as Curve(fractions, scores[:1], auc[:1]) has, or leave image and heatmap out"
-        )
 
 
 def _unseen(
     baseline: Color | Callable[[Tensor], Tensor] | None, mode: str, picture: np.ndarray
 ) -> Float64[np.ndarray, "H W 3"]:
     """What is seen in place of each pixel."""
-    from xcam_fn.perturb import baseline_images, blurred  # noqa: PLC0415 (an overlay is no perturbation)
-
     if baseline is None:
         baseline = blurred if mode == "insertion" else _MEAN_COLOR
     if callable(baseline):
         x = torch.tensor(picture).permute(2, 0, 1)[None]
-        values = np.moveaxis(array_of(baseline_images(baseline, x)[0]), 0, -1)
+        values = np.moveaxis(inputs.array_of(baseline_images(baseline, x)[0]), 0, -1)
     else:
-        values = numbers_of(baseline, "baseline", None)
+        values = inputs.numbers_of(baseline, "baseline", None)
         if values.shape not in {(), (3,)}:
             raise ValueError(
                 f"baseline has shape {values.shape}; expected a number, three (red, green, blue), or a "
@@ -392,7 +350,7 @@ def _overlaid(
     """The picture under each of the maps, titled."""
     panels = []
     for title, values in maps.items():
-        relevance = relevance_of(values, f"{argument}[{title!r}]" if argument else "heatmap")
+        relevance = inputs.relevance_of(values, f"{argument}[{title!r}]" if argument else "heatmap")
         empty = "" if relevance.any() else "\n(empty: zero everywhere)"
         panels.append(Panel(overlay(picture, relevance, **style), title + empty))
     return panels

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,23 +11,21 @@ from jaxtyping import Float64
 from PIL import Image
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from xcam_fn.metrics import Curve
+from xcam_fn.metrics import Curve
+from xcam_fn.models.images import unit_floats
 
 Picture = Image.Image | np.ndarray | Tensor
 Map = np.ndarray | Tensor
 
-_ROUNDING = 1e-4
-
 
 def array_of(values: Tensor) -> np.ndarray:
-    """The tensor's values as an array, floats in double precision."""
+    """Return the tensor's values as an array, floats in double precision."""
     values = values.detach().cpu()
     return (values.to(torch.float64) if values.is_floating_point() else values).numpy()
 
 
 def picture_of(image: Picture) -> Float64[np.ndarray, "H W 3"]:
-    """The picture in [0, 1], channels last."""
+    """Return the picture in [0, 1], channels last."""
     if isinstance(image, Image.Image):
         if image.mode not in {"1", "L", "P", "RGB"}:
             raise ValueError(
@@ -37,10 +35,10 @@ def picture_of(image: Picture) -> Float64[np.ndarray, "H W 3"]:
     elif isinstance(image, Tensor):
         values = array_of(image[0] if image.ndim == 4 and len(image) == 1 else image)
         values = np.moveaxis(values, 0, -1) if values.ndim == 3 else values
-    elif isinstance(image, np.ndarray):
-        values = image
-    else:
+    elif not isinstance(image, np.ndarray):
         raise TypeError(f"image is a {type(image).__name__}; expected a PIL image, an array or a tensor")
+    else:
+        values = image
     values = values[..., None] if values.ndim == 2 else values
     if values.ndim != 3 or values.shape[2] not in (1, 3) or values.size == 0:
         given = values if isinstance(image, Image.Image) else image
@@ -50,27 +48,16 @@ def picture_of(image: Picture) -> Float64[np.ndarray, "H W 3"]:
         )
     if values.dtype == np.uint8:
         values = values / 255
-    elif values.dtype != np.bool_:
-        if values.dtype.kind != "f":
-            raise ValueError(f"image has values of {values.dtype}; expected uint8, or floats in [0, 1]")
+    elif values.dtype.kind == "f":
         remedy = "pass the picture as it was before normalization (images.prepare returns it)"
         values = unit_floats(values, "image", remedy)
+    elif values.dtype != np.bool_:
+        raise ValueError(f"image has values of {values.dtype}; expected uint8, or floats in [0, 1]")
     return np.broadcast_to(values.astype(np.float64), (*values.shape[:2], 3))
 
 
-def unit_floats(values: np.ndarray, argument: str, remedy: str) -> Float64[np.ndarray, "..."]:
-    """The values, which may be outside [0, 1] by rounding only, within it."""
-    if not np.isfinite(values).all():
-        raise ValueError(f"{argument} holds NaN or infinite values; expected [0, 1]")
-    if values.min() < -_ROUNDING or values.max() > 1 + _ROUNDING:
-        raise ValueError(
-            f"{argument} has values from {values.min():.4g} to {values.max():.4g}; expected [0, 1] ({remedy})"
-        )
-    return values.astype(np.float64).clip(0, 1)
-
-
 def map_of(heatmap: Map, argument: str) -> Float64[np.ndarray, "h w"]:
-    """One map, whatever its values."""
+    """Return one map, whatever its values."""
     if not isinstance(heatmap, (Tensor, np.ndarray)):
         raise TypeError(f"{argument} is a {type(heatmap).__name__}; expected a tensor or an array (h, w)")
     values = array_of(heatmap) if isinstance(heatmap, Tensor) else heatmap
@@ -83,14 +70,13 @@ def map_of(heatmap: Map, argument: str) -> Float64[np.ndarray, "h w"]:
 
 
 def relevance_of(heatmap: Map, argument: str) -> Float64[np.ndarray, "h w"]:
-    """One map with values in [0, 1]."""
-    return unit_floats(
-        map_of(heatmap, argument), argument, "xcam_fn.heatmap(cam, size) makes that of a raw map"
-    )
+    """Return one map with values in [0, 1]."""
+    remedy = "xcam_fn.heatmap(cam, size) makes that of a raw map"
+    return unit_floats(map_of(heatmap, argument), argument, remedy)
 
 
 def resized(values: np.ndarray, size: tuple[int, ...]) -> Float64[np.ndarray, "H W"]:
-    """The map at another size (bilinear), as it is where it has that size already."""
+    """Return the map at another size (bilinear), as it is where it has that size already."""
     if values.shape == size:
         return values
     height, width = size
@@ -111,23 +97,26 @@ class Line(NamedTuple):
 
     @property
     def area(self) -> str:
-        """The area in words."""
+        """Return the area in words."""
         return f"{self.auc:.3f}" + (f" ± {self.auc_error:.3f}" if self.images > 1 else "")
 
 
 def lines_of(curves: Mapping[str, Curve]) -> list[Line]:
-    """The curves in their order, checked."""
-    if not isinstance(curves, Mapping):
-        kind = type(curves).__name__
-        raise TypeError(f'curves is a {kind}; expected names to curves, as {{"Grad-CAM": curve}}')
-    if not curves:
-        raise ValueError('curves is empty; expected at least one curve, as {"Grad-CAM": curve}')
+    """Return the curves in their order, checked."""
+    check_titled("curves", curves, "names to curves", "curve")
     return [_line(name, curve) for name, curve in curves.items()]
 
 
-def _line(name: str, curve: Curve) -> Line:
-    from xcam_fn.metrics import Curve  # noqa: PLC0415 (an overlay needs no metric)
+def check_titled(argument: str, given: Any, expected: str, kind: str) -> None:
+    """Raise where an argument is not a mapping of titles to one map or curve or more."""
+    if not isinstance(given, Mapping):
+        found = type(given).__name__
+        raise TypeError(f'{argument} is a {found}; expected {expected}, as {{"Grad-CAM": {kind}}}')
+    if not given:
+        raise ValueError(f'{argument} is empty; expected at least one {kind}, as {{"Grad-CAM": {kind}}}')
 
+
+def _line(name: str, curve: Curve) -> Line:
     argument = f"curves[{name!r}]"
     if not isinstance(curve, Curve):
         kind = type(curve).__name__
@@ -150,7 +139,7 @@ def _line(name: str, curve: Curve) -> Line:
 
 
 def numbers_of(values: Any, argument: str, axes: int | None = 1) -> Float64[np.ndarray, "..."]:
-    """The values as an array, of any number of axes where that is None."""
+    """Return the values as an array, of any number of axes where that is None."""
     try:
         found = np.asarray(array_of(values) if isinstance(values, Tensor) else values, np.float64)
     except (TypeError, ValueError):

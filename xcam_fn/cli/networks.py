@@ -1,11 +1,37 @@
-"""The command that writes a network and its explanation as one file: `export`."""
+"""The commands that need no photograph: `methods`, `layers` and `export`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from xcam_fn.cli.options import ClassName, LayerOf
-from xcam_fn.cli.text import show
+import xcam_fn as xf
+from xcam_fn.cli.options import ClassName, LayerOf, class_index
+from xcam_fn.cli.text import show, table
+
+
+def methods() -> None:
+    """List the methods: name, title, paper, what it does, and what it needs of the network."""
+    rows = [
+        (name, m.title, m.paper, m.summary + (f" (needs {m.needs})" if m.needs else ""))
+        for name, m in xf.METHODS.items()
+    ]
+    print(table([("name", "title", "paper", "what it does"), *rows]))
+
+
+def layers(model: str, /, *, weights: str | None = None) -> None:
+    """List the layers that a model runs, in order, with type and output shape; the default has a star.
+
+    Args:
+        model: lite0, a classification model of torchvision, or timm:NAME.
+        weights: a checkpoint of your own for the model. The layers are the same without.
+    """
+    loaded = xf.models.load(model, weights=weights or "random")
+    shapes, default = xf.models.describe.layers_and_default(loaded)
+    rows = [("  layer", "type", "output")]
+    for name, shape in shapes.items():
+        kind = type(loaded.model.get_submodule(name.partition("#")[0])).__name__
+        rows.append((f"{'*' if name == default else ' '} {name}", kind, " x ".join(map(str, shape[1:]))))
+    print(table(rows))
 
 
 def export(
@@ -33,10 +59,8 @@ def export(
         raise ValueError(f"--size {size} with --page: the page prepares photographs as the model was trained")
     if size is not None and size < 1:
         raise ValueError(f"--size {size} is out of range; expected at least 1 pixel")
-    import xcam_fn as xf
-
     loaded = xf.models.load(network.model, weights=network.weights)
-    cls = None if class_ is None else xf.models.find_class(class_, loaded.categories)
+    cls = class_index(class_, loaded)
     if page is not None:
         made = xf.export.page(loaded, page, network.layer, method, cls=cls)
         show(
