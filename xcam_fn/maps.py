@@ -32,37 +32,31 @@ def heatmap(
     if len(size) not in _MODES or any(length < 1 for length in size):
         raise ValueError(f"size={size!r}; expected 1 to 3 lengths of at least 1 pixel, such as (224, 224)")
     if cam.ndim <= len(size):
+        wanted = f"(B, ...) with the {len(size)} spatial axes that size={size} has"
         raise ValueError(
-            f"cam has shape {tuple(cam.shape)}; expected (B, ...) with the {len(size)} spatial axes that "
-            f"size={size} has; add the batch with cam.unsqueeze(0)"
+            f"cam has shape {tuple(cam.shape)}; expected {wanted}; cam.unsqueeze(0) adds a batch"
         )
-    if not resize_first:
-        return resized_minmax(cam.relu(), size)
-    return torch.where(_varies(cam, len(size)), minmax(resize(cam, size).relu(), len(size)), 0.0)
+    if resize_first:
+        return _scaled(cam, resize(cam, size).relu(), len(size))
+    return resized_minmax(cam.relu(), size)
 
 
 def resized_minmax(cam: Tensor, size: Sequence[int]) -> Tensor:
-    """Each map resized and scaled to [0, 1]; a constant map gives zeros, also where resizing rounds.
+    """Each map resized and scaled to [0, 1], (..., *size); a constant map gives zeros, whatever rounds.
 
     Args:
         cam: (..., *spatial), with as many spatial axes as `size` has entries.
         size: the new spatial size, pixels.
-
-    Returns:
-        (..., *size), in [0, 1].
     """
-    return torch.where(_varies(cam, len(size)), minmax(resize(cam, size), len(size)), 0.0)
+    return _scaled(cam, resize(cam, size), len(size))
 
 
 def minmax_resized(cam: Tensor, size: Sequence[int]) -> Tensor:
-    """Each map scaled to [0, 1] and then resized: the other order, which some libraries take for masks.
+    """Each map scaled to [0, 1] and then resized, (..., *size): the order of some libraries for masks.
 
     Args:
         cam: (..., *spatial), with as many spatial axes as `size` has entries.
         size: the new spatial size, pixels.
-
-    Returns:
-        (..., *size), in [0, 1], seldom with both ends reached.
     """
     return resize(minmax(cam, len(size)), size)
 
@@ -73,48 +67,40 @@ def own_size(cam: Tensor, size: Sequence[int]) -> Tensor:
     Args:
         cam: (..., *spatial), with as many spatial axes as `size` has entries.
         size: the input's spatial size; only how many axes it has matters.
-
-    Returns:
-        The shape of `cam`, in [0, 1].
     """
     return minmax(cam.relu(), len(size))
 
 
 def corners_minmax(cam: Tensor, size: Sequence[int]) -> Tensor:
-    """Each map resized with its corners on the input's corners, then scaled to [0, 1], as a library does.
+    """Each map resized, its corners on the input's, and scaled to [0, 1], (..., *size), as a library does.
 
     Args:
         cam: (..., *spatial), with as many spatial axes as `size` has entries.
         size: the new spatial size, pixels.
-
-    Returns:
-        (..., *size), in [0, 1].
     """
-    return torch.where(_varies(cam, len(size)), minmax(resize(cam, size, align_corners=True), len(size)), 0.0)
+    return _scaled(cam, resize(cam, size, align_corners=True), len(size))
 
 
-def _varies(cam: Tensor, axes: int) -> Tensor:
+def _scaled(cam: Tensor, resized: Tensor, axes: int) -> Tensor:
+    """The resized maps scaled to [0, 1], zero where the map was constant before."""
     over = tuple(range(-axes, 0))
-    return cam.amax(over, keepdim=True) > cam.amin(over, keepdim=True)
+    varies = cam.amax(over, keepdim=True) > cam.amin(over, keepdim=True)
+    return torch.where(varies, minmax(resized, axes), 0.0)
 
 
 def resize(cam: Tensor, size: Sequence[int], *, align_corners: bool = False) -> Tensor:
-    """The map at another size, (bi-, tri-)linear.
+    """The maps at another size, (..., *size), (bi-, tri-)linear.
 
     Args:
         cam: (..., *spatial), with as many spatial axes as `size` has entries.
         size: the new spatial size, pixels.
         align_corners: put the corner values on the corner pixels; else the map's area on the input's.
-
-    Returns:
-        (..., *size).
     """
     axes = len(size)
-    leading = cam.shape[:-axes]
     flat = cam.reshape(-1, 1, *cam.shape[-axes:])
     if tuple(flat.shape[2:]) != tuple(size):
         flat = F.interpolate(flat, size=tuple(size), mode=_MODES[axes], align_corners=align_corners)
-    return flat.reshape(*leading, *size)
+    return flat.reshape(*cam.shape[:-axes], *size)
 
 
 def minmax(cam: Tensor, axes: int) -> Tensor:
@@ -123,9 +109,6 @@ def minmax(cam: Tensor, axes: int) -> Tensor:
     Args:
         cam: (..., *spatial).
         axes: how many of the last axes are one map.
-
-    Returns:
-        The same shape, in [0, 1].
     """
     over = tuple(range(-axes, 0))
     low, high = cam.amin(over, keepdim=True), cam.amax(over, keepdim=True)

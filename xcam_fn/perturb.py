@@ -28,22 +28,18 @@ def perturbation_scores(
     chunk_size: int,
     progress: bool = False,
 ) -> Tensor:
-    """The scores of P perturbed images, in order, with memory for one chunk of them.
+    """The scores of P perturbed images, (P, n), in order, with memory for one chunk of them.
 
     Args:
         score: perturbed images (p, C, *size) and which images of x they come from, (p,), to scores (p, n).
         x: (B, C, *size), the images.
         perturb: `(image, *beside, *parameters) -> image`, a pure function of one image (C, *size), of what
-            there is beside it, and of one perturbation's parameters; `torch.func.vmap` builds a chunk of
-            them.
+            there is beside it, and of one perturbation's parameters; a chunk of them is built by `vmap`.
         which: (P,), the image that each perturbation is of, 0 … B − 1.
         parameters: tensors (P, ...), what each perturbation depends on.
         beside: tensors (B, ...), what else each image has, such as its baseline.
         chunk_size: perturbed images in one forward, ≥ 1; it changes the memory and the speed, not the scores.
         progress: show a bar on standard error that counts forwards of one image.
-
-    Returns:
-        (P, n), the scores.
 
     Raises:
         ValueError: a score that is not finite (it says of which perturbation), or a chunk_size out of range.
@@ -53,16 +49,16 @@ def perturbation_scores(
     scores: list[Tensor] = []
     for chunk in _chunks(len(which), chunk_size, progress):
         images = which[chunk]
-        if len(x) == 1:  # nothing to gather: one image is perturbed in every way
-            axes: tuple[int | None, ...] = (None,) * (1 + len(beside)) + (0,) * len(parameters)
-            build = torch.vmap(perturb, in_dims=axes)
-            given = [each[0] for each in (x, *beside)]
-        else:
-            build, given = torch.vmap(perturb), [each[images] for each in (x, *beside)]
+        is_one = len(x) == 1  # nothing to gather: one image is perturbed in every way
+        given = [each[0] if is_one else each[images] for each in (x, *beside)]
+        axes = (*[None if is_one else 0] * len(given), *[0] * len(parameters))
         try:
-            found = score(build(*given, *(p[chunk] for p in parameters)), images)
+            perturbed = torch.vmap(perturb, in_dims=axes)(*given, *(p[chunk] for p in parameters))
+            found = score(perturbed, images)
         except RuntimeError as error:
-            _raise_out_of_memory(error, chunk_size)
+            if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error):
+                remedy = f"does not fit into memory; try chunk_size={max(1, chunk_size // 4)}"
+                raise MemoryError(f"chunk_size={chunk_size}: a chunk of images {remedy}") from error
             raise
         _check_finite(found, images, chunk.start)
         _keep(scores, found, chunk, len(which))
@@ -70,10 +66,9 @@ def perturbation_scores(
 
 
 def _keep(scores: list[Tensor], found: Tensor, chunk: slice, count: int) -> None:
-    """Put a chunk's scores with the others.
+    """Put a chunk's scores with the others, in one tensor where nothing is recorded.
 
-    Where nothing is recorded they go into one tensor: many small ones, each allocated while a chunk is still
-    there, would keep the allocator from using the chunk's place again, and memory would grow with P.
+    Many small ones, each allocated beside a chunk, would keep the allocator from using its place again.
     """
     if found.requires_grad or not checks.is_readable(found):
         scores.append(found)
@@ -84,33 +79,24 @@ def _keep(scores: list[Tensor], found: Tensor, chunk: slice, count: int) -> None
 
 
 def _chunks(count: int, chunk_size: int, progress: bool) -> Iterator[slice]:
-    starts = range(0, count, chunk_size)
+    chunks = [slice(start, min(start + chunk_size, count)) for start in range(0, count, chunk_size)]
     if not progress:
-        yield from (slice(start, min(start + chunk_size, count)) for start in starts)
+        yield from chunks
         return
     from tqdm import tqdm  # noqa: PLC0415, only who asks for a bar pays for its import
 
     with tqdm(total=count, unit="forward", leave=False, disable=None) as bar:
-        for start in starts:
-            yield slice(start, min(start + chunk_size, count))
-            bar.update(min(chunk_size, count - start))
-
-
-def _raise_out_of_memory(error: RuntimeError, chunk_size: int) -> None:
-    if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error):
-        raise MemoryError(
-            f"chunk_size={chunk_size}: a chunk of perturbed images does not fit into memory; try "
-            f"chunk_size={max(1, chunk_size // 4)}"
-        ) from error
+        for chunk in chunks:
+            yield chunk
+            bar.update(chunk.stop - chunk.start)
 
 
 def _check_finite(scores: Tensor, images: Tensor, start: int) -> None:
-    if checks.is_readable(scores) and not torch.isfinite(scores.detach()).all():
-        bad = int((~torch.isfinite(scores.detach())).flatten(1).any(1).nonzero()[0])
-        raise ValueError(
-            f"the score of perturbation {start + bad} (image {int(images[bad])}) is {scores[bad].tolist()}; "
-            "expected finite numbers: the target or the model does not bear perturbed images"
-        )
+    finite = torch.isfinite(scores.detach())
+    if checks.is_readable(scores) and not finite.all():
+        bad = int((~finite).flatten(1).any(1).nonzero()[0])
+        which = f"perturbation {start + bad} (image {int(images[bad])})"
+        raise ValueError(f"the score of {which} is {scores[bad].tolist()}; expected finite numbers")
 
 
 class DistinctMaps(NamedTuple):
@@ -132,11 +118,10 @@ class DistinctMaps(NamedTuple):
 def distinct_maps(A: Float[Tensor, "B K *spatial"]) -> DistinctMaps:
     """The maps that differ: constant ones are left out, equal ones of an image are kept once.
 
+    Under a transform or a compilation, where values cannot be looked at, it is every channel, in order.
+
     Args:
         A: (B, K, *spatial), features.
-
-    Returns:
-        Every channel, in order, where values cannot be looked at (under a transform or a compilation).
     """
     B, K = A.shape[:2]
     rows = A.flatten(0, 1)
@@ -183,22 +168,17 @@ def baseline_images(baseline: Baseline, x: Tensor) -> Tensor:
     try:
         return start.expand_as(x)
     except RuntimeError:
-        raise ValueError(
-            f"baseline has shape {tuple(start.shape)}; expected a number, a callable of x, or a shape that "
-            f"broadcasts against x, {tuple(x.shape)}"
-        ) from None
+        wanted = f"a number, a callable of x, or a shape that broadcasts against x, {tuple(x.shape)}"
+        raise ValueError(f"baseline has shape {tuple(start.shape)}; expected {wanted}") from None
 
 
 def blurred(x: Float[Tensor, "B C *size"], *, width: int = 51, std: float = 50.0) -> Tensor:
-    """The images blurred by a Gaussian, reflected at the border.
+    """The images blurred by a Gaussian, (B, C, *size), reflected at the border.
 
     Args:
         x: (B, C, *size), the images.
         width: of the kernel, an odd number of pixels; narrower where the image is too small to be reflected.
         std: of the Gaussian, > 0, pixels.
-
-    Returns:
-        (B, C, *size).
     """
     for axis in range(2, x.ndim):
         reach = min(width // 2, x.shape[axis] - 1)
@@ -236,14 +216,7 @@ def uniform(seed: int, index: Tensor | int, shape: tuple[int, ...], *, like: Ten
 
 
 def normal(seed: int, index: Tensor | int, shape: tuple[int, ...], *, like: Tensor) -> Tensor:
-    """Standard normal numbers that depend on the seed and the index alone (Box–Muller).
-
-    Args:
-        seed: any whole number.
-        index: which draw.
-        shape: of the result.
-        like: gives the device and dtype.
-    """
+    """Standard normal numbers that depend on the seed and the index alone (Box–Muller), as `uniform`."""
     radius, angle = uniform(seed, index, (2, *shape), like=like.float())
     return (torch.sqrt(-2 * torch.log1p(-radius)) * torch.cos(2 * math.pi * angle)).to(like.dtype)
 
@@ -261,7 +234,7 @@ def _shifted(z: Tensor, bits: int) -> Tensor:
 def grid_mask(
     seed: int, index: Tensor, size: tuple[int, ...], *, grid: int, keep: float, like: Tensor
 ) -> Tensor:
-    """RISE's mask: a random grid of kept and dropped cells, upsampled linearly and shifted at random.
+    """RISE's mask, (*size), in [0, 1]: a random grid of kept and dropped cells, upsampled and shifted.
 
     Args:
         seed: any whole number.
@@ -270,9 +243,6 @@ def grid_mask(
         grid: cells along each axis, ≥ 1.
         keep: the probability that a cell is kept, in (0, 1].
         like: gives the device and dtype.
-
-    Returns:
-        (*size), in [0, 1].
 
     References:
         Petsiuk et al. (arXiv:1806.07421), section 3.2.
@@ -286,7 +256,5 @@ def grid_mask(
         place = (torch.arange(length, device=like.device) + shift + 0.5) / cell - 0.5
         nodes = torch.arange(grid + 1, device=like.device)
         interpolation = (1 - (place.clamp(0, grid)[:, None] - nodes).abs()).relu().to(like.dtype)
-        mask = torch.einsum(
-            "i...,li->...l", mask, interpolation
-        )  # the axis goes last: after all, the order is back
+        mask = torch.einsum("i...,li->...l", mask, interpolation)  # its axis goes last: all turn around once
     return mask

@@ -18,17 +18,15 @@ Kernel = Literal["sigmoid", "rbf", "linear"]
 def principal_component(A: Maps, *, center: bool = True) -> Map:
     """The positions projected on the first principal component of the channels.
 
-    The first right singular vector v of the matrix X of positions × channels, and the map X v. It is found
-    from the smaller of the matrices X Xᵀ and Xᵀ X.
+    With X of positions × channels and v its first right singular vector, the map is X v.
 
     Args:
         A: features, or weighted features, (B, K, *spatial); half precision is computed in float32.
         center: subtract each channel's mean over the positions first.
 
     Returns:
-        (B, *spatial), signed so that it grows with the mean of the channels, whatever their order, and
-        without centering, where it has most often one sign everywhere, so that its sum is positive. Zero
-        where every channel is constant.
+        (B, *spatial), signed so that it grows with the mean of the channels, whatever their order; without
+        centering, so that its sum is positive. Zero where every channel is constant.
     """
     rows = _centered(A) if center else _precise(A).flatten(2)
     if rows.shape[1] > rows.shape[2]:
@@ -44,16 +42,13 @@ def kernel_component(A: Maps, *, kernel: Kernel = "sigmoid", gamma: float | None
 
     The kernel of two positions' features a and b, each channel centered, is tanh(γ a·b + 1) for "sigmoid",
     exp(−γ |a − b|²) for "rbf" and a·b for "linear". Its matrix is centered; the map is the eigenvector of the
-    largest eigenvalue λ times √λ. The matrix has a row and a column for each position: choose a late layer.
+    largest eigenvalue λ times √λ, signed and zero as that of `principal_component`. The matrix has a row and
+    a column for each position: choose a late layer.
 
     Args:
         A: features, (B, K, *spatial); half precision is computed in float32.
         kernel: "sigmoid", "rbf" or "linear" (which is `principal_component`).
         gamma: γ, > 0; 1 / K by default.
-
-    Returns:
-        (B, *spatial), signed so that it grows with the mean of the channels, whatever their order. Zero
-        where every channel is constant.
 
     Raises:
         ValueError: an option is out of range.
@@ -77,9 +72,6 @@ def peak_component(A: Maps) -> Map:
 
     Args:
         A: features, or weighted features, (B, K, *spatial).
-
-    Returns:
-        (B, *spatial). Zero where every channel is constant.
     """
     found = principal_component(A)
     values = found.flatten(1)

@@ -20,14 +20,7 @@ ChannelWeights = Float[Tensor, "B K"]
 
 
 def gradcam(A: Maps, G: Maps) -> ChannelWeights:
-    """Grad-CAM's weights: the mean of the gradient over the positions.
-
-    Args:
-        A: features, (B, K, *spatial).
-        G: gradient of the score with respect to A, (B, K, *spatial).
-
-    Returns:
-        (B, K), signed.
+    """Grad-CAM's weights, (B, K): the mean of the gradient over the positions.
 
     References:
         Selvaraju et al. (arXiv:1610.02391), equation 1.
@@ -38,28 +31,24 @@ def gradcam(A: Maps, G: Maps) -> ChannelWeights:
 def gradcam_pp(
     A: Maps, G: Maps, eps: float = 0.0, *, local: bool = False, divide: bool = True
 ) -> ChannelWeights:
-    """Grad-CAM++'s weights: the positive gradient, each position weighted by its share α.
+    """Grad-CAM++'s weights, (B, K): the positive gradient, each position weighted by its share α.
 
     α = G² / (2 G² + Σ A G³), 0 where the denominator is 0. The paper's factor exp(score) is left out: it
     cancels when the map is normalized.
 
     Args:
-        A: features, (B, K, *spatial).
-        G: gradient of the score with respect to A, (B, K, *spatial).
+        A: features.
+        G: the score's gradient to them.
         eps: added to the denominator, ≥ 0; other libraries do, and it is not small beside G².
         local: take Σ A · G³ with each position's own G³ in place of Σ (A G³), another reading of equation 19;
             the two agree where the gradient is the same at every position.
         divide: False leaves α at its numerator, G², as a library does; only the map's shape then means
             anything, not its scale.
 
-    Returns:
-        (B, K), ≥ 0 where α is.
-
     References:
         Chattopadhyay et al. (arXiv:1710.11063), equations 10 and 19.
     """
-    # α does not change when numerator and denominator are divided by max|G|², which keeps G² from
-    # underflowing.
+    # Divided by max|G|² above and below, α is the same, and G² does not underflow.
     scale = reduce(G.abs(), "b k ... -> b k", "max").amax(1)
     scale = torch.where(scale > 0, scale, 1.0).reshape(-1, *[1] * (G.ndim - 1))
     g = G / scale
@@ -71,7 +60,7 @@ def gradcam_pp(
 
 
 def smoothgradcam_pp(A: Maps, first: Maps, second: Maps, third: Maps, eps: float = 0.0) -> ChannelWeights:
-    """Smooth Grad-CAM++'s weights: Grad-CAM++'s, with each power of the gradient averaged over noisy inputs.
+    """Smooth Grad-CAM++'s weights, (B, K): each power of the gradient averaged over noisy inputs.
 
     α = D² / (2 D² + Σ A D³), 0 where the denominator is 0, and the weight is Σ α ReLU(D¹).
 
@@ -81,9 +70,6 @@ def smoothgradcam_pp(A: Maps, first: Maps, second: Maps, third: Maps, eps: float
         second: D², the mean of its square.
         third: D³, the mean of its cube.
         eps: added to the denominator, ≥ 0, as another library does.
-
-    Returns:
-        (B, K), ≥ 0 where α is.
 
     References:
         Omeiza et al. (arXiv:1908.01224). D² in the numerator, as in Grad-CAM++, which this is without noise.
@@ -104,15 +90,12 @@ def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
 
 
 def xgradcam(A: Maps, G: Maps, eps: float = 0.0) -> ChannelWeights:
-    """XGrad-CAM's weights: the gradient averaged with the features as weights, 0 where Σ A is 0.
+    """XGrad-CAM's weights, (B, K): the gradient averaged with the features as weights, 0 where Σ A is 0.
 
     Args:
-        A: features, (B, K, *spatial).
-        G: gradient of the score with respect to A, (B, K, *spatial).
+        A: features.
+        G: the score's gradient to them.
         eps: added to Σ A, ≥ 0, as other libraries do.
-
-    Returns:
-        (B, K), signed.
 
     References:
         Fu et al. (arXiv:2008.02312), equation 9.
@@ -122,10 +105,7 @@ def xgradcam(A: Maps, G: Maps, eps: float = 0.0) -> ChannelWeights:
 
 
 def layercam(A: Maps, G: Maps) -> Maps:
-    """Layer-CAM's weights: the positive part of the gradient, at each position.
-
-    Returns:
-        (B, K, *spatial), ≥ 0.
+    """Layer-CAM's weights, (B, K, *spatial): the positive part of the gradient, at each position.
 
     References:
         Jiang et al., LayerCAM, IEEE TIP 2021 (doi:10.1109/TIP.2021.3089943), equation 4.
@@ -134,10 +114,7 @@ def layercam(A: Maps, G: Maps) -> Maps:
 
 
 def hirescam(A: Maps, G: Maps) -> Maps:
-    """HiResCAM's weights: the gradient itself, at each position.
-
-    Returns:
-        (B, K, *spatial), signed.
+    """HiResCAM's weights, (B, K, *spatial): the gradient itself, at each position.
 
     References:
         Draelos and Carin (arXiv:2011.08891), equation 4.
@@ -146,12 +123,9 @@ def hirescam(A: Maps, G: Maps) -> Maps:
 
 
 def gradcam_elementwise(A: Maps, G: Maps) -> Maps:
-    """Elementwise Grad-CAM's weights: the gradient where its product with the feature is positive.
+    """Elementwise Grad-CAM's weights, (B, K, *spatial): the gradient where G · A is positive.
 
     The map is then Σ ReLU(G · A).
-
-    Returns:
-        (B, K, *spatial), signed.
 
     References:
         GradCAMElementWise of pytorch-grad-cam; no paper.
@@ -160,10 +134,7 @@ def gradcam_elementwise(A: Maps, G: Maps) -> Maps:
 
 
 def absolute(A: Maps, G: Maps) -> Maps:
-    """Seg-Eigen-CAM's weights: the absolute gradient, at each position.
-
-    Returns:
-        (B, K, *spatial), ≥ 0.
+    """Seg-Eigen-CAM's weights, (B, K, *spatial): the absolute gradient, at each position.
 
     References:
         Chung and Ying, Seg-Eigen-CAM, Applied Sciences 2025 (doi:10.3390/app15137562), equation 10.
@@ -172,15 +143,13 @@ def absolute(A: Maps, G: Maps) -> Maps:
 
 
 def unioncam(A: Maps, G: Maps, theta: float = 10.0) -> Maps:
-    """Union-CAM's weights: each channel's positive gradient without its lowest part, scaled to a sum of 1.
+    """Union-CAM's weights, (B, K, *spatial): the positive gradient above a percentile, its sum 1.
 
     Args:
-        A: features, (B, K, *spatial).
-        G: gradient of the score with respect to A, (B, K, *spatial).
-        theta: the percentile of a channel's gradients, 0 to 100, below which they are dropped.
-
-    Returns:
-        (B, K, *spatial), ≥ 0; zero where no gradient of the channel is positive.
+        A: features.
+        G: the score's gradient to them.
+        theta: the percentile of a channel's gradients, 0 to 100, below which they are dropped. The others
+            are scaled to a sum of 1, or left at zero where none is positive.
 
     References:
         Frontiers in Neurorobotics 2024 (doi:10.3389/fnbot.2024.1490198).
@@ -197,9 +166,6 @@ def percentile(values: Tensor, theta: float, axes: int) -> Tensor:
         values: (..., *spatial).
         theta: 0 to 100.
         axes: how many of the last axes are one map.
-
-    Returns:
-        (..., 1, …).
     """
     precise = values if values.dtype == torch.float64 else values.float()
     ordered = precise.flatten(-axes).sort(-1).values  # torch.quantile has no batching rule
@@ -212,15 +178,12 @@ def percentile(values: Tensor, theta: float, axes: int) -> Tensor:
 def weighted_sum(
     A: Maps, weights: Tensor, projection: Projection | None = None
 ) -> Float[Tensor, "B *spatial"]:
-    """The map: the sum over channels of weight × feature, or another projection of these products.
+    """The map, (B, *spatial): the sum over channels of weight × feature, or another projection of these.
 
     Args:
-        A: features, (B, K, *spatial).
+        A: features.
         weights: (B, K), or (B, K, *spatial).
         projection: (B, K, *spatial) to (B, *spatial); None adds up.
-
-    Returns:
-        (B, *spatial), signed.
 
     Raises:
         ValueError: the weights are neither one a channel nor one a position.

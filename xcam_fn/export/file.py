@@ -11,10 +11,12 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
-from xcam_fn.export.program import OUTPUTS, cannot, explanation, program, silent
+from xcam_fn.export.program import OUTPUTS, Explanation, explanation, silent
 from xcam_fn.network.target_layer import Layer
 
+Run = Callable[[Tensor], list[Tensor]]
 _TOLERANCE = 1e-3
 _SLACK = 1e-2
 
@@ -53,9 +55,6 @@ def onnx(
         method: one of `METHODS_THAT_EXPORT`.
         cls: the class that is explained; None for the predicted one of each image.
 
-    Returns:
-        `Exported(path, difference)`.
-
     Raises:
         ValueError: as `program`; or an operator has no ONNX counterpart, or the file computes something else.
         ImportError: the extra "export" is not installed.
@@ -66,31 +65,26 @@ def onnx(
         import onnxscript as _  # noqa: F401, PLC0415 - torch.onnx needs it and says so late
     except ImportError as error:
         raise ImportError(f'{error.name} is not installed; pip install "xcam-fn[export]"') from error
-    made = program(model, layer, x, method, cls=cls)
 
-    def write(file: Path) -> None:
-        with silent():
-            try:
-                done = torch.onnx.export(
-                    made,
-                    dynamo=True,
-                    input_names=["image"],
-                    output_names=list(OUTPUTS),
-                    dynamic_shapes=({0: "batch"},),
-                    verbose=False,
-                )
-            except Exception as error:  # one kind for each stage of the exporter
-                raise cannot(model, method, error) from None
-            assert done is not None
-            done.save(str(file), external_data=False)
+    explained, shapes = explanation(model, layer, x, method, cls), ({0: "batch"},)
 
-    def run(file: Path) -> Callable[[Tensor], list[Tensor]]:
+    def write(made: ExportedProgram, file: Path) -> None:
+        try:
+            done = torch.onnx.export(
+                made, dynamo=True, input_names=["image"], output_names=list(OUTPUTS), dynamic_shapes=shapes
+            )
+        except Exception as error:  # one kind for each stage of the exporter
+            raise explained.cannot(error) from None
+        assert done is not None
+        done.save(str(file), external_data=False)
+
+    def load(file: Path) -> Run:
         quiet = onnxruntime.SessionOptions()
         quiet.log_severity_level = 3
         session = onnxruntime.InferenceSession(str(file), quiet, providers=["CPUExecutionProvider"])
         return lambda images: [torch.as_tensor(y) for y in session.run(None, {"image": images.cpu().numpy()})]
 
-    return _written(Path(path), write, run, explanation(model, layer, x, method, cls), x)
+    return _written(Path(path), write, load, explained, x)
 
 
 def pt2(
@@ -102,66 +96,53 @@ def pt2(
     *,
     cls: int | None = None,
 ) -> Exported:
-    """One `.pt2` file that predicts and explains, for `torch.export.load`; written and checked as `onnx`.
+    """One `.pt2` file that predicts and explains, for `torch.export.load`.
 
-    Args:
-        model: the network, in evaluation mode; it is never touched.
-        layer: a name, a module of the model, or None for `default_layer`.
-        x: (B, C, *size), images of the size that the file is to take; it is checked on them.
-        path: where to write; what is there is replaced once the new file has been checked.
-        method: one of `METHODS_THAT_EXPORT`.
-        cls: the class that is explained; None for the predicted one of each image.
-
-    Returns:
-        `Exported(path, difference)`.
-
-    Raises:
-        ValueError: as `program`; or the file computes something else.
-        OSError: the file cannot be written.
+    It is written and checked as by `onnx`, takes the same arguments and raises the same, but needs no extra.
     """
-    made = program(model, layer, x, method, cls=cls)
 
-    def write(file: Path) -> None:
-        with silent():
-            torch.export.save(made, str(file))
+    def write(made: ExportedProgram, file: Path) -> None:
+        torch.export.save(made, str(file))
 
-    def run(file: Path) -> Callable[[Tensor], list[Tensor]]:
+    def load(file: Path) -> Run:
         module = torch.export.load(str(file)).module()
         return lambda images: list(module(images))
 
-    return _written(Path(path), write, run, explanation(model, layer, x, method, cls), x)
+    return _written(Path(path), write, load, explanation(model, layer, x, method, cls), x)
 
 
 def _written(
     path: Path,
-    write: Callable[[Path], None],
-    run: Callable[[Path], Callable[[Tensor], list[Tensor]]],
-    explained: Callable[[Tensor], tuple[Tensor, ...]],
+    write: Callable[[ExportedProgram, Path], None],
+    load: Callable[[Path], Run],
+    explained: Explanation,
     x: Tensor,
 ) -> Exported:
     """The file, written beside its place and moved there once it computes what is computed here."""
+    made = explained.traced(x)
     if path.is_dir() or not path.parent.is_dir():
         reason = "is a folder" if path.is_dir() else f"{str(path.parent)!r} is not a folder"
         raise OSError(f"path={str(path)!r}: {reason}")
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         file = Path(folder) / path.name
-        write(file)
-        loaded, worst = run(file), 0.0
-        for batch in (1, 2 * len(x) + 1):
-            images = torch.cat([x.detach()] * 3)[:batch] if batch > 1 else x.detach()[:1]
-            worst = max(worst, _difference(loaded(images), explained(images), path))
+        with silent():
+            write(made, file)
+        run, x, worst = load(file), x.detach(), 0.0
+        for images in (x[:1], torch.cat([x] * 3)[: 2 * len(x) + 1]):
+            worst = max(worst, _difference(run(images), explained(images), path))
         file.replace(path)
     return Exported(path, worst)
 
 
 def _difference(found: list[Tensor], expected: tuple[Tensor, ...], path: Path) -> float:
     """The largest difference of the heatmaps; an error where the file computes something else."""
-    for name, a, b in zip(OUTPUTS, found, expected, strict=True):
-        off = float((a.detach().to(b) - b.detach()).abs().max())
-        scale = 1.0 if name == "heatmap" else max(1.0, float(b.detach().abs().max()))
+    differences = {}
+    for name, a, b in zip(OUTPUTS, found, (b.detach() for b in expected), strict=True):
+        off = differences[name] = float((a.detach().to(b) - b).abs().max())
+        scale = 1.0 if name == "heatmap" else max(1.0, float(b.abs().max()))
         if a.shape != b.shape or not off <= (_SLACK if name == "logits" else _TOLERANCE) * scale:
             raise ValueError(
                 f"{path.name}: {name} {tuple(a.shape)} differs by {off:.2g} from what the model computes, "
                 f"{tuple(b.shape)}; nothing was written"
             )
-    return float((found[1].detach().to(expected[1]) - expected[1].detach()).abs().max())
+    return differences["heatmap"]

@@ -13,13 +13,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from xcam_fn import checks
 from xcam_fn.export.file import onnx
 from xcam_fn.methods import METHODS
 from xcam_fn.models.load import LoadedModel
 from xcam_fn.network.split import default_layer
 from xcam_fn.network.target_layer import Layer
 
-_PAGE_INTERPOLATIONS = ("bilinear", "bicubic")
+_PAGE_FILES = ("index.html", "page.css", "page.js", "image.js", "package.json")
 
 
 def page(
@@ -30,7 +31,7 @@ def page(
     *,
     cls: int | None = None,
 ) -> Path:
-    """A folder with a page that explains photographs in the browser, and the ONNX file that it runs.
+    """Write a page that explains photographs in the browser, with the ONNX file that it runs; its path.
 
     `npm install` in the folder fetches the runtime; any file server shows the page then.
 
@@ -41,20 +42,13 @@ def page(
         method: one of `METHODS_THAT_EXPORT`.
         cls: the class that is explained; None for the predicted one.
 
-    Returns:
-        The path of the page.
-
     Raises:
         ValueError: as `onnx`; or the network's images are resized in a way that the page does not know.
         ImportError: the extra "export" is not installed.
         OSError: a file cannot be written.
     """
     preset = loaded.preset
-    if preset.interpolation not in _PAGE_INTERPOLATIONS:
-        raise ValueError(
-            f"preset: interpolation={preset.interpolation!r}; the page knows "
-            f"{' and '.join(_PAGE_INTERPOLATIONS)}"
-        )
+    checks.check_choice("preset.interpolation", preset.interpolation, ("bilinear", "bicubic"))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     x = sample_images(preset.crop, next(loaded.model.parameters()).device)
@@ -92,7 +86,5 @@ def _page_files() -> list[Path]:
     here = Path(__file__).parents[1]
     for folder in (here / "browser", here.parent / "docs" / "browser"):
         if folder.is_dir():
-            return [
-                folder / name for name in ("index.html", "page.css", "page.js", "image.js", "package.json")
-            ]
+            return [folder / name for name in _PAGE_FILES]
     raise FileNotFoundError("the page's files were not installed with xcam_fn; install it again")

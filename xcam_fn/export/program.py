@@ -7,7 +7,8 @@ import io
 import itertools
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from xcam_fn.methods import METHODS
 from xcam_fn.methods.call import Call
 from xcam_fn.network.split import default_layer
 from xcam_fn.network.target_layer import Layer
-from xcam_fn.targets import logits
+from xcam_fn.targets import class_index, logits
 
 METHODS_THAT_EXPORT = ("gradcam", "gradcam_pp", "xgradcam", "layercam", "hirescam", "ablationcam")
 OUTPUTS = ("logits", "heatmap", "class")
@@ -54,54 +55,78 @@ def program(
         ValueError: bad x, layer or class, a method that cannot be exported, or a model that cannot be traced.
         TypeError: an argument is of the wrong kind.
     """
-    explained = explanation(model, layer, x, method, cls)
-    length = next(n for n in itertools.count(5) if n not in x.shape[1:])  # else that axis becomes dynamic too
-    sample = x.detach()[:1].expand(length, *x.shape[1:]).clone()
-    with silent(), checks.explained(model, x):
-        try:
-            with PlainMean():
-                traced: Any = make_fx(
-                    explained,
-                    tracing_mode="symbolic",
-                    _allow_non_fake_inputs=True,
-                    decomposition_table=table(),
-                )(sample)
-            batch = {0: torch.export.Dim("batch")}
-            return torch.export.export(_named(traced), (sample,), dynamic_shapes=(batch,))
-        except (ValueError, TypeError):
-            raise
-        except Exception as error:  # the tracer raises of every kind
-            raise cannot(model, method, error) from None
+    return explanation(model, layer, x, method, cls).traced(x)
 
 
 # -- what is traced -----------------------------------------------------------------------------------------
 
 
-def explanation(
-    model: nn.Module, layer: Layer, x: Tensor, method: str, cls: int | None
-) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
+@dataclass(frozen=True)
+class Explanation:
     """What the file computes: images to logits, heatmaps and classes."""
+
+    model: nn.Module
+    layer: str | nn.Module
+    method: str
+    cls: int | None
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        call = Call(self.model, self.layer, images, self.cls)
+        with call.running():
+            ablated = self.method == "ablationcam"
+            cam = _ablated(call) if ablated else METHODS[self.method].on(call, postprocess=None)
+            found = logits(call.output)
+            return found, heatmap(cam, tuple(images.shape[2:])), class_index(self.cls, found)
+
+    def traced(self, x: Tensor) -> torch.export.ExportedProgram:
+        """The program for images of the size of x."""
+        length = next(n for n in itertools.count(5) if n not in x.shape[1:])  # else that axis is dynamic too
+        sample = x.detach()[:1].expand(length, *x.shape[1:]).clone()
+        options: dict[str, Any] = {"tracing_mode": "symbolic", "_allow_non_fake_inputs": True}
+        with silent(), checks.explained(self.model, x):
+            try:
+                with PlainMean():
+                    graph: Any = make_fx(self, decomposition_table=table(), **options)(sample)
+                for node in graph.graph.find_nodes(op="placeholder"):
+                    node.target = node.name = "image"
+                graph.recompile()
+                batch = {0: torch.export.Dim("batch")}
+                return torch.export.export(graph, (sample,), dynamic_shapes=(batch,))
+            except (ValueError, TypeError):
+                raise
+            except Exception as error:  # the tracer raises of every kind
+                raise self.cannot(error) from None
+
+    def cannot(self, error: BaseException) -> ValueError:
+        """What stands in the way, by its name, of all that the tracers say."""
+        said = []
+        reason: BaseException | None = error
+        while reason is not None:
+            said.append(str(reason))
+            reason = reason.__cause__ or reason.__context__
+        text = "\n".join(said)
+        operator = re.search(r"OpOverload\(op='([\w.]+)'|(?:torch\.ops\.|function for )(aten\.[\w.]+)", text)
+        if operator:
+            why = (
+                f"its graph needs the operator {operator.group(1) or operator.group(2)}, which has no "
+                "counterpart; another layer or method may do without it"
+            )
+        else:
+            why = next((line for line in text.splitlines() if line.strip()), type(error).__name__)[:300]
+        return ValueError(f"{self.method} of {type(self.model).__name__} cannot be exported: {why}")
+
+
+def explanation(model: nn.Module, layer: Layer, x: Tensor, method: str, cls: int | None) -> Explanation:
+    """What a file for this call computes; raises as the call itself does, untraced."""
     if method not in METHODS_THAT_EXPORT:
-        known = method in METHODS
-        reason = "cannot be exported" if known else "is not known"
-        others = " (the others decide on their way what to run next, which a graph cannot)" if known else ""
-        raise ValueError(
-            f"method {method!r} {reason}; expected one of {', '.join(METHODS_THAT_EXPORT)}{others}"
-        )
+        reason = "cannot be exported" if method in METHODS else "is not known"
+        known = f"{', '.join(METHODS_THAT_EXPORT)}, which decide nothing on their way"
+        raise ValueError(f"method {method!r} {reason}; expected one of {known}")
     if cls is not None and (isinstance(cls, bool) or not isinstance(cls, int)):
         raise TypeError(f"cls={cls!r}; expected a class index, or None for the predicted class")
     name = layer if isinstance(layer, nn.Module | str) else default_layer(model, x)
-
-    def explained(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        call = Call(model, name, images, cls)
-        with call.running():
-            ablated = method == "ablationcam"
-            cam = _ablated(call) if ablated else METHODS[method].on(call, postprocess=None)
-            found = logits(call.output)
-            asked = found.argmax(-1) if cls is None else torch.full_like(found[:, 0], cls, dtype=torch.int64)
-            return found, heatmap(cam, tuple(images.shape[2:])), asked
-
-    explained(x[:1].detach())  # errors of the call itself come from here, untraced
+    explained = Explanation(model, name, method, cls)
+    explained(x[:1].detach())
     return explained
 
 
@@ -109,8 +134,7 @@ def _ablated(call: Call) -> Tensor:
     """Ablation-CAM's raw map, (B, *spatial), without a look at the features' values."""
     halves, A, found = call.halves, call.features, logits(call.output)
     _, residual = halves.run_trunk(call.x)
-    predicted = found.argmax(-1, keepdim=True)
-    index = predicted if call.cls is None else torch.full_like(predicted, call.cls)
+    index = class_index(call.cls, found)[:, None]
     own = found.gather(-1, index)
     B, K = A.shape[:2]
     scores = []
@@ -126,35 +150,6 @@ def _ablated(call: Call) -> Tensor:
         scores.append(found.gather(-1, index.repeat(n, 1)).reshape(n, B))
     share = (own - torch.cat(scores).T) / torch.where(own != 0, own, 1.0)
     return weights.weighted_sum(A, torch.where(own != 0, share, 0.0))
-
-
-def _named(traced: Any) -> nn.Module:
-    """The traced graph with `image` as its input's name."""
-    for node in traced.graph.nodes:
-        if node.op == "placeholder":
-            node.target = node.name = "image"
-    traced.recompile()
-    return traced
-
-
-def cannot(model: nn.Module, method: str, error: BaseException) -> ValueError:
-    """What stands in the way, by its name, of all that the tracers say."""
-    said = []
-    reason: BaseException | None = error
-    while reason is not None:
-        said.append(str(reason))
-        reason = reason.__cause__ or reason.__context__
-    text = "\n".join(said)
-    operator = re.search(r"OpOverload\(op='([\w.]+)'|(?:torch\.ops\.|function for )(aten\.[\w.]+)", text)
-    what = type(model).__name__
-    if operator:
-        name = operator.group(1) or operator.group(2)
-        return ValueError(
-            f"{method} of {what} cannot be exported: its graph needs the operator {name}, which has no "
-            "counterpart; another layer or method may do without it"
-        )
-    first = next((line for line in text.splitlines() if line.strip()), type(error).__name__)
-    return ValueError(f"{method} of {what} cannot be exported: {first[:300]}")
 
 
 @contextlib.contextmanager

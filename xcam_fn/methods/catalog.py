@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +10,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from torch import Tensor
 
+from xcam_fn import checks
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.method import Method
 
@@ -182,11 +182,9 @@ def _around_plus(name: str) -> tuple[str, str]:
 
 
 def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name, METHODS, n=3)
     if "(" in name:
         around = ", ".join(f"{wrapper}(…)" for wrapper in WRAPPERS)
         return f"method {name!r} is not known; expected one of {around} around a method"
-    hint = f"did you mean {' or '.join(map(repr, near))}? (xcam methods lists them)"
-    if not near:
-        hint = f"expected one or more of {', '.join(METHODS)}"
+    hint = checks.nearest(name, METHODS, "")
+    hint = f"{hint} (xcam methods lists them)" if hint else f"expected one or more of {', '.join(METHODS)}"
     return f"method {name!r} is not known; {hint}"

@@ -32,21 +32,6 @@ from xcam_fn.targets.outputs import describe, logits
 from xcam_fn.targets.target import Score, Target
 
 __all__ = [
-    "ClassScore",
-    "Classes",
-    "Score",
-    "Target",
-    "class_index",
-    "contrast",
-    "describe",
-    "detection",
-    "log_odds",
-    "logit",
-    "logits",
-    "probability",
-    "regression",
-    "resolve",
-    "segment",
-    "sigmoid",
-    "similarity",
-]
+    "ClassScore", "Classes", "Score", "Target", "class_index", "contrast", "describe", "detection",
+    "log_odds", "logit", "logits", "probability", "regression", "resolve", "segment", "sigmoid", "similarity",
+]  # fmt: skip

@@ -2,68 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from xcam_fn import checks
-from xcam_fn.targets.classes import class_index, is_sequence
+from xcam_fn.targets.classes import class_index, is_sequence, is_whole
 from xcam_fn.targets.outputs import dense_logits, describe, detections, embeddings, numbers
-from xcam_fn.targets.target import Reading, Target
-
-_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-
-
-@dataclass(frozen=True, eq=False)
-class _Segment(Reading):
-    """The target of `segment`."""
-
-    cls: int | Sequence[int] | Tensor
-    mask: Tensor | None
-    find = staticmethod(dense_logits)
-
-    def choose(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """The class of each image, and what each pixel counts, (B, pixels), 1 for each image in all."""
-        index = class_index(self.cls, values.flatten(2)[..., 0])
-        if index.ndim == 2:
-            raise ValueError(
-                f"segment: cls has shape {tuple(index.shape)}; expected one class, or {len(index)} for the "
-                "images"
-            )
-        mask = self._mask(values.detach(), index).flatten(1).to(values.dtype)
-        if checks.is_readable(mask) and not bool(mask.any(1).all()):
-            raise ValueError(self._no_pixel(int((~mask.any(1)).nonzero()[0]), index, values))
-        return index, mask / mask.sum(1, keepdim=True)
-
-    def scores(self, values: Tensor, chosen: tuple[Tensor, Tensor]) -> Tensor:
-        index, share = chosen
-        values = values.flatten(2)
-        rows = index[:, None, None].expand(-1, 1, values.shape[-1])
-        return (values.gather(1, rows).squeeze(1) * share).sum(-1)
-
-    def _mask(self, values: Tensor, index: Tensor) -> Tensor:
-        batch, size = values.shape[0], tuple(values.shape[2:])
-        if self.mask is None:
-            return values.argmax(1) == index.reshape(-1, *[1] * len(size))
-        if tuple(self.mask.shape) not in (size, (batch, *size)):
-            raise ValueError(
-                f"segment: mask has shape {tuple(self.mask.shape)}, the model's output has {size} pixels for "
-                f"each of {batch} image(s); expected a mask of shape {size} or {(batch, *size)} (resize it "
-                "to the output, mode='nearest')"
-            )
-        return self.mask.to(values.device).expand(batch, *size)
-
-    def _no_pixel(self, image: int, index: Tensor, values: Tensor) -> str:
-        if self.mask is not None:
-            return f"segment: mask holds no pixel for image {image}; expected one or more"
-        there = values[image].argmax(0).unique().tolist()
-        return (
-            f"segment: class {index[image]} has the highest logit at no pixel of image {image}, where the "
-            f"classes are {there}; pass one of these, or mask= the pixels to explain"
-        )
+from xcam_fn.targets.target import Chosen, Reading, Target
 
 
 def segment(cls: int | Sequence[int] | Tensor, mask: Any = None) -> Target:
@@ -94,30 +43,43 @@ def segment(cls: int | Sequence[int] | Tensor, mask: Any = None) -> Target:
     """
     if cls is None:
         raise TypeError("segment: cls is None; expected a class, or one for each image")
-    return _Segment(cls, None if mask is None else _array("mask", mask))
+    choose = functools.partial(_pixels, cls, None if mask is None else _array("mask", mask))
+    return Reading(dense_logits, choose, _mean_over_pixels)
 
 
-@dataclass(frozen=True, eq=False)
-class _Detection(Reading):
-    """The target of `detection`."""
+def _pixels(cls: int | Sequence[int] | Tensor, given: Tensor | None, values: Tensor) -> tuple[Tensor, Tensor]:
+    """The class of each image, and what each pixel counts, (B, pixels), 1 for each image in all."""
+    (batch, _, *size), index = values.shape, class_index(cls, values.flatten(2)[..., 0])
+    if index.ndim == 2:
+        wanted = f"one class, or {batch} for the images"
+        raise ValueError(f"segment: cls has shape {tuple(index.shape)}; expected {wanted}")
+    if given is None:
+        mask = values.detach().argmax(1).flatten(1) == index[:, None]
+    elif list(given.shape) in (size, [batch, *size]):
+        mask = given.to(values.device).expand(batch, *size).flatten(1)
+    else:
+        shape, own = tuple(given.shape), tuple(size)
+        raise ValueError(
+            f"segment: mask has shape {shape}, the model's output has {own} pixels for each of {batch} "
+            f"image(s); expected {own} or {(batch, *own)} (resize it to the output, mode='nearest')"
+        )
+    mask = mask.to(values.dtype)
+    if checks.is_readable(mask) and not bool(mask.any(1).all()):
+        image = int((~mask.any(1)).nonzero()[0])
+        if given is not None:
+            raise ValueError(f"segment: mask holds no pixel for image {image}; expected one or more")
+        there = values[image].argmax(0).unique().tolist()
+        raise ValueError(
+            f"segment: class {index[image]} has the highest logit at no pixel of image {image}, where the "
+            f"classes are {there}; pass one of these, or mask= the pixels to explain"
+        )
+    return index, mask / mask.sum(1, keepdim=True)
 
-    box: Tensor
-    label: Tensor | None
-    find = staticmethod(detections)
 
-    def choose(self, values: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor | None]:
-        """The box and the label that are looked for in each image."""
-        device = values[0]["boxes"].device
-        boxes = _of_images("detection: box", self.box, len(values), 4).to(device)
-        labels = None if self.label is None else _of_images("label", self.label, len(values)).to(device)
-        for image, detected in enumerate(values):
-            _check_detected(image, detected, None if labels is None else int(labels[image]))
-        return boxes, labels
-
-    def scores(self, values: list[dict[str, Tensor]], chosen: tuple[Tensor, Tensor | None]) -> Tensor:
-        boxes, labels = chosen
-        wanted = [None] * len(values) if labels is None else labels
-        return torch.stack([_best_match(*each) for each in zip(values, boxes, wanted, strict=True)])
+def _mean_over_pixels(values: Tensor, index: Tensor, share: Tensor) -> Tensor:
+    values = values.flatten(2)
+    rows = index[:, None, None].expand(-1, 1, values.shape[-1])
+    return (values.gather(1, rows).squeeze(1) * share).sum(-1)
 
 
 def detection(box: Any, label: int | Sequence[int] | Tensor | None = None) -> Target:
@@ -129,9 +91,9 @@ def detection(box: Any, label: int | Sequence[int] | Tensor | None = None) -> Ta
         └─┼─┘ │     0.7     0.0            0.00
           └───┘
 
-    It can be differentiated in both, so that a map shows what makes the network sure and what makes the box
-    fit. Where nothing of the label overlaps the box, the score is 0. In a perturbed image in which nothing
-    is detected it is 0 too; an image that is to be explained has to have a detection.
+    Both are differentiated: a map shows what makes the network sure and what makes the box fit. The score
+    is 0 where nothing of the label overlaps the box, and for a perturbed image without any detection; an
+    image that is to be explained has to have one.
 
     Name the layer: `backbone.body.layer4` for a ResNet with a feature pyramid; `layer=None` would find one of
     the detector's heads. Detectors resize images and pad them to multiples of 32 pixels; a map is stretched
@@ -148,63 +110,52 @@ def detection(box: Any, label: int | Sequence[int] | Tensor | None = None) -> Ta
     """
     box = _array("box", box)
     if box.ndim not in (1, 2) or box.shape[-1] != 4 or box.numel() == 0:
-        raise ValueError(
-            f"box has shape {tuple(box.shape)}; expected (4,) or (B, 4): x1, y1, x2, y2 in pixels"
-        )
+        raise ValueError(f"box has shape {tuple(box.shape)}; expected (4,) or (B, 4): x1, y1, x2, y2")
     if checks.is_readable(box) and not bool((box[..., 2:] > box[..., :2]).all()):
         raise ValueError(f"box={box.tolist()}: expected x1, y1, x2, y2 with x1 < x2 and y1 < y2")
-    return _Detection(box, None if label is None else _checked_label(label))
+    choose = functools.partial(_wanted, box, None if label is None else _checked_label(label))
+    return Reading(detections, choose, _best_matches)
 
 
 def _checked_label(label: Any) -> Tensor:
     found = torch.as_tensor(label) if is_sequence(label) or isinstance(label, int) else label
-    if isinstance(label, bool) or not isinstance(found, Tensor) or found.dtype not in _WHOLE:
+    if isinstance(label, bool) or not isinstance(found, Tensor) or not is_whole(found):
         raise TypeError(f"label={label!r}; expected None, a whole number, or one for each image")
     return found
 
 
-def _check_detected(image: int, detected: dict[str, Tensor], label: int | None) -> None:
-    if not len(detected["scores"]):
-        raise ValueError(
-            f"detection: image {image} has no detections; pass an image in which the model finds something, "
-            "or lower the score that it asks for (torchvision's box_score_thresh or score_thresh)"
-        )
-    if label is not None and not bool((detected["labels"] == label).any()):
-        raise ValueError(
-            f"detection: image {image} has no detection with label {label}; its labels are "
-            f"{detected['labels'].unique().tolist()}: pass one of these, or label=None for any"
-        )
+def _wanted(
+    box: Tensor, label: Tensor | None, values: list[dict[str, Tensor]]
+) -> tuple[Tensor, Tensor | None]:
+    """The box and the label that are looked for in each image."""
+    device = values[0]["boxes"].device
+    boxes = _of_images("detection: box", box, len(values), 4).to(device)
+    labels = None if label is None else _of_images("label", label, len(values)).to(device)
+    for image, detected in enumerate(values):
+        if not len(detected["scores"]):
+            raise ValueError(
+                f"detection: image {image} has no detections; pass an image in which the model finds "
+                "something, or lower the score that it asks for (torchvision's box_score_thresh)"
+            )
+        if labels is not None and not bool((detected["labels"] == labels[image]).any()):
+            there = f"its labels are {detected['labels'].unique().tolist()}"
+            wanted = f"label {int(labels[image])}; {there}: pass one of these, or label=None for any"
+            raise ValueError(f"detection: image {image} has no detection with {wanted}")
+    return boxes, labels
 
 
-def _best_match(detected: dict[str, Tensor], box: Tensor, label: Tensor | None) -> Tensor:
-    """The highest score × IoU, 0 where nothing is detected."""
+def _best_matches(values: list[dict[str, Tensor]], boxes: Tensor, labels: Tensor | None) -> Tensor:
+    """The highest score × IoU of each image, 0 where nothing is detected."""
     from torchvision.ops import box_iou  # noqa: PLC0415  (loaded with the first detector)
 
-    scores = detected["scores"]
-    products = scores * box_iou(detected["boxes"], box.to(detected["boxes"])[None])[:, 0].to(scores)
-    if label is not None:
-        products = products * (detected["labels"] == label)
-    return torch.cat([products, products.new_zeros(1)]).max()
-
-
-@dataclass(frozen=True, eq=False)
-class _Similarity(Reading):
-    """The target of `similarity`."""
-
-    embedding: Tensor
-    find = staticmethod(embeddings)
-
-    def choose(self, values: Tensor) -> tuple[Tensor]:
-        batch, width = values.shape
-        if self.embedding.shape[-1] != width:
-            raise ValueError(
-                f"similarity: embedding has shape {tuple(self.embedding.shape)}, but the model's output is "
-                f"{describe(values)}; expected {width} numbers, an embedding from the same model"
-            )
-        return (_of_images("similarity: embedding", self.embedding, batch, width).to(values.device),)
-
-    def scores(self, values: Tensor, chosen: tuple[Tensor]) -> Tensor:
-        return torch.cosine_similarity(values, chosen[0].to(values), dim=-1)
+    best = []
+    for image, detected in enumerate(values):
+        scores, box = detected["scores"], boxes[image : image + 1].to(detected["boxes"])
+        products = scores * box_iou(detected["boxes"], box)[:, 0].to(scores)
+        if labels is not None:
+            products = products * (detected["labels"] == labels[image])
+        best.append(torch.cat([products, products.new_zeros(1)]).max())
+    return torch.stack(best)
 
 
 def similarity(embedding: Any) -> Target:
@@ -231,26 +182,19 @@ def similarity(embedding: Any) -> Target:
         raise ValueError(f"embedding has shape {tuple(wanted.shape)}; expected (D,) or (B, D)")
     if checks.is_readable(wanted) and not bool(wanted.ne(0).any(-1).all()):
         raise ValueError("embedding is zero everywhere, which has no direction; expected another vector")
-    return _Similarity(wanted)
+    return Reading(embeddings, functools.partial(_wanted_embedding, wanted), _cosine)
 
 
-@dataclass(frozen=True, eq=False)
-class _Regression(Reading):
-    """The target of `regression`."""
+def _wanted_embedding(wanted: Tensor, values: Tensor) -> tuple[Tensor]:
+    batch, width = values.shape
+    if wanted.shape[-1] != width:
+        has = f"embedding has shape {tuple(wanted.shape)}, but the model's output is {describe(values)}"
+        raise ValueError(f"similarity: {has}; expected {width} numbers, an embedding from the same model")
+    return (_of_images("similarity: embedding", wanted, batch, width).to(values.device),)
 
-    index: int
-    find = staticmethod(numbers)
 
-    def choose(self, values: Tensor) -> tuple[()]:
-        if self.index >= values.shape[1]:
-            raise ValueError(
-                f"regression: index={self.index} is out of range: the model's output is {describe(values)}; "
-                f"expected 0 to {values.shape[1] - 1}"
-            )
-        return ()
-
-    def scores(self, values: Tensor, chosen: tuple[()]) -> Tensor:  # noqa: ARG002
-        return values[:, self.index]
+def _cosine(values: Tensor, wanted: Tensor) -> Tensor:
+    return torch.cosine_similarity(values, wanted.to(values), dim=-1)
 
 
 def regression(index: int = 0) -> Target:
@@ -269,7 +213,15 @@ def regression(index: int = 0) -> Target:
         TypeError: index is no whole number.
     """
     checks.check_count("index", index, at_least=0)
-    return _Regression(index)
+    return Chosen(functools.partial(_number, index))
+
+
+def _number(index: int, output: Any, which: Tensor | None) -> Tensor:  # noqa: ARG001
+    values = numbers(output)
+    if index >= (count := values.shape[1]):
+        has = f"the model's output is {describe(values)}"
+        raise ValueError(f"regression: index={index} is out of range: {has}; expected 0 to {count - 1}")
+    return values[:, index]
 
 
 def _array(name: str, value: Any) -> Tensor:
@@ -286,8 +238,6 @@ def _array(name: str, value: Any) -> Tensor:
 def _of_images(name: str, value: Tensor, batch: int, *width: int) -> Tensor:
     """Something given once, or once for each image, as one for each of B images."""
     if value.ndim > len(width) and value.shape[0] != batch:
-        raise ValueError(
-            f"{name} has shape {tuple(value.shape)} for a batch of {batch}; expected {(*width,)} for all "
-            f"images or {(batch, *width)}"
-        )
+        wanted = f"{(*width,)} for all images or {(batch, *width)}"
+        raise ValueError(f"{name} has shape {tuple(value.shape)} for a batch of {batch}; expected {wanted}")
     return value.expand(batch, *width)

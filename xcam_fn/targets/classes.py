@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, SupportsIndex, get_args
 
 import torch
 from jaxtyping import Float
@@ -14,14 +15,14 @@ from torch import Tensor
 
 from xcam_fn import checks
 from xcam_fn.targets.outputs import logits
-from xcam_fn.targets.target import Reading, Score, Target
+from xcam_fn.targets.target import Fixed, Reading, Score, Target
 
 Classes = int | Sequence[int] | Sequence[Sequence[int]] | Tensor | Score | None
 Weighting = Literal["mean", "probability"]
 
 
 @dataclass(frozen=True, eq=False)
-class ClassScore(Reading):
+class ClassScore(Target):
     """The target that reads one class (or n) of each image off the logits.
 
     Attributes:
@@ -31,14 +32,16 @@ class ClassScore(Reading):
 
     cls: Classes
     of: Callable[[Tensor, Tensor], Tensor]
-    find = staticmethod(logits)
 
-    def choose(self, values: Tensor) -> tuple[Tensor]:
-        return (class_index(self.cls, values),)
+    def fixed(self, output: Any) -> Fixed:
+        chosen = class_index(self.cls, logits(output))
 
-    def scores(self, values: Tensor, chosen: tuple[Tensor]) -> Tensor:
-        (index,) = chosen
-        return self.of(values, index) if index.ndim == 2 else self.of(values, index[:, None]).squeeze(-1)
+        def scores(output: Any, which: Tensor | None) -> Tensor:
+            index = chosen if which is None else chosen[which]
+            rows = index if index.ndim == 2 else index[:, None]
+            return self.of(logits(output), rows).reshape(index.shape)
+
+        return scores
 
     def pinned(self, output: Any) -> ClassScore:
         return dataclasses.replace(self, cls=class_index(self.cls, logits(output)))
@@ -60,27 +63,21 @@ def logit(cls: Classes = None) -> ClassScore:
 
 
 def probability(cls: Classes = None) -> ClassScore:
-    """The target that is a class's probability, softmax over the last axis of the logits, in [0, 1].
+    """The target that is a class's probability, softmax over the logits, in [0, 1]; cls is as for `logit`.
 
-        logits     1.5   4.0  -2.0   3.1
-        softmax   0.06  0.67  0.00  0.27
-        cls=3                        ▲     score 0.27
-
-    Args:
-        cls: as for `logit`.
+    logits     1.5   4.0  -2.0   3.1
+    softmax   0.06  0.67  0.00  0.27
+    cls=3                        ▲     score 0.27
     """
     return ClassScore(cls, _probability)
 
 
 def sigmoid(cls: Classes = None) -> ClassScore:
-    """The target that is a class's own probability in a multi-label network, in [0, 1].
+    """The target that is a class's own probability in a multi-label network; cls is as for `logit`.
 
-        logits     1.5   4.0  -2.0   3.1
-        sigmoid   0.82  0.98  0.12  0.96
-        cls=3                        ▲     score 0.96
-
-    Args:
-        cls: as for `logit`; None for the most probable label of each image.
+    logits     1.5   4.0  -2.0   3.1
+    sigmoid   0.82  0.98  0.12  0.96
+    cls=3                        ▲     score 0.96
     """
     return ClassScore(cls, _sigmoid)
 
@@ -127,58 +124,15 @@ def _sigmoid(values: Tensor, index: Tensor) -> Tensor:
 
 def _log_odds(values: Tensor, index: Tensor) -> Tensor:
     if values.shape[-1] == 1:
-        raise ValueError(
-            "log_odds: the model has 1 class; expected two or more. One logit alone is the log-odds of its "
-            "class: pass cls=xcam_fn.targets.regression()"
-        )
-    others = values[:, None].masked_fill(_is_own(values, index), -torch.inf)
-    return values.gather(-1, index) - others.logsumexp(-1)
+        remedy = "one logit is the log-odds of its class: pass cls=xcam_fn.targets.regression()"
+        raise ValueError(f"log_odds: the model has 1 class; {remedy}")
+    return values.gather(-1, index) - _without(values[:, None], index, -torch.inf).logsumexp(-1)
 
 
-def _is_own(values: Tensor, index: Tensor) -> Tensor:
-    """Which of all classes each of (B, n) is, (B, n, classes)."""
-    return torch.arange(values.shape[-1], device=values.device) == index[..., None]
-
-
-@dataclass(frozen=True, eq=False)
-class _Contrast(Reading):
-    """The target of `contrast`."""
-
-    cls: Classes
-    others: Classes
-    weight: float
-    count: int
-    weighting: Weighting
-    find = staticmethod(logits)
-
-    def choose(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """The classes, (B,) or (B, n), and those that each of them is compared with, (B, n, m)."""
-        index = class_index(self.cls, values)
-        rows = index.reshape(index.shape[0], -1)
-        if values.shape[-1] == 1:
-            raise ValueError("contrast: the model has 1 class; expected another to compare it with")
-        if self.others is None:
-            return index, _nearest(values.detach(), rows, self.count)
-        batch, n = rows.shape
-        others = class_index(_for_every_image(self.others, batch), values, "others")
-        others = others.reshape(batch, 1, -1).expand(-1, n, -1)
-        is_own = others == rows[..., None]
-        if checks.is_readable(others) and bool(is_own.any()):
-            image = int(is_own.flatten(1).any(1).nonzero()[0])
-            raise ValueError(
-                f"others={self.others!r} holds the class itself, {rows[image].tolist()} for image {image}; "
-                "expected classes to compare it with, or None for those most like it"
-            )
-        return index, others
-
-    def scores(self, values: Tensor, chosen: tuple[Tensor, Tensor]) -> Tensor:
-        index, others = chosen
-        own = values.gather(-1, index.reshape(index.shape[0], -1))
-        compared = values.gather(-1, others.flatten(1)).reshape(others.shape)
-        by_probability = self.weighting == "probability"
-        average = (compared.softmax(-1) * compared).sum(-1) if by_probability else compared.mean(-1)
-        found = own - self.weight * average
-        return found if index.ndim == 2 else found.squeeze(-1)
+def _without(values: Tensor, index: Tensor, filled: float) -> Tensor:
+    """Values (B, n or 1, classes) as (B, n, classes), filled where each of the classes (B, n) is itself."""
+    own = torch.arange(values.shape[-1], device=values.device) == index[..., None]
+    return values.masked_fill(own, filled)
 
 
 def contrast(
@@ -218,13 +172,41 @@ def contrast(
     checks.check_number("weight", weight)
     checks.check_count("count", count)
     checks.check_choice("weighting", weighting, get_args(Weighting))
-    return _Contrast(cls, others, float(weight), count, weighting)
+    choose = functools.partial(_compared, cls, others, count)
+    return Reading(logits, choose, functools.partial(_contrast, float(weight), weighting))
+
+
+def _compared(cls: Classes, others: Classes, count: int, values: Tensor) -> tuple[Tensor, Tensor]:
+    """The classes, (B,) or (B, n), and those that each of them is compared with, (B, n, m)."""
+    index = class_index(cls, values)
+    batch, classes = values.shape
+    rows = index.reshape(batch, -1)
+    if classes == 1:
+        raise ValueError("contrast: the model has 1 class; expected another to compare it with")
+    if others is None:
+        return index, _nearest(values.detach(), rows, count)
+    among = class_index(_for_every_image(others, batch), values, "others")
+    among = among.reshape(batch, 1, -1).expand(-1, rows.shape[1], -1)
+    is_own = (among == rows[..., None]).flatten(1).any(1)
+    if checks.is_readable(among) and bool(is_own.any()):
+        image = int(is_own.nonzero()[0])
+        holds = f"others={others!r} holds the class itself, {rows[image].tolist()} for image {image}"
+        raise ValueError(f"{holds}; expected classes to compare it with, or None for those most like it")
+    return index, among
+
+
+def _contrast(weight: float, weighting: Weighting, values: Tensor, index: Tensor, others: Tensor) -> Tensor:
+    """The logits of classes (B,) or (B, n) less a part of those of the others, (B, n, m)."""
+    compared = values.gather(-1, others.flatten(1)).reshape(others.shape)
+    by_probability = weighting == "probability"
+    average = (compared.softmax(-1) * compared).sum(-1) if by_probability else compared.mean(-1)
+    return (values.gather(-1, index.reshape(index.shape[0], -1)) - weight * average).reshape(index.shape)
 
 
 def _nearest(values: Tensor, rows: Tensor, count: int) -> Tensor:
     """The classes whose values (B, classes) are nearest to those of (B, n) classes, (B, n, count)."""
     distance = (values[:, None] - values.gather(-1, rows)[..., None]).abs()
-    order = distance.masked_fill(_is_own(values, rows), torch.inf).sort(dim=-1, stable=True).indices
+    order = _without(distance, rows, torch.inf).sort(dim=-1, stable=True).indices
     return order[..., : min(count, values.shape[-1] - 1)]
 
 
@@ -266,45 +248,42 @@ def is_sequence(cls: Any) -> bool:
     return hasattr(cls, "__len__") and hasattr(cls, "__getitem__") and not isinstance(cls, (str, bytes, dict))
 
 
+def is_whole(cls: Tensor) -> bool:
+    """True for a tensor of whole numbers."""
+    return not (cls.is_floating_point() or cls.is_complex() or cls.dtype == torch.bool)
+
+
 def _checked_sequence(cls: Any, batch: int, count: int, name: str) -> list[Any]:
     if len(cls) != batch:
-        raise ValueError(
-            f"{name}={cls!r} holds {len(cls)} classes for a batch of {batch}; expected an int, {batch} ints, "
-            f"or {batch} rows of n ints"
-        )
+        wanted = f"an int, {batch} ints, or {batch} rows of n ints"
+        raise ValueError(f"{name}={cls!r} holds {len(cls)} classes for a batch of {batch}; expected {wanted}")
     widths = {len(row) if is_sequence(row) else None for row in cls}
     if len(widths) != 1 or widths == {0}:
         raise ValueError(f"{name}={cls!r}: expected the same number of classes, one or more, for every image")
-    if widths == {None}:
-        return [_checked_class(c, count, name) for c in cls]
-    return [[_checked_class(c, count, name) for c in row] for row in cls]
+    return [
+        [_checked_class(c, count, name) for c in row]
+        if is_sequence(row)
+        else _checked_class(row, count, name)
+        for row in cls
+    ]
 
 
 def _checked_class(cls: Any, count: int, name: str) -> int:
-    if isinstance(cls, bool):
-        raise TypeError(f"{name}={cls!r} is a bool; expected a class index")
-    try:
-        index = operator.index(cls)
-    except TypeError:
-        raise TypeError(
-            f"{name}={cls!r} is a {type(cls).__name__}; expected None, an int, ints, or a callable "
-            "from the model's output to scores"
-        ) from None
-    if not 0 <= index < count:
+    if isinstance(cls, bool) or not isinstance(cls, SupportsIndex):
+        wanted = "None, an int, ints, or a callable from the model's output to scores"
+        raise TypeError(f"{name}={cls!r} is a {type(cls).__name__}; expected {wanted}")
+    if not 0 <= (index := operator.index(cls)) < count:
         raise ValueError(f"{name}={index} is out of range: the model has {count} classes, 0 to {count - 1}")
     return index
 
 
 def _checked_tensor(cls: Tensor, batch: int, count: int, name: str) -> Tensor:
-    if cls.is_floating_point() or cls.is_complex() or cls.dtype == torch.bool:
+    if not is_whole(cls):
         raise TypeError(f"{name} has dtype {cls.dtype}; expected whole numbers ({name}.long() makes them)")
-    if cls.ndim == 0:
-        cls = cls.expand(batch)
-    if cls.ndim not in (1, 2) or len(cls) != batch or cls.numel() == 0:
-        raise ValueError(
-            f"{name} has shape {tuple(cls.shape)} for a batch of {batch}; expected ({batch},) or ({batch}, n)"
-        )
-    if checks.is_readable(cls):
-        for index in cls.flatten().tolist():
-            _checked_class(index, count, name)
-    return cls
+    index = cls.expand(batch) if cls.ndim == 0 else cls
+    if index.ndim not in (1, 2) or index.shape[0] != batch or index.numel() == 0:
+        shape, wanted = tuple(index.shape), f"({batch},) or ({batch}, n)"
+        raise ValueError(f"{name} has shape {shape} for a batch of {batch}; expected {wanted}")
+    for one in index.flatten().tolist() if checks.is_readable(index) else ():
+        _checked_class(one, count, name)
+    return index

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable
 from typing import Any
 
 from jaxtyping import Float
@@ -23,40 +23,37 @@ def logits(output: Any) -> Float[Tensor, "B classes"]:
     Raises:
         ValueError: no rule covers the output; another target or a callable does.
     """
-    return _of_rank((2,), _entry(output, _LOGITS), output, f"logits of shape (B, classes), {_WITH_LOGITS}")
+    return _read(output, _LOGITS, lambda y: y.ndim == 2, f"logits of shape (B, classes), {_WITH_LOGITS}")
 
 
 def dense_logits(output: Any) -> Float[Tensor, "B classes *size"]:
     """The logits of every pixel, found as by `logits`; ValueError where there are none."""
     expected = f"logits of shape (B, classes, H, W), {_WITH_LOGITS}"
-    return _of_rank(range(3, 9), _entry(output, _LOGITS), output, expected, "segment: ")
+    return _read(output, _LOGITS, lambda y: y.ndim > 2, expected, "segment: ")
 
 
 def embeddings(output: Any) -> Float[Tensor, "B D"]:
     """The output itself, or its image_embeds, pooler_output or embedding; ValueError where there are none."""
-    found = _entry(output, _EMBEDDINGS)
-    if isinstance(found, Tensor) and found.ndim > 2 and set(found.shape[2:]) == {1}:
-        found = found.flatten(1)  # pooled, its spatial axes kept
-    names = ", ".join(map(repr, _EMBEDDINGS))
-    expected = f"embeddings of shape (B, D), or a dict or an object with {names}"
-    return _of_rank((2,), found, output, expected, "similarity: ")
+    expected = f"embeddings of shape (B, D), or a dict or an object with {str(_EMBEDDINGS)[1:-1]}"
+    # A pooled output may have kept its spatial axes.
+    found = _read(
+        output, _EMBEDDINGS, lambda y: y.ndim > 1 and set(y.shape[2:]) <= {1}, expected, "similarity: "
+    )
+    return found.flatten(1)
 
 
 def numbers(output: Any) -> Float[Tensor, "B n"]:
     """The numbers that a regression returns, n = 1 for shape (B,); ValueError where there are none."""
-    found = _entry(output, _LOGITS)
-    if isinstance(found, Tensor) and found.ndim == 1:
-        found = found[:, None]
-    return _of_rank((2,), found, output, f"shape (B,) or (B, n), {_WITH_LOGITS}", "regression: ")
+    expected = f"shape (B,) or (B, n), {_WITH_LOGITS}"
+    found = _read(output, _LOGITS, lambda y: y.ndim in (1, 2), expected, "regression: ")
+    return found if found.ndim == 2 else found[:, None]
 
 
 def detections(output: Any) -> list[dict[str, Tensor]]:
     """Boxes, labels and scores of each image, as torchvision's detectors return; ValueError where not."""
     if not _is_detections(output):
-        expected = (
-            f"a list with one dict for each image, with keys {', '.join(map(repr, _DETECTIONS))}, as "
-            "torchvision's detectors return"
-        )
+        keys = str(_DETECTIONS)[1:-1]
+        expected = f"a list with one dict for each image, with keys {keys}, as torchvision's detectors return"
         raise _misfit(_entry(output, _LOGITS), output, expected, "detection: ")
     return list(output)
 
@@ -93,16 +90,16 @@ def _entry(output: Any, names: tuple[str, ...]) -> Any:
 
 
 def _is_detections(output: Any) -> bool:
-    return (
-        isinstance(output, (list, tuple))
-        and len(output) > 0
-        and all(isinstance(image, dict) and set(_DETECTIONS) <= set(image) for image in output)
-    )
+    images = output if isinstance(output, (list, tuple)) else ()
+    return bool(images) and all(isinstance(one, dict) and set(_DETECTIONS) <= set(one) for one in images)
 
 
-def _of_rank(ranks: Collection[int], found: Any, output: Any, expected: str, target: str = "") -> Tensor:
-    """What was found in an output, where it is a tensor with so many axes; ValueError where not."""
-    if not isinstance(found, Tensor) or found.ndim not in ranks:
+def _read(
+    output: Any, names: tuple[str, ...], fits: Callable[[Tensor], bool], expected: str, target: str = ""
+) -> Tensor:
+    """The tensor under one of the names in an output; ValueError where there is none, or none that fits."""
+    found = _entry(output, names)
+    if not isinstance(found, Tensor) or not fits(found):
         raise _misfit(found, output, expected, target)
     return found
 
@@ -111,18 +108,15 @@ def _misfit(found: Any, output: Any, expected: str, target: str) -> ValueError:
     """The error for an output that is not what a target reads, with what to pass for it."""
     if _is_detections(output):
         remedy = "xcam_fn.targets.detection(box, label)"
+    elif isinstance(found, Tensor) and found.ndim == 2:
+        remedy = "a class, or xcam_fn.targets.regression(index)"
     elif isinstance(found, Tensor) and found.ndim > 0:
-        remedy = {
-            1: "xcam_fn.targets.regression()",
-            2: "a class, or xcam_fn.targets.regression(index)",
-        }.get(found.ndim, "xcam_fn.targets.segment(cls, mask)")
+        remedy = f"xcam_fn.targets.{'regression()' if found.ndim == 1 else 'segment(cls, mask)'}"
     elif isinstance(_entry(output, _EMBEDDINGS), Tensor):
         remedy = "xcam_fn.targets.similarity(embedding)"
     else:
         remedy = (
-            "a callable from it to B scores, such as cls=lambda output: output[0][:, 3], or have "
-            "xcam_fn.bind(model, fn) return the part of it that counts"
+            "a callable to B scores, such as lambda output: output[0][:, 3], or use xcam_fn.bind(model, fn)"
         )
-    return ValueError(
-        f"{target}the model's output is {describe(output)}; expected {expected}. Pass cls={remedy}"
-    )
+    has = describe(output)
+    return ValueError(f"{target}the model's output is {has}; expected {expected}. Pass cls={remedy}")

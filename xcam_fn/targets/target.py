@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import abc
+import functools
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +43,7 @@ class Target(abc.ABC):
 
     def pinned(self, output: Any) -> Target:
         """The target itself with every choice made by this output, whatever output it is given then."""
-        return _Pinned(self.fixed(output))
+        return Chosen(self.fixed(output))
 
     def __add__(self, other: Any) -> Target:
         return _combination((1.0, self), (1.0, other))
@@ -67,35 +69,33 @@ class Target(abc.ABC):
         return -1 * self
 
 
+@dataclass(frozen=True, eq=False)
 class Reading(Target):
-    """A target in three steps: find values in an output, choose by them, score the values by the choice."""
+    """A target in three steps: find values in an output, choose by them, score the values by the choice.
 
-    @staticmethod
-    @abc.abstractmethod
-    def find(output: Any) -> Any:
-        """The values that are read; ValueError where the output holds none."""
+    Attributes:
+        find: an output to the values that are read; ValueError where it holds none.
+        choose: values to what is chosen by them, tensors with a row for each image, or None.
+        scores: values, and a row of each choice for each of them, to scores.
+    """
 
-    @abc.abstractmethod
-    def choose(self, values: Any) -> tuple[Tensor | None, ...]:
-        """What is chosen by the values: tensors with a row for each image, or None."""
-
-    @abc.abstractmethod
-    def scores(self, values: Any, chosen: tuple[Any, ...]) -> Tensor:
-        """The scores of the values, with a row of each choice for each of them."""
+    find: Callable[[Any], Any]
+    choose: Callable[[Any], tuple[Tensor | None, ...]]
+    scores: Callable[..., Tensor]
 
     def fixed(self, output: Any) -> Fixed:
         chosen = self.choose(self.find(output))
 
         def scores(output: Any, which: Tensor | None) -> Tensor:
             rows = (part if part is None or which is None else part[which] for part in chosen)
-            return self.scores(self.find(output), tuple(rows))
+            return self.scores(self.find(output), *rows)
 
         return scores
 
 
 @dataclass(frozen=True, eq=False)
-class _Pinned(Target):
-    """A target whose choices were made by an earlier output."""
+class Chosen(Target):
+    """A target that has nothing to choose, or whose choices were made by an earlier output."""
 
     scores: Fixed
 
@@ -103,20 +103,12 @@ class _Pinned(Target):
         return self.scores
 
 
-@dataclass(frozen=True, eq=False)
-class _Function(Target):
-    """A callable of the user's own as a part of a sum."""
-
-    of: Score
-
-    def fixed(self, output: Any) -> Fixed:  # noqa: ARG002
-        def scores(output: Any, which: Tensor | None) -> Tensor:
-            found = self.of(output)
-            counted = isinstance(found, Tensor) and found.ndim > 0 and which is None
-            checks.check_scores(found, len(found) if counted else 1 if which is None else len(which))
-            return found
-
-        return scores
+def _of_function(function: Score, output: Any, which: Tensor | None) -> Tensor:
+    """The scores that a callable of the user's own gives, checked."""
+    found = function(output)
+    length = found.shape[0] if isinstance(found, Tensor) and found.ndim else 1
+    checks.check_scores(found, length if which is None else len(which))
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,31 +123,22 @@ class _Combination(Target):
 
 
 def _combination(*terms: tuple[float, Any]) -> Any:
-    """The sum of the terms, those of a sum within it among them; NotImplemented for what is no target."""
-    found: list[tuple[float, Target]] = []
-    for factor, given in terms:
-        if isinstance(given, _Combination):
-            found += [(factor * inner, part) for inner, part in given.terms]
-        elif isinstance(given, Target):
-            found.append((factor, given))
-        elif callable(given):
-            found.append((factor, _Function(given)))  # type: ignore[arg-type]
-        else:
-            return NotImplemented
-    return _Combination(tuple(found))
+    """The sum of the terms, targets or callables; NotImplemented for anything else."""
+    if not all(callable(part) for _, part in terms):
+        return NotImplemented
+    parts = [p if isinstance(p, Target) else Chosen(functools.partial(_of_function, p)) for _, p in terms]
+    return _Combination(tuple(zip((factor for factor, _ in terms), parts, strict=True)))
 
 
 def _added(parts: list[Tensor]) -> Tensor:
     """The sum of scores (P,) and (P, n), the former counting for each of n classes."""
-    shapes = {part.shape for part in parts}
-    if len({shape[0] for shape in shapes}) > 1 or len({shape[1:] for shape in shapes if len(shape) > 1}) > 1:
+    columns = [part[:, None] if part.ndim == 1 else part for part in parts]
+    widths = {column.shape[1] for part, column in zip(parts, columns, strict=True) if part.ndim > 1}
+    if len({part.shape[0] for part in parts}) > 1 or len(widths) > 1:
+        shapes = ", ".join(str(tuple(part.shape)) for part in parts)
         raise ValueError(
-            "cls: targets that are added up return shapes "
-            f"{', '.join(str(tuple(part.shape)) for part in parts)}; expected one score for each image, or n "
+            f"cls: targets that are added up return shapes {shapes}; expected one score for each image, or n "
             "for each, from all"
         )
-    many = any(part.ndim == 2 for part in parts)
-    total, *others = (part[:, None] if many and part.ndim == 1 else part for part in parts)
-    for part in others:
-        total = total + part
-    return total
+    total = functools.reduce(operator.add, columns)
+    return total if widths else total.squeeze(1)
