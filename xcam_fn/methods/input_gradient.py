@@ -14,7 +14,7 @@ from xcam_fn import checks
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import method
 from xcam_fn.network.attention import StepByStep
-from xcam_fn.network.halves import whole
+from xcam_fn.network.forward import whole
 from xcam_fn.network.split import checked_scores
 from xcam_fn.network.vjp import pulled_back, vjp
 from xcam_fn.perturb import Baseline, baseline_images

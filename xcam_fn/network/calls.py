@@ -67,8 +67,8 @@ def run_changed(
         watched: the ids of the modules whose calls are taken up; None for all.
         detached: let parameters record nothing.
     """
-    change = change or {}
-    changed = {identity for identity, _ in change}
+    changes = dict(change or {})
+    changed = {identity for identity, _ in changes}
     counts: dict[int, int] = {}
     batch = x.shape[0]
 
@@ -81,7 +81,7 @@ def run_changed(
         def called(*args: Any, **kwargs: Any) -> Any:
             counts[identity] = number = counts.get(identity, 0) + 1
             start = 0 if calls is None else len(calls)
-            new = change.get((identity, number))
+            new = changes.get((identity, number))
             output = forward(*args, **kwargs) if new is None else new(forward, *args, **kwargs)
             if taken is not None:
                 taken.append(ModuleCall(name, number, module, *_kind_of(output, batch, start)))
@@ -89,11 +89,11 @@ def run_changed(
 
         return called
 
-    copied = private_copy(model, intercept if calls is not None or change else None, detached=detached)
+    copied = private_copy(model, intercept if calls is not None or changes else None, detached=detached)
     try:
         return copied(x.clone())
     finally:
-        change = {}  # the copy and its forwards refer to each other; no tensor is to wait with them
+        changes.clear()  # the copy and its forwards refer to each other; no tensor is to wait with them
 
 
 def _kind_of(output: Any, batch: int, start: int) -> tuple[tuple[int, ...], int, bool]:

@@ -18,7 +18,7 @@ from xcam_fn.network.copies import named, unwrap
 from xcam_fn.network.places import ToSpatial, is_settled, replaced, to_spatial_of
 from xcam_fn.network.target_layer import Layer, default_call, find, position_of
 from xcam_fn.network.vjp import by_autograd, detached, gradient, pulled_back
-from xcam_fn.torch_state import is_readable, is_wrapped, mark_constant, outside_transforms
+from xcam_fn.torch_state import is_readable, is_wrapped, outside_transforms
 
 Score = Callable[[Any], Tensor]
 Change = Callable[[Tensor], Tensor]
@@ -146,7 +146,7 @@ class Pass(NamedTuple):
         return self.site.placed(own, classes=many), self.site.placed(second, classes=many)
 
 
-def forward_pass(
+def recorded_pass(
     model: nn.Module,
     layer: Layer,
     x: Tensor,
@@ -163,8 +163,6 @@ def forward_pass(
         to_spatial: what places the layer's output; None finds it.
         replace: the layer's own output to what takes its place; None leaves it.
     """
-    if torch.compiler.is_dynamo_compiling():
-        return _compiling_pass(model, layer, x, to_spatial)
     root, size = unwrap(model), tuple(x.shape[2:])
     if any(isinstance(length, torch.SymInt) for length in x.shape):
         return _symbolic_pass(root, layer, x, to_spatial)
@@ -214,7 +212,7 @@ def _pass_of(site: Site, calls: list[ModuleCall], found: _Found, x: Tensor) -> P
 def _symbolic_pass(root: nn.Module, layer: Layer, x: Tensor, to_spatial: ToSpatial | None) -> Pass:
     """A pass whose sizes are symbols: the layer is found, and placed, by a forward of numbers."""
     with outside_transforms(), torch.no_grad():
-        known = forward_pass(root, layer, _made_up(x), to_spatial)
+        known = recorded_pass(root, layer, made_up(x), to_spatial)
     found = _by_transform(known.site, x, None, [], ())
     assert found is not None  # the forward of numbers reached it
     return _pass_of(known.site, known.calls, found, x)
@@ -263,7 +261,7 @@ def _by_autograd(
     def run(*, detached: bool) -> Any:
         return site.run(x if wanted else x.detach(), added, calls, watched, detached=detached)
 
-    with torch.set_grad_enabled(wanted), _differentiable_again(wanted):  # recording begins at the layer
+    with torch.set_grad_enabled(wanted), differentiable_again(wanted):  # recording begins at the layer
         output = run(detached=False)
         left = bool(seen) and not torch.is_grad_enabled()
     if left and not wanted:  # the layer is in a region that switches recording, which ended with the region
@@ -298,20 +296,20 @@ def _by_transform(
         seen[:] = [value.clone()]
         return value
 
-    with _differentiable_again(True):
+    with differentiable_again(True):
         output = site.run(x, kept, calls, watched)
     if not seen:
         return None
     raw = seen[0]
 
     def scores_at(zero: Tensor, score: Score) -> Tensor:
-        with _differentiable_again(True):
+        with differentiable_again(True):
             return score(site.run(x, lambda value: (value if replace is None else replace(value)) + zero))
 
-    return raw, output, lambda score, twice=False: _pulled(scores_at, raw, score, twice=twice)
+    return raw, output, lambda score, twice=False: pulled(scores_at, raw, score, twice=twice)
 
 
-def _pulled(
+def pulled(
     scores_at: Callable[[Tensor, Score], Tensor], raw: Tensor, score: Score, *, twice: bool
 ) -> tuple[Tensor, ...]:
     """The scores, their gradients at zero and, with `twice`, those of ⟨gradient, raw⟩, by torch.func."""
@@ -334,7 +332,7 @@ def _pulled(
     return scores, found, torch.stack([pullback(one * raw[:, None])[0] for one in classes], 1)
 
 
-def _differentiable_again(wanted: bool) -> contextlib.AbstractContextManager[Any]:
+def differentiable_again(wanted: bool) -> contextlib.AbstractContextManager[Any]:
     """Attention in plain operations where what is computed may be differentiated again."""
     return StepByStep() if wanted else contextlib.nullcontext()
 
@@ -384,7 +382,7 @@ def halves(found: Pass, x: Tensor) -> Halves:
         x: (B, C, *size).
     """
     site = found.site
-    cut = _cut(site, found.calls, x)
+    cut = cut_at(site, found.calls, x)
     if cut is not None:
         trunk, head = cut.trunk, cut.head
         return Halves(
@@ -406,7 +404,8 @@ def halves(found: Pass, x: Tensor) -> Halves:
     return Halves(site, trunk_by_replacing, head_by_replacing, takes_any_batch=False, is_traced=False)
 
 
-def _cut(site: Site, calls: list[ModuleCall], x: Tensor) -> trace.Cut | None:
+def cut_at(site: Site, calls: list[ModuleCall], x: Tensor) -> trace.Cut | None:
+    """The network's trace cut at a target layer; None where it cannot be."""
     traced = traced_model(site.root, x)
     call = next(c for c in calls if c.module is site.module and c.number == site.number)
     if traced is None or len(traced.calls.get(call.name, ())) < call.number:
@@ -420,7 +419,7 @@ def traced_model(root: nn.Module, x: Tensor) -> trace.Trace | None:
     if is_wrapped(next(iter(root.parameters()), x.new_zeros(()))):
         return None  # under vmap over models a trace cannot be compared
     with outside_transforms(), torch.no_grad():
-        sample = x[:1].detach() if is_readable(x) else _made_up(x)
+        sample = x[:1].detach() if is_readable(x) else made_up(x)
         found = trace.trace(root)
         if found is None:
             return None
@@ -430,85 +429,8 @@ def traced_model(root: nn.Module, x: Tensor) -> trace.Trace | None:
             return None
 
 
-def _made_up(like: Tensor) -> Tensor:
+def made_up(like: Tensor) -> Tensor:
     """One image of numbers, in the place of one whose values cannot be read."""
     shape = (1, *map(int, like.shape[1:]))
     count = torch.Size(shape).numel()
     return torch.linspace(-1, 1, count, dtype=like.dtype, device=like.device).reshape(shape)
-
-
-# -- while compiling ----------------------------------------------------------------------------------------
-
-
-class _Prepared:
-    """The halves that compiled programs call, as attributes by the key that a program holds as a constant.
-
-    Dynamo takes no function as a constant. An entry is made while a program is compiled and goes with its
-    network; no other call reads it.
-    """
-
-
-def whole(model: nn.Module, x: Tensor) -> Callable[[Tensor], Any]:
-    """The model as a function that records gradients to its input, and to its parameters where asked."""
-    if torch.compiler.is_dynamo_compiling():
-        root, _, cut, _ = _halves_while_compiling(model, None, x, None)
-        return lambda images: cut.head(root, *_flat(cut.trunk(root, images)))
-    detach = by_autograd(x) and not torch.is_grad_enabled()
-    return lambda images: run_changed(model, images, detached=detach)
-
-
-def _flat(trunk: tuple[Tensor, Any]) -> tuple[Any, ...]:
-    return trunk[0], *trunk[1]
-
-
-def _compiling_pass(model: nn.Module, layer: Layer, x: Tensor, to_spatial: ToSpatial | None) -> Pass:
-    root, shown, cut, place = _halves_while_compiling(model, layer, x, to_spatial)
-    site = Site(root, root, 0, shown, place, tuple(x.shape[2:]))
-    own, residual = cut.trunk(root, x)
-
-    def scores_at(zero: Tensor, score: Score) -> Tensor:
-        with _differentiable_again(place is not None):  # tokens, made by attention
-            return score(cut.head(root, own + zero, *residual))
-
-    def pull(score: Score, *, twice: bool = False) -> tuple[Tensor, ...]:
-        return _pulled(scores_at, own, score, twice=twice)
-
-    return Pass(site, [], own, site.placed(own), cut.head(root, own, *residual), pull)
-
-
-def _halves_while_compiling(
-    model: nn.Module, layer: Layer, x: Tensor, to_spatial: ToSpatial | None
-) -> tuple[nn.Module, str, trace.Cut, ToSpatial | None]:
-    key = _prepare_while_compiling(model, layer, to_spatial, tuple(x.shape[1:]), x.dtype, x.device)
-    while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        model = model.module
-    return model, *getattr(_Prepared, key)
-
-
-def _prepare_while_compiling(
-    model: nn.Module,
-    layer: Layer,
-    to_spatial: ToSpatial | None,
-    shape: tuple[int, ...],
-    dtype: torch.dtype,
-    device: torch.device,
-) -> str:
-    """The key of a network's halves, found by a forward and a trace of it that dynamo does not see."""
-    with outside_transforms():
-        sample = _made_up(torch.empty((1, *shape), dtype=dtype, device=device))
-        checks.check_call(model, sample)
-        found = forward_pass(model, layer, sample, to_spatial)
-        cut = _cut(found.site, found.calls, sample)
-    root = found.site.root
-    if cut is None:
-        raise ValueError(
-            f"layer {found.site.shown!r}: {type(root).__name__} cannot be traced, so the call cannot be "
-            "compiled; call it without torch.compile"
-        )
-    key = f"halves_{id(root)}_{id(cut)}"
-    weakref.finalize(root, delattr, _Prepared, key)
-    setattr(_Prepared, key, (found.site.shown, cut, found.site.to_spatial))
-    return key
-
-
-mark_constant(_prepare_while_compiling)

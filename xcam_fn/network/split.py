@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from xcam_fn import checks
 from xcam_fn.network.calls import module_calls
 from xcam_fn.network.copies import unwrap
-from xcam_fn.network.halves import Pass, forward_pass, halves
+from xcam_fn.network.forward import forward_pass
+from xcam_fn.network.halves import Pass, halves
 from xcam_fn.network.places import ToSpatial, are_maps, placed_shape
 from xcam_fn.network.target_layer import Layer, default_call
 from xcam_fn.network.vjp import recording
