@@ -34,7 +34,8 @@ def check_call(model: nn.Module, x: Tensor) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {_kind(model)}; expected a torch.nn.Module")
     if isinstance(model, torch.jit.ScriptModule):
-        raise TypeError("model is TorchScript, which cannot be split; pass the module it was made from")
+        remedy = "pass the module it was made from"
+        raise TypeError(f"model is a TorchScript module, which cannot be split; {remedy}")
     check_input(x)
 
 

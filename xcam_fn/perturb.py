@@ -57,8 +57,8 @@ def perturbation_scores(
             found = score(perturbed, images)
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error):
-                remedy = f"does not fit into memory; try chunk_size={max(1, chunk_size // 4)}"
-                raise MemoryError(f"chunk_size={chunk_size}: a chunk of images {remedy}") from error
+                said = f"chunk_size={chunk_size}: a chunk of perturbed images does not fit into memory"
+                raise MemoryError(f"{said}; try chunk_size={max(1, chunk_size // 4)}") from error
             raise
         _check_finite(found, images, chunk.start)
         _keep(scores, found, chunk, len(which))

@@ -28,14 +28,10 @@ class Target(abc.ABC):
 
     @abc.abstractmethod
     def fixed(self, output: Any) -> Fixed:
-        """The target with every choice made by this output.
+        """The target with every choice made by this output, of the B images as they are.
 
-        Args:
-            output: what the model returned for the B images as they are.
-
-        Returns:
-            A function of an output of P rows and of the images (P,) in the batch that its rows stand for
-            (None: the same B) to scores (P,), or (P, n) where n classes of each image were asked for.
+        It takes an output of P rows and the images (P,) that they stand for (None: the same B) to scores
+        (P,), or (P, n) where n classes of each image were asked for.
         """
 
     def __call__(self, output: Any) -> Tensor:
