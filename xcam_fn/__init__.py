@@ -59,7 +59,7 @@ def _names_of_methods() -> set[str]:
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
             target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
             if isinstance(target, ast.Name) and target.id == "__all__":
-                found |= {one.value for one in ast.walk(node) if isinstance(one, ast.Constant)}
+                found |= {str(one.value) for one in ast.walk(node) if isinstance(one, ast.Constant)}
     return found
 
 

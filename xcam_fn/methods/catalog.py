@@ -17,7 +17,7 @@ from xcam_fn.methods.method import Method
 P = ParamSpec("P")
 Value = TypeVar("Value")
 AnyMethod = TypeVar("AnyMethod", bound=Method[...])
-Wrapper = Callable[..., Method[Any]]
+Wrapper = Callable[..., Method[...]]
 
 
 class _Registry(Mapping[str, Value]):
@@ -40,7 +40,7 @@ class _Registry(Mapping[str, Value]):
         return repr(self._entries)
 
 
-METHODS: Mapping[str, Method[Any]] = _Registry()
+METHODS: Mapping[str, Method[...]] = _Registry()
 """Every method by its name, for the command line and for users."""
 WRAPPERS: Mapping[str, Wrapper] = _Registry()
 """What "smooth(gradcam)" and the like stand for."""
@@ -103,7 +103,7 @@ def freeze(*families: ModuleType) -> Mapping[str, Mapping[str, Mapping[str, Any]
     )
 
 
-def find_method(name: str, *, variant: str | None = None, **options: Any) -> Method[Any]:
+def find_method(name: str, *, variant: str | None = None, **options: Any) -> Method[...]:
     """Return the method of that name: "gradcam", "gradcam+sscam" for their fusion, "smooth(gradcam)".
 
     Args:
@@ -167,7 +167,7 @@ def accepted(method: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name in names}
 
 
-def with_accepted(method: Method[Any], options: Mapping[str, Any]) -> Method[Any]:
+def with_accepted(method: Method[...], options: Mapping[str, Any]) -> Method[...]:
     """The method with those of the options that it takes."""
     taken = accepted(method, options) if options else {}
     return method.with_options(**taken) if taken else method

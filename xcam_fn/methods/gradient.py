@@ -262,7 +262,7 @@ def shapleycam(call: Call, *, projection: Projection | None = None) -> Tensor:
 def finercam(
     call: Call,
     *,
-    method: str | Method[Any] = "gradcam",
+    method: str | Method[...] = "gradcam",
     others: int | Sequence[int] | Sequence[Sequence[int]] | Tensor | None = None,
     weight: float = 0.6,
     count: int = 3,

@@ -90,7 +90,7 @@ class Method(Generic[P]):
     finishes: bool = False
     keywords: Mapping[str, inspect.Parameter] = field(default_factory=dict)
     explains: Callable[..., Any] | None = None
-    base: Method[Any] | None = None
+    base: Method[...] | None = None
     module: str = ""
 
     def __init_subclass__(cls) -> None:
@@ -230,11 +230,11 @@ class Method(Generic[P]):
 _SHARED = ("to_spatial", "postprocess", "create_graph")
 
 
-def _with_options(base: Method[Any], name: str, title: str, options: dict[str, Any]) -> Method[Any]:
+def _with_options(base: Method[...], name: str, title: str, options: dict[str, Any]) -> Method[...]:
     return base.with_options(name=name, title=title, **options)
 
 
-def _restored(kind: type[Method[Any]], state: dict[str, Any]) -> Method[Any]:
+def _restored(kind: type[Method[...]], state: dict[str, Any]) -> Method[...]:
     method = object.__new__(kind)
     vars(method).update(state)
     return method
@@ -254,7 +254,7 @@ class _Composed:
         return self.of_class
 
 
-def _signature(method: Method[Any]) -> inspect.Signature:
+def _signature(method: Method[...]) -> inspect.Signature:
     named = inspect.signature(_called).parameters
     own = [p.replace(default=method.options.get(n, p.default)) for n, p in method.own_options.items()]
     *positional, to_spatial, postprocess, create_graph = named.values()
@@ -277,7 +277,7 @@ def _called(
     raise AssertionError
 
 
-def _doc(method: Method[Any]) -> str:
+def _doc(method: Method[...]) -> str:
     """The formula's docstring, its Args completed by those that methods, groups and functions share."""
     own = sections(method.run)
     more = [group_args(group) for group in groups(method.run)]

@@ -57,7 +57,7 @@ Combine = Literal["mean", "max", "product"] | Callable[[Tensor], Tensor]
 @enter_wrapper
 def smooth(
     method: str | Run, *, flips: bool = True, scales: Sequence[float] = (0.9, 1.0, 1.1)
-) -> Method[Any]:
+) -> Method[...]:
     """The method with its maps averaged over mirrored and brightened inputs, each mirrored back.
 
     Args:
@@ -103,7 +103,7 @@ def _flipped(values: Tensor, flip: bool) -> Tensor:
 
 
 @enter_wrapper
-def eigen_smooth(method: str | Run) -> Method[Any]:
+def eigen_smooth(method: str | Run) -> Method[...]:
     """The method with the first principal component of its weighted features in place of their sum.
 
     Args:
@@ -137,7 +137,7 @@ def multi_layer(
     combine: Combine = "mean",
     *,
     each: Postprocess | None = heatmap,
-) -> Method[Any]:
+) -> Method[...]:
     """The method's maps at several layers, combined into one.
 
     Args:
@@ -295,7 +295,7 @@ def sess(
     pool: Pool = "mean",
     blur: bool = True,
     score: str = "probability",
-) -> Method[Any]:
+) -> Method[...]:
     """The method's heatmaps of windows that slide over the scaled input, weighted by the windows' scores.
 
     The input is resized so that its shorter side is w, w + ⌊gw⌉, w + 2⌊gw⌉ …; a window of w pixels slides
@@ -419,7 +419,7 @@ def _per_map(values: Tensor, images: Tensor) -> Tensor:
 # -- what they share -----------------------------------------------------------------------------------------
 
 
-def _wrapped(run: Run, method: str | Run, how: str, *, finishes: bool, **given: Any) -> Method[Any]:
+def _wrapped(run: Run, method: str | Run, how: str, *, finishes: bool, **given: Any) -> Method[...]:
     """`run` around the method, with the options that are not its defaults: a method that can be pickled."""
     inner = as_method(method)
     parameters = inspect.signature(run).parameters
