@@ -37,7 +37,7 @@ def heatmap(
             f"cam has shape {tuple(cam.shape)}; expected {wanted}; cam.unsqueeze(0) adds a batch"
         )
     if resize_first:
-        return _scaled(cam, resize(cam, size).relu(), len(size))
+        return torch.where(_varies(cam, len(size)), minmax(resize(cam, size).relu(), len(size)), 0.0)
     return resized_minmax(cam.relu(), size)
 
 
@@ -48,7 +48,7 @@ def resized_minmax(cam: Tensor, size: Sequence[int]) -> Tensor:
         cam: (..., *spatial), with as many spatial axes as `size` has entries.
         size: the new spatial size, pixels.
     """
-    return _scaled(cam, resize(cam, size), len(size))
+    return torch.where(_varies(cam, len(size)), minmax(resize(cam, size), len(size)), 0.0)
 
 
 def minmax_resized(cam: Tensor, size: Sequence[int]) -> Tensor:
@@ -78,14 +78,12 @@ def corners_minmax(cam: Tensor, size: Sequence[int]) -> Tensor:
         cam: (..., *spatial), with as many spatial axes as `size` has entries.
         size: the new spatial size, pixels.
     """
-    return _scaled(cam, resize(cam, size, align_corners=True), len(size))
+    return torch.where(_varies(cam, len(size)), minmax(resize(cam, size, align_corners=True), len(size)), 0.0)
 
 
-def _scaled(cam: Tensor, resized: Tensor, axes: int) -> Tensor:
-    """The resized maps scaled to [0, 1], zero where the map was constant before."""
+def _varies(cam: Tensor, axes: int) -> Tensor:
     over = tuple(range(-axes, 0))
-    varies = cam.amax(over, keepdim=True) > cam.amin(over, keepdim=True)
-    return torch.where(varies, minmax(resized, axes), 0.0)
+    return cam.amax(over, keepdim=True) > cam.amin(over, keepdim=True)
 
 
 def resize(cam: Tensor, size: Sequence[int], *, align_corners: bool = False) -> Tensor:

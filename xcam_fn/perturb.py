@@ -52,9 +52,9 @@ def perturbation_scores(
         is_one = len(x) == 1  # nothing to gather: one image is perturbed in every way
         given = [each[0] if is_one else each[images] for each in (x, *beside)]
         axes = (*[None if is_one else 0] * len(given), *[0] * len(parameters))
-        try:
-            perturbed = torch.vmap(perturb, in_dims=axes)(*given, *(p[chunk] for p in parameters))
-            found = score(perturbed, images)
+        build = torch.vmap(perturb, in_dims=axes)
+        try:  # a perturbed chunk gets no name, by which it would stay while the next one is made
+            found = score(build(*given, *(p[chunk] for p in parameters)), images)
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error):
                 said = f"chunk_size={chunk_size}: a chunk of perturbed images does not fit into memory"
