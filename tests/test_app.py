@@ -278,7 +278,6 @@ class running:  # noqa: N801 - reads as a verb
     """The command in a process of its own, whose folders are all below one."""
 
     def __init__(self, folder: Path) -> None:
-        pytest.importorskip("gradio")
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -310,7 +309,8 @@ class running:  # noqa: N801 - reads as a verb
 
 @pytest.fixture
 def page():
-    sync_api = pytest.importorskip("playwright.sync_api")
+    from playwright import sync_api
+
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         yield browser.new_page()

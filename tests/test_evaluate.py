@@ -20,13 +20,13 @@ import pytest
 import skimage.data
 import torch
 from PIL import Image
-from xcam_fn.images import Preset
 
 import networks
 import xcam_fn as xf
 from xcam_fn import cli, evaluate
 from xcam_fn.evaluate import dataset, report, store
 from xcam_fn.models import LoadedModel
+from xcam_fn.models.images import Preset
 
 XCAM = Path(sysconfig.get_path("scripts")) / "xcam"
 SMALL = ("--model", "squeezenet1_1", "--weights", "random")

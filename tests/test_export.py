@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import skimage.data
 import torch
@@ -20,7 +21,6 @@ from torch import nn
 import networks
 import xcam_fn as xf
 
-onnxruntime = pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.usefixtures("unchecked")  # it takes a symbolic length for no whole number
 
 RUN_WITHOUT_TORCH = """
@@ -208,7 +208,8 @@ needs_a_browser = pytest.mark.skipif(
 
 @needs_a_browser
 def test_the_page_sees_what_python_sees(site, tmp_path):
-    sync_api = pytest.importorskip("playwright.sync_api")
+    from playwright import sync_api
+
     installed = subprocess.run(
         ["npm", "install", "--no-audit", "--no-fund"], cwd=site, capture_output=True, text=True, check=False
     )

@@ -99,14 +99,13 @@ def test_a_failed_download_says_what_to_do_instead(tmp_path, monkeypatch):
 
 
 def test_timm_models_come_with_timm_s_own_preset():
-    pytest.importorskip("timm")
     loaded = models.load("timm:tf_efficientnet_lite0", weights="random")
     assert loaded.preset == images.Preset(224, 256, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic")
     assert loaded.model(torch.zeros(1, 3, 64, 64)).shape == (1, 1000)
 
 
 def test_a_failed_download_through_timm_is_said_the_same_way(monkeypatch):
-    timm = pytest.importorskip("timm")
+    import timm
 
     def create_model(*_args, **_kwargs):
         raise OSError("no network")
@@ -195,7 +194,8 @@ def _lite0(num_classes: int) -> nn.Module:
 
 
 def _timm(name: str, num_classes: int) -> nn.Module:
-    timm = pytest.importorskip("timm")
+    import timm
+
     return timm.create_model(name, num_classes=num_classes)
 
 

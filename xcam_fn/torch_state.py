@@ -14,7 +14,15 @@ from torch._decomp import (
     get_decompositions,  # torch.export.default_decompositions, once it has backward passes
 )
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack  # likewise
-from torch.utils._python_dispatch import _disable_current_modes  # likewise
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # nn.BatchNorm1d to 3d and SyncBatchNorm
+from torch.nn.modules.conv import _ConvNd as Convolution  # nn.Conv1d to 3d and their transposed kinds
+from torch.utils import _pytree as pytree  # torch.utils.pytree, once the lowest torch that we take has it
+from torch.utils._python_dispatch import _disable_current_modes  # a fresh thread again
+
+__all__ = [
+    "BatchNorm", "Convolution", "decompositions", "in_transform", "is_readable", "is_wrapped",
+    "mark_constant", "outside_transforms", "pytree",
+]  # fmt: skip
 
 
 def in_transform() -> bool:

@@ -332,7 +332,7 @@ class _Batch:
         cls = None if plan.explain == "predicted" else labels
         with one_class_scoring(self._model, x, cls, **plan.running._asdict()) as self._scoring:
             self._cls: Any = torch.as_tensor(self._scoring.explained.cls, device=x.device)
-        self._call = Call(self._model, plan.layer, x, self._cls)
+        self._call = Call(self._model, plan.layer, x, self._cls, records=len(plan.methods) > 1)
 
     def explained(self, i: int) -> tuple[int, float]:
         """The class that is explained of a photograph, and its probability."""

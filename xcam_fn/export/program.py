@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils import _pytree as pytree
 
 from xcam_fn import checks, weights
 from xcam_fn.export.operators import PlainMean, table
@@ -25,6 +24,7 @@ from xcam_fn.methods.call import Call
 from xcam_fn.network.split import default_layer
 from xcam_fn.network.target_layer import Layer
 from xcam_fn.targets import class_index, logits
+from xcam_fn.torch_state import pytree
 
 METHODS_THAT_EXPORT = ("gradcam", "gradcam_pp", "xgradcam", "layercam", "hirescam", "ablationcam")
 OUTPUTS = ("logits", "heatmap", "class")

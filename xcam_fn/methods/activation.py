@@ -181,7 +181,8 @@ def cam(call: Call, *, projection: Projection | None = None) -> Tensor:
         Zhou et al. (arXiv:1512.04150).
     """
     asked = call.cls.cls if isinstance(call.cls, ClassScore) else call.cls  # the weights are the logit's
-    A, G = call.features, call.gradient(asked)
+    G = call.gradient(asked)
+    A = call.features
     if checks.is_readable(call.x):
         _check_pooled(call, asked, G)
     w = G.flatten(3).sum(-1)

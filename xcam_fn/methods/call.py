@@ -41,6 +41,7 @@ class Call:
         cls: as for every method.
         to_spatial: what places the layer's output; None finds it.
         create_graph: whether the computation is recorded for the parameters' sake.
+        records: whether the first forward is recorded even where it is not for a gradient that it runs.
         many: whether n classes of each image are explained, as far as was found out.
     """
 
@@ -53,9 +54,10 @@ class Call:
         *,
         to_spatial: ToSpatial | None = None,
         create_graph: bool = False,
+        records: bool = False,
     ) -> None:
         self.model, self.layer, self.x, self.cls = model, layer, x, cls
-        self.to_spatial, self.create_graph = to_spatial, create_graph
+        self.to_spatial, self.create_graph, self.records = to_spatial, create_graph, records
         self.many = False  # until something finds that n classes of each image are asked for
         self._found: dict[Any, Any] = {}
         self._of_network: dict[str, Any] = {}  # what does not depend on what is explained
@@ -67,7 +69,7 @@ class Call:
         return self._found[key]
 
     def _with(self, **changes: Any) -> Call:
-        question = ("model", "layer", "x", "cls", "to_spatial", "create_graph")
+        question = ("model", "layer", "x", "cls", "to_spatial", "create_graph", "records")
         return Call(**({name: getattr(self, name) for name in question} | changes))
 
     def of(self, x: Tensor, cls: Classes) -> Call:
@@ -98,26 +100,29 @@ class Call:
 
     # -- at the layer ---------------------------------------------------------------------------------------
 
-    @property
-    def _pass(self) -> Pass:
-        if "pass" not in self._of_network:
-            self._of_network["pass"] = forward_pass(self.model, self.layer, self.x, self.to_spatial)
-        return self._of_network["pass"]
+    def _pass(self, *, records: bool = False) -> Pass:
+        """The forward at the layer, run again where it was not recorded and a gradient is asked for."""
+        found = self._of_network.get("pass")
+        if found is None or (records and found.pull is None):
+            records = records or self.records
+            found = forward_pass(self.model, self.layer, self.x, self.to_spatial, records=records)
+            self._of_network["pass"] = found
+        return found
 
     @property
     def features(self) -> Tensor:
         """The layer's output, placed on the image, (B, K, *spatial)."""
-        return self._pass.features
+        return self._pass().features
 
     @property
     def output(self) -> Any:
         """What the network returns for x."""
-        return self._pass.output
+        return self._pass().output
 
     @property
     def shown(self) -> str:
         """The layer's name in messages."""
-        return self._pass.site.shown
+        return self._pass().site.shown
 
     def gradient(self, cls: Classes = None) -> Tensor:
         """The gradient of the score with respect to the features, (B, n, K, *spatial).
@@ -126,7 +131,7 @@ class Call:
             cls: what is explained; None for the call's own class.
         """
         cls = self.cls if cls is None else cls
-        return self._by_class(self._pass.gradient(checked_scores(cls, self.x.shape[0])))
+        return self._by_class(self._pass(records=True).gradient(checked_scores(cls, self.x.shape[0])))
 
     def _by_class(self, G: Tensor) -> Tensor:
         self.many = G.ndim > self.features.ndim
@@ -136,6 +141,7 @@ class Call:
         """The gradient, and the second derivative times the features, (B, n, K, *spatial) each."""
         with StepByStep():
             found = forward_pass(self.model, self.layer, self.x, self.to_spatial)
+            self._of_network.setdefault("pass", found)
             G, HA = found.curvature(checked_scores(self.cls, self.x.shape[0]))
         return self._by_class(G), self._by_class(HA)
 
@@ -208,7 +214,7 @@ class Call:
             return self._one_by_one(change, which, parameter, explained, chunk_size, progress)
 
         def scores(changed: Tensor, images: Tensor) -> Tensor:
-            return explained.of(head.run_head(changed, head.alone(self._pass.own, images)), images)
+            return explained.of(head.run_head(changed, head.alone(self._pass().own, images)), images)
 
         return perturbation_scores(
             scores, self.features, change, which, (parameter,), chunk_size=chunk_size, progress=progress
@@ -218,7 +224,7 @@ class Call:
     def halves(self) -> Halves:
         """The network cut at the layer, its head alone where it can be traced."""
         if "halves" not in self._of_network:
-            self._of_network["halves"] = halves(self._pass, self.x)
+            self._of_network["halves"] = halves(self._pass(), self.x)
         return self._of_network["halves"]
 
     def _one_by_one(

@@ -20,6 +20,7 @@ from xcam_fn.network.copies import unwrap
 from xcam_fn.network.split import checked_scores
 from xcam_fn.network.vjp import by_autograd, pulled_back, vjp
 from xcam_fn.targets import Classes
+from xcam_fn.torch_state import BatchNorm, Convolution
 
 __all__ = ["fullgrad"]
 
@@ -87,13 +88,13 @@ def _adding(zero: Tensor) -> Callable[..., Tensor]:
     return lambda forward, *args, **kwargs: forward(*args, **kwargs) + zero
 
 
-_BIASED = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.Linear)
+_BIASED = (Convolution, BatchNorm, nn.Linear)
 
 
 def _bias_of(module: nn.Module) -> Tensor | None:
     """What a layer adds whatever its input is: its bias; of batch norm, the shift that it amounts to."""
     bias: Any = getattr(module, "bias", None)
-    if not isinstance(module, nn.modules.batchnorm._BatchNorm) or module.running_mean is None:
+    if not isinstance(module, BatchNorm) or module.running_mean is None:
         return bias
     assert module.running_var is not None
     scale = torch.rsqrt(module.running_var + module.eps)

@@ -92,7 +92,8 @@ def from_gradients(
     default = projection
 
     def weigh(call: Call, *, projection: Projection | None = default, **options: Any) -> Tensor:
-        return weighted(call.features, call.gradient(), weighting, projection, **options)
+        G = call.gradient()  # before the features, so that one forward is for both
+        return weighted(call.features, G, weighting, projection, **options)
 
     run: Any = weigh
 

@@ -129,7 +129,11 @@ class Method(Generic[P]):
             given = {**self.options, **options}
             if not torch.compiler.is_compiling():
                 self.check_options(options)
-            if model is None and given.get("scorer") is not None:
+            if model is None and "scorer" in self.own_options:
+                if given.get("scorer") is None:
+                    raise ValueError(
+                        "model=None: expected a model, or a scorer=callable from images to outputs in its place"
+                    )
                 model = nn.Identity().eval()
             to_spatial, create_graph = given.pop("to_spatial", None), given.pop("create_graph", False)
             call = Call(model, layer, x, cls, to_spatial=to_spatial, create_graph=create_graph)
@@ -344,19 +348,22 @@ def options_of(function: Callable[..., Any], given_by_caller: int) -> dict[str, 
     return {p.name: p.replace(kind=p.KEYWORD_ONLY) for p in after if p.kind not in kinds}
 
 
+_PLAIN = (bool, int, float, str, type(None))
+
+
 def comparable(value: Any) -> Any:
     """A value that compares by what it is where it is a plain one, and else by its identity."""
-    return (type(value), value) if isinstance(value, (bool, int, float, str, type(None))) else Same(value)
+    return (type(value), value) if isinstance(value, _PLAIN) else _Identity(value)
 
 
-class Same:
+class _Identity:
     """A key that equals another where both are of one and the same object, which it keeps alive."""
 
     def __init__(self, it: Any) -> None:
         self.it = it
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Same) and self.it is other.it
+        return isinstance(other, _Identity) and self.it is other.it
 
     def __hash__(self) -> int:
         return id(self.it)

@@ -276,7 +276,8 @@ def groupcam(
     checks.check_choice("cluster", cluster, ("chunks", "kmeans", "agglomerative"))
     x = call.x
     scoring = call.scoring(score, taken(Running, options))
-    A, G = call.features, call.gradient(scoring.explained.logit_of)
+    G = call.gradient(scoring.explained.logit_of)
+    A = call.features
     K = A.shape[1]
     if num_groups > K:
         raise ValueError(f"num_groups={num_groups}, but the layer has {K} channels; expected 1 to {K} groups")

@@ -66,7 +66,7 @@ def explained_where_possible(
     model: nn.Module, layer: Layer, x: Tensor, cls: Classes, chosen: Mapping[str, Run]
 ) -> tuple[dict[str, Tensor], dict[str, checks.StructureError]]:
     """The heatmaps by the method's name, and what stands in the way of those that do not fit the network."""
-    call = Call(model, layer, x, fixed_class(model, x, cls))
+    call = Call(model, layer, x, fixed_class(model, x, cls), records=len(chosen) > 1)
     found: dict[str, Tensor] = {}
     lacking: dict[str, checks.StructureError] = {}
     for name, run in chosen.items():

@@ -37,12 +37,6 @@ Run = Callable[..., Tensor]
 Layers = Sequence[str | nn.Module]
 Pool = Literal["mean", "max"]
 
-_PADDING = (
-    nn.modules.padding._ConstantPadNd,
-    nn.modules.padding._ReflectionPadNd,
-    nn.modules.padding._ReplicationPadNd,
-    nn.modules.padding._CircularPadNd,
-)
 _COMBINATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda maps: maps.mean(0),
     "max": lambda maps: maps.amax(0),
@@ -218,7 +212,7 @@ def last_layers(model: nn.Module, x: Images, layer: Layer = None, *, count: int 
 
 
 def _only_resizes(module: nn.Module) -> bool:
-    return pools(module) or isinstance(module, _PADDING)
+    return pools(module) or "Pad" in type(module).__name__
 
 
 def _check_layers(layers: Layers | None) -> None:

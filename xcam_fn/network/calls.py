@@ -6,9 +6,9 @@ from collections.abc import Callable, Container, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from xcam_fn.network.copies import is_leaf, private_copy
+from xcam_fn.torch_state import pytree
 
 Change = Callable[..., Any]
 

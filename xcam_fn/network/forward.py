@@ -36,11 +36,12 @@ def forward_pass(
     to_spatial: ToSpatial | None = None,
     *,
     replace: Change | None = None,
+    records: bool = True,
 ) -> Pass:
     """Run the model once, see `recorded_pass`, whether torch.compile is at work or not."""
     if torch.compiler.is_dynamo_compiling():
         return _compiling_pass(model, layer, x, to_spatial)
-    return recorded_pass(model, layer, x, to_spatial, replace=replace)
+    return recorded_pass(model, layer, x, to_spatial, replace=replace, records=records)
 
 
 class _Prepared:

@@ -111,7 +111,7 @@ class Pass(NamedTuple):
         features: the same, placed on the image, (B, K, *spatial).
         output: the network's.
         pull: a score of the output to its values, (B,) or (B, n), their gradients with respect to the layer's
-            own output and, with `twice`, the gradient of ⟨gradient, output⟩.
+            own output and, with `twice`, the gradient of ⟨gradient, output⟩; None where nothing was recorded.
     """
 
     site: Site
@@ -119,7 +119,7 @@ class Pass(NamedTuple):
     own: Tensor
     features: Tensor
     output: Any
-    pull: Callable[..., tuple[Tensor, ...]]
+    pull: _Pull | None
 
     def gradient(self, score: Score) -> Tensor:
         """The gradients of a score with respect to the features, (B, K, *spatial) or (B, n, K, *spatial).
@@ -127,6 +127,7 @@ class Pass(NamedTuple):
         Raises:
             ValueError: the score reads of the layer's tokens only those that stand for no place.
         """
+        assert self.pull is not None
         scores, own = self.pull(score)
         placed = self.site.placed(own, classes=scores.ndim == 2)
         tokens = self.site.to_spatial is not None and is_readable(own)
@@ -141,6 +142,7 @@ class Pass(NamedTuple):
 
     def curvature(self, score: Score) -> tuple[Tensor, Tensor]:
         """The gradients of a score, and its second derivative times the features."""
+        assert self.pull is not None
         scores, own, second = self.pull(score, twice=True)
         many = scores.ndim == 2
         return self.site.placed(own, classes=many), self.site.placed(second, classes=many)
@@ -153,6 +155,7 @@ def recorded_pass(
     to_spatial: ToSpatial | None = None,
     *,
     replace: Change | None = None,
+    records: bool = True,
 ) -> Pass:
     """Run the model once, recorded from the target layer on, and from the start where a graph is recorded.
 
@@ -162,11 +165,12 @@ def recorded_pass(
         x: (B, C, *size).
         to_spatial: what places the layer's output; None finds it.
         replace: the layer's own output to what takes its place; None leaves it.
+        records: whether gradients are going to be asked for; else nothing is kept for them.
     """
     root, size = unwrap(model), tuple(x.shape[2:])
     if any(isinstance(length, torch.SymInt) for length in x.shape):
         return _symbolic_pass(root, layer, x, to_spatial)
-    record = _by_autograd if by_autograd(x) else _by_transform
+    record = (_by_autograd if records else _unrecorded) if by_autograd(x) else _by_transform
     guesses = _GUESSES.setdefault(root, {})
     asked, guess = _guess(root, layer, x, guesses)
     for _ in range(_TRIES):
@@ -241,7 +245,23 @@ def _default_of_one(root: nn.Module, x: Tensor) -> _Guess:
     return _Guess(call.name, call.number, watch_all=True)
 
 
-_Found = tuple[Tensor, Any, Callable[..., tuple[Tensor, ...]]]
+_Pull = Callable[..., tuple[Tensor, ...]]
+_Found = tuple[Tensor, Any, _Pull | None]
+
+
+def _unrecorded(
+    site: Site, x: Tensor, replace: Change | None, calls: list[ModuleCall], watched: Container[int] | None
+) -> _Found | None:
+    """One forward for the features and the output alone."""
+    seen: list[Tensor] = []
+
+    def kept(value: Tensor) -> Tensor:
+        value = value if replace is None else replace(value)
+        seen[:] = [value.clone()]
+        return value
+
+    output = site.run(x, kept, calls, watched)
+    return (seen[0], output, None) if seen else None
 
 
 def _by_autograd(

@@ -12,11 +12,11 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from xcam_fn.network.calls import ModuleCall
+from xcam_fn.torch_state import BatchNorm, Convolution
 
 ToSpatial = Callable[[Tensor], Tensor]
 
-_CONVOLUTIONS = (nn.modules.conv._ConvNd,)
-_CHANNELS_FIRST = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
+_CHANNELS_FIRST = (Convolution, BatchNorm, nn.GroupNorm)
 # What models call the parameters that they put before (or after) the patches.
 _PREFIX_TOKENS = (
     "cls_token", "class_token", "class_embedding", "dist_token", "distillation_token", "reg_token",
@@ -237,7 +237,7 @@ def _named_attentions(calls: Sequence[ModuleCall]) -> list[int]:
 
 def _last_map(calls: Sequence[ModuleCall], size: tuple[int, ...]) -> int | None:
     """The last activation of the size of the last convolution, or of the last maps that attention made."""
-    convolutions = [i for i, call in enumerate(calls) if isinstance(call.module, _CONVOLUTIONS) and call.name]
+    convolutions = [i for i, call in enumerate(calls) if isinstance(call.module, Convolution) and call.name]
     spatial = [i for i in convolutions if max(calls[i].shape[2:]) > 1] or convolutions
     around = [
         next(

@@ -46,13 +46,15 @@ class FeatureAndGrad(NamedTuple):
     output: Any
 
 
-def checked_pass(model: nn.Module, layer: Layer, x: Tensor, to_spatial: ToSpatial | None) -> Pass:
+def checked_pass(
+    model: nn.Module, layer: Layer, x: Tensor, to_spatial: ToSpatial | None, *, records: bool = False
+) -> Pass:
     """`forward_pass`, its arguments checked."""
     checks.check_to_spatial(to_spatial)
     if not torch.compiler.is_dynamo_compiling():
         checks.check_call(model, x)
         checks.check_model(unwrap(model), x)
-    return forward_pass(model, layer, x, to_spatial)
+    return forward_pass(model, layer, x, to_spatial, records=records)
 
 
 def split(
@@ -140,7 +142,7 @@ def feature_and_grad(
         Selvaraju et al., Grad-CAM (arXiv:1610.02391).
     """
     with recording(x, create_graph), checks.explained(model, x):
-        found = checked_pass(model, layer, x, to_spatial)
+        found = checked_pass(model, layer, x, to_spatial, records=True)
         grads = found.gradient(checked_scores(cls, x.shape[0]))
         return FeatureAndGrad(found.features, grads, found.output)
 

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TracerBase
-from torch.utils import _pytree as pytree
 
 from xcam_fn.network.bound import Bound
 from xcam_fn.network.copies import has_hooks, is_leaf, private_copy, unwrap
+from xcam_fn.torch_state import pytree
 
 
 class Trace(NamedTuple):

@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from xcam_fn.torch_state import in_transform, is_readable
+from xcam_fn.torch_state import in_transform, is_readable, pytree
 
 Pullback = Callable[[Tensor], Tensor]
 

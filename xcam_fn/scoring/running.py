@@ -12,7 +12,6 @@ from typing import Any, Literal, NamedTuple, TypedDict, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils import _pytree as pytree
 
 from xcam_fn import checks
 from xcam_fn.network.calls import run_model
@@ -23,7 +22,7 @@ from xcam_fn.perturb import perturbation_scores
 from xcam_fn.scoring.folding import compiled, inference_copy
 from xcam_fn.scoring.score import TARGETS, check_score, explained_score
 from xcam_fn.targets import Classes
-from xcam_fn.torch_state import in_transform
+from xcam_fn.torch_state import Convolution, in_transform, pytree
 
 Precision = Literal["float32", "bfloat16"]
 Run = Callable[[Tensor], Any]
@@ -193,7 +192,7 @@ def default_chunk_size(x: Tensor, forwarded: nn.Module | None) -> int:
     plain convolutions want enough work for every core.
     """
     modules = [] if forwarded is None else list(forwarded.modules())
-    convolutions = [m for m in modules if isinstance(m, nn.modules.conv._ConvNd)]
+    convolutions = [m for m in modules if isinstance(m, Convolution)]
     depthwise = sum(m.groups > 1 and m.groups == m.in_channels for m in convolutions)
     if x.device.type != "cpu":
         return 64
