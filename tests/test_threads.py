@@ -23,7 +23,7 @@ def test_threads_on_one_model_from_a_cold_start():
     x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     layers = ["layer4", "layer3", "layer2.0", "layer4.1.conv1", "layer1.0.relu#1", None]
     names = ["gradcam", "layercam", "hirescam", "xgradcam", "gradcam_pp"]
-    calls = [(names[i % 5], layers[i % 6], [i, 999 - i]) for i in range(200)]
+    calls = [(names[i % 5], layers[i % 6], [i, 999 - i]) for i in range(120)]
 
     def explain(model: nn.Module, call: tuple[str, str | None, list[int]]) -> Tensor:
         name, layer, cls = call
