@@ -3,6 +3,7 @@
 import copy
 import gc
 import weakref
+from contextlib import nullcontext
 from unittest import mock
 
 import pytest
@@ -251,6 +252,52 @@ def test_layers_lists_every_call():
     listed = xf.layers(networks.seeded(networks.Residual()), images())
     assert list(listed) == ["stem", "relu#1", "conv1", "bn", "relu#2", "conv2", "relu#3"]
     assert listed["conv2"] == (1, 6, 12, 16)
+
+
+class Region(nn.Module):
+    """The layer in a region that switches recording, as frozen backbones are run."""
+
+    def __init__(self, region) -> None:
+        super().__init__()
+        self.region = region
+        self.a, self.b, self.fc = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with self.region():
+            x = self.a(x).relu()
+        return self.fc(self.b(x).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("region", [torch.no_grad, torch.enable_grad, lambda: torch.set_grad_enabled(False)])
+def test_a_layer_in_a_region_that_switches_recording_has_its_gradient(region):
+    model = networks.seeded(Region(region))
+    expected = xf.feature_and_grad(networks.seeded(Region(nullcontext)), "a", images(), 1).grads
+    found = xf.feature_and_grad(model, "a", images(), 1)
+    torch.testing.assert_close(found.grads, expected)
+    assert expected.abs().max() > 0
+    assert torch.is_grad_enabled()
+
+
+class Reroutes(nn.Module):
+    """Another module each time that it runs."""
+
+    runs = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(3, 6, 3) for _ in range(3))
+        self.fc = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        Reroutes.runs += 1
+        return self.fc(self.convs[Reroutes.runs % 3](x).mean((2, 3)))
+
+
+def test_a_default_layer_that_changes_from_forward_to_forward_is_refused():
+    with pytest.raises(
+        ValueError, match="runs other modules at each forward of the same images; name a layer"
+    ):
+        xf.gradcam(networks.seeded(Reroutes()), None, images())
 
 
 def test_what_is_remembered_goes_with_the_model():

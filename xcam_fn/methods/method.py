@@ -131,9 +131,8 @@ class Method(Generic[P]):
                 self.check_options(options)
             if model is None and "scorer" in self.own_options:
                 if given.get("scorer") is None:
-                    raise ValueError(
-                        "model=None: expected a model, or a scorer=callable from images to outputs in its place"
-                    )
+                    expected = "expected a model, or a scorer=callable from images to outputs in its place"
+                    raise ValueError(f"model=None: {expected}")
                 model = nn.Identity().eval()
             to_spatial, create_graph = given.pop("to_spatial", None), given.pop("create_graph", False)
             call = Call(model, layer, x, cls, to_spatial=to_spatial, create_graph=create_graph)
