@@ -75,41 +75,30 @@ def _attention(
     return probabilities @ value, probabilities
 
 
-def _multi_head(
-    change: Change | None,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    embed_dim_to_check: int,
-    num_heads: int,
-    in_proj_weight: Tensor | None,
-    in_proj_bias: Tensor | None,
-    bias_k: Tensor | None,
-    bias_v: Tensor | None,
-    add_zero_attn: bool,
-    dropout_p: float,
-    out_proj_weight: Tensor,
-    out_proj_bias: Tensor | None,
-    **options: Any,
-) -> tuple[Tensor, Tensor | None]:
+_MULTI_HEAD = (
+    "query", "key", "value", "embed_dim_to_check", "num_heads", "in_proj_weight", "in_proj_bias", "bias_k",
+    "bias_v", "add_zero_attn", "dropout_p", "out_proj_weight", "out_proj_bias",
+)  # fmt: skip
+
+
+def _multi_head(change: Change | None, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
     """What `F.multi_head_attention_forward` returns; unusual settings are left to it."""
-    is_usual = in_proj_weight is not None and bias_k is None and not add_zero_attn and query.ndim == 3
-    if not is_usual or options.get("static_k") is not None or options.get("static_v") is not None:
-        return F.multi_head_attention_forward(
-            query, key, value, embed_dim_to_check, num_heads, in_proj_weight, in_proj_bias, bias_k, bias_v,
-            add_zero_attn, dropout_p, out_proj_weight, out_proj_bias, **options,
-        )  # fmt: skip
-    assert in_proj_weight is not None
-    biases = (None, None, None) if in_proj_bias is None else in_proj_bias.chunk(3)
+    given = dict(zip(_MULTI_HEAD, args, strict=False)) | kwargs
+    unusual = [given.get(name) is not None for name in ("bias_k", "static_k", "static_v")]
+    if given["in_proj_weight"] is None or any(unusual) or given["add_zero_attn"] or given["query"].ndim != 3:
+        return F.multi_head_attention_forward(*args, **kwargs)
+    bias, heads = given["in_proj_bias"], given["num_heads"]
+    biases = (None, None, None) if bias is None else bias.chunk(3)
     q, k, v = (
-        rearrange(F.linear(x, weight, bias), "t b (h d) -> b h t d", h=num_heads)
-        for x, weight, bias in zip((query, key, value), in_proj_weight.chunk(3), biases, strict=True)
+        rearrange(F.linear(given[name], weight, bias), "t b (h d) -> b h t d", h=heads)
+        for name, weight, bias in zip(_MULTI_HEAD[:3], given["in_proj_weight"].chunk(3), biases, strict=True)
     )
-    attended, probabilities = _attention(change, q, k, v, _mask(num_heads, **options))
-    output = F.linear(rearrange(attended, "b h t d -> t b (h d)"), out_proj_weight, out_proj_bias)
-    if not options.get("need_weights", True):
+    attended, probabilities = _attention(change, q, k, v, _mask(**given))
+    tokens = rearrange(attended, "b h t d -> t b (h d)")
+    output = F.linear(tokens, given["out_proj_weight"], given["out_proj_bias"])
+    if not given.get("need_weights", True):
         return output, None
-    return output, probabilities.mean(1) if options.get("average_attn_weights", True) else probabilities
+    return output, probabilities.mean(1) if given.get("average_attn_weights", True) else probabilities
 
 
 def _mask(
