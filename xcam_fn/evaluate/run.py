@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import inspect
 import io
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -56,7 +57,10 @@ class RunOptions(TypedDict, total=False):
     progress: bool
 
 
-_OPTIONS = sorted(RunOptions.__annotations__)
+_DEFAULTS: RunOptions = {
+    "precision": "float32", "compile": False, "chunk_size": None, "retry": False, "beside": False,
+    "about": {}, "progress": False,
+}  # fmt: skip
 
 
 class Outcome(NamedTuple):
@@ -150,12 +154,12 @@ def run(
     """
     chosen = named_methods(methods, variant, **(options or {}))
     _check(photographs, metric_names, explain, batch_size)
-    retry, beside, progress = how.pop("retry", False), how.pop("beside", False), how.pop("progress", False)
-    about: Mapping[str, Any] = how.pop("about", {})
-    precision, compiled = how.pop("precision", "float32"), how.pop("compile", False)
-    running = Running(precision, compiled, chunk_size=how.pop("chunk_size", None))
-    if how:
-        raise TypeError(f"run() has no option {next(iter(how))!r}; its options are {', '.join(_OPTIONS)}")
+    unknown = [name for name in how if name not in _DEFAULTS]
+    if unknown:
+        raise TypeError(f"run() has no option {unknown[0]!r}; its options are {', '.join(sorted(_DEFAULTS))}")
+    asked: Any = {**_DEFAULTS, **how}
+    retry, beside, progress, about = (asked[name] for name in ("retry", "beside", "progress", "about"))
+    running = Running(asked["precision"], asked["compile"], chunk_size=asked["chunk_size"])
     blank = torch.zeros(1, 3, network.preset.crop, network.preset.crop, device=_device(network.model))
     check_running(running, blank)
     layer = default_layer(network.model, blank) if layer is None else layer
@@ -172,6 +176,21 @@ def run(
             if seen:
                 _judge(plan, store, seen, missing)
         return Outcome(len(photographs), len(store.unreadable()), *store.counts(), store.folder)
+
+
+def _flat(function: Callable[..., Any]) -> inspect.Signature:
+    """The function's signature with the keywords of its group in the group's place."""
+    *own, _ = inspect.signature(function).parameters.values()
+    of_group = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        for (name, default), annotation in zip(
+            _DEFAULTS.items(), RunOptions.__annotations__.values(), strict=True
+        )
+    ]
+    return inspect.Signature([*own, *of_group], return_annotation=Outcome)
+
+
+run.__dict__["__signature__"] = _flat(run)
 
 
 def _check(

@@ -132,8 +132,13 @@ def metric(
 
         shared = list(inspect.signature(called).parameters.values())[:4]
         how = [p.replace(kind=p.KEYWORD_ONLY) for p in inspect.signature(Running).parameters.values()]
-        score = inspect.Parameter("score", inspect.Parameter.KEYWORD_ONLY, default="probability")
-        called.__dict__["__signature__"] = inspect.Signature([*shared, *own, score, *how])
+        score = inspect.Parameter(
+            "score", inspect.Parameter.KEYWORD_ONLY, default="probability", annotation="str"
+        )
+        returned = inspect.signature(formula).return_annotation
+        called.__dict__["__signature__"] = inspect.Signature(
+            [*shared, *own, score, *how], return_annotation=returned
+        )
         return cast(HeatmapMetric[P, Found_co], entered(called, formula, title, best))
 
     return made
