@@ -32,10 +32,6 @@ def squared(A: Tensor, G: Tensor, *, power: float = 2.0) -> Tensor:
 squared_cam = enter(from_gradients(squared, name="squared_cam", title="Squared-CAM", summary="squared gradients"))
 __all__ += ["squared_cam"]
 '''
-ITS_PAGE = """
-[squared_cam]
-idea = "Squares."
-"""
 PROGRAM = """
 import torch, xcam_fn as xf
 from xcam_fn.testing import check_method

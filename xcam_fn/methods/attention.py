@@ -15,7 +15,7 @@ from xcam_fn.network.attention import StepByStep
 from xcam_fn.network.calls import ModuleCall, module_calls, run_changed, with_features
 from xcam_fn.network.copies import unwrap
 from xcam_fn.network.places import attention_positions, to_spatial_of
-from xcam_fn.network.vjp import by_autograd, pulled_back, vjp
+from xcam_fn.network.vjp import pulled_back, records_nothing, vjp
 from xcam_fn.scoring.score import explained_score
 from xcam_fn.targets import logit
 
@@ -93,12 +93,10 @@ def _recorded(root: nn.Module, x: Tensor, found: Sequence[ModuleCall]) -> tuple[
 
         return recorded
 
-    output = run_changed(root, x, {call.key: recording_as(call) for call in found}, detached=_detach(x))
+    output = run_changed(
+        root, x, {call.key: recording_as(call) for call in found}, detached=records_nothing(x)
+    )
     return [blocks[call.key] for call in found], output
-
-
-def _detach(x: Tensor) -> bool:
-    return by_autograd(x) and not torch.is_grad_enabled()
 
 
 def _head_of(root: nn.Module, x: Tensor, blocks: Sequence[_Block]) -> Callable[[Tensor], Any]:
@@ -110,7 +108,9 @@ def _head_of(root: nn.Module, x: Tensor, blocks: Sequence[_Block]) -> Callable[[
     def head(tokens: Tensor) -> Any:
         outputs = {block.call.key: returning(block.output) for block in blocks}
         last = with_features(blocks[-1].output, lambda _: tokens)
-        return run_changed(root, x, outputs | {blocks[-1].call.key: returning(last)}, detached=_detach(x))
+        return run_changed(
+            root, x, outputs | {blocks[-1].call.key: returning(last)}, detached=records_nothing(x)
+        )
 
     return head
 

@@ -170,18 +170,15 @@ class Call:
 
     # -- scores ---------------------------------------------------------------------------------------------
 
-    def scoring(self, score: str, how: Running, *, forwards: int | None = None) -> Scoring:
+    def scoring(self, score: str, how: Running) -> Scoring:
         """How perturbed images are scored; one scoring serves all methods that score alike.
 
         Args:
             score: what is explained of a class, "probability" or "logit".
             how: how the network is run.
-            forwards: how many images are going to be scored; None for many.
         """
-        few = forwards is not None and ("scoring", score, how, None) not in self._found
-        key = ("scoring", score, how, forwards if few else None)
-        make = lambda: Scoring(self.model, self.x, self.cls, score, how, forwards=forwards)  # noqa: E731
-        found = self.once(key, make)
+        make = lambda: Scoring(self.model, self.x, self.cls, score, how)  # noqa: E731
+        found = self.once(("scoring", score, how), make)
         self.many = found.explained.many
         return found
 

@@ -18,7 +18,7 @@ from xcam_fn.network.attention import StepByStep
 from xcam_fn.network.calls import ModuleCall, module_calls, run_changed
 from xcam_fn.network.copies import unwrap
 from xcam_fn.network.split import checked_scores
-from xcam_fn.network.vjp import by_autograd, pulled_back, vjp
+from xcam_fn.network.vjp import pulled_back, records_nothing, vjp
 from xcam_fn.targets import Classes
 from xcam_fn.torch_state import BatchNorm, Convolution
 
@@ -54,7 +54,7 @@ def full_gradient(model: nn.Module, x: Float[Tensor, "B C *size"], cls: Classes 
     References:
         Srinivas and Fleuret (arXiv:1905.00780), proposition 1.
     """
-    score, root, wanted = checked_scores(cls, len(x)), unwrap(model), torch.is_grad_enabled()
+    score, root, detached = checked_scores(cls, len(x)), unwrap(model), records_nothing(x)
     biased = [
         (call, bias)
         for call in module_calls(root, x)
@@ -67,7 +67,7 @@ def full_gradient(model: nn.Module, x: Float[Tensor, "B C *size"], cls: Classes 
         parts = values.split(lengths, 1)
         images, *zeros = (part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
         change = {call.key: _adding(zero) for (call, _), zero in zip(biased, zeros, strict=True)}
-        return score(run_changed(root, images, change, detached=by_autograd(x) and not wanted))
+        return score(run_changed(root, images, change, detached=detached))
 
     # One tensor of the images and of a zero for every bias, so that one backward tells all.
     values = torch.cat([x.flatten(1), x.new_zeros(len(x), sum(lengths[1:]))], 1)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -119,15 +118,3 @@ def _mask(
         for mask in masks
     ]
     return sum(added[1:], added[0]) if added else None
-
-
-def mappable() -> StepByStep:
-    """Attention in operations that `torch.vmap` goes through; the fused kernels make it loop, and warn."""
-    return StepByStep()
-
-
-@contextlib.contextmanager
-def differentiable_twice() -> Iterator[None]:
-    """Attention in operations that can be differentiated again, where what is computed is being recorded."""
-    with StepByStep() if torch.is_grad_enabled() else contextlib.nullcontext():
-        yield

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from xcam_fn import checks
 from xcam_fn.network import trace
-from xcam_fn.network.calls import run_changed
+from xcam_fn.network.calls import run_model
 from xcam_fn.network.halves import (
     Change,
     Pass,
@@ -25,7 +25,7 @@ from xcam_fn.network.halves import (
 )
 from xcam_fn.network.places import ToSpatial
 from xcam_fn.network.target_layer import Layer
-from xcam_fn.network.vjp import by_autograd
+from xcam_fn.network.vjp import records_nothing
 from xcam_fn.torch_state import mark_constant, outside_transforms
 
 
@@ -57,8 +57,8 @@ def whole(model: nn.Module, x: Tensor) -> Callable[[Tensor], Any]:
     if torch.compiler.is_dynamo_compiling():
         root, _, cut, _ = _halves_while_compiling(model, None, x, None)
         return lambda images: cut.head(root, *_flat(cut.trunk(root, images)))
-    detach = by_autograd(x) and not torch.is_grad_enabled()
-    return lambda images: run_changed(model, images, detached=detach)
+    detached = records_nothing(x)
+    return lambda images: run_model(model, images, detached=detached)
 
 
 def _flat(trunk: tuple[Tensor, Any]) -> tuple[Any, ...]:

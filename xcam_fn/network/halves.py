@@ -309,18 +309,11 @@ def _by_transform(
     site: Site, x: Tensor, replace: Change | None, calls: list[ModuleCall], watched: Container[int] | None
 ) -> _Found | None:
     """The same by torch.func: a forward for the features, and one for each score that is asked for."""
-    seen: list[Tensor] = []
-
-    def kept(value: Tensor) -> Tensor:
-        value = value if replace is None else replace(value)
-        seen[:] = [value.clone()]
-        return value
-
     with differentiable_again(True):
-        output = site.run(x, kept, calls, watched)
-    if not seen:
+        found = _unrecorded(site, x, replace, calls, watched)
+    if found is None:
         return None
-    raw = seen[0]
+    raw, output, _ = found
 
     def scores_at(zero: Tensor, score: Score) -> Tensor:
         with differentiable_again(True):

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from xcam_fn import checks
-from xcam_fn.network.calls import module_calls
+from xcam_fn.network.calls import ModuleCall, module_calls
 from xcam_fn.network.copies import unwrap
 from xcam_fn.network.forward import forward_pass
 from xcam_fn.network.halves import Pass, halves
@@ -206,7 +206,7 @@ def layers(model: nn.Module, x: Float[Tensor, "B C *size"]) -> dict[str, tuple[i
     return listed
 
 
-def checked_calls(model: nn.Module, x: Tensor) -> list[Any]:
+def checked_calls(model: nn.Module, x: Tensor) -> list[ModuleCall]:
     """Every call of a forward of x, the arguments checked."""
     checks.check_call(model, x)
     checks.check_model(unwrap(model), x)

@@ -19,6 +19,11 @@ def by_autograd(x: Tensor) -> bool:
     return not in_transform() and is_readable(x)
 
 
+def records_nothing(x: Tensor) -> bool:
+    """True where parameters may be detached: autograd is at work, and nobody asks for a graph."""
+    return by_autograd(x) and not torch.is_grad_enabled()
+
+
 @contextlib.contextmanager
 def recording(x: Tensor, create_graph: bool = False) -> Iterator[None]:
     """Record a graph where one is asked for or a transform is at work, and none otherwise."""
@@ -68,9 +73,8 @@ def pulled_back(pullback: Pullback, scores: Tensor) -> Tensor:
     if scores.shape[1] == 1:
         return pullback(torch.ones_like(scores))[:, None]
     classes = torch.arange(scores.shape[1], device=scores.device)
-    chosen = (classes[:, None, None] == classes) * torch.ones_like(
-        scores
-    )  # (n, B, n), traceable unlike one_hot
+    # (n, B, n), traceable unlike one_hot
+    chosen = (classes[:, None, None] == classes) * torch.ones_like(scores)
     if by_autograd(scores):  # one after the other: C++ functions such as roi_align cannot be mapped
         return torch.stack([pullback(one) for one in chosen], 1)
     return torch.vmap(pullback, out_dims=1)(chosen)

@@ -17,7 +17,7 @@ from xcam_fn import checks
 from xcam_fn.network.calls import run_model
 from xcam_fn.network.copies import unwrap
 from xcam_fn.network.halves import traced_model
-from xcam_fn.network.vjp import by_autograd, recording
+from xcam_fn.network.vjp import recording, records_nothing
 from xcam_fn.perturb import perturbation_scores
 from xcam_fn.scoring.folding import compiled, inference_copy
 from xcam_fn.scoring.score import TARGETS, check_score, explained_score
@@ -106,7 +106,7 @@ def running_model(model: nn.Module, x: Tensor, how: Running, *, forwards: int | 
     if how.scorer is not None:
         return how.scorer
     root = unwrap(model)
-    detached = by_autograd(x) and not torch.is_grad_enabled()
+    detached = records_nothing(x)
     itself: Run = lambda images: run_model(root, images, detached=detached)  # noqa: E731
     plain = how.precision == "float32" and not how.compile
     if (
