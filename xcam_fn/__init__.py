@@ -47,8 +47,10 @@ def __getattr__(name: str) -> Any:
     if name == "__all__":
         return sorted({*_names, *_MODULES_OF_ROOMS, *_names_of_methods()})
     is_module = importlib.util.find_spec(f"{__name__}.{name}") is not None
-    if not name.startswith("_") and not is_module and name in _names_of_methods():
-        return globals().setdefault(name, getattr(importlib.import_module(f"{__name__}.methods"), name))
+    if not name.startswith("_") and not is_module:
+        methods = importlib.import_module(f"{__name__}.methods")
+        if name in methods.__all__:
+            return globals().setdefault(name, getattr(methods, name))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
