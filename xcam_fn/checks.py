@@ -6,23 +6,22 @@ import contextlib
 import difflib
 import math
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
-from xcam_fn.torch_state import is_readable
+from xcam_fn.torch_state import BatchNorm, Convolution, is_readable, pytree
 
 _RANKS = {
     3: "(B, C, L), a batch of signals",
     4: "(B, C, H, W), a batch of images",
     5: "(B, C, D, H, W), a batch of volumes",
 }
-_ARRANGED = "lambda t: einops.rearrange(t[:, 1:], 'b (h w) d -> b d h w', h=14)"
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+ARRANGED = "lambda t: einops.rearrange(t[:, 1:], 'b (h w) d -> b d h w', h=14)"
 
 
 class StructureError(ValueError):
@@ -30,7 +29,7 @@ class StructureError(ValueError):
 
 
 def check_call(model: nn.Module, x: Tensor) -> None:
-    """Raise where model is no module that can be split, or x no batch of finite floating-point values."""
+    """Raise where model is no module that can be explained, or x no batch of finite floating-point values."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {_kind(model)}; expected a torch.nn.Module")
     if isinstance(model, torch.jit.ScriptModule):
@@ -39,19 +38,18 @@ def check_call(model: nn.Module, x: Tensor) -> None:
     check_input(x)
 
 
-def check_model(model: nn.Module, x: Tensor) -> None:
-    """Raise where the model's mode or structure stands in the way of explaining x."""
-    modules = list(model.modules())
-    ranks = {len(module.kernel_size) + 2 for module in modules if isinstance(module, _ConvNd)}
-    if len(ranks) == 1 and x.ndim not in ranks:
-        (rank,) = ranks
-        remedy = "; add the batch with x.unsqueeze(0)" if x.ndim == rank - 1 else ""
-        raise ValueError(f"x has shape {tuple(x.shape)}; the model expects {_RANKS[rank]}{remedy}")
-    for module in modules:
+def check_model(model: nn.Module) -> None:
+    """Raise where the model's mode or structure makes its answers depend on chance or on the batch."""
+    for name, module in model.named_modules():
         if module.training and _is_random_in_training(module):
             raise ValueError(
                 f"model is in training mode: its {_kind(module)} would make the answer depend on chance or "
                 "on the batch; call model.eval() first"
+            )
+        if isinstance(module, BatchNorm) and module.running_mean is None:
+            raise ValueError(
+                f"model: {name!r}, a {_kind(module)} without running statistics, would make the answer "
+                "depend on the batch in evaluation mode too; use track_running_stats=True, or another norm"
             )
         if any(is_lazy(p) for p in module._parameters.values() if p is not None):
             raise ValueError(
@@ -63,8 +61,12 @@ def check_input(x: Tensor) -> None:
     """Raise where x is not a non-empty batch of finite floating-point values."""
     if not isinstance(x, Tensor):
         raise TypeError(f"x is a {_kind(x)}; expected a torch.Tensor (torch.as_tensor makes one)")
-    if not x.is_floating_point():
-        raise TypeError(f"x has dtype {x.dtype}; expected a floating-point tensor, prepared as for the model")
+    if x.dtype not in _DTYPES or x.layout != torch.strided or x.is_nested or x.is_meta:
+        kinds = {"nested": x.is_nested, "meta": x.is_meta, f"{x.layout}": x.layout != torch.strided}
+        also = "".join(f", in a {kind} tensor" for kind, is_so in kinds.items() if is_so)
+        raise TypeError(
+            f"x has dtype {x.dtype}{also}; expected a floating-point tensor, dense, prepared as for the model"
+        )
     if x.ndim not in _RANKS:
         raise ValueError(f"x has shape {tuple(x.shape)}; expected {', or '.join(_RANKS.values())}")
     if x.numel() == 0:
@@ -79,40 +81,69 @@ def _kind(value: Any) -> str:
     return type(value).__name__
 
 
+def kind_of(output: Any) -> str:
+    """What a layer returns, in words."""
+    return f"{output.dtype} values" if isinstance(output, Tensor) else f"a {_kind(output)}"
+
+
 def _is_random_in_training(module: nn.Module) -> bool:
     if "Drop" in _kind(module) or "StochasticDepth" in _kind(module):
         return getattr(module, "p", getattr(module, "drop_prob", 1.0)) != 0
-    return isinstance(module, (_BatchNorm, nn.RReLU))
+    return isinstance(module, (BatchNorm, nn.RReLU)) or getattr(module, "track_running_stats", False)
 
 
-@contextlib.contextmanager
-def explained(model: nn.Module, x: Tensor) -> Iterator[None]:
-    """Say in terms of x what a failing forward says in terms of its operations."""
-    try:
-        yield
-    except AssertionError as error:
-        raise ValueError(f"x has shape {tuple(x.shape)}, which the model refuses: {error}") from error
-    except RuntimeError as error:
-        mismatch = _mismatch(model, x, error)
-        if mismatch is None:
-            raise
-        raise mismatch from error
+def failure(model: nn.Module, x: Tensor, error: Exception, run: Callable[[Tensor], Any]) -> Exception:
+    """The error of a model's forward, in terms of x where it is about x.
+
+    Args:
+        model: the network.
+        x: (B, C, *size), what it failed on.
+        error: what it raised.
+        run: the network as a function of other images.
+    """
+    if is_out_of_memory(error) or isinstance(error, StructureError):
+        return error
+    shape, said = f"x has shape {tuple(x.shape)}", f"{_kind(error)}: {error}"
+    has = next((p for p in model.parameters() if p.is_floating_point()), x)
+    first = next((m for m in model.modules() if isinstance(m, Convolution)), None)
+    channels = x.shape[1] if first is None else first.in_channels
+    found: Exception = ValueError(f"{shape}, on which the model fails: {said}")
+    if has.device != x.device:
+        found = ValueError(f"x is on {x.device}, but the model is on {has.device}; pass x.to('{has.device}')")
+    elif len(x) > 1 and _runs(run, x[:1]):
+        found = ValueError(
+            f"{shape}: the model fails on {len(x)} images at once ({said}) and runs on one; pass one image, "
+            "with chunk_size=1 where the method takes it"
+        )
+    elif has.dtype != x.dtype and _runs(run, x.detach().to(has.dtype)):
+        found = TypeError(f"x has dtype {x.dtype}, but the model has {has.dtype}; pass x.to({has.dtype})")
+    elif x.ndim + 1 in _RANKS and _runs(run, x[None]):
+        found = ValueError(
+            f"{shape}; the model expects {_RANKS[x.ndim + 1]}; add the batch with x.unsqueeze(0)"
+        )
+    elif channels != x.shape[1] and _runs(run, x[:, :1].expand(-1, channels, *x.shape[2:])):
+        found = ValueError(f"{shape}, {x.shape[1]} channels; the model expects {channels}")
+    elif isinstance(error, (ValueError, TypeError)):
+        found = error
+    return found
 
 
-def _mismatch(model: nn.Module, x: Tensor, error: RuntimeError) -> Exception | None:
-    parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
-    shape = f"x has shape {tuple(x.shape)}"
-    if parameter is not None and (device := parameter.device) != x.device:
-        return ValueError(f"x is on {x.device}, but the model is on {device}; pass x.to({str(device)!r})")
-    if parameter is not None and parameter.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
-        has = f"the model has {parameter.dtype}"
-        return TypeError(f"x has dtype {x.dtype}, but {has}; pass x.to({parameter.dtype})")
-    if type(error) is not RuntimeError:  # out of memory, not implemented, …
-        return None
-    first = next((module for module in model.modules() if isinstance(module, _ConvNd)), None)
-    if first is not None and first.in_channels != x.shape[1]:
-        return ValueError(f"{shape}, {x.shape[1]} channels; the model expects {first.in_channels}")
-    return ValueError(f"{shape}, on which the model fails: {error}")
+def is_out_of_memory(error: Exception) -> bool:
+    """True for what torch and Python raise where there is not enough memory."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "not enough memory" in str(error)
+
+
+def _runs(run: Callable[[Tensor], Any], x: Tensor) -> bool:
+    with contextlib.suppress(Exception), torch.no_grad():
+        if is_readable(x):
+            run(x)
+            return True
+    return False
+
+
+def maps_of(x: Tensor) -> str:
+    """The shape that maps of x have, in words."""
+    return f"({x.shape[0]}, K, {', '.join('DHW'[-(x.ndim - 2) :])})"
 
 
 def check_features(features: Any, x: Tensor, layer: str) -> None:
@@ -121,17 +152,45 @@ def check_features(features: Any, x: Tensor, layer: str) -> None:
         raise ValueError(f"layer {layer!r} returns a {_kind(features)} without a floating-point tensor")
     if features.ndim == x.ndim and features.shape[0] == x.shape[0] and features.numel() > 0:
         return
-    shape, wanted = tuple(features.shape), f"({x.shape[0]}, K, {', '.join('DHW'[-(x.ndim - 2) :])})"
-    if features.ndim == 3:
-        size = " × ".join(map(str, x.shape[2:]))
-        raise ValueError(
-            f"layer {layer!r} returns tokens of shape {shape}, and no grid of patches of an image of {size} "
-            f"has {shape[1]} of them; pass to_spatial=a function that arranges them as {wanted}, such as "
-            f"{_ARRANGED}"
-        )
     raise ValueError(
-        f"layer {layer!r} returns shape {shape}, not the spatial maps {wanted} that a class activation map "
-        "is made of; choose another layer (layer=None finds one, xcam_fn.layers(model, x) lists them)"
+        f"layer {layer!r} returns shape {tuple(features.shape)}, not the spatial maps {maps_of(x)} that a "
+        "class activation map is made of; choose another layer (layer=None finds one, "
+        "xcam_fn.layers(model, x) lists them), or pass to_spatial=a function that arranges it so, such as "
+        f"{ARRANGED}"
+    )
+
+
+def check_finite(values: Tensor, what: str) -> None:
+    """Raise where what a network computed is not finite."""
+    if not is_readable(values) or math.isfinite(float(values.detach().sum())):  # what is not stays in a sum
+        return
+    if not torch.isfinite(values.detach()).all():
+        raise ValueError(
+            f"{what} holds NaN or infinite values, as a root or a logarithm at 0 makes, or a sum that is too "
+            f"large for {values.dtype}; explain the network in float32, or at another layer"
+        )
+
+
+class NoDefaultLayerError(ValueError):
+    """A network has no layer that is taken by default."""
+
+
+class LostGradientError(ValueError):
+    """No gradient passes from the score to where it is asked for."""
+
+
+def lost_gradient(where: str, scores: Tensor, output: Any) -> LostGradientError:
+    """The error for scores that do not depend on something, as far as autograd knows."""
+    leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+    if not scores.requires_grad and any(leaf.requires_grad for leaf in leaves):
+        return LostGradientError(
+            "cls: the target returns scores without a gradient; expected scores that are computed from the "
+            "output by differentiable operations (no .detach(), .item() or whole numbers)"
+        )
+    return LostGradientError(
+        f"no gradient passes from the score to {where}: the forward detaches it on the way, computes in "
+        "torch.no_grad, torch.inference_mode or whole numbers, or the score is of another branch; explain a "
+        "layer that the score depends on, or use a method without gradients, such as rise"
     )
 
 
@@ -150,7 +209,7 @@ def check_scores(scores: Any, batch: int, *, many: bool = False) -> None:
 def check_to_spatial(to_spatial: Any) -> None:
     """Raise where what places a layer's output is no function."""
     if to_spatial is not None and not callable(to_spatial):
-        wanted = f"a function from the layer's output to (B, K, H, W), such as {_ARRANGED}"
+        wanted = f"a function from the layer's output to (B, K, H, W), such as {ARRANGED}"
         raise TypeError(f"to_spatial is a {_kind(to_spatial)}; expected {wanted}")
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from xcam_fn import checks, weights
+from xcam_fn import weights
 from xcam_fn.export.operators import PlainMean, table
 from xcam_fn.maps import heatmap
 from xcam_fn.methods import METHODS
@@ -83,7 +83,7 @@ class Explanation:
         length = next(n for n in itertools.count(5) if n not in x.shape[1:])  # else that axis is dynamic too
         sample = x.detach()[:1].expand(length, *x.shape[1:]).clone()
         options: dict[str, Any] = {"tracing_mode": "symbolic", "_allow_non_fake_inputs": True}
-        with silent(), checks.explained(self.model, x):
+        with silent():
             try:
                 with PlainMean():
                     graph: Any = make_fx(self, decomposition_table=table(), **options)(sample)

@@ -15,6 +15,7 @@ from xcam_fn.network.attention import StepByStep
 from xcam_fn.network.calls import ModuleCall, module_calls, run_changed, with_features
 from xcam_fn.network.copies import unwrap
 from xcam_fn.network.places import attention_positions, to_spatial_of
+from xcam_fn.network.probe import Probe
 from xcam_fn.network.vjp import pulled_back, records_nothing, vjp
 from xcam_fn.scoring.score import explained_score
 from xcam_fn.targets import logit
@@ -74,7 +75,7 @@ def legrad(call: Call, *, num_blocks: int | None = None) -> Tensor:
         )
     total: Any = sum(relevances)
     position = max(i for i, one in enumerate(calls) if one.key == found[-1].key)
-    place = call.to_spatial or to_spatial_of(root, calls, position, tuple(x.shape[2:]))
+    place = call.to_spatial or to_spatial_of(calls, position, Probe(root, x))
     values = (total / len(relevances)).movedim(1, -1)
     maps = values if place is None else place(values)
     checks.check_features(maps, x, found[-1].name)

@@ -94,8 +94,8 @@ class Call:
         checks.check_to_spatial(self.to_spatial)
         if not torch.compiler.is_dynamo_compiling():
             checks.check_call(self.model, self.x)
-            checks.check_model(unwrap(self.model), self.x)
-        with recording(self.x, self.create_graph), checks.explained(self.model, self.x):
+            checks.check_model(unwrap(self.model))
+        with recording(self.x, self.create_graph):
             yield
 
     # -- at the layer ---------------------------------------------------------------------------------------
@@ -105,14 +105,21 @@ class Call:
         found = self._of_network.get("pass")
         if found is None or (records and found.pull is None):
             records = records or self.records
-            found = forward_pass(self.model, self.layer, self.x, self.to_spatial, records=records)
+            score = self._score if self.layer is None else None
+            found = forward_pass(
+                self.model, self.layer, self.x, self.to_spatial, records=records, score=score
+            )
             self._of_network["pass"] = found
         return found
 
     @property
+    def _score(self) -> Callable[[Any], Tensor]:
+        return self.once("score", lambda: checked_scores(self.cls, self.x.shape[0]))
+
+    @property
     def features(self) -> Tensor:
-        """The layer's output, placed on the image, (B, K, *spatial)."""
-        return self._pass().features
+        """The layer's output, placed on the image and in the precision of x, (B, K, *spatial)."""
+        return self._pass().features.to(self.x.dtype)
 
     @property
     def output(self) -> Any:
@@ -130,11 +137,11 @@ class Call:
         Args:
             cls: what is explained; None for the call's own class.
         """
-        cls = self.cls if cls is None else cls
-        return self._by_class(self._pass(records=True).gradient(checked_scores(cls, self.x.shape[0])))
+        score = self._score if cls is None else checked_scores(cls, self.x.shape[0])
+        return self._by_class(self._pass(records=True).gradient(score).to(self.x.dtype))
 
     def _by_class(self, G: Tensor) -> Tensor:
-        self.many = G.ndim > self.features.ndim
+        self.many = G.ndim > self.x.ndim
         return G if self.many else G[:, None]
 
     def curvature(self) -> tuple[Tensor, Tensor]:
@@ -142,7 +149,7 @@ class Call:
         with StepByStep():
             found = forward_pass(self.model, self.layer, self.x, self.to_spatial)
             self._of_network.setdefault("pass", found)
-            G, HA = found.curvature(checked_scores(self.cls, self.x.shape[0]))
+            G, HA = found.curvature(self._score)
         return self._by_class(G), self._by_class(HA)
 
     def gradient_at(self, replace: Callable[[Tensor], Tensor], cls: Classes) -> Tensor:
@@ -211,6 +218,7 @@ class Call:
             return self._one_by_one(change, which, parameter, explained, chunk_size, progress)
 
         def scores(changed: Tensor, images: Tensor) -> Tensor:
+            changed = changed.to(self._pass().own.dtype)
             return explained.of(head.run_head(changed, head.alone(self._pass().own, images)), images)
 
         return perturbation_scores(
@@ -266,7 +274,7 @@ def _mapped(score: Callable[[Tensor], Tensor], changed: Tensor) -> Tensor:
     """
     try:
         return torch.vmap(score)(changed)
-    except RuntimeError:
+    except Exception:
         if in_transform():
             raise
         return torch.stack([score(a) for a in changed])

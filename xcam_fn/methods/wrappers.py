@@ -23,6 +23,7 @@ from xcam_fn.methods.method import Method, Postprocess, options_of
 from xcam_fn.network.calls import run_model
 from xcam_fn.network.copies import unwrap
 from xcam_fn.network.places import pools
+from xcam_fn.network.probe import Probe
 from xcam_fn.network.split import checked_calls
 from xcam_fn.network.split import layers as layers_of
 from xcam_fn.network.target_layer import Layer, position_of
@@ -190,7 +191,7 @@ def last_layers(model: nn.Module, x: Images, layer: Layer = None, *, count: int 
     """
     root, found = unwrap(model), layers_of(model, x)
     calls = checked_calls(model, x)
-    deepest = calls[position_of(root, layer, calls, tuple(x.shape[2:]))].name
+    deepest = calls[position_of(root, layer, calls, Probe(root, x))].name
     shown = [name for name in found if deepest in (name, name.partition("#")[0])]
     if not shown:
         raise ValueError(

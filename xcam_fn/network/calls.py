@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from xcam_fn.network.copies import is_leaf, private_copy
-from xcam_fn.torch_state import pytree
+from xcam_fn import checks
+from xcam_fn.network.copies import Forward, is_leaf, private_copy
+from xcam_fn.torch_state import is_readable, pytree
 
 Change = Callable[..., Any]
 
@@ -55,6 +57,7 @@ def run_changed(
     calls: list[ModuleCall] | None = None,
     *,
     watched: Container[int] | None = None,
+    see: Callable[[ModuleCall, Any], None] | None = None,
     detached: bool = False,
 ) -> Any:
     """The model's output for x, computed by a private copy, where calls of its modules may be replaced.
@@ -65,35 +68,117 @@ def run_changed(
         change: the key of a call to what runs in its place, `(forward, *args, **kwargs) -> output`.
         calls: takes up every call as it ends; None where nobody asks.
         watched: the ids of the modules whose calls are taken up; None for all.
+        see: is handed every call with its output as it ends.
         detached: let parameters record nothing.
+
+    Raises:
+        ValueError: the forward fails, said in terms of x, or draws random numbers that change the output.
+        TypeError: x is not of the model's dtype.
     """
     changes = dict(change or {})
     changed = {identity for identity, _ in changes}
     counts: dict[int, int] = {}
     batch = x.shape[0]
 
-    def intercept(name: str, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any] | None:
+    def intercept(name: str, module: nn.Module) -> Callable[[Forward], Forward] | None:
         identity = id(module)
         taken = calls if watched is None or identity in watched else None
-        if taken is None and identity not in changed:
+        if taken is None and see is None and identity not in changed:
             return None
 
-        def called(*args: Any, **kwargs: Any) -> Any:
-            counts[identity] = number = counts.get(identity, 0) + 1
-            start = 0 if calls is None else len(calls)
-            new = changes.get((identity, number))
-            output = forward(*args, **kwargs) if new is None else new(forward, *args, **kwargs)
-            if taken is not None:
-                taken.append(ModuleCall(name, number, module, *_kind_of(output, batch, start)))
-            return output
+        def counted(forward: Forward) -> Forward:
+            def called(*args: Any, **kwargs: Any) -> Any:
+                counts[identity] = number = counts.get(identity, 0) + 1
+                start = 0 if calls is None else len(calls)
+                new = changes.get((identity, number))
+                output = forward(*args, **kwargs) if new is None else new(forward, *args, **kwargs)
+                call = ModuleCall(name, number, module, *_kind_of(output, batch, start))
+                if taken is not None:
+                    taken.append(call)
+                if see is not None:
+                    see(call, output)
+                return output
 
-        return called
+            return called
 
-    copied = private_copy(model, intercept if calls is not None or changes else None, detached=detached)
+        return counted
+
+    is_watched = calls is not None or see is not None or bool(changes)
+    copied = private_copy(model, intercept if is_watched else None, detached=detached)
+    drawn = _random_state(x)
     try:
-        return copied(x.clone())
+        output = copied(x.clone())
+    except Exception as error:
+        raise checks.failure(model, x, error, private_copy(model)) from error
     finally:
         changes.clear()  # the copy and its forwards refer to each other; no tensor is to wait with them
+    if drawn and not all(map(torch.equal, drawn, _random_state(x))):
+        _check_repeats(model, x, drawn)
+    return output
+
+
+def _random_state(x: Tensor) -> list[Tensor]:
+    """The states of the generators that a forward may draw from; nothing where values cannot be read."""
+    if not is_readable(x):
+        return []
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(x.device)] if x.is_cuda else [])]
+
+
+def _check_repeats(model: nn.Module, x: Tensor, drawn: list[Tensor]) -> None:
+    """Raise where two forwards of x differ, with the module that drew; leave the generators as they were."""
+    drawing: list[str] = []
+
+    def intercept(name: str, module: nn.Module) -> Callable[[Forward], Forward]:
+        def watching(forward: Forward) -> Forward:
+            def called(*args: Any, **kwargs: Any) -> Any:
+                before, known = _random_state(x), len(drawing)
+                output = forward(*args, **kwargs)
+                if len(drawing) == known and not all(map(torch.equal, before, _random_state(x))):
+                    drawing.append(f"{name or 'its own forward'} ({type(module).__name__})")
+                return output
+
+            return called
+
+        return watching
+
+    try:
+        with torch.no_grad():
+            first, second = private_copy(model, intercept)(x.clone()), private_copy(model)(x.clone())
+    finally:
+        torch.set_rng_state(drawn[0])
+        if x.is_cuda:
+            torch.cuda.set_rng_state(drawn[1], x.device)
+    if not outputs_agree(first, second):
+        raise ValueError(
+            f"model: {drawing[0]} draws random numbers in evaluation mode, so that no two answers are alike; "
+            "take the randomness out (F.dropout asks for training=self.training)"
+        )
+
+
+def outputs_agree(found: Any, expected: Any) -> bool:
+    """Whether two outputs of a network are the same but for rounding."""
+    left, right = pytree.tree_leaves(found), pytree.tree_leaves(expected)
+    if len(left) != len(right):
+        return False
+    for one, other in zip(left, right, strict=True):
+        if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+            if type(one) is not type(other):
+                return False
+        elif one.shape != other.shape:
+            return False
+        elif one.numel():
+            scale = float(other.detach().double().nan_to_num().abs().max())
+            if not torch.allclose(one.to(other), other, rtol=1e-3, atol=1e-4 * scale, equal_nan=True):
+                return False
+    return True
+
+
+def first_rows(output: Any, count: int, length: int) -> Any:
+    """The output for the first images of a batch of some length."""
+    if isinstance(output, list) and all(isinstance(image, dict) for image in output):
+        return output[:count]  # detections, a dict for each image
+    is_batched = lambda v: isinstance(v, Tensor) and v.ndim > 0 and v.shape[0] == length  # noqa: E731
+    return pytree.tree_map(lambda v: v[:count] if is_batched(v) else v, output)
 
 
 def _kind_of(output: Any, batch: int, start: int) -> tuple[tuple[int, ...], int, bool]:
@@ -136,6 +221,12 @@ def feature_position(output: Any) -> int | None:
         if isinstance(value, Tensor) and value.is_floating_point():
             return position
     return None
+
+
+def features_of(output: Any) -> Tensor | None:
+    """The features in a layer's output: the first floating-point tensor, or None."""
+    position = feature_position(output)
+    return None if position is None else pytree.tree_leaves(output)[position]
 
 
 def with_features(output: Any, change: Callable[[Tensor], Tensor]) -> Any:

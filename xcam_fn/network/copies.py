@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import enum
 import functools
 import sys
 import types
-from collections import OrderedDict
-from collections.abc import Callable
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Forward = Callable[..., Any]
-Intercept = Callable[[str, nn.Module, Forward], Forward | None]
+Intercept = Callable[[str, nn.Module], Callable[[Forward], Forward] | None]
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_FUSED = (nn.TransformerEncoderLayer, nn.MultiheadAttention)
+_FORWARD_HOOKS = (
+    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)  # fmt: skip
+_BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 _INTERNALS = frozenset(nn.Module().__dict__) - {"training"}
 _PLAIN = frozenset((bool, int, float, str, bytes, type(None), torch.dtype, torch.device, torch.Size))
+_WRITTEN = (nn.Module, dict, list, deque, set)
+_DEEPEST = 2  # objects within objects that are copied; a trainer's data and the like are shared
 
 
 def is_wrapper(module: nn.Module) -> bool:
@@ -34,7 +45,7 @@ def _is_compiled(module: nn.Module) -> bool:
     thread imports it, the class may not be there yet.
     """
     dynamo = sys.modules.get("torch._dynamo")
-    return isinstance(module, getattr(dynamo, "OptimizedModule", ()))
+    return dynamo is not None and isinstance(module, getattr(dynamo, "OptimizedModule", ()))
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -57,12 +68,17 @@ def _is_leaf_type(kind: type[nn.Module]) -> bool:
 
 def has_hooks(module: nn.Module) -> bool:
     """True where a forward or backward hook is registered on the module itself."""
-    return any(module.__dict__.get(kind) for kind in _HOOKS)
+    return any(module.__dict__.get(kind) for kind in (*_FORWARD_HOOKS, *_BACKWARD_HOOKS))
 
 
 def named(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Every module of the model once, with its first name, parents first: `named_modules`, but quicker."""
-    found: list[tuple[str, nn.Module]] = []
+    return [(name, module) for name, module, _ in _tree(model)]
+
+
+def _tree(model: nn.Module) -> list[tuple[str, nn.Module, dict[str, nn.Module | None]]]:
+    """Every module with its name and its children, each read once: another thread may swap them meanwhile."""
+    found = []
     seen: set[int] = set()
     pending = [("", model)]
     while pending:
@@ -70,9 +86,10 @@ def named(model: nn.Module) -> list[tuple[str, nn.Module]]:
         if id(module) in seen:
             continue
         seen.add(id(module))
-        found.append((name, module))
+        children = {} if isinstance(module, torch.jit.ScriptModule) else dict(module._modules)
+        found.append((name, module, children))
         prefix = f"{name}." if name else ""
-        own = [(prefix + key, child) for key, child in module._modules.items() if child is not None]
+        own = [(prefix + key, child) for key, child in children.items() if child is not None]
         pending.extend(reversed(own))
     return found
 
@@ -88,93 +105,208 @@ def private_copy(
 
     Args:
         model: the network; it is only read.
-        intercept: called with each module's name, the module and the bound forward of its copy; what it
-            returns runs in that forward's place (`None` leaves it).
-        clone_buffers: give the copy buffers of its own where a user-written forward may write to them.
+        intercept: called with each module's name and the module; what it returns makes of the forward of the
+            module's copy the one that runs in its place (`None` leaves it).
+        clone_buffers: give the copy buffers of its own where a forward may write to them.
         detached: let the copy's parameters record nothing; they share the model's memory all the same.
 
     Returns:
         The copy of the (unwrapped) root. Parameters are read through the model's own dictionaries, so a
         value swapped in by `torch.func.functional_call` is seen. Hooks on forward are kept: they are part of
-        what the model computes.
+        what the model computes. TorchScript parts are shared.
     """
     root = unwrap(model)
-    modules = named(root)
-    copies: dict[int, nn.Module] = {}
+    modules = _tree(root)
+    own = [tensor for _, module, _ in modules for tensor in module._parameters.values()]
+    is_inference = any(tensor is not None and tensor.is_inference() for tensor in own)
+    detached = detached or is_inference
+    copies: dict[int, Any] = {}
     changed: list[nn.Module] = []
     forwards: list[tuple[nn.Module, Forward]] = []
-    for name, module in modules:
-        if is_wrapper(module):
+    wrappers = [module for _, module, _ in modules if is_wrapper(module)]
+    for name, module, children in modules:
+        if wrappers and module in wrappers:
             continue
-        leaf = is_leaf(module)
-        copy = module
-        if not leaf or intercept is not None or detached or module._modules or has_hooks(module):
-            copy = _shallow_copy(module)
-            changed.append(copy)
-            if clone_buffers and module._buffers and not leaf:
-                copy.__dict__["_buffers"] = {
-                    k: v if v is None else v.clone() for k, v in module._buffers.items()
-                }
+        leaf, twin = is_leaf(module), module
+        change = intercept and intercept(name, module)
+        is_written = bool(children) or has_hooks(module) or module.training
+        if not isinstance(module, torch.jit.ScriptModule) and (not leaf or change or detached or is_written):
+            twin = _shallow_copy(module, children)
+            changed.append(twin)
+            if clone_buffers and module._buffers and (not leaf or module.training):
+                twin.__dict__["_buffers"] = _each(Tensor.clone, module._buffers)
             if detached and module._parameters:
-                copy.__dict__["_parameters"] = {
-                    k: v if v is None else v.detach() for k, v in module._parameters.items()
-                }
-            forward = intercept and intercept(name, module, _bound_forward(module, copy))
-            if forward is not None:
-                forwards.append((copy, forward))
-        copies[id(module)] = copy
-    for _, module in modules:
-        if is_wrapper(module):
-            copies[id(module)] = copies[id(unwrap(module))]
-    for copy in changed:
-        _relink(copy, copies)
-    for copy, forward in forwards:
-        copy.__dict__["forward"] = forward
+                apart = (
+                    Tensor.clone if is_inference else Tensor.detach
+                )  # torch cannot record inference tensors
+                twin.__dict__["_parameters"] = _each(apart, module._parameters)
+            if change:
+                forwards.append((twin, change(_bound_forward(module, twin, copies))))
+        copies[id(module)] = twin
+    for module in wrappers:
+        copies[id(module)] = copies[id(unwrap(module))]
+    for twin in changed:
+        _relink(twin, copies)
+    for twin, forward in forwards:
+        twin.__dict__["forward"] = forward
     return copies[id(root)]
 
 
-def _shallow_copy(module: nn.Module) -> nn.Module:
-    copy = object.__new__(type(module))
-    state = copy.__dict__
+def _each(change: Callable[[Tensor], Tensor], tensors: Mapping[str, Tensor | None]) -> dict[str, Any]:
+    return {name: None if tensor is None else change(tensor) for name, tensor in tensors.items()}
+
+
+def _shallow_copy(module: nn.Module, children: dict[str, nn.Module | None]) -> nn.Module:
+    twin = object.__new__(type(module))
+    state = twin.__dict__
     state.update(module.__dict__)
-    state["_modules"] = dict(module._modules)
+    state["_modules"] = children
     state["_compiled_call_impl"] = None  # module.compile() would run the original in the copy's place
-    for hooks in ("_backward_hooks", "_backward_pre_hooks"):
+    for hooks in _BACKWARD_HOOKS:
         if state[hooks]:
             state[hooks] = OrderedDict()
-    return copy
+    if isinstance(module, _FUSED):  # a hook keeps torch from the fused kernel, which runs no module inside
+        state["_forward_pre_hooks"] = OrderedDict(state["_forward_pre_hooks"])
+        state["_forward_pre_hooks"][-1] = _does_nothing
+    return twin
 
 
-def _bound_forward(module: nn.Module, copy: nn.Module) -> Forward:
-    """The module's forward as it runs on the copy, an instance's own `forward` included."""
+def _does_nothing(*_: Any) -> None:
+    pass
+
+
+def _bound_forward(module: nn.Module, twin: nn.Module, copies: dict[int, Any]) -> Forward:
+    """The module's forward as it runs on its copy, an instance's own `forward` included."""
     own = module.__dict__.get("forward")
     if own is None:
-        return types.MethodType(type(module).forward, copy)
-    return _rebind(own, {id(module): copy})
+        return types.MethodType(type(module).forward, twin)
+    return lambda *args, **kwargs: _private(own, copies)(*args, **kwargs)  # noqa: PLW0108, copies fills up
 
 
-def _relink(copy: nn.Module, copies: dict[int, nn.Module]) -> None:
-    """Point everything in the copy that refers to a module of the tree to that module's copy."""
-    children = copy.__dict__["_modules"]
+def _relink(twin: nn.Module, copies: dict[int, Any]) -> None:
+    """Give the copy state of its own, in which everything that refers to a module refers to its copy."""
+    state = twin.__dict__
+    children = state["_modules"]
     for name, child in children.items():
         if child is not None:
             children[name] = copies[id(child)]
-    state = copy.__dict__
-    for name in ("forward",) if is_leaf(copy) else state.keys() - _INTERNALS:
-        if type(state.get(name)) not in _PLAIN:
-            state[name] = _rebind(state[name], copies)
+    leaf = is_leaf(twin)
+    for hooks in _FORWARD_HOOKS:
+        if state[hooks] or not leaf:  # a forward of the user's own may register some
+            state[hooks] = OrderedDict((key, _private(hook, copies)) for key, hook in state[hooks].items())
+    if leaf:
+        if "forward" in state:
+            state["forward"] = _private(state["forward"], copies)
+        return
+    for name, value in list(state.items()):
+        if type(value) not in _PLAIN and name not in _INTERNALS:
+            state[name] = _private(value, copies)
 
 
-def _rebind(value: Any, copies: dict[int, nn.Module]) -> Any:
-    if isinstance(value, nn.Module):
-        return copies.get(id(value), value)
-    if isinstance(value, types.MethodType):
-        return types.MethodType(value.__func__, _rebind(value.__self__, copies))
-    if isinstance(value, functools.partial):
-        args = [_rebind(a, copies) for a in value.args]
-        return functools.partial(_rebind(value.func, copies), *args, **_rebind(value.keywords, copies))
-    if type(value) in (list, tuple):
-        return type(value)(_rebind(v, copies) for v in value)
-    if type(value) is dict:
-        return {k: _rebind(v, copies) for k, v in value.items()}
-    return value
+def _private(value: Any, copies: dict[int, Any], depth: int = 0) -> Any:
+    """The value as a forward may write to it: what is mutable is copied, a module stands for its own copy.
+
+    Args:
+        value: of an attribute, or what one refers to.
+        copies: by the id of what was copied; those of modules are there beforehand.
+        depth: in how many objects the value lies.
+    """
+    if type(value) in _PLAIN:
+        return value
+    if id(value) not in copies:
+        return _anew(value, copies, depth)
+    return copies[id(value)]
+
+
+@functools.singledispatch
+def _anew(value: Any, copies: dict[int, Any], depth: int) -> Any:
+    """A copy of an object, its attributes copied too; the object itself where it has none or is a lock."""
+    if depth == _DEEPEST or not getattr(value, "__dict__", None):
+        return value
+    new = _copied(value, copies)
+    if new is not value:
+        vars(new).update({name: _private(part, copies, depth + 1) for name, part in vars(value).items()})
+    return new
+
+
+def _copied(value: Any, copies: dict[int, Any]) -> Any:
+    with contextlib.suppress(Exception):  # anything may go wrong in foreign code; the value is shared then
+        copies[id(value)] = copy.copy(value)
+    return copies.get(id(value), value)
+
+
+for _kind in (nn.Module, nn.Parameter, type, types.ModuleType, enum.Enum):
+    _anew.register(_kind, lambda value, copies, depth: value)  # noqa: ARG005
+for _kind in (set, np.ndarray):
+    _anew.register(_kind, lambda value, copies, depth: _copied(value, copies))  # noqa: ARG005
+
+
+@_anew.register(Tensor)
+@_anew.register(torch.Generator)
+def _(value: Any, copies: dict[int, Any], depth: int) -> Any:  # noqa: ARG001
+    copies[id(value)] = new = value.clone() if isinstance(value, Tensor) else value.clone_state()
+    return new
+
+
+@_anew.register(dict)
+@_anew.register(list)
+@_anew.register(deque)
+def _(value: Any, copies: dict[int, Any], depth: int) -> Any:
+    new = _copied(value, copies)
+    if new is not value:
+        for key, part in list(value.items() if isinstance(value, dict) else enumerate(value)):
+            new[key] = _private(part, copies, depth)
+    return new
+
+
+@_anew.register
+def _(value: tuple, copies: dict[int, Any], depth: int) -> Any:
+    if _PLAIN.issuperset(map(type, value)):
+        return value
+    parts = [_private(part, copies, depth) for part in value]
+    same = all(new is old for new, old in zip(parts, value, strict=True))
+    return value if same else getattr(type(value), "_make", type(value))(parts)
+
+
+@_anew.register
+def _(value: types.MethodType, copies: dict[int, Any], depth: int) -> Any:
+    return types.MethodType(value.__func__, _private(value.__self__, copies, depth))
+
+
+@_anew.register
+def _(value: functools.partial, copies: dict[int, Any], depth: int) -> Any:
+    func, args, keywords = (
+        _private(part, copies, depth) for part in (value.func, value.args, value.keywords)
+    )
+    return functools.partial(func, *args, **keywords)
+
+
+@_anew.register
+def _(value: types.FunctionType, copies: dict[int, Any], depth: int) -> Any:
+    """A function whose closure, and what it reads of its module's modules and containers, is copied."""
+    if (value.__module__ or "").startswith("torch"):
+        return value
+    copies[id(value)] = value  # it may refer to itself
+    read = {name: value.__globals__.get(name) for name in value.__code__.co_names}
+    read = {
+        name: part for name, part in read.items() if isinstance(part, (nn.Module, dict, list, deque, set))
+    }
+    anew = {name: _private(part, copies, depth) for name, part in read.items()}
+    if not value.__closure__ and all(anew[name] is read[name] for name in read):
+        return value
+    cells = tuple(_private(cell, copies, depth) for cell in value.__closure__ or ())
+    scope = value.__globals__ | anew if anew else value.__globals__
+    defaults = _private(value.__defaults__, copies, depth)
+    new = types.FunctionType(value.__code__, scope, value.__name__, defaults, cells)
+    new.__kwdefaults__ = value.__kwdefaults__
+    new.__dict__.update(value.__dict__)
+    copies[id(value)] = new
+    return new
+
+
+@_anew.register
+def _(value: types.CellType, copies: dict[int, Any], depth: int) -> Any:
+    copies[id(value)] = new = types.CellType()
+    with contextlib.suppress(ValueError):  # an empty cell
+        new.cell_contents = _private(value.cell_contents, copies, depth)
+    return new

@@ -19,11 +19,11 @@ from xcam_fn.network.halves import (
     Site,
     cut_at,
     differentiable_again,
-    made_up,
     pulled,
     recorded_pass,
 )
 from xcam_fn.network.places import ToSpatial
+from xcam_fn.network.probe import made_up
 from xcam_fn.network.target_layer import Layer
 from xcam_fn.network.vjp import records_nothing
 from xcam_fn.torch_state import mark_constant, outside_transforms
@@ -37,11 +37,12 @@ def forward_pass(
     *,
     replace: Change | None = None,
     records: bool = True,
+    score: Score | None = None,
 ) -> Pass:
     """Run the model once, see `recorded_pass`, whether torch.compile is at work or not."""
     if torch.compiler.is_dynamo_compiling():
         return _compiling_pass(model, layer, x, to_spatial)
-    return recorded_pass(model, layer, x, to_spatial, replace=replace, records=records)
+    return recorded_pass(model, layer, x, to_spatial, replace=replace, records=records, score=score)
 
 
 class _Prepared:

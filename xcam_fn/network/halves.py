@@ -13,10 +13,19 @@ from torch import Tensor, nn
 from xcam_fn import checks
 from xcam_fn.network import trace
 from xcam_fn.network.attention import StepByStep
-from xcam_fn.network.calls import ModuleCall, is_in_place, run_changed, with_features
+from xcam_fn.network.calls import (
+    ModuleCall,
+    features_of,
+    first_rows,
+    is_in_place,
+    outputs_agree,
+    run_changed,
+    with_features,
+)
 from xcam_fn.network.copies import named, unwrap
 from xcam_fn.network.places import ToSpatial, is_settled, replaced, to_spatial_of
-from xcam_fn.network.target_layer import Layer, default_call, find, position_of
+from xcam_fn.network.probe import Probe, made_up
+from xcam_fn.network.target_layer import Carrying, Layer, find, is_in_doubt, position_of
 from xcam_fn.network.vjp import by_autograd, detached, gradient, pulled_back
 from xcam_fn.torch_state import is_readable, is_wrapped, outside_transforms
 
@@ -94,7 +103,13 @@ class Site(NamedTuple):
         def changed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             if in_place and args:  # what it returns may be ignored: its input has to hold the result
                 return args[0].copy_(change(forward(args[0].clone(), *args[1:], **kwargs)))
-            return with_features(forward(*args, **kwargs), change)
+            output = forward(*args, **kwargs)
+            if features_of(output) is None:
+                raise checks.StructureError(
+                    f"layer {self.shown!r} returns {checks.kind_of(output)}, not floating-point numbers, "
+                    "which alone have a gradient; explain the network before it was quantized, or use rise"
+                )
+            return with_features(output, change)
 
         return run_changed(
             self.root, x, {(id(self.module), self.number): changed}, calls, watched=watched, detached=detached
@@ -130,13 +145,13 @@ class Pass(NamedTuple):
         assert self.pull is not None
         scores, own = self.pull(score)
         placed = self.site.placed(own, classes=scores.ndim == 2)
+        checks.check_finite(placed, f"layer {self.site.shown!r}: the gradient of the score")
         tokens = self.site.to_spatial is not None and is_readable(own)
         if tokens and not placed.detach().any() and own.detach().any():
-            default = self.calls[default_call(self.site.root, self.calls, self.site.size)].name
             raise ValueError(
                 f"layer {self.site.shown!r}: the score reads its class token alone, so the gradient of every "
-                "patch is zero and there is no map; explain a layer before the last attention, such as "
-                f"{default!r} (layer=None)"
+                "patch is zero and there is no map; explain a layer before the last attention (layer=None "
+                "finds one)"
             )
         return placed
 
@@ -156,6 +171,7 @@ def recorded_pass(
     *,
     replace: Change | None = None,
     records: bool = True,
+    score: Score | None = None,
 ) -> Pass:
     """Run the model once, recorded from the target layer on, and from the start where a graph is recorded.
 
@@ -166,20 +182,66 @@ def recorded_pass(
         to_spatial: what places the layer's output; None finds it.
         replace: the layer's own output to what takes its place; None leaves it.
         records: whether gradients are going to be asked for; else nothing is kept for them.
+        score: what a default layer has to have a gradient of; where the first that comes into question has
+            none, the model runs again at the next that has.
     """
-    root, size = unwrap(model), tuple(x.shape[2:])
+    root = unwrap(model)
     if any(isinstance(length, torch.SymInt) for length in x.shape):
         return _symbolic_pass(root, layer, x, to_spatial)
+    found = _pass_at(root, layer, x, to_spatial, replace, records or score is not None, None)
+    if layer is None and score is not None and found.pull is not None and by_autograd(x):
+        try:
+            scores, own = found.pull(score)
+            if found.site.placed(own, classes=scores.ndim == 2).any():
+                return found
+        except checks.LostGradientError:
+            pass
+        except (ValueError, TypeError):  # what asks for the score raises; not every method does
+            return found
+        carrying = _carrying(root, x, score) - {(id(found.site.module), found.site.number)}
+        if carrying:
+            with contextlib.suppress(checks.NoDefaultLayerError):
+                return _pass_at(root, layer, x, to_spatial, replace, True, carrying)
+    return found
+
+
+def _carrying(root: nn.Module, x: Tensor, score: Score) -> set[tuple[int, int]]:
+    """The calls of a forward that depend on x and that a score of the output depends on."""
+    seen: list[tuple[tuple[int, int], Tensor]] = []
+
+    def see(call: ModuleCall, output: Any) -> None:
+        values = features_of(output)
+        if values is not None and values.requires_grad:
+            seen.append((call.key, values))
+
+    with torch.enable_grad():
+        scores = score(run_changed(root, x.detach().requires_grad_(), see=see, detached=True))
+        if not seen or not scores.requires_grad:
+            return set()
+        grads = torch.autograd.grad(scores.sum(), [values for _, values in seen], allow_unused=True)
+    return {key for (key, _), grad in zip(seen, grads, strict=True) if grad is not None and grad.any()}
+
+
+def _pass_at(
+    root: nn.Module,
+    layer: Layer,
+    x: Tensor,
+    to_spatial: ToSpatial | None,
+    replace: Change | None,
+    records: bool,
+    carrying: Carrying,
+) -> Pass:
+    size, probe = tuple(x.shape[2:]), Probe(root, x)
     record = (_by_autograd if records else _unrecorded) if by_autograd(x) else _by_transform
     guesses = _GUESSES.setdefault(root, {})
-    asked, guess = _guess(root, layer, x, guesses)
+    asked, guess = _guess(root, layer, x, guesses, probe)
     for _ in range(_TRIES):
         calls: list[ModuleCall] = []
         module = unwrap(root.get_submodule(guess.name))
-        watched = None if guess.watch_all else _last_of(module)
+        watched = None if guess.watch_all else _telling(root, guess.name, module)
         site = Site(root, module, guess.number, guess.name, None, size)
         found = record(site, x, replace, calls, watched)
-        position = position_of(root, layer, calls, size)
+        position = position_of(root, layer, calls, probe, carrying)
         call = calls[position]
         watch_all = guess.watch_all or not (to_spatial or is_settled(calls, position, size))
         seen = _Guess(call.name, call.number, watch_all)
@@ -191,15 +253,20 @@ def recorded_pass(
             f"layer {guess.name!r}: {type(root).__name__} runs other modules at each forward of the same "
             "images; name a layer that runs in all of them, such as 'layer#1' for its first call"
         )
-    guesses[asked] = guess
-    shown = call.shown if isinstance(layer, str) and "#" in layer else call.name
-    place = to_spatial or to_spatial_of(root, calls, position, size)
-    return _pass_of(site._replace(shown=shown, to_spatial=place), calls, found, x)
+    if carrying is None:
+        guesses[asked] = guess
+    is_call = isinstance(layer, str) and "#" in layer
+    in_doubt = is_in_doubt(root, calls, position) and not (is_call and not isinstance(root, Bound))
+    place = to_spatial or to_spatial_of(calls, position, probe, in_doubt=in_doubt)
+    return _pass_of(
+        site._replace(shown=call.shown if is_call else call.name, to_spatial=place), calls, found, x
+    )
 
 
-def _last_of(module: nn.Module) -> set[int]:
-    """The ids of a module and of those in it that tell where its output lies: the last of a sequence."""
-    found = {id(module)}
+def _telling(root: nn.Module, name: str, module: nn.Module) -> set[int]:
+    """The ids of a module, of those that it is in, and of those in it that tell where its output lies."""
+    path = name.split(".")
+    found = {id(root), *(id(root.get_submodule(".".join(path[:i]))) for i in range(1, len(path) + 1))}
     while type(module) is nn.Sequential and len(module):
         module = unwrap(module[-1])
         found.add(id(module))
@@ -210,6 +277,7 @@ def _pass_of(site: Site, calls: list[ModuleCall], found: _Found, x: Tensor) -> P
     own, output, pull = found
     placed = site.placed(own)
     checks.check_features(placed, x, site.shown)
+    checks.check_finite(placed, f"layer {site.shown!r}: its output")
     return Pass(site, calls, own, placed, output, pull)
 
 
@@ -222,17 +290,19 @@ def _symbolic_pass(root: nn.Module, layer: Layer, x: Tensor, to_spatial: ToSpati
     return _pass_of(known.site, known.calls, found, x)
 
 
-def _guess(root: nn.Module, layer: Layer, x: Tensor, guesses: _Guesses) -> tuple[str | None, _Guess]:
+def _guess(
+    root: nn.Module, layer: Layer, x: Tensor, guesses: _Guesses, probe: Probe
+) -> tuple[str | None, _Guess]:
     """The layer as it is remembered, and which call it was last; else the one that it may be."""
     if layer is None:
-        return None, guesses.get(None) or _default_of_one(root, x)
+        return None, guesses.get(None) or _default_of_one(root, x, probe)
     module, number = find(root, layer)
     name = next(name for name, other in named(root) if unwrap(other) is module)
     asked = name if number is None else f"{name}#{number}"
     return asked, guesses.get(asked, _Guess(name, number or 1, watch_all=False))
 
 
-def _default_of_one(root: nn.Module, x: Tensor) -> _Guess:
+def _default_of_one(root: nn.Module, x: Tensor, probe: Probe) -> _Guess:
     """The default layer for the first image, or for all where one does not do, as of frames of one clip."""
     calls: list[ModuleCall] = []
     with torch.no_grad():
@@ -241,7 +311,7 @@ def _default_of_one(root: nn.Module, x: Tensor) -> _Guess:
         except Exception:
             calls.clear()
             run_changed(root, x, None, calls)
-    call = calls[position_of(root, None, calls, tuple(x.shape[2:]))]
+    call = calls[position_of(root, None, calls, probe)]
     return _Guess(call.name, call.number, watch_all=True)
 
 
@@ -278,29 +348,37 @@ def _by_autograd(
         seen[:] = [value.clone(), zero]
         return value + zero
 
-    def run(*, detached: bool) -> Any:
-        return site.run(x if wanted else x.detach(), added, calls, watched, detached=detached)
-
     with torch.set_grad_enabled(wanted), differentiable_again(wanted):  # recording begins at the layer
-        output = run(detached=False)
+        output = site.run(x if wanted else x.detach(), added, calls, watched)
         left = bool(seen) and not torch.is_grad_enabled()
     if left and not wanted:  # the layer is in a region that switches recording, which ended with the region
         calls.clear()
         with torch.enable_grad():
-            output = run(detached=True)
+            output = site.run(x.detach(), added, calls, watched, detached=True)
     if not seen:
         return None
     raw, zero = seen
+    known: list[Any] = [None, ()]  # the score that was asked for last: a default layer is checked by it
+
+    def first(scores: Tensor, cotangent: Tensor, create_graph: bool) -> Tensor:
+        found = gradient(scores, zero, cotangent, create_graph=create_graph)
+        if found is None:
+            raise checks.lost_gradient(f"layer {site.shown!r}", scores, output)
+        return found
 
     def pull(score: Score, *, twice: bool = False) -> tuple[Tensor, ...]:
+        if known[0] is score and not twice:
+            return known[1]
         with torch.enable_grad():
             scores = score(output)
-            found = [pulled_back(lambda v: gradient(scores, zero, v, create_graph=wanted or twice), scores)]
+            found = [pulled_back(lambda v: first(scores, v, wanted or twice), scores)]
             if twice:
                 rows = found[0].unbind(1) if scores.ndim == 2 else [found[0]]
                 second = [gradient(row, zero, raw, create_graph=wanted) for row in rows]
+                second = [torch.zeros_like(zero) if one is None else one for one in second]
                 found.append(torch.stack(second, 1) if scores.ndim == 2 else second[0])
-        return (scores, *found) if wanted else detached((scores, *found))
+        known[:] = score, (scores, *found) if wanted else detached((scores, *found))
+        return known[1]
 
     return (raw, output, pull) if wanted else (*detached((raw, output)), pull)
 
@@ -402,7 +480,8 @@ def halves(found: Pass, x: Tensor) -> Halves:
             site,
             lambda x: trunk(site.root, x),
             lambda features, residual: head(site.root, features, *residual),
-            takes_any_batch=cut.residual_is_empty,
+            takes_any_batch=cut.residual_is_empty
+            and _keeps_rows_apart(lambda a: head(site.root, a), found.own),
             is_traced=True,
         )
 
@@ -415,6 +494,17 @@ def halves(found: Pass, x: Tensor) -> Halves:
         return site.run(x, lambda _: features.clone())
 
     return Halves(site, trunk_by_replacing, head_by_replacing, takes_any_batch=False, is_traced=False)
+
+
+def _keeps_rows_apart(head: Callable[[Tensor], Any], own: Tensor) -> bool:
+    """Whether a head takes several rows, and computes of each what it computes of that row alone."""
+    if not is_readable(own):
+        return True
+    with torch.no_grad(), contextlib.suppress(Exception):
+        one = own[:1].detach()
+        together = head(torch.cat([one, one / 2]))
+        return outputs_agree(first_rows(together, 1, 2), head(one.clone()))
+    return False
 
 
 def cut_at(site: Site, calls: list[ModuleCall], x: Tensor) -> trace.Cut | None:
@@ -440,10 +530,3 @@ def traced_model(root: nn.Module, x: Tensor) -> trace.Trace | None:
             return trace.audited(found, root, sample, run_changed(root, sample))
         except Exception:  # one image may not do
             return None
-
-
-def made_up(like: Tensor) -> Tensor:
-    """One image of numbers, in the place of one whose values cannot be read."""
-    shape = (1, *map(int, like.shape[1:]))
-    count = torch.Size(shape).numel()
-    return torch.linspace(-1, 1, count, dtype=like.dtype, device=like.device).reshape(shape)

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from xcam_fn import checks
 from xcam_fn.network.calls import ModuleCall
+from xcam_fn.network.probe import Place, Probe
 from xcam_fn.torch_state import BatchNorm, Convolution
 
 ToSpatial = Callable[[Tensor], Tensor]
 
 _CHANNELS_FIRST = (Convolution, BatchNorm, nn.GroupNorm)
-# What models call the parameters that they put before (or after) the patches.
-_PREFIX_TOKENS = (
-    "cls_token", "class_token", "class_embedding", "dist_token", "distillation_token", "reg_token",
-    "register_tokens",
-)  # fmt: skip
 _ATTENTION_KINDS = ("attention", "attn", "mhsa", "mla")
 _ATTENTION_NAMES = ("attn", "attention", "self_attn", "self_attention")
 _AXES = {1: "l", 2: "h w", 3: "d h w"}
+_AS_IT_IS = Place(0, (), turned=False)
 
 
 def own_layout(call: ModuleCall) -> str | None:
@@ -44,27 +42,41 @@ def pools(module: nn.Module) -> bool:
     return "pool" in type(module).__name__.lower().replace("poolformer", "")
 
 
-def to_spatial_of(
-    root: nn.Module, calls: Sequence[ModuleCall], position: int, size: tuple[int, ...]
-) -> ToSpatial | None:
-    """What places a call's output as (B, K, *spatial); None where it is so placed already, or cannot be.
+class UnplacedError(ValueError):
+    """A layer's output was not found to lie on the image."""
 
-    Args:
-        root: the network.
-        calls: all calls of a forward.
-        position: which of them.
-        size: the image's, pixels.
+
+def to_spatial_of(
+    calls: Sequence[ModuleCall], position: int, probe: Probe, *, in_doubt: bool = False
+) -> ToSpatial | None:
+    """What places a call's output as (B, K, *spatial); None where it is so placed already, or no map.
+
+    Where tokens lie is measured, and where maps lie in case of doubt.
+
+    Raises:
+        UnplacedError: they were not found to lie on the image.
     """
-    shape = calls[position].shape
-    if len(shape) == len(size) + 2:
-        return _channels_first if _layout(calls, position) == "last" else None
-    if len(shape) != 3 or shape[0] != 1:
+    call, shape, axes = calls[position], calls[position].shape, len(probe.size) + 2
+    is_last = len(shape) == axes and _layout(calls, position) == "last"
+    if len(shape) == axes:
+        place = probe.maps(call, _grid_of(calls, position), is_last=is_last) if in_doubt else _AS_IT_IS
+        if place == _AS_IT_IS or (place is not None and not place.turned):
+            return _channels_first if is_last else None
+        if place is not None:
+            return functools.partial(_turned, is_last=is_last)
+    elif len(shape) == 3 and shape[0] == 1 and axes > 3:
+        place = probe.tokens(call)
+        if place is not None:
+            return functools.partial(place_tokens, **place._asdict())
+    else:
         return None
-    for dropped in _prefix_tokens(root, calls[position].name):
-        grid = _grid(calls[:position], shape[1] - dropped, size)
-        if grid is not None:
-            return functools.partial(place_tokens, prefix=dropped, grid=grid)
-    return None
+    what = f"tokens of shape {shape}" if len(shape) == 3 else f"shape {shape}"
+    raise UnplacedError(
+        f"layer {call.name!r} returns {what} for one image, and its values do not move most where a patch "
+        "of the image is changed; choose another layer or call (xcam_fn.layers(model, x) lists them), or "
+        f"pass to_spatial=a function that arranges what it returns as {checks.maps_of(probe.x)}, such as "
+        f"{checks.ARRANGED}"
+    )
 
 
 def is_settled(calls: Sequence[ModuleCall], position: int, size: tuple[int, ...]) -> bool:
@@ -77,23 +89,33 @@ def is_settled(calls: Sequence[ModuleCall], position: int, size: tuple[int, ...]
 
 
 def placed_shape(
-    root: nn.Module, calls: Sequence[ModuleCall], position: int, size: tuple[int, ...]
+    calls: Sequence[ModuleCall], position: int, probe: Probe, *, in_doubt: bool = False
 ) -> tuple[int, ...]:
-    """The shape of a call's output for one image, placed on the image where it can be."""
+    """The shape of a call's output for one image, placed on the image where it lies on it, else ()."""
     shape = calls[position].shape
-    place = to_spatial_of(root, calls, position, size)
+    try:
+        place = to_spatial_of(calls, position, probe, in_doubt=in_doubt)
+    except UnplacedError:
+        return ()
     return shape if place is None else tuple(place(torch.empty(shape, device="meta")).shape)
 
 
-def place_tokens(tokens: Tensor, *, prefix: int, grid: tuple[int, ...]) -> Tensor:
-    """Tokens (B, prefix + patches, K) as maps (B, K, *grid), those before the patches left out."""
-    axes = _AXES[len(grid)]
-    sizes = dict(zip(axes.split(), grid, strict=True))
-    return rearrange(tokens[:, prefix:], f"b ({axes}) k -> b k {axes}", **sizes)
+def place_tokens(tokens: Tensor, *, prefix: int, grid: tuple[int, ...], turned: bool = False) -> Tensor:
+    """Tokens (B, prefix + patches + others, K) as maps (B, K, *grid), those that are no patches left out."""
+    names = _AXES[len(grid)]
+    order = " ".join(reversed(names.split())) if turned else names
+    sizes = dict(zip(names.split(), grid, strict=True))
+    patches = tokens[:, prefix : prefix + math.prod(grid)]
+    return rearrange(patches, f"b ({order}) k -> b k {names}", **sizes)
 
 
 def _channels_first(values: Tensor) -> Tensor:
     return values.movedim(-1, 1)
+
+
+def _turned(values: Tensor, *, is_last: bool) -> Tensor:
+    values = _channels_first(values) if is_last else values
+    return values.permute(0, 1, *reversed(range(2, values.ndim)))
 
 
 def replaced(to_spatial: ToSpatial, raw: Tensor, spatial: Tensor) -> Tensor:
@@ -132,24 +154,6 @@ def _layout(calls: Sequence[ModuleCall], position: int) -> str:
     return "first"
 
 
-def _prefix_tokens(root: nn.Module, name: str) -> list[int]:
-    """How many tokens may stand before the patches: as the model says it, or none.
-
-    A network of several branches has a class token for each (`cls_token_0`, `cls_token_1`).
-    """
-    path = name.split(".")
-    for depth in range(len(path), -1, -1):
-        count = getattr(root.get_submodule(".".join(path[:depth])), "num_prefix_tokens", None)
-        if isinstance(count, int):
-            return list(dict.fromkeys((count, 0)))
-    found = [
-        1 if parameter.ndim < 2 else parameter.shape[-2]
-        for name, parameter in root.named_parameters()
-        if name.rpartition(".")[2].rstrip("_0123456789") in _PREFIX_TOKENS
-    ]
-    return list(dict.fromkeys((sum(found), *found, 0)))
-
-
 def are_maps(calls: Sequence[ModuleCall], size: tuple[int, ...]) -> list[bool]:
     """Whether each call returns maps or tokens of whole images, as far as its shape and place tell.
 
@@ -171,50 +175,28 @@ def _grid_of(calls: Sequence[ModuleCall], position: int) -> tuple[int, ...]:
     return shape[2:] if _layout(calls, position) == "first" else shape[1:-1]
 
 
-def _grid(calls: Sequence[ModuleCall], patches: int, size: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The grid of so many patches: one that the forward has been at, else the image's size in patches."""
-    has_maps = are_maps(calls, size)
-    for i in range(len(calls) - 1, -1, -1):
-        if len(calls[i].shape) == len(size) + 2 and has_maps[i]:
-            grid = _grid_of(calls, i)
-            if math.prod(grid) == patches:
-                return grid
-    for stride in range(1, max(size) + 1):
-        grid = tuple(math.ceil(length / stride) for length in size)
-        if math.prod(grid) == patches:
-            return grid
-    return None
-
-
-def default_position(
-    calls: Sequence[ModuleCall], size: tuple[int, ...], grid_of: Callable[[int], tuple[int, ...] | None]
-) -> int:
-    """The call whose output class activation maps are usually taken at.
+def default_candidates(calls: Sequence[ModuleCall], size: tuple[int, ...]) -> Iterator[int]:
+    """The calls whose output class activation maps are usually taken at, the first that fits to be taken.
 
     In a network of tokens it is what the last attention reads (the norm before it): there every patch still
     has a say in the score. Elsewhere it is the last convolution's activation as the network goes on to use
     it: the last module run, before pooling or flattening, whose output has the last convolution's size.
-
-    Args:
-        calls: all calls of a forward of one image.
-        size: the image's, pixels.
-        grid_of: a call to the spatial size of its output; None where it has no place or but one.
-
-    Raises:
-        ValueError: there is neither.
     """
-    last_map = _last_map(calls, size)
-    attentions = [i for i in _attentions(calls) if last_map is None or i > last_map]
+    maps = _activations(calls, size)
+    last_map = maps[0] if maps else -1
+    attentions = [i for i in _attentions(calls) if i > last_map]
     for i in reversed(attentions):
-        if grid_of(calls[i].start - 1) is not None:
-            return calls[i].start - 1
-    first = 0 if last_map is None else last_map + 1
-    tokens = [i for i in range(first, len(calls)) if _is_row(calls, i) and calls[i].is_alone]
-    if not attentions and tokens and grid_of(tokens[-1]) is not None:
-        return tokens[-1]
-    if last_map is None:
-        raise ValueError("neither maps nor tokens")
-    return last_map
+        yield calls[i].start - 1
+    if not attentions:
+        yield from [i for i in range(last_map + 1, len(calls)) if _is_row(calls, i) and calls[i].is_alone][
+            :-2:-1
+        ]
+    yield from maps
+
+
+def has_tokens(calls: Sequence[ModuleCall], size: tuple[int, ...]) -> bool:
+    """Whether a network attends, or ends in tokens: what is a map then is not told by shapes."""
+    return bool(_attentions(calls)) or (len(size) > 1 and any(_is_row(calls, i) for i in range(len(calls))))
 
 
 def _attentions(calls: Sequence[ModuleCall]) -> list[int]:
@@ -235,10 +217,11 @@ def _named_attentions(calls: Sequence[ModuleCall]) -> list[int]:
     return [i for i, call in enumerate(calls) if call.start > 0 and is_named(call)]
 
 
-def _last_map(calls: Sequence[ModuleCall], size: tuple[int, ...]) -> int | None:
-    """The last activation of the size of the last convolution, or of the last maps that attention made."""
+def _activations(calls: Sequence[ModuleCall], size: tuple[int, ...]) -> list[int]:
+    """For each convolution, and each map that attention made, the last activation of its size; last first."""
+    axes = len(size) + 2
     convolutions = [i for i, call in enumerate(calls) if isinstance(call.module, Convolution) and call.name]
-    spatial = [i for i in convolutions if max(calls[i].shape[2:]) > 1] or convolutions
+    spatial = [i for i in convolutions if len(calls[i].shape) == axes and max(calls[i].shape[2:]) > 1]
     around = [
         next(
             (
@@ -250,11 +233,12 @@ def _last_map(calls: Sequence[ModuleCall], size: tuple[int, ...]) -> int | None:
         )
         for i in _attentions(calls)
     ]
-    last = max([*spatial[-1:], *around], default=-1)
-    if last < 0:
-        return None
-    grid = calls[last].shape[2:]
-    return [i for i in range(last, len(calls)) if calls[i].name and _goes_on(calls[i], grid)][-1]
+    found = {}
+    for last in sorted({*(spatial or convolutions), *around} - {-1}, reverse=True):
+        grid = calls[last].shape[2:]
+        same = [i for i in range(last, len(calls)) if calls[i].name and _goes_on(calls[i], grid)]
+        found |= dict.fromkeys(reversed(same))
+    return list(found)
 
 
 def _goes_on(call: ModuleCall, grid: tuple[int, ...]) -> bool:

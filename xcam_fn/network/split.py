@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,11 +14,14 @@ from xcam_fn import checks
 from xcam_fn.network.calls import ModuleCall, module_calls
 from xcam_fn.network.copies import unwrap
 from xcam_fn.network.forward import forward_pass
-from xcam_fn.network.halves import Pass, halves
+from xcam_fn.network.halves import Pass, Score, halves
 from xcam_fn.network.places import ToSpatial, are_maps, placed_shape
-from xcam_fn.network.target_layer import Layer, default_call
+from xcam_fn.network.probe import Probe
+from xcam_fn.network.target_layer import Layer
 from xcam_fn.network.vjp import recording
-from xcam_fn.targets import Classes, Target, resolve
+from xcam_fn.targets import Classes, Target, logit, resolve
+from xcam_fn.targets.outputs import dense_logits
+from xcam_fn.torch_state import pytree
 
 
 class Split(NamedTuple):
@@ -47,14 +51,14 @@ class FeatureAndGrad(NamedTuple):
 
 
 def checked_pass(
-    model: nn.Module, layer: Layer, x: Tensor, to_spatial: ToSpatial | None, *, records: bool = False
+    model: nn.Module, layer: Layer, x: Tensor, to_spatial: ToSpatial | None, score: Score | None = None
 ) -> Pass:
     """`forward_pass`, its arguments checked."""
     checks.check_to_spatial(to_spatial)
     if not torch.compiler.is_dynamo_compiling():
         checks.check_call(model, x)
-        checks.check_model(unwrap(model), x)
-    return forward_pass(model, layer, x, to_spatial, records=records)
+        checks.check_model(unwrap(model))
+    return forward_pass(model, layer, x, to_spatial, records=score is not None, score=score)
 
 
 def split(
@@ -79,8 +83,8 @@ def split(
         ValueError: the layer is not in the model, is never reached, or is ambiguous.
         TypeError: an argument is of the wrong kind.
     """
-    with recording(x), checks.explained(model, x):
-        found = halves(checked_pass(model, layer, x, to_spatial), x)
+    with recording(x):
+        found = halves(checked_pass(model, layer, x, to_spatial, default_score(layer)), x)
     return Split(trunk=found.run_trunk, head=found.run_head)
 
 
@@ -103,8 +107,8 @@ def features(
         ValueError: bad x, unknown layer, a layer without spatial maps, or a model in training mode.
         TypeError: an argument is of the wrong kind.
     """
-    with recording(x), checks.explained(model, x):
-        return checked_pass(model, layer, x, to_spatial).features
+    with recording(x):
+        return checked_pass(model, layer, x, to_spatial, default_score(layer)).features
 
 
 def feature_and_grad(
@@ -141,9 +145,10 @@ def feature_and_grad(
     References:
         Selvaraju et al., Grad-CAM (arXiv:1610.02391).
     """
-    with recording(x, create_graph), checks.explained(model, x):
-        found = checked_pass(model, layer, x, to_spatial, records=True)
-        grads = found.gradient(checked_scores(cls, x.shape[0]))
+    score = checked_scores(cls, x.shape[0])
+    with recording(x, create_graph):
+        found = checked_pass(model, layer, x, to_spatial, score)
+        grads = found.gradient(score)
         return FeatureAndGrad(found.features, grads, found.output)
 
 
@@ -170,14 +175,35 @@ def default_layer(model: nn.Module, x: Float[Tensor, "B C *size"]) -> str:
 
     Args:
         model: the network, in evaluation mode.
-        x: (B, C, *size), an input; only its shape matters.
+        x: (B, C, *size), prepared images.
 
     Raises:
         ValueError: the model runs neither a convolution with spatial maps nor an attention over patches.
         TypeError: an argument is of the wrong kind.
     """
-    calls = checked_calls(model, x)
-    return calls[default_call(unwrap(model), calls, tuple(x.shape[2:]))].name
+    with torch.no_grad():
+        return checked_pass(model, None, x, None, default_score(None)).site.shown
+
+
+def default_score(layer: Layer) -> Score | None:
+    """What a default layer has to have a gradient of where no class is given: the predicted one's logit.
+
+    It is what the network returns, all of it, where that is no logits of classes.
+    """
+
+    def score(output: Any) -> Tensor:
+        with contextlib.suppress(ValueError, TypeError):
+            return logit(None)(output)
+        with contextlib.suppress(ValueError, TypeError):
+            output = dense_logits(output)
+        parts = [leaf.square().sum() for leaf in pytree.tree_leaves(output) if _is_real(leaf)]
+        return sum(parts[1:], parts[0])[None]
+
+    return score if layer is None else None
+
+
+def _is_real(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
 
 
 def layers(model: nn.Module, x: Float[Tensor, "B C *size"]) -> dict[str, tuple[int, ...]]:
@@ -185,7 +211,7 @@ def layers(model: nn.Module, x: Float[Tensor, "B C *size"]) -> dict[str, tuple[i
 
     Args:
         model: the network, in evaluation mode.
-        x: (B, C, *size), an input; only its shape matters.
+        x: (B, C, *size), prepared images.
 
     Returns:
         Names to shapes (1, K, *spatial), those of tokens as they are placed on the image; a module that runs
@@ -195,13 +221,12 @@ def layers(model: nn.Module, x: Float[Tensor, "B C *size"]) -> dict[str, tuple[i
         ValueError: bad x or a model in training mode.
         TypeError: an argument is of the wrong kind.
     """
-    calls, root = checked_calls(model, x), unwrap(model)
+    calls, probe = checked_calls(model, x), Probe(unwrap(model), x)
     last = {call.name: call.number for call in calls}
-    size = tuple(x.shape[2:])
     listed: dict[str, tuple[int, ...]] = {}
-    for i, (call, has_maps) in enumerate(zip(calls, are_maps(calls, size), strict=True)):
-        shape = placed_shape(root, calls, i, size)
-        if call.name and len(shape) == x.ndim and has_maps:
+    for i, (call, has_maps) in enumerate(zip(calls, are_maps(calls, probe.size), strict=True)):
+        shape = placed_shape(calls, i, probe) if call.name and has_maps else ()
+        if len(shape) == x.ndim:
             listed[call.shown if last[call.name] > 1 else call.name] = shape
     return listed
 
@@ -209,6 +234,6 @@ def layers(model: nn.Module, x: Float[Tensor, "B C *size"]) -> dict[str, tuple[i
 def checked_calls(model: nn.Module, x: Tensor) -> list[ModuleCall]:
     """Every call of a forward of x, the arguments checked."""
     checks.check_call(model, x)
-    checks.check_model(unwrap(model), x)
-    with torch.no_grad(), checks.explained(model, x):
+    checks.check_model(unwrap(model))
+    with torch.no_grad():
         return module_calls(unwrap(model), x)

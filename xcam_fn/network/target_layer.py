@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from torch import nn
 
+from xcam_fn import checks
 from xcam_fn.network.bound import Bound
 from xcam_fn.network.calls import ModuleCall
 from xcam_fn.network.copies import named, unwrap
-from xcam_fn.network.places import default_position, placed_shape
+from xcam_fn.network.places import default_candidates, has_tokens, placed_shape
+from xcam_fn.network.probe import Probe
 
 Layer = str | nn.Module | None
+Carrying = Collection[tuple[int, int]] | None
 
 
 def find(root: nn.Module, layer: str | nn.Module) -> tuple[nn.Module, int | None]:
@@ -43,22 +46,24 @@ def find(root: nn.Module, layer: str | nn.Module) -> tuple[nn.Module, int | None
     return found, int(number) if marked else None
 
 
-def position_of(root: nn.Module, layer: Layer, calls: Sequence[ModuleCall], size: tuple[int, ...]) -> int:
+def position_of(
+    root: nn.Module, layer: Layer, calls: Sequence[ModuleCall], probe: Probe, carrying: Carrying = None
+) -> int:
     """The position of the target layer among the calls of a forward.
 
     Args:
         root: the network.
         layer: as for every method.
         calls: all calls of a forward.
-        size: of the images, pixels.
+        probe: of the images.
+        carrying: the calls that the score depends on, where that was found out.
 
     Raises:
         ValueError: the layer does not run, or not so often, or there is no default layer.
     """
     if layer is None:
-        module, number = calls[default_call(root, calls, size)].module, None
-    else:
-        module, number = find(root, layer)
+        return default_call(root, calls, probe, carrying)
+    module, number = find(root, layer)
     positions = [i for i, call in enumerate(calls) if call.module is module]
     if not positions:
         raise _never_reached(root, module)
@@ -68,28 +73,56 @@ def position_of(root: nn.Module, layer: Layer, calls: Sequence[ModuleCall], size
         raise ValueError(
             f"layer {layer!r}: {name!r} runs {len(positions)} time(s) in a forward; expected one of {names}"
         )
-    return positions[-1] if number is None else positions[number - 1]
+    if number is not None:
+        return positions[number - 1]
+    if is_in_doubt(root, calls, positions[-1]):  # of two streams, one may be of another image, or turned
+        for position in reversed(positions[1:]):
+            if placed_shape(calls, position, probe, in_doubt=True):
+                return position
+        return positions[0]
+    return positions[-1]
 
 
-def default_call(root: nn.Module, calls: Sequence[ModuleCall], size: tuple[int, ...]) -> int:
+def is_in_doubt(root: nn.Module, calls: Sequence[ModuleCall], position: int) -> bool:
+    """Whether a call may be of something else than the image, or more than one call are of it."""
+    name = calls[position].name
+    around = [
+        call for call in calls if name == call.name or name.startswith(f"{call.name}.") or not call.name
+    ]
+    twice = [call.module for call in around if call.number > 1]
+    return isinstance(root, Bound) or any(any(True for _ in module.parameters()) for module in twice)
+
+
+def default_call(
+    root: nn.Module, calls: Sequence[ModuleCall], probe: Probe, carrying: Carrying = None
+) -> int:
     """The position of the default layer, see `default_layer`.
 
     Raises:
         ValueError: there is none.
     """
-
-    def grid_of(position: int) -> tuple[int, ...] | None:
-        shape = placed_shape(root, calls, position, size)
-        is_placed = bool(calls[position].name) and len(shape) == len(size) + 2 and max(shape[2:]) > 1
-        return shape[2:] if is_placed else None
-
-    try:
-        return default_position(calls, size, grid_of)
-    except ValueError:
-        raise ValueError(
-            f"layer=None: {type(root).__name__} runs no convolution and no attention over patches, so there "
-            "is no default layer; name the layer to explain"
-        ) from None
+    is_measured = isinstance(root, Bound) or has_tokens(calls, probe.size)
+    single: list[int] = []
+    for position in default_candidates(calls, probe.size):
+        call = calls[position]
+        if not call.name or not call.is_alone or (carrying is not None and call.key not in carrying):
+            continue
+        shape = placed_shape(calls, position, probe, in_doubt=is_measured)
+        if len(shape) == len(probe.size) + 2 and max(shape[2:]) > 1:
+            if shape[1] > 1:
+                return position
+            single.append(position)  # a gate, or the scores of one class
+    if single:
+        return single[0]
+    if any("quantized" in type(call.module).__module__ for call in calls):
+        raise checks.NoDefaultLayerError(
+            f"layer=None: {type(root).__name__} is quantized: its layers return whole numbers, which have no "
+            "gradient; explain the network before it was quantized, or use rise"
+        )
+    raise checks.NoDefaultLayerError(
+        f"layer=None: {type(root).__name__} runs no convolution and no attention over patches of the image "
+        "that the score depends on, so there is no default layer; name the layer to explain"
+    )
 
 
 def _submodule(root: nn.Module, path: str) -> nn.Module | None:

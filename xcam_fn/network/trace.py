@@ -6,11 +6,11 @@ import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TracerBase
 
 from xcam_fn.network.bound import Bound
+from xcam_fn.network.calls import outputs_agree
 from xcam_fn.network.copies import has_hooks, is_leaf, private_copy, unwrap
 from xcam_fn.torch_state import pytree
 
@@ -93,18 +93,21 @@ class _Tracer(fx.Tracer):
             raise TypeError("a module passed as a value cannot be traced")
         return TracerBase.create_arg(self, a)
 
-    def intercept(self, name: str, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def intercept(self, name: str, module: nn.Module) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         leaf = is_leaf(module)
 
-        def recorded(*args: Any, **kwargs: Any) -> Any:
-            if leaf:
-                output = self.create_proxy("call_module", name, args, kwargs)
-            else:
-                output = forward(*args, **kwargs)
-            self.calls.setdefault(name, []).append(output)
-            return output
+        def recording(forward: Callable[..., Any]) -> Callable[..., Any]:
+            def recorded(*args: Any, **kwargs: Any) -> Any:
+                if leaf:
+                    output = self.create_proxy("call_module", name, args, kwargs)
+                else:
+                    output = forward(*args, **kwargs)
+                self.calls.setdefault(name, []).append(output)
+                return output
 
-        return recorded
+            return recorded
+
+        return recording
 
 
 def _constant(value: Tensor, number: int) -> Callable[[], Tensor]:
@@ -202,7 +205,7 @@ def audited(trace: Trace, model: nn.Module, x: Tensor, expected: Any) -> Trace |
     """
     audit = _Audit(trace, model)
     try:
-        agree = _outputs_agree(audit.run(x.clone()), expected)
+        agree = outputs_agree(audit.run(x.clone()), expected)
     except Exception:  # a graph that fails where the model does not is no graph of the model
         return None
     if not agree:
@@ -224,20 +227,6 @@ def _clone_input(graph: fx.Graph, user: fx.Node, value: fx.Node) -> None:
     with graph.inserting_before(user):
         clone = graph.call_method("clone", (value,))
     user.replace_input_with(value, clone)
-
-
-def _outputs_agree(a: Any, b: Any) -> bool:
-    left, right = pytree.tree_leaves(a), pytree.tree_leaves(b)
-    if len(left) != len(right):
-        return False
-    for one, other in zip(left, right, strict=True):
-        if isinstance(one, Tensor) and isinstance(other, Tensor) and one.shape == other.shape:
-            scale = other.detach().abs().max().item() if other.numel() else 1.0
-            if not torch.allclose(one, other, rtol=1e-3, atol=1e-4 * scale, equal_nan=True):
-                return False
-        elif type(one) is not type(other) or isinstance(one, Tensor):
-            return False
-    return True
 
 
 def cut(trace: Trace, layer: fx.Node) -> Cut:

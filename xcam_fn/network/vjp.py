@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xcam_fn import checks
 from xcam_fn.torch_state import in_transform, is_readable, pytree
 
 Pullback = Callable[[Tensor], Tensor]
@@ -36,12 +37,16 @@ def recording(x: Tensor, create_graph: bool = False) -> Iterator[None]:
         yield
 
 
-def vjp(run: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, Pullback]:
+def vjp(run: Callable[[Tensor], Tensor], at: Tensor, where: str = "x") -> tuple[Tensor, Pullback]:
     """The scores `run(at)`, and what pulls a cotangent of them back to `at`.
 
     Args:
         run: a tensor to scores.
         at: where the gradient is taken. Under autograd a graph is kept only where one is being recorded.
+        where: what `at` is called in errors.
+
+    Raises:
+        LostGradientError: when pulled back: under autograd, the scores do not depend on `at`.
     """
     if not by_autograd(at):
         found: Any = torch.func.vjp(run, at)
@@ -51,17 +56,24 @@ def vjp(run: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, Pullback]:
     at = at if wanted and at.requires_grad else at.detach().requires_grad_()
     with torch.enable_grad():
         scores = run(at)
-    pullback = lambda cotangent: gradient(scores, at, cotangent, create_graph=wanted)  # noqa: E731
-    return (scores if wanted else scores.detach()), pullback
+
+    def pull(cotangent: Tensor) -> Tensor:
+        found = gradient(scores, at, cotangent, create_graph=wanted)
+        if found is None:
+            raise checks.lost_gradient(where, scores, None)
+        checks.check_finite(found, f"the gradient of the score with respect to {where}")
+        return found
+
+    return (scores if wanted else scores.detach()), pull
 
 
-def gradient(scores: Tensor, at: Tensor, cotangent: Tensor, *, create_graph: bool) -> Tensor:
-    """The gradient by autograd, zeros where the scores do not depend on `at`."""
+def gradient(scores: Tensor, at: Tensor, cotangent: Tensor, *, create_graph: bool) -> Tensor | None:
+    """The gradient by autograd, None where the scores do not depend on `at`."""
     if not scores.requires_grad:
-        return torch.zeros_like(at)
+        return None
     with torch.enable_grad() if create_graph else contextlib.nullcontext():
         (found,) = torch.autograd.grad(
-            scores, at, cotangent, create_graph=create_graph, retain_graph=True, materialize_grads=True
+            scores, at, cotangent, create_graph=create_graph, retain_graph=True, allow_unused=True
         )
     return found
 

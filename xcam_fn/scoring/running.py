@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xcam_fn import checks
-from xcam_fn.network.calls import run_model
-from xcam_fn.network.copies import unwrap
+from xcam_fn.network.calls import first_rows, outputs_agree, run_model
+from xcam_fn.network.copies import private_copy, unwrap
 from xcam_fn.network.halves import traced_model
 from xcam_fn.network.vjp import recording, records_nothing
 from xcam_fn.perturb import perturbation_scores
@@ -119,23 +118,27 @@ def running_model(model: nn.Module, x: Tensor, how: Running, *, forwards: int | 
         return itself
     if not plain:
         return _copied(root, x, how)
+    expected = itself(x)
     try:
         copied = _copied(root, x, how)
-        agrees = _agree(copied(x), itself(x))
+        agrees = outputs_agree(copied(x), expected)
     except Exception:  # what a network's copy may do wrong is beyond counting; the model itself is there
         return itself
-    return copied if agrees else itself
+    return _instead(copied, itself) if agrees else itself
 
 
-def _agree(found: Any, expected: Any) -> bool:
-    """Whether two outputs are the same but for rounding."""
-    pairs = zip(pytree.tree_leaves(found), pytree.tree_leaves(expected), strict=True)
-    floats = [(a, b) for a, b in pairs if isinstance(b, Tensor) and b.is_floating_point() and b.numel()]
-    return all(
-        a.shape == b.shape
-        and torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max()), equal_nan=True)
-        for a, b in floats
-    )
+def _instead(run: Run, itself: Run) -> Run:
+    """The copy, and the model itself where the copy fails, as on another number of images."""
+
+    def either(images: Tensor) -> Any:
+        try:
+            return run(images)
+        except Exception as error:
+            if checks.is_out_of_memory(error):
+                raise
+            return itself(images)
+
+    return either
 
 
 def _copied(root: nn.Module, x: Tensor, how: Running) -> Run:
@@ -147,9 +150,12 @@ def _copied(root: nn.Module, x: Tensor, how: Running) -> Run:
         twin = inference_copy(root, trace.graph, None if dtype == x.dtype else dtype)
         network = compiled(twin) if how.compile else twin
     else:
-        tensors = (*root.parameters(), *root.buffers())
-        network = copy.deepcopy(root, {id(t): _placed(t.detach(), dtype) for t in tensors})
-        network = torch.compile(network, dynamic=False) if how.compile else network
+        copy = private_copy(root, detached=True)
+        for module in copy.modules():
+            for tensors in ("_parameters", "_buffers"):
+                own = vars(module)[tensors].items()
+                vars(module)[tensors] = {name: t if t is None else _placed(t, dtype) for name, t in own}
+        network = torch.compile(copy, dynamic=False) if how.compile else copy
 
     def run(images: Tensor) -> Any:
         return _to_float(network(_placed(images, dtype)), x.dtype)
@@ -176,11 +182,9 @@ def _padded(run: Run, length: int) -> Run:
         n = len(images)
         if n >= length:
             return run(images)
-        output = run(torch.cat([images, images[-1:].expand(length - n, *images.shape[1:])]))
-        if isinstance(output, list) and all(isinstance(image, dict) for image in output):
-            return output[:n]  # detections, a dict for each image
-        is_batched = lambda v: isinstance(v, Tensor) and v.ndim > 0 and len(v) == length  # noqa: E731
-        return pytree.tree_map(lambda v: v[:n] if is_batched(v) else v, output)
+        return first_rows(
+            run(torch.cat([images, images[-1:].expand(length - n, *images.shape[1:])])), n, length
+        )
 
     return padded
 
@@ -220,10 +224,29 @@ class Scoring:
         if how.compile and how.scorer is None:
             self.run = _padded(self.run, self.chunk_size)
         self.explained = explained_score(self.run(x), len(x), cls, TARGETS[score])
+        # Whether rows do not depend on their neighbors: found out by the first chunk of several.
+        is_exact = how.precision == "float32" and x.dtype in (torch.float32, torch.float64)
+        self._takes_many = None if is_exact and checks.is_readable(x) else True
 
     def of(self, images: Tensor, which: Tensor) -> Tensor:
-        """The scores (P, n) of images (P, C, *size) that stand for those of x that `which` says."""
-        return self.explained.of(self.run(images), which)
+        """The scores (P, n) of images (P, C, *size) that stand for those of x that `which` says.
+
+        A network that fails on several images at once, or mixes them, is given one at a time.
+        """
+        count = images.shape[0]
+        if self._takes_many is None and count > 1:
+            self._takes_many = False
+            try:
+                output = self.run(images)
+                self._takes_many = outputs_agree(first_rows(output, 1, count), self.run(images[:1]))
+                if self._takes_many:
+                    return self.explained.of(output, which)
+            except (ValueError, RuntimeError) as error:
+                if checks.is_out_of_memory(error):
+                    raise
+        if self._takes_many is not False:
+            return self.explained.of(self.run(images), which)
+        return torch.cat([self.explained.of(self.run(images[i, None]), which[i, None]) for i in range(count)])
 
     def each(self, images: Tensor) -> Tensor:
         """The scores (B, n) of other images in the place of x."""
@@ -280,6 +303,6 @@ def scoring_of(
 ) -> Iterator[Scoring]:
     """The scoring of one call, its arguments checked; nothing is recorded meanwhile but what is asked for."""
     checks.check_call(model, x)
-    checks.check_model(model, x)
-    with recording(x, create_graph), checks.explained(model, x):
+    checks.check_model(model)
+    with recording(x, create_graph):
         yield Scoring(model, x, cls, score, how, forwards=forwards)
