@@ -81,31 +81,40 @@ class Found(NamedTuple):
 
 
 def load(name: str, weights: str | None, device: str) -> LoadedModel:
-    """The network, as `models.load` gives it with the published weights or others, without a download."""
+    """The network, as `models.load` gives it with the published weights or others, without a download.
+
+    What is wrong with a path is not said: who may use the page could ask for it which files there are.
+    """
     place = None if weights else models.download_place(name)
     if place is not None and not place.exists():
         raise ValueError(
             f"the weights of model {name!r} are not on this machine, and the app downloads none; give the "
             f"path of a checkpoint, or 'random', or have `xcam explain PHOTO --model {name}` fetch them"
         )
-    return models.load(name, weights=weights or None, device=device)
+    try:
+        return models.load(name, weights=weights or None, device=device)
+    except Exception:
+        if weights in (None, "", "random"):
+            raise
+        expected = f"a checkpoint of it, or 'random' (`xcam layers {name} --weights {weights}` says why)"
+        raise ValueError(f"model {name!r} cannot have weights {weights!r}; expected {expected}") from None
 
 
 def check_size(path: str | os.PathLike[str]) -> None:
     """Raise where a photograph has more pixels than are taken; it is not decoded for that."""
-    name = Path(path).name
     expected = f"expected at most {MAX_MEGAPIXELS} megapixels; make it smaller first"
+    named = f"image {Path(path).name!r} is"
+    ignored = warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
     try:
-        bombs = Image.DecompressionBombWarning
-        with warnings.catch_warnings(action="ignore", category=bombs), Image.open(path) as opened:
+        with ignored, Image.open(path, formats=images.FORMATS) as opened:
             width, height = opened.size
     except Image.DecompressionBombError:
-        raise ValueError(f"image {name!r} is far too large; {expected}") from None
+        raise ValueError(f"{named} far too large; {expected}") from None
     except Exception:  # a broken file makes Pillow raise almost anything
         return
-    if width * height > MAX_MEGAPIXELS * 1_000_000:
-        megapixels = f"{width * height / 1_000_000:.0f} megapixels"
-        raise ValueError(f"image {name!r} is {width} x {height} pixels ({megapixels}); {expected}")
+    megapixels = width * height / 1_000_000
+    if megapixels > MAX_MEGAPIXELS:
+        raise ValueError(f"{named} {width} x {height} pixels ({megapixels:.0f} megapixels); {expected}")
 
 
 def see(loaded: LoadedModel, path: str | os.PathLike[str], device: str) -> Seen:
@@ -205,7 +214,8 @@ def _watched(model: nn.Module, x: Tensor, watch: Watch) -> dict[str, Any]:
 def code(asked: Asked, alpha: float) -> str:
     """The program that makes the same pictures, to be run in the folder of the photograph."""
     quoted = {name: json.dumps(value, ensure_ascii=False) for name, value in asked._asdict().items()}
-    category = "" if asked.category == str(asked.cls) else asked.category
+    name = " ".join(asked.category.split())  # in one line: what follows a line break would be run
+    category = "" if name == str(asked.cls) else name
     shown = quoted | {"category": category, "moved": asked.device != "cpu", "alpha": f"{alpha:g}"}
     return _rendered("code.txt", shown)
 
