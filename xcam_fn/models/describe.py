@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from xcam_fn import checks
 from xcam_fn.methods.method import Method
 from xcam_fn.models.load import LoadedModel
 from xcam_fn.network.split import default_layer, layers
@@ -28,7 +29,7 @@ def class_name(cls: int, categories: Sequence[str]) -> str:
 
 def probabilities(loaded: LoadedModel, x: Float[Tensor, "1 C h w"]) -> Float[Tensor, " classes"]:
     """The probability of each class of one image."""
-    with torch.no_grad():
+    with torch.no_grad(), checks.explained(loaded.model, x):
         return logits(loaded.model(x))[0].softmax(-1)
 
 
