@@ -89,10 +89,9 @@ def prepare(image: Source, preset: Preset) -> tuple[Float32[Tensor, "1 3 h w"], 
     """
     sides = [preset.resize] if isinstance(preset.resize, int) else list(preset.resize)
     if not 0 < preset.crop <= min(sides):
-        raise ValueError(
-            f"preset: crop={preset.crop} with resize={preset.resize}; expected 0 < crop <= resize, or the "
-            "picture would be padded with black"
-        )
+        sizes = f"crop={preset.crop} with resize={preset.resize}"
+        wanted = "0 < crop <= resize, or the picture would be padded with black"
+        raise ValueError(f"preset: {sizes}; expected {wanted}")
     modes = tuple(mode.value for mode in InterpolationMode)
     checks.check_choice("preset: interpolation", preset.interpolation, modes)
     loaded = load(image)
@@ -119,9 +118,8 @@ def unit_floats(values: np.ndarray, argument: str, remedy: str) -> Float64[np.nd
     if not np.isfinite(values).all():
         raise ValueError(f"{argument} holds NaN or infinite values; expected [0, 1]")
     if values.min() < -_ROUNDING or values.max() > 1 + _ROUNDING:
-        raise ValueError(
-            f"{argument} has values from {values.min():.4g} to {values.max():.4g}; expected [0, 1] ({remedy})"
-        )
+        ends = f"{values.min():.4g} to {values.max():.4g}"
+        raise ValueError(f"{argument} has values from {ends}; expected [0, 1] ({remedy})")
     return values.astype(np.float64).clip(0, 1)
 
 
@@ -161,10 +159,9 @@ def _to_rgb(image: Image.Image, argument: str) -> Image.Image:
 
 def _from_array(values: np.ndarray, argument: str) -> Image.Image:
     if values.ndim not in (2, 3) or values.shape[2:] not in {(), (1,), (3,), (4,)}:
-        raise ValueError(
-            f"{argument} has shape {values.shape}; expected (h, w), (h, w, 1), (h, w, 3) or (h, w, 4), "
-            "channels last (np.moveaxis(image, 0, -1) moves them there)"
-        )
+        wanted = "(h, w), (h, w, 1), (h, w, 3) or (h, w, 4), channels last"
+        remedy = "np.moveaxis(image, 0, -1) moves them there"
+        raise ValueError(f"{argument} has shape {values.shape}; expected {wanted} ({remedy})")
     if values.size == 0:
         raise ValueError(f"{argument} has shape {values.shape}; expected at least one pixel")
     values = values[..., 0] if values.shape[2:] == (1,) else values
