@@ -185,14 +185,14 @@ class _OwnOrigin:
         await answer(scope, receive, send)
 
 
-def _said(text: str) -> str:
-    return f'<div class="xcam-status">{app.safe(text)}</div>'
+def _said(text: str, look: str = "") -> str:
+    return f'<div class="xcam-status"><span class="{look}">{app.safe(text)}</span></div>'
 
 
 def _problem(error: Exception | str) -> str:
-    text = app.safe(" ".join(str(error).split()))
-    gr.Warning(text, duration=6)
-    return f'<div class="xcam-status"><span class="xcam-problem">{text}</span></div>'
+    text = " ".join(str(error).split())
+    gr.Warning(app.safe(text), duration=6)
+    return _said(text, "xcam-problem")
 
 
 def _buttons(*, running: bool) -> tuple[Any, Any]:

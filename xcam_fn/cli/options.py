@@ -81,15 +81,11 @@ class Question(LayerOf):
         return found
 
     def methods(self, names: Iterable[str], **more: Any) -> dict[str, xf.Method]:
-        """Return the methods by the names given; "all" stands for those of `METHODS`.
-
-        Each has the variant, and those of the options and of `more` that it takes. An option has to be taken
-        by one method or more.
-        """
+        """The methods of these names ("all" is `METHODS`), with the options that they take."""
         from xcam_fn.methods.together import named_methods
 
-        names, options = list(names), self.options
-        names = list(xf.METHODS) if names == ["all"] else names
+        options = self.options
+        names = list(xf.METHODS) if list(names) == ["all"] else names
         found = {name: _method(name, self.variant, more | options) for name in names}
         try:
             named_methods({method.name: method for method in found.values()}, **options)

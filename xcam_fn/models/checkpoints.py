@@ -51,8 +51,7 @@ def _plain(key: str) -> str:
 def class_count(model: nn.Module, state: State, built_with: int) -> int:
     """The number of classes that a checkpoint was made for, of a network built with another number.
 
-    It is the one length that the checkpoint has wherever the network has `built_with` and the shapes differ
-    in nothing else; `built_with` where there is none.
+    It is the one length where the checkpoint differs from that number and in nothing else.
     """
     shapes = [(own.shape, state[key].shape) for key, own in model.state_dict().items() if key in state]
     lengths = {
@@ -77,10 +76,8 @@ def filled(model: nn.Module, state: State, name: str, path: Path) -> nn.Module:
         if keys:
             problems.append(f"{len(keys)} of {len(of)} keys are {what}, first {keys[0]!r}")
     if problems:
-        raise ValueError(
-            f"{_named(path)} do not fit model {name!r}: {'; '.join(problems[:3])}; expected the state dict "
-            "of this very network"
-        )
+        said, wanted = "; ".join(problems[:3]), "the state dict of this very network"
+        raise ValueError(f"{_named(path)} do not fit model {name!r}: {said}; expected {wanted}")
     return model
 
 
@@ -94,14 +91,12 @@ def _read(path: Path) -> Any:
     except PermissionError:
         raise
     except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{_named(path)} hold more than tensors, and loading that would run code from the file, so it "
-            "was not loaded; save a state dict: torch.save(model.state_dict(), path)"
-        ) from error
+        unsafe = "hold more than tensors, and loading that would run code from the file, so it was not loaded"
+        remedy = "save a state dict: torch.save(model.state_dict(), path)"
+        raise ValueError(f"{_named(path)} {unsafe}; {remedy}") from error
     except Exception as error:  # a damaged file makes the readers raise almost anything
-        raise ValueError(
-            f"{_named(path)} cannot be read: the file is damaged or cut off; copy it again"
-        ) from error
+        damage = "the file is damaged or cut off; copy it again"
+        raise ValueError(f"{_named(path)} cannot be read: {damage}") from error
 
 
 def _check_header(path: Path) -> None:
