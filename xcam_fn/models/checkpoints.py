@@ -34,8 +34,10 @@ def read_state(path: Path) -> State:
     for key, value in found.items():
         size = value.numel() * value.element_size()
         if size > path.stat().st_size:  # few numbers, repeated by strides; a network would need them all
-            declared = f"declare {size:,} bytes for {key!r}, more than the file has"
-            raise ValueError(f"{_named(path)} {declared}; {_EXPECTED}")
+            named = _named(path)
+            raise ValueError(
+                f"{named} declare {size:,} bytes for {key!r}, more than the file has; {_EXPECTED}"
+            )
     if all(_plain(key) == key for key in found):
         return found  # as it is: it carries the versions of the modules that wrote it
     return {_plain(key): value for key, value in found.items()}

@@ -75,7 +75,8 @@ def resized(values: np.ndarray, size: tuple[int, ...]) -> Float64[np.ndarray, "H
     """The map at another size (height, width), bilinear, or as it is where it has that size already."""
     if values.shape == size:
         return values
-    image = Image.fromarray(values.astype(np.float32)).resize(size[::-1], Image.Resampling.BILINEAR)
+    height, width = size
+    image = Image.fromarray(values.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(image, np.float64)
 
 
