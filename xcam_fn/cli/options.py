@@ -28,7 +28,7 @@ class Network:
 
     Attributes:
         model: lite0, a classification model of torchvision, or timm:NAME.
-        weights: a checkpoint of your own (a state dict), or random.
+        weights: a checkpoint of your own (a state dict, or .safetensors), or random.
     """
 
     model: str = "lite0"

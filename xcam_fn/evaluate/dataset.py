@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from xcam_fn import checks
+from xcam_fn.models.images import FORMATS
 from xcam_fn.models.load import find_class
 
 _FILE_COLUMNS = ("file", "path", "image", "filename", "photo")
@@ -101,7 +102,7 @@ def _text(name: str) -> str:
 
 
 def _images(folder: Path) -> list[Path]:
-    suffixes = Image.registered_extensions()
+    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
     return sorted(
         path
         for path in folder.iterdir()
