@@ -84,12 +84,11 @@ def filled(model: nn.Module, state: State, name: str, path: Path) -> nn.Module:
 
 
 def _read(path: Path) -> Any:
-    if path.suffix != ".safetensors":
+    is_safe = path.suffix == ".safetensors"
+    if not is_safe:
         _check_header(path)
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError:
         raise
     except pickle.UnpicklingError as error:
