@@ -113,6 +113,20 @@ def check_file(what: str, path: Path, expected: str) -> None:
         raise ValueError(f"{what} {str(path)!r} is a {kind}; expected {expected}")
 
 
+def shares_of_white(values: np.ndarray, argument: str, remedy: str) -> Float64[np.ndarray, "..."]:
+    """The values of pixels, of any type whose range is known, in [0, 1]."""
+    if values.dtype in (np.uint8, np.uint16):
+        return values / np.iinfo(values.dtype).max
+    if values.dtype.kind not in "fb":
+        kinds = (
+            "bool, uint8, uint16 or floats in [0, 1] (image.astype(np.uint8) where the values are 0 to 255)"
+        )
+        raise ValueError(
+            f"{argument} has values of {values.dtype}, whose range is not known; expected {kinds}"
+        )
+    return unit_floats(values, argument, remedy)
+
+
 def unit_floats(values: np.ndarray, argument: str, remedy: str) -> Float64[np.ndarray, "..."]:
     """The values, which may be outside [0, 1] by rounding only, within it."""
     if not np.isfinite(values).all():
@@ -165,20 +179,7 @@ def _from_array(values: np.ndarray, argument: str) -> Image.Image:
     if values.size == 0:
         raise ValueError(f"{argument} has shape {values.shape}; expected at least one pixel")
     values = values[..., 0] if values.shape[2:] == (1,) else values
-    return Image.fromarray(np.ascontiguousarray(_to_bytes(values, argument)))
-
-
-def _to_bytes(values: np.ndarray, argument: str) -> UInt8[np.ndarray, "..."]:
-    if values.dtype == np.uint8:
-        return values
-    if values.dtype == np.bool_:
-        return values.astype(np.uint8) * 255
-    if values.dtype == np.uint16:
-        return np.round(values / 257).astype(np.uint8)
-    if values.dtype.kind != "f":
-        raise ValueError(
-            f"{argument} has values of {values.dtype}, whose range is not known; expected bool, uint8, "
-            "uint16 or floats in [0, 1] (image.astype(np.uint8) where the values are 0 to 255)"
-        )
-    remedy = "divide by 255 first, or undo the normalization"
-    return np.round(unit_floats(values, argument, remedy) * 255).astype(np.uint8)
+    if values.dtype != np.uint8:
+        remedy = "divide by 255 first, or undo the normalization"
+        values = np.round(shares_of_white(values, argument, remedy) * 255).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(values))

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from xcam_fn.metrics import Curve
-from xcam_fn.models.images import unit_floats
+from xcam_fn.models.images import shares_of_white, unit_floats
 
 Picture = Image.Image | np.ndarray | Tensor
 Map = np.ndarray | Tensor
@@ -43,14 +43,8 @@ def picture_of(image: Picture) -> Float64[np.ndarray, "H W 3"]:
         shape = tuple(getattr(image, "shape", values.shape))
         wanted = "an array (H, W), (H, W, 1) or (H, W, 3), or a tensor (H, W), (1, H, W) or (3, H, W)"
         raise ValueError(f"image has shape {shape}; expected {wanted}")
-    if values.dtype == np.uint8:
-        values = values / 255
-    elif values.dtype.kind == "f":
-        remedy = "pass the picture as it was before normalization (images.prepare returns it)"
-        values = unit_floats(values, "image", remedy)
-    elif values.dtype != np.bool_:
-        raise ValueError(f"image has values of {values.dtype}; expected uint8, or floats in [0, 1]")
-    return np.broadcast_to(values.astype(np.float64), (*values.shape[:2], 3))
+    remedy = "pass the picture as it was before normalization (images.prepare returns it)"
+    return np.broadcast_to(shares_of_white(values, "image", remedy), (*values.shape[:2], 3))
 
 
 def map_of(heatmap: Map, argument: str) -> Float64[np.ndarray, "h w"]:
