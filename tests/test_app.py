@@ -1,5 +1,6 @@
 """The app: what it does with a photograph, as functions, and the page in a real browser."""
 
+import ast
 import base64
 import io
 import itertools
@@ -10,12 +11,16 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
 import skimage.data
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
@@ -130,7 +135,7 @@ def test_what_has_too_many_pixels_is_not_decoded(tmp_path, small, monkeypatch):
 
 def test_what_is_no_photograph_is_named_without_its_folder(tmp_path, small):
     (tmp_path / "text.png").write_text("not a picture")
-    with pytest.raises(ValueError, match=r"^image 'text.png' is not an image file of a known format$"):
+    with pytest.raises(ValueError, match=r"^image 'text.png' is not an image file of a known format;"):
         app.see(small, tmp_path / "text.png", "cpu")
 
 
@@ -141,6 +146,20 @@ def test_weights_are_not_downloaded(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="did you mean 'resnet50'"):
         app.load("resnt50", "", "cpu")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_weights_box_does_not_tell_which_files_there_are(tmp_path):
+    said = set()
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "other.pth")
+    (tmp_path / "notes.txt").write_text("not a checkpoint")
+    for name in ("missing.pth", "notes.txt", "other.pth", "."):
+        path = str(tmp_path / name)
+        with pytest.raises(
+            ValueError, match=r"cannot have weights .*; expected a checkpoint of it"
+        ) as caught:
+            app.load(SMALL, path, "cpu")
+        said.add(str(caught.value).replace(path, "PATH"))
+    assert len(said) == 1
 
 
 # -- the explanation ----------------------------------------------------------------------------------------
@@ -228,6 +247,16 @@ def test_the_code_says_device_and_names_as_they_are():
     compile(code, "code", "exec")
 
 
+@given(
+    category=st.text() | st.sampled_from(["cat\nimport os\r\x0cos.abort()", "\0", "a\u2028b"]),
+    cls=st.integers(0, 999),
+)
+def test_no_class_name_adds_a_line_to_the_code(category, cls):
+    code = app.code(asked("conv2", cls, category=category), 0.5)
+    assert len(code.splitlines()) == len(app.code(asked("conv2", cls), 0.5).splitlines())
+    assert ast.dump(ast.parse(code)) == ast.dump(ast.parse(app.code(asked("conv2", cls), 0.5)))
+
+
 def test_what_people_write_is_text_on_the_page():
     assert app.safe("<img src=x>${1}") == "&lt;img src=x&gt;&#36;{1}"
 
@@ -269,6 +298,25 @@ def test_a_port_that_is_taken(monkeypatch, capsys):
 
 # -- the page -----------------------------------------------------------------------------------------------
 
+
+def test_a_photograph_is_deleted_once_no_tab_shows_it(small, cat):
+    import gradio as gr
+
+    from xcam_fn.app.page import _Desk
+
+    desk = _Desk(lambda _model, _weights: small, "cpu")
+    one, two = (gr.Request(session_hash=name) for name in ("one", "two"))
+    other = Path(shutil.copy(cat, cat.with_name("other.png")))
+    for tab in (one, one, two):
+        desk.photo_chosen(str(cat), SMALL, "random", tab)
+    desk.photo_chosen(str(other), SMALL, "random", one)
+    assert cat.exists()
+    desk.left(two)
+    assert (cat.exists(), other.exists()) == (False, True)
+    desk.photo_chosen(None, SMALL, "random", one)
+    assert not other.exists()
+
+
 needs_a_browser = pytest.mark.skipif(
     shutil.which("chromium") is None, reason="the browser chromium is not installed on this machine"
 )
@@ -277,7 +325,8 @@ needs_a_browser = pytest.mark.skipif(
 class running:  # noqa: N801 - reads as a verb
     """The command in a process of its own, whose folders are all below one."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.arguments = arguments
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -290,7 +339,7 @@ class running:  # noqa: N801 - reads as a verb
 
     def __enter__(self) -> str:
         code = "from xcam_fn.cli import main; raise SystemExit(main())"
-        arguments = ["app", "--no-browser", "--port", str(self.port)]
+        arguments = ["app", "--no-browser", "--port", str(self.port), *self.arguments]
         self.process = subprocess.Popen(
             [sys.executable, "-c", code, *arguments], cwd=self.work, env=self.environment,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -331,6 +380,33 @@ def explained(page, words: str) -> np.ndarray:
     page.locator("#status").get_by_text(f"Explained: {words}").wait_for(timeout=60_000)
     url = page.locator("#overlays img.xcam-heatmap").first.get_attribute("src")
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))))
+
+
+def status_of(url: str, headers: dict[str, str], photo: Path | None = None) -> int:
+    """The status of a request, or with a photograph of its upload."""
+    data = None
+    if photo is not None:
+        head = 'Content-Disposition: form-data; name="files"; filename="cat.png"'
+        data = f"--part\r\n{head}\r\n\r\n".encode() + photo.read_bytes() + b"\r\n--part--\r\n"
+        headers = headers | {"Content-Type": "multipart/form-data; boundary=part"}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=30) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_other_hosts_and_other_origins_are_refused(tmp_path, cat):
+    server = running(tmp_path, "--model", SMALL, "--weights", "random")
+    with server as address:
+        upload = f"{address}/gradio_api/upload"
+        assert status_of(address, {}) == status_of(address, {"Host": f"localhost:{server.port}"}) == 200
+        assert status_of(address, {"Host": "evil.example"}) == 400
+        others = ("http://evil.example", "null", "http://localhost:1", f"https://127.0.0.1:{server.port}")
+        assert [status_of(upload, {"Origin": origin}, cat) for origin in others] == [403] * len(others)
+        assert not [path for path in server.written() if path.suffix == ".png"]
+        assert status_of(upload, {"Origin": address}, cat) == 200
+        assert [path.name for path in server.written() if path.suffix == ".png"] == ["cat.png"]
 
 
 @needs_a_browser
@@ -377,7 +453,7 @@ def test_a_photograph_in_the_browser_from_beginning_to_end(tmp_path, cat, page):
             "image 'text.png' is not an image file of a known format"
         ).wait_for()
         (kept,) = server.tmp.iterdir()
-        assert {path.suffix for path in server.written()} >= {".png"}
+        assert [path.name for path in server.written() if path.suffix == ".png"] == ["text.png"]
         assert all(path.is_relative_to(kept) for path in server.written())
     assert server.process.returncode == 0
     assert [path for place in server.places for path in place.rglob("*")] == []

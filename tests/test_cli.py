@@ -1,5 +1,7 @@
 """The command `xcam`, with real photographs and the real EfficientNet-Lite0."""
 
+import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -162,10 +164,35 @@ def test_one_unreadable_photograph_among_many_is_reported_and_the_rest_done(caps
     out, err = capsys.readouterr()
     assert out.splitlines()[-1] == "  wrote xcam_output/cat.png"
     assert err.splitlines() == [
-        "xcam: warning: image 'notes.txt' is not an image file of a known format",
+        "xcam: warning: image 'notes.txt' is not an image file of a known format; expected JPEG, PNG, "
+        "WEBP, TIFF, GIF, BMP, PPM, JPEG2000, AVIF, with 8 bits a channel, or gray with 16 bits or floats",
         "xcam: warning: image 'missing.jpg': no such file; check the path",
         "xcam: warning: 2 of 3 photographs could not be read",
     ]
+
+
+def test_names_that_are_not_text_stop_no_run(folder, capfd):
+    odd = os.fsdecode(b"ca\xfft.png")
+    (folder / "odd").mkdir()
+    for name in (odd, "notes.png"):
+        shutil.copy("cat.png" if name == odd else "notes.txt", folder / "odd" / name)
+    assert explain(f"odd/{odd}", "odd/notes.png") == 0
+    assert "odd/ca\\udcfft.png\n" in capfd.readouterr().out
+    assert (folder / "xcam_output" / odd).is_file()
+    assert explain(f"odd/{odd}", "--output", f"odd/{odd}") == 2
+    small = ["--model", SMALL, "--weights", "random", "--metrics", "complexity"]
+    assert cli.main(["evaluate", "odd", *small, "--output", "found"]) == 0
+    assert "2 photographs, 1 results" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("methods", [["gradcam"], ["ablationcam", "rise"], ["all"]])
+def test_a_wrong_number_of_channels_is_one_line_on_stderr(methods, monkeypatch, capfd):
+    loaded = xf.models.load(SMALL, weights="random")
+    loaded.model.features[0] = torch.nn.Conv2d(4, 64, 3, stride=2)
+    monkeypatch.setattr(xf.models, "load", lambda *_args, **_kwargs: loaded)
+    assert explain("cat.png", "--methods", *methods) == 2
+    expected = "xcam: error: x has shape (1, 3, 224, 224), 3 channels; the model expects 4\n"
+    assert capfd.readouterr() == ("", expected)
 
 
 def test_none_of_several_photographs_readable_is_status_1(capsys):

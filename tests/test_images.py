@@ -1,5 +1,6 @@
 """Photographs of any kind come in as the RGB that a person sees, or are refused in words."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -48,12 +49,34 @@ def test_sixteen_bits_are_scaled_and_not_cut_off(suffix, tmp_path):
     np.testing.assert_array_equal(pixels(path), gray(RAMP))
 
 
-def test_integers_of_mode_i_are_taken_for_sixteen_bits():
+def test_integers_of_mode_i_are_taken_for_sixteen_bits(tmp_path):
     deep = Image.fromarray(RAMP.astype(np.int32) * 257)
     assert deep.mode == "I"
     np.testing.assert_array_equal(pixels(deep), gray(RAMP))
-    with pytest.raises(ValueError, match="int32"):
-        images.load(Image.fromarray(RAMP.astype(np.int32) * 70_000))
+    np.testing.assert_array_equal(pixels(saved(deep, tmp_path / "deep.tif")), gray(RAMP))
+    for factor in (70_000, -1, 1):  # up to 255 they may be of 8 bits or of 16
+        integers = saved(Image.fromarray(RAMP.astype(np.int32) * factor), tmp_path / "int.tif")
+        with pytest.raises(ValueError, match=r"int\.tif' has values of int32, whose range is not known"):
+            images.load(integers)
+    np.testing.assert_array_equal(pixels(Image.new("I", (9, 7))), np.zeros((7, 9, 3)))
+
+
+def test_a_tiff_of_floats_is_read_or_its_range_is_named(tmp_path):
+    path = saved(Image.fromarray((RAMP / 255).astype(np.float32)), tmp_path / "unit.tif")
+    np.testing.assert_array_equal(pixels(path), gray(RAMP))
+    path = saved(Image.fromarray(RAMP.astype(np.float32)), tmp_path / "large.tif")
+    with pytest.raises(ValueError, match=r"large\.tif' has values from 0 to 248; expected \[0, 1\]"):
+        images.load(path)
+
+
+def test_only_named_formats_are_opened(tmp_path):
+    path = saved(Image.fromarray(gray(RAMP)), tmp_path / "drawing.eps")  # Ghostscript would run it
+    path = path.rename(tmp_path / "drawing.png")
+    with pytest.raises(
+        ValueError, match="is not an image file of a known format; expected JPEG, PNG, WEBP, TIFF"
+    ):
+        images.load(path)
+    assert "EPS" not in images.FORMATS
 
 
 def test_cmyk_comes_out_in_its_colors(tmp_path):
@@ -150,6 +173,8 @@ def damaged(tmp_path: Path, kind: str) -> Path:
         path.write_bytes(b"")
     elif kind == "folder":
         path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
     else:
         whole = saved(noise, path).read_bytes()
         path.write_bytes(whole[: len(whole) // 2])
@@ -162,6 +187,7 @@ def damaged(tmp_path: Path, kind: str) -> Path:
         ("text", "not an image"),
         ("empty", "not an image"),
         ("folder", "is a folder"),
+        ("pipe", "is a pipe, socket or device; expected an image file"),
         ("cut", "damaged or cut off.*truncated"),
     ],
 )

@@ -1,6 +1,7 @@
 """Networks by name, checkpoints of a user's own, and classes as a person names them."""
 
 import csv
+import os
 import pickle
 import sys
 import urllib.error
@@ -8,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 import torchvision
 from torch import nn
@@ -169,6 +171,14 @@ def test_a_checkpoint_of_one_s_own_is_unwrapped(wrapper, prefix, small, tmp_path
     assert loaded.categories[281] == "tabby"
 
 
+def test_a_checkpoint_of_safetensors(small, tmp_path):
+    safetensors.torch.save_file(small.state_dict(), tmp_path / "own.safetensors")
+    assert same_weights(models.load(SMALL, weights=tmp_path / "own.safetensors").model, small)
+    torch.save(small.state_dict(), tmp_path / "not.safetensors")
+    with pytest.raises(ValueError, match=r"not\.safetensors' cannot be read: the file is damaged"):
+        models.load(SMALL, weights=tmp_path / "not.safetensors")
+
+
 @pytest.mark.parametrize(
     "name", ["resnet18", "densenet121", SMALL, "lite0", "googlenet", "timm:mobilenetv3_small_050"]
 )
@@ -267,6 +277,10 @@ def test_code_in_a_checkpoint_is_never_run(kind, tmp_path):
         ("list", "hold a list without a state dict"),
         ("numbers", "hold a dict without a state dict"),
         ("folder", "is a folder"),
+        ("pipe", "is a pipe, socket or device; expected a checkpoint file"),
+        ("strided", "declare 100,000,000,000 bytes for 'classifier.1.weight', more than the file has"),
+        ("compressed", "is compressed, as torch.save writes no checkpoint"),
+        ("safetensors", "damaged or cut off"),
     ],
 )
 def test_what_is_not_a_checkpoint_is_named_with_the_reason(kind, reason, tmp_path):
@@ -283,6 +297,16 @@ def test_what_is_not_a_checkpoint_is_named_with_the_reason(kind, reason, tmp_pat
             archive.writestr("own/constants.pkl" if kind == "torchscript" else "readme", "")
     elif kind == "folder":
         path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "strided":  # a network of as many classes would take as much memory
+        torch.save({"classifier.1.weight": torch.zeros(1, 1, 1, 1).expand(25_000_000, 1000, 1, 1)}, path)
+    elif kind == "compressed":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("own/data/0", bytes(100_000))
+    elif kind == "safetensors":
+        path = path.with_suffix(".safetensors")
+        path.write_bytes((1 << 40).to_bytes(8, "little") + b"{}")
     else:
         torch.save([torch.ones(2)] if kind == "list" else {"epoch": 3}, path)
     with pytest.raises(ValueError, match=reason) as caught:

@@ -164,7 +164,10 @@ def test_pyplot_knows_nothing_of_the_figure():
             {"image": PICTURE / 100},
             r"image has values from 0 to 2\.55; expected \[0, 1\] .*before normalization",
         ),
-        ({"image": PICTURE.astype(int)}, "image has values of int64; expected uint8"),
+        (
+            {"image": PICTURE.astype(int)},
+            "image has values of int64, whose range is not known; expected bool, uint8",
+        ),
         ({"image": Image.fromarray(PICTURE).convert("CMYK")}, r"mode 'CMYK'; .*images\.load"),
         ({"heatmap": MAP - 1}, r"heatmap has values from .*; expected \[0, 1\] \(xcam_fn\.heatmap"),
         ({"heatmap": MAP * np.nan}, "heatmap holds NaN"),

@@ -13,6 +13,10 @@ from typing import Any
 
 import gradio as gr
 from gradio.themes import Default
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import PlainTextResponse
 
 from xcam_fn import models
 from xcam_fn.app import photograph as app
@@ -28,11 +32,10 @@ _SCROLL = """() => {  // to the results, where a narrow screen has them below th
     if (status.getBoundingClientRect().top > innerHeight / 2) status.scrollIntoView({behavior: "smooth"})
 }"""
 _LISTED = 2000  # layers in the list, more than any network has
-_WAITING = 8  # how many may wait in the queue
-_NETWORKS = 2  # how many are kept
 _EXPECTED = (ValueError, TypeError, OSError, RuntimeError)
 _NOTHING = Found({}, {}, {})
 _BEGIN = "No photograph yet: drop one into the frame, or click there to pick one."
+_HOSTS = ["127.0.0.1", "localhost"]
 _LABELS: dict[str, Any] = {
     name: {"label": label, "info": info}
     for name, label, info in (
@@ -57,9 +60,13 @@ class _Desk:
     load: Callable[[str, str], LoadedModel]  # by name and weights, kept when it was loaded before
     device: str
     stops: dict[str, threading.Event] = field(default_factory=dict)  # of each browser tab that waits
+    photos: dict[str, str] = field(default_factory=dict)  # the file that each browser tab shows
 
-    def photo_chosen(self, photo: str | None, model: str, weights: str) -> tuple[Any, ...]:
+    def photo_chosen(
+        self, photo: str | None, model: str, weights: str, request: gr.Request
+    ) -> tuple[Any, ...]:
         """The class, the status and emptied results, of another photograph."""
+        self._keep(photo, request)
         empty = ("", gr.Slider(visible=False), gr.Code("", visible=False), None)
         try:
             loaded = self.load(model, weights)
@@ -101,20 +108,18 @@ class _Desk:
             yield _problem(f"Choose {missing} first."), *unchanged
             return
         try:
-            stop = self.stops[str(request.session_hash)]
             loaded = self.load(model, weights)
             seen = app.see(loaded, photo, self.device)
             asked = Asked(Path(photo).name, model, weights or None, layer, cls, loaded.categories[cls],
                           tuple(methods), self.device)  # fmt: skip
-            watch = _Watch(asked, progress, stop)
-            found = _NOTHING
+            watch = _Watch(asked, progress, self.stops[str(request.session_hash)])
+            shown: tuple[Any, ...] = ()
             for found in app.explain(loaded, asked, seen.x, watch):
                 watch.step += 1
-                yield _said(""), *_shown(seen, found, asked, alpha), *_buttons(running=True)
+                shown = _shown(seen, found, asked, alpha)
+                yield _said(""), *shown, *_buttons(running=True)
             about = describe.caption(loaded, cls, float(seen.probabilities[cls]), layer)
-            yield (
-                _said(f"Explained: {about}."), *_shown(seen, found, asked, alpha), *_buttons(running=False)
-            )  # fmt: skip
+            yield _said(f"Explained: {about}."), *shown, *_buttons(running=False)
         except StoppedError:
             yield _said("Canceled. What was found until then stays."), *unchanged
         except _EXPECTED as error:
@@ -128,14 +133,23 @@ class _Desk:
         return _said("Waiting …"), *_buttons(running=True)
 
     def cancel(self, request: gr.Request) -> Any:
-        """The button that was pressed; the explanation itself says when it has stopped."""
-        self.left(request)
+        """The button that was pressed; it stops at once what runs and else when its turn comes."""
+        if stop := self.stops.get(str(request.session_hash)):
+            stop.set()
         return gr.Button(interactive=False)
 
     def left(self, request: gr.Request) -> None:
-        """Stop what a tab waits for, at once where it runs and else when its turn comes."""
-        if stop := self.stops.get(str(request.session_hash)):
-            stop.set()
+        """Stop what a tab waits for, and forget its photograph."""
+        self.cancel(request)
+        self._keep(None, request)
+
+    def _keep(self, photo: str | None, request: gr.Request) -> None:
+        """Delete the photograph that a tab had before, unless it is in use."""
+        before = self.photos.pop(str(request.session_hash), None)
+        if photo:
+            self.photos[str(request.session_hash)] = photo
+        if before and before not in self.photos.values():
+            Path(before).unlink(missing_ok=True)
 
     def _classes(self, loaded: LoadedModel, seen: app.Seen | None) -> Any:
         choices = app.class_choices(loaded.categories, seen and seen.probabilities)
@@ -158,14 +172,27 @@ class _Watch:
         self._progress((self.step, len(self.steps)), desc=said, unit="steps")
 
 
-def _said(text: str) -> str:
-    return f'<div class="xcam-status">{app.safe(text)}</div>'
+class _OwnOrigin:
+    """Refuses what another site's page sends, and a browser tells by its Origin."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
+        is_own = headers.get("origin") in (None, f"http://{headers.get('host')}")
+        answer = self.app if is_own else PlainTextResponse("Another site's page may not use this.", 403)
+        await answer(scope, receive, send)
+
+
+def _said(text: str, look: str = "") -> str:
+    return f'<div class="xcam-status"><span class="{look}">{app.safe(text)}</span></div>'
 
 
 def _problem(error: Exception | str) -> str:
-    text = app.safe(" ".join(str(error).split()))
-    gr.Warning(text, duration=6)
-    return f'<div class="xcam-status"><span class="xcam-problem">{text}</span></div>'
+    text = " ".join(str(error).split())
+    gr.Warning(app.safe(text), duration=6)
+    return _said(text, "xcam-problem")
 
 
 def _buttons(*, running: bool) -> tuple[Any, Any]:
@@ -189,7 +216,7 @@ def _recoded(asked: Asked | None, alpha: float) -> Any:
 def _controls(loaded: LoadedModel, weights: str, device: str) -> dict[str, Any]:
     """The components that a person chooses with, by name."""
     layers, default = app.layer_choices(loaded, device)
-    classes = app.class_choices(loaded.categories, None)
+    classes, names = app.class_choices(loaded.categories, None), models.names()
     methods = app.method_choices(app.channels(layers, default))
     size = f"at most {app.MAX_MEGABYTES} MB, {app.MAX_MEGAPIXELS} megapixels"
     parts: dict[str, Any] = {
@@ -201,7 +228,6 @@ def _controls(loaded: LoadedModel, weights: str, device: str) -> dict[str, Any]:
         parts["explain"] = gr.Button("Explain", variant="primary", min_width=100, scale=2)
         parts["cancel"] = gr.Button("Cancel", interactive=False, min_width=100)
     with gr.Accordion("Network and layer", open=True):
-        names = models.names()
         parts["model"] = gr.Dropdown(names, value=loaded.name, allow_custom_value=True, **_LABELS["model"])
         parts["weights"] = gr.Textbox(weights, **_LABELS["weights"])
         parts["layer"] = gr.Dropdown(layers, value=default, num_choices_shown=_LISTED, **_LABELS["layer"])
@@ -210,14 +236,13 @@ def _controls(loaded: LoadedModel, weights: str, device: str) -> dict[str, Any]:
 
 def _results() -> dict[str, Any]:
     """The components that show what was found, by name."""
+    code: dict[str, Any] = {"label": "The same pictures in Python", "language": "python", "visible": False}
     return {
         "status": gr.HTML(_said(_BEGIN), elem_id="status"),
         "alpha": gr.Slider(0, 1, 0.5, step=0.05, label="Opacity of the colors", visible=False),
         "overlays": gr.HTML(elem_id="overlays"),
         "curves": gr.HTML(elem_id="curves"),
-        "code": gr.Code(
-            label="The same pictures in Python", language="python", interactive=False, visible=False
-        ),
+        "code": gr.Code(interactive=False, **code),
         "asked": gr.State(),
     }
 
@@ -245,30 +270,28 @@ def _wire(page: gr.Blocks, parts: SimpleNamespace, desk: _Desk) -> None:
     page.unload(desk.left)
 
 
-def _page(desk: _Desk, loaded: LoadedModel, weights: str) -> gr.Blocks:
-    with gr.Blocks(title="xcam", analytics_enabled=False, fill_width=True) as page:
-        gr.Markdown(_INTRODUCTION)
-        with gr.Row():
-            with gr.Column(scale=1, min_width=340):
-                controls = _controls(loaded, weights, desk.device)
-            with gr.Column(scale=3, min_width=340):
-                results = _results()
-        _wire(page, SimpleNamespace(**controls, **results), desk)
-    return page.queue(max_size=_WAITING, default_concurrency_limit=1, api_open=False)
-
-
 def serve(
     model: str, weights: str, device: str, port: int, *, browser: bool, ready: Callable[[str], None]
 ) -> None:
     """Show the page at this machine's own address, until `KeyboardInterrupt`; `ready` gets the address."""
-    desk = _Desk(functools.lru_cache(_NETWORKS)(lambda name, kept: app.load(name, kept, device)), device)
-    page = _page(desk, desk.load(model, weights), weights)
+    load = functools.lru_cache(maxsize=2)(lambda name, chosen: app.load(name, chosen, device))
+    desk, loaded = _Desk(load, device), load(model, weights)
+    with gr.Blocks(title="xcam", analytics_enabled=False, fill_width=True) as page:
+        gr.Markdown(_INTRODUCTION)
+        with gr.Row():
+            with gr.Column(scale=1, min_width=340):
+                controls = _controls(loaded, weights, device)
+            with gr.Column(scale=3, min_width=340):
+                results = _results()
+        _wire(page, SimpleNamespace(**controls, **results), desk)
+    page.queue(max_size=8, default_concurrency_limit=1, api_open=False)
+    guards = [Middleware(TrustedHostMiddleware, allowed_hosts=_HOSTS), Middleware(_OwnOrigin)]
     try:
         _, address, _ = page.launch(
-            server_name="127.0.0.1", server_port=port, share=False, inbrowser=browser, quiet=True,
+            server_name=_HOSTS[0], server_port=port, share=False, inbrowser=browser, quiet=True,
             prevent_thread_lock=True, max_file_size=f"{app.MAX_MEGABYTES}mb", footer_links=[],
             run_history=False, mcp_server=False, ssr_mode=False, pwa=False, enable_monitoring=False,
-            css_paths=[_STYLE],
+            css_paths=[_STYLE], app_kwargs={"middleware": guards},
             theme=Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         )  # fmt: skip
         ready(address)

@@ -12,7 +12,7 @@ import io
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +42,9 @@ CURVES = {
     "deletion": "The most relevant pixels are taken away first: the sooner the probability falls, the better "
     "the map.",
 }
+_LAYOUT: Any = {"trim_blocks": True, "keep_trailing_newline": True}
+_TEMPLATES = Environment(loader=PackageLoader("xcam_fn.app"), autoescape=select_autoescape(), **_LAYOUT)
+_DOLLAR = ("$", "&#36;")  # gradio fills in ${…} of what it shows
 
 Choices = list[tuple[str, Any]]
 Watch = Callable[[int], None]
@@ -81,31 +84,40 @@ class Found(NamedTuple):
 
 
 def load(name: str, weights: str | None, device: str) -> LoadedModel:
-    """The network, as `models.load` gives it with the published weights or others, without a download."""
+    """The network, as `models.load` gives it with the published weights or others, without a download.
+
+    What is wrong with a path is not said: who may use the page could ask for it which files there are.
+    """
     place = None if weights else models.download_place(name)
     if place is not None and not place.exists():
         raise ValueError(
             f"the weights of model {name!r} are not on this machine, and the app downloads none; give the "
             f"path of a checkpoint, or 'random', or have `xcam explain PHOTO --model {name}` fetch them"
         )
-    return models.load(name, weights=weights or None, device=device)
+    try:
+        return models.load(name, weights=weights or None, device=device)
+    except Exception:
+        if weights in (None, "", "random"):
+            raise
+        expected = f"a checkpoint of it, or 'random' (`xcam layers {name} --weights {weights}` says why)"
+        raise ValueError(f"model {name!r} cannot have weights {weights!r}; expected {expected}") from None
 
 
 def check_size(path: str | os.PathLike[str]) -> None:
     """Raise where a photograph has more pixels than are taken; it is not decoded for that."""
-    name = Path(path).name
     expected = f"expected at most {MAX_MEGAPIXELS} megapixels; make it smaller first"
+    named = f"image {Path(path).name!r} is"
+    ignored = warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
     try:
-        bombs = Image.DecompressionBombWarning
-        with warnings.catch_warnings(action="ignore", category=bombs), Image.open(path) as opened:
+        with ignored, Image.open(path, formats=images.FORMATS) as opened:
             width, height = opened.size
     except Image.DecompressionBombError:
-        raise ValueError(f"image {name!r} is far too large; {expected}") from None
+        raise ValueError(f"{named} far too large; {expected}") from None
     except Exception:  # a broken file makes Pillow raise almost anything
         return
-    if width * height > MAX_MEGAPIXELS * 1_000_000:
-        megapixels = f"{width * height / 1_000_000:.0f} megapixels"
-        raise ValueError(f"image {name!r} is {width} x {height} pixels ({megapixels}); {expected}")
+    megapixels = width * height / 1_000_000
+    if megapixels > MAX_MEGAPIXELS:
+        raise ValueError(f"{named} {width} x {height} pixels ({megapixels:.0f} megapixels); {expected}")
 
 
 def see(loaded: LoadedModel, path: str | os.PathLike[str], device: str) -> Seen:
@@ -156,10 +168,9 @@ def method_choices(channels: int | None) -> Choices:
 
 
 def explain(loaded: LoadedModel, asked: Asked, x: Float[Tensor, "1 C h w"], watch: Watch) -> Iterator[Found]:
-    """Yield all that was found so far: the maps one after the other, then the curves.
+    """Yield all that was found so far: the maps one after the other, then the curves; what fails is a remark.
 
-    What fails is a remark, and the rest goes on. `watch` is called with the number of images before each
-    forward that scores; it may raise `StoppedError`.
+    `watch` is called with the number of images before each forward that scores, and may raise `StoppedError`.
     """
     how = _watched(loaded.model, x, watch)
     call = Call(loaded.model, asked.layer, x, asked.cls)
@@ -205,9 +216,11 @@ def _watched(model: nn.Module, x: Tensor, watch: Watch) -> dict[str, Any]:
 def code(asked: Asked, alpha: float) -> str:
     """The program that makes the same pictures, to be run in the folder of the photograph."""
     quoted = {name: json.dumps(value, ensure_ascii=False) for name, value in asked._asdict().items()}
-    category = "" if asked.category == str(asked.cls) else asked.category
+    printable = "".join(letter if letter.isprintable() else " " for letter in asked.category)
+    name = " ".join(printable.split())  # in one line: what follows a line break would be run
+    category = "" if name == str(asked.cls) else name
     shown = quoted | {"category": category, "moved": asked.device != "cpu", "alpha": f"{alpha:g}"}
-    return _rendered("code.txt", shown)
+    return _TEMPLATES.get_template("code.txt").render(shown)
 
 
 # -- what the page shows ------------------------------------------------------------------------------------
@@ -227,7 +240,7 @@ def overlays(picture: np.ndarray, found: Found, asked: Asked | None = None) -> s
             panel |= {"photograph": photograph, "heatmap": _url(colors), "note": _note(name, found)}
         panels.append(panel)
     ramp = plot.overlay(np.zeros((1, 128)), np.linspace(0, 1, 128)[None], alpha=1.0)
-    return _rendered("overlays.html", {"panels": panels, "legend": _url(ramp) if found.maps else ""})
+    return _html("overlays.html", panels=panels, legend=_url(ramp) if found.maps else "")
 
 
 def _note(name: str, found: Found) -> str:
@@ -247,23 +260,16 @@ def curves(found: Found) -> str:
         file = io.BytesIO()
         plot.curves(named, best=about.best, title=about.title).savefig(file, format="svg")
         figures.append({"metric": metric, "meaning": meaning, "url": _data("image/svg+xml", file.getvalue())})
-    return _rendered("curves.html", {"figures": figures, "several": len(found.curves) > 1})
+    return _html("curves.html", figures=figures, several=len(found.curves) > 1)
 
 
 def safe(text: str) -> Markup:
     """The text as HTML, also where `${…}` is filled in."""
-    return Markup(str(escape(text)).replace("$", "&#36;"))
+    return Markup(str(escape(text)).replace(*_DOLLAR))
 
 
-def _rendered(template: str, values: Mapping[str, Any]) -> str:
-    environment = Environment(
-        loader=PackageLoader("xcam_fn.app"),
-        autoescape=select_autoescape(),
-        finalize=safe if template.endswith(".html") else None,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template(template).render(values)
+def _html(template: str, **values: Any) -> str:
+    return _TEMPLATES.get_template(template).render(values).replace(*_DOLLAR)
 
 
 def _url(pixels: np.ndarray) -> str:

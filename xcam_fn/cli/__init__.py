@@ -25,27 +25,15 @@ app = App(
     help_format="plaintext",
     suppress_keyboard_interrupt=False,
 )
-app.command(explain, usage="Usage: xcam explain PHOTO... [OPTIONS]")
-app.command(compare, usage="Usage: xcam compare PHOTO [OPTIONS]")
-app.command(gallery, usage="Usage: xcam gallery PHOTO [OPTIONS]")
-app.command(evaluate, usage="Usage: xcam evaluate DATA [OPTIONS]")
-app.command(report, usage="Usage: xcam report DIR")
-app.command(latency)
-app.command(export)
-app.command(open_app, name="app")
-app.command(methods)
-app.command(layers)
+_ARGUMENTS = {explain: "PHOTO...", compare: "PHOTO", gallery: "PHOTO", evaluate: "DATA", report: "DIR"}
+for command, argument in _ARGUMENTS.items():
+    app.command(command, usage=f"Usage: xcam {command.__name__} {argument} [OPTIONS]")
+for command in (latency, export, open_app, methods, layers):
+    app.command(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status of the command, after having run it.
-
-    Args:
-        arguments: what follows `xcam` on the command line; `sys.argv[1:]` by default.
-
-    Returns:
-        0; 1 where none of several photographs could be read; 2 for bad input; 130 for Ctrl-C.
-    """
+    """The exit status: 0, 1 where no photograph could be read, 2 for bad input, 130 for Ctrl-C."""
     try:
         status = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()

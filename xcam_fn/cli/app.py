@@ -16,13 +16,7 @@ from xcam_fn.cli.text import show
 _HOST = "127.0.0.1"
 
 
-def app(
-    *,
-    network: Network = Network(),
-    port: int = 7860,
-    device: str = "cpu",
-    browser: bool = True,
-) -> None:
+def app(*, network: Network = Network(), port: int = 7860, device: str = "cpu", browser: bool = True) -> None:
     """Open the app: drop a photograph, choose, and look. It runs on this machine only; Ctrl-C ends it.
 
     Args:
@@ -35,39 +29,29 @@ def app(
         raise ValueError('xcam app needs gradio, which is not installed; pip install "xcam-fn[app]"')
     if not 0 < port < 65536:
         raise ValueError(f"--port {port}: expected 1 to 65535")
-    with socket.socket() as tried:
-        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            tried.bind((_HOST, port))
-        except OSError as error:
-            problem = f"--port {port} of {_HOST} cannot be used ({error.strerror}); give another"
-            raise ValueError(problem) from None
+    try:
+        socket.create_server((_HOST, port)).close()
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise ValueError(f"--port {port} of {_HOST} cannot be used ({reason}); give another") from None
     with _alone(), contextlib.suppress(KeyboardInterrupt):
         from xcam_fn.app.page import serve  # only now, for the folder counts for what it imports
 
-        serve(
-            network.model,
-            network.weights or "",
-            device,
-            port,
-            browser=browser,
-            ready=lambda address: show(f"xcam app is at {address} (Ctrl-C ends it)"),
-        )
+        def ready(address: str) -> None:
+            show(f"xcam app is at {address} (Ctrl-C ends it)")
+
+        serve(network.model, network.weights or "", device, port, browser=browser, ready=ready)
 
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
-    """What ends the process is a KeyboardInterrupt, and whatever packages write goes into a folder.
-
-    The folder is removed in the end, and none asks the network.
-    """
+    """What packages write goes into a folder that is removed, none asks the network, signals are Ctrl-C."""
     with contextlib.ExitStack() as restored:
         for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):
             number = getattr(signal, name)
             restored.callback(signal.signal, number, signal.signal(number, signal.default_int_handler))
-        folder = restored.enter_context(
-            tempfile.TemporaryDirectory(prefix="xcam-app-", ignore_cleanup_errors=True)
-        )
+        temporary = tempfile.TemporaryDirectory(prefix="xcam-app-", ignore_cleanup_errors=True)
+        folder = restored.enter_context(temporary)
         restored.callback(setattr, tempfile, "tempdir", tempfile.tempdir)
         restored.callback(os.environ.update, os.environ.copy())
         restored.callback(os.environ.clear)

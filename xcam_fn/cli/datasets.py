@@ -69,14 +69,13 @@ def evaluate(
         retry: try again what failed before.
         sample: which photographs.
     """
-    chosen = how.methods(methods or ["gradcam"])
     if sample.num_images < 0:
         raise ValueError(f"--num-images {sample.num_images}: expected 1 or more, or 0 for all")
-    loaded = how.load()
+    loaded, chosen = _loaded(how, methods)
     outcome = xf.evaluate.run(
         loaded,
         sample.photographs(data, loaded.categories),
-        _named(how, chosen, loaded, fitting=methods == ["all"]),
+        chosen,
         metrics or xf.evaluate.STANDARD,
         output=output,
         layer=how.layer,
@@ -91,16 +90,11 @@ def evaluate(
         about={"seed": sample.seed, "num images": sample.num_images},
         progress=sys.stderr.isatty(),
     )
-    show(
-        f"{outcome.photographs} photographs, {outcome.results} results in {outcome.folder}; "
-        f"`xcam report {outcome.folder}` makes tables and a page of them"
-    )
+    count, next_step = outcome.photographs, f"`xcam report {outcome.folder}` makes tables and a page of them"
+    show(f"{count} photographs, {outcome.results} results in {outcome.folder}; {next_step}")
     if outcome.unreadable or outcome.failures:
-        say(
-            "warning",
-            f"{outcome.unreadable} of {outcome.photographs} photographs could not be read, and "
-            f"{outcome.failures} results are failures; the report says why",
-        )
+        unread = f"{outcome.unreadable} of {count} photographs could not be read"
+        say("warning", f"{unread}, and {outcome.failures} results are failures; the report says why")
     return 0 if outcome.results else NOTHING_READ
 
 
@@ -142,20 +136,18 @@ def latency(
 
     from xcam_fn import checks
 
-    chosen = how.methods(methods or ["gradcam"])
     checks.check_count("rounds", rounds)
     checks.check_count("batch_size", batch_size)
-    loaded = how.load()
+    loaded, chosen = _loaded(how, methods)
     if photo is None:
         side = loaded.preset.crop
         x = torch.randn(batch_size, 3, side, side, generator=torch.Generator().manual_seed(0))
     else:
         x = xf.images.prepare(photo, loaded.preset)[0].expand(batch_size, -1, -1, -1).contiguous()
-    named = _named(how, chosen, loaded, fitting=methods == ["all"])
     settings = {"rounds": rounds, "variant": how.variant, "options": how.options}
-    found = xf.latency.timings(loaded.model, how.layer, x.to(how.device), named, **settings)
-    fields = xf.latency.Timing._fields
-    rows = [("method", *fields), *((name, *(f"{v:.6f}" for v in t)) for name, t in found.items())]
+    found = xf.latency.timings(loaded.model, how.layer, x.to(how.device), chosen, **settings)
+    rows = [("method", *xf.latency.Timing._fields)]
+    rows += [(name, *(f"{seconds:.6f}" for seconds in timing)) for name, timing in found.items()]
     show(table(rows))
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -164,22 +156,23 @@ def latency(
         show(f"wrote {output}")
 
 
-def _named(
-    how: Question, methods: dict[str, xf.Method], loaded: xf.models.LoadedModel, *, fitting: bool
-) -> dict[str, str | xf.Method]:
-    """The library's methods by name, for variant and options are a run's settings; own ones as they are.
+def _loaded(
+    how: Question, names: list[str] | None
+) -> tuple[xf.models.LoadedModel, dict[str, str | xf.Method]]:
+    """The network, and methods: the library's by name, for variant and options are a run's settings.
 
-    With `fitting`, those that need what the network lacks are left out, and that is said.
+    Of all methods those that need what the network lacks are left out, and that is said.
     """
     import torch
 
     from xcam_fn.methods.together import explained_where_possible
 
-    lacking = {}
-    if fitting:
+    methods = how.methods(names or ["gradcam"])
+    loaded, lacking = how.load(), {}
+    if names == ["all"]:
         x = torch.zeros(1, 3, loaded.preset.crop, loaded.preset.crop, device=how.device)
         demanding = {method.name: method for method in methods.values() if method.needs}
         _, lacking = explained_where_possible(loaded.model, how.layer, x, None, demanding)
         say_left_out(lacking)
     named = {method.name: method if ":" in name else name for name, method in methods.items()}
-    return {name: method for name, method in named.items() if name not in lacking}
+    return loaded, {name: method for name, method in named.items() if name not in lacking}

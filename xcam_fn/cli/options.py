@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
-import importlib.util
+import runpy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ class Network:
 
     Attributes:
         model: lite0, a classification model of torchvision, or timm:NAME.
-        weights: a checkpoint of your own (a state dict), or random.
+        weights: a checkpoint of your own (a state dict, or .safetensors), or random.
     """
 
     model: str = "lite0"
@@ -81,15 +81,11 @@ class Question(LayerOf):
         return found
 
     def methods(self, names: Iterable[str], **more: Any) -> dict[str, xf.Method]:
-        """Return the methods by the names given; "all" stands for those of `METHODS`.
-
-        Each has the variant, and those of the options and of `more` that it takes. An option has to be taken
-        by one method or more.
-        """
+        """The methods of these names ("all" is `METHODS`), with the options that they take."""
         from xcam_fn.methods.together import named_methods
 
-        names, options = list(names), self.options
-        names = list(xf.METHODS) if names == ["all"] else names
+        options = self.options
+        names = list(xf.METHODS) if list(names) == ["all"] else names
         found = {name: _method(name, self.variant, more | options) for name in names}
         try:
             named_methods({method.name: method for method in found.values()}, **options)
@@ -132,28 +128,18 @@ def _method(name: str, variant: str | None, options: dict[str, Any]) -> xf.Metho
         raise ValueError(f"method {name!r} is not known; it is a file: photographs come before --methods")
     if ":" not in name:
         return xf.find_method(name, variant=variant, **options)
-    return with_accepted(_own_method(name), options)
-
-
-def _own_method(name: str) -> xf.Method:
-    """The method that a file or a module of the reader's own holds."""
     home, _, attribute = name.rpartition(":")
-    if home.endswith(".py"):
-        if not Path(home).is_file():
-            raise ValueError(f"method {name!r}: there is no file {home!r}; {_EXPECTED}")
-        spec: Any = importlib.util.spec_from_file_location(Path(home).stem, home)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    else:
-        try:
-            module = importlib.import_module(home)
-        except ImportError as error:
-            raise ValueError(f"method {name!r}: {home!r} cannot be imported ({error}); {_EXPECTED}") from None
-    found = getattr(module, attribute, None)
-    if not isinstance(found, xf.Method):
-        there = [key for key, value in vars(module).items() if isinstance(value, xf.Method)]
+    is_file = home.endswith(".py")
+    if is_file and not Path(home).is_file():
+        raise ValueError(f"method {name!r}: there is no file {home!r}; {_EXPECTED}")
+    try:
+        names = runpy.run_path(home) if is_file else vars(importlib.import_module(home))
+    except ImportError as error:
+        raise ValueError(f"method {name!r}: {home!r} cannot be imported ({error}); {_EXPECTED}") from None
+    if not isinstance(found := names.get(attribute), xf.Method):
+        there = ", ".join(key for key, value in names.items() if isinstance(value, xf.Method))
         raise ValueError(
-            f"method {name!r}: {home} has no method {attribute!r}; it has {', '.join(there) or 'none'}. "
+            f"method {name!r}: {home} has no method {attribute!r}; it has {there or 'none'}. "
             "xcam_fn.from_gradients makes one of a weighting function"
         )
-    return found
+    return with_accepted(found, options)

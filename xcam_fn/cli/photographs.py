@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -41,13 +40,12 @@ def explain(
     """
     if not photos:
         raise ValueError("no photograph was named; expected one or more before the options")
-    explainer = _explainer(how, methods or ["gradcam"], leave_out=methods == ["all"])
+    explainer = _Explainer(how, methods or ["gradcam"], leave_out=methods == ["all"])
     cls = class_index(class_, explainer.loaded)
     unreadable = 0
     alone = len(photos) == 1
-    for photo, name in tqdm(
-        _named(photos, how.output), total=len(photos), unit="photo", disable=alone or None
-    ):
+    named = _named(photos, how.output)
+    for photo, name in tqdm(named, total=len(photos), unit="photo", disable=alone or None):
         try:
             x, picture = explainer.prepare(photo)
         except (ValueError, OSError) as error:
@@ -83,21 +81,16 @@ def compare(
         class_: the class to explain, an index or a name such as "tabby cat". [default: the likeliest]
         methods: one or more methods, or all. [default: all]
     """
-    explainer = _explainer(how, methods or ["all"], leave_out=methods in (None, ["all"]))
+    explainer = _Explainer(how, methods or ["all"], leave_out=methods in (None, ["all"]))
     x, picture = explainer.prepare(photo)
     explained = explainer.explain(x, class_index(class_, explainer.loaded))
     maps = {title: heatmap[None] for title, heatmap in explained.titled.items()}
     found: dict[str, Any] = xf.evaluate.judged(explainer.loaded.model, x, maps, explained.cls)
     scores = {title: xf.models.describe.values_of(row) for title, row in found.items()}
-    figures = {
-        "compare": xf.plot.heatmaps(
-            picture,
-            explained.titled,
-            caption=f"{explained.caption}; {_LEGEND}",
-            notes={title: _note(*row.values()) for title, row in scores.items()},
-            **how.style,
-        )
-    }
+    caption = f"{explained.caption}; {_LEGEND}"
+    notes = {title: _note(*row.values()) for title, row in scores.items()}
+    overlays = xf.plot.heatmaps(picture, explained.titled, caption=caption, notes=notes, **how.style)
+    figures = {"compare": overlays}
     for name in ("insertion", "deletion"):
         about, curves = xf.evaluate.METRICS[name], {title: row[name] for title, row in found.items()}
         figures[name] = xf.plot.curves(curves, best=about.best, title=about.title)
@@ -128,7 +121,7 @@ def gallery(
         if name.count("+") != 1:
             raise ValueError(f"--pairs {name!r}: expected two methods and a plus, such as gradcam+scorecam")
     parts = [(*name.split("+"), name) for name in names]
-    explainer = _explainer(how, [name for row in parts for name in row])
+    explainer = _Explainer(how, [name for row in parts for name in row])
     loaded, describe = explainer.loaded, xf.models.describe
     x, picture = explainer.prepare(photo)
     probabilities = describe.probabilities(loaded, x)
@@ -144,7 +137,7 @@ def gallery(
         for row in ([explainer.methods[name] for name in part] for part in parts)
     ]
     shown = [
-        f"{loaded.categories[cls]} (class {cls}), {describe.percent(float(probabilities[cls]))}"
+        f"{describe.class_name(cls, loaded.categories)}, {describe.percent(float(probabilities[cls]))}"
         for cls in classes
     ]
     figure = xf.plot.grid(picture, rows, caption="; ".join([*shown, loaded.name]), **how.style)
@@ -164,14 +157,16 @@ class _Explanation(NamedTuple):
         return {method.title: heatmap for method, heatmap in self.maps.items()}
 
 
-@dataclass(frozen=True)
 class _Explainer:
-    """A network and the methods that explain it; with `leave_out` those that do not fit are left out."""
+    """A network and the methods that explain it; all is checked before a photograph is read."""
 
-    how: Drawing
-    methods: dict[str, xf.Method]
-    leave_out: bool
-    loaded: xf.models.LoadedModel
+    def __init__(self, how: Drawing, names: Sequence[str], *, leave_out: bool = False) -> None:
+        xf.plot.check_style(**how.style)
+        self.how, self.leave_out = how, leave_out  # leave out methods that do not fit the network?
+        self.methods = how.methods(names, **({"progress": True} if sys.stderr.isatty() else {}))
+        if how.output.exists() and not how.output.is_dir():
+            raise ValueError(f"--output {str(how.output)!r} is a file; expected a folder")
+        self.loaded = how.load()
 
     def prepare(self, photo: Path) -> tuple[Any, Any]:
         """The photograph as the network takes it, (1, 3, h, w), and as a picture (h, w, 3)."""
@@ -207,15 +202,6 @@ class _Explainer:
             if not heatmap.any()
         ]
         return _Explanation(index, maps, caption, [table(rows), f"  explained: {caption}", *remarks])
-
-
-def _explainer(how: Drawing, names: Sequence[str], *, leave_out: bool = False) -> _Explainer:
-    """All that is checked before a photograph is read, the network loaded last."""
-    xf.plot.check_style(**how.style)
-    methods = how.methods(names, **({"progress": True} if sys.stderr.isatty() else {}))
-    if how.output.exists() and not how.output.is_dir():
-        raise ValueError(f"--output {str(how.output)!r} is a file; expected a folder")
-    return _Explainer(how, methods, leave_out, how.load())
 
 
 def _note(drop: float, increase: float, insertion: float, deletion: float) -> str:

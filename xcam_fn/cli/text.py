@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tqdm import tqdm
 
@@ -12,12 +13,12 @@ NOTHING_READ = 1  # the exit status where of several photographs none could be r
 
 def show(text: str) -> None:
     """Print, above a progress bar if there is one."""
-    tqdm.write(text)
+    _write(text, sys.stdout)
 
 
 def say(kind: str, what: object) -> None:
     """Print a warning or an error in one line on stderr."""
-    tqdm.write(f"xcam: {kind}: {' '.join(str(what).split())}", file=sys.stderr)
+    _write(f"xcam: {kind}: {' '.join(str(what).split())}", sys.stderr)
 
 
 def say_left_out(lacking: Mapping[str, Exception]) -> None:
@@ -27,7 +28,13 @@ def say_left_out(lacking: Mapping[str, Exception]) -> None:
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows of cells as text, in columns."""
+    """Rows of cells as text, in columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _write(text: str, file: Any) -> None:
+    """Print what can be printed, and escape the rest: names of files need not be text."""
+    encoding = file.encoding or "utf-8"
+    tqdm.write(text.encode(encoding, "backslashreplace").decode(encoding), file=file)

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from xcam_fn import checks
+from xcam_fn.models.images import FORMATS
 from xcam_fn.models.load import find_class
 
 _FILE_COLUMNS = ("file", "path", "image", "filename", "photo")
@@ -22,7 +23,7 @@ class Photograph(NamedTuple):
     """A photograph of a data set.
 
     Attributes:
-        name: its path below the data set's folder, by which it is known.
+        name: its path below the data set's folder, by which it is known; what is no UTF-8 in it is escaped.
         path: where it is.
         label: the index of its class, or None where it is not known.
     """
@@ -86,18 +87,22 @@ def _of_folder(root: Path, categories: Sequence[str]) -> list[Photograph]:
     """The photographs in a folder or, where it has none itself, in its folders, which are classes."""
     flat = _images(root)
     if flat:
-        return [Photograph(path.name, path, None) for path in flat]
+        return [Photograph(_text(path.name), path, None) for path in flat]
     folders = sorted(path for path in root.iterdir() if path.is_dir() and _images(path))
     indices = _classes_of(folders, categories)
     return [
-        Photograph(f"{folder.name}/{path.name}", path, index)
+        Photograph(_text(f"{folder.name}/{path.name}"), path, index)
         for folder, index in zip(folders, indices, strict=True)
         for path in _images(folder)
     ]
 
 
+def _text(name: str) -> str:
+    return name.encode(errors="backslashreplace").decode()
+
+
 def _images(folder: Path) -> list[Path]:
-    suffixes = Image.registered_extensions()
+    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
     return sorted(
         path
         for path in folder.iterdir()

@@ -101,14 +101,12 @@ def pt2(
     It is written and checked as by `onnx`, takes the same arguments and raises the same, but needs no extra.
     """
 
-    def write(made: ExportedProgram, file: Path) -> None:
-        torch.export.save(made, str(file))
-
     def load(file: Path) -> Run:
         module = torch.export.load(str(file)).module()
         return lambda images: list(module(images))
 
-    return _written(Path(path), write, load, explanation(model, layer, x, method, cls), x)
+    explained = explanation(model, layer, x, method, cls)
+    return _written(Path(path), torch.export.save, load, explained, x)
 
 
 def _written(
@@ -141,8 +139,6 @@ def _difference(found: list[Tensor], expected: tuple[Tensor, ...], path: Path) -
         off = differences[name] = float((a.detach().to(b) - b).abs().max())
         scale = 1.0 if name == "heatmap" else max(1.0, float(b.abs().max()))
         if a.shape != b.shape or not off <= (_SLACK if name == "logits" else _TOLERANCE) * scale:
-            raise ValueError(
-                f"{path.name}: {name} {tuple(a.shape)} differs by {off:.2g} from what the model computes, "
-                f"{tuple(b.shape)}; nothing was written"
-            )
+            what, other = f"{name} {tuple(a.shape)}", f"what the model computes, {tuple(b.shape)}"
+            raise ValueError(f"{path.name}: {what} differs by {off:.2g} from {other}; nothing was written")
     return differences["heatmap"]

@@ -41,11 +41,11 @@ def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, _: Any, *opti
     stride, padding, dilation, transposed, _, groups, wanted = options
     if transposed or wanted[1] or wanted[2]:
         return NotImplemented
-    left_over = []
-    for size, out, kernel, s, p, d in zip(
-        x.shape[2:], grad.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True
-    ):
-        left_over.append(int(size) - ((int(out) - 1) * s - 2 * p + d * (kernel - 1) + 1))
+    sizes = zip(x.shape[2:], grad.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+    left_over = [
+        int(size) - ((int(out) - 1) * s - 2 * p + d * (kernel - 1) + 1)
+        for size, out, kernel, s, p, d in sizes
+    ]
     back = _aten.convolution.default(grad, weight, None, stride, padding, dilation, True, left_over, groups)
     return back, None, None
 

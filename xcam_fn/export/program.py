@@ -58,9 +58,6 @@ def program(
     return explanation(model, layer, x, method, cls).traced(x)
 
 
-# -- what is traced -----------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Explanation:
     """What the file computes: images to logits, heatmaps and classes."""
@@ -99,18 +96,14 @@ class Explanation:
 
     def cannot(self, error: BaseException) -> ValueError:
         """What stands in the way, by its name, of all that the tracers say."""
-        said = []
-        reason: BaseException | None = error
+        text, reason = "", error
         while reason is not None:
-            said.append(str(reason))
+            text += f"{reason}\n"
             reason = reason.__cause__ or reason.__context__
-        text = "\n".join(said)
         operator = re.search(r"OpOverload\(op='([\w.]+)'|(?:torch\.ops\.|function for )(aten\.[\w.]+)", text)
         if operator:
-            why = (
-                f"its graph needs the operator {operator.group(1) or operator.group(2)}, which has no "
-                "counterpart; another layer or method may do without it"
-            )
+            named = f"the operator {operator.group(1) or operator.group(2)}, which has no counterpart"
+            why = f"its graph needs {named}; another layer or method may do without it"
         else:
             why = next((line for line in text.splitlines() if line.strip()), type(error).__name__)[:300]
         return ValueError(f"{self.method} of {type(self.model).__name__} cannot be exported: {why}")
@@ -137,17 +130,21 @@ def _ablated(call: Call) -> Tensor:
     index = class_index(call.cls, found)[:, None]
     own = found.gather(-1, index)
     B, K = A.shape[:2]
-    scores = []
-    for kept in (1 - torch.eye(K, dtype=A.dtype, device=A.device)).split(_ABLATED_AT_ONCE):
-        n = kept.shape[0]
 
-        def repeated(leaf: Any, n: int = n) -> Any:
+    def scored(kept: Tensor) -> Tensor:
+        """The class's score without each of some channels, (n, B)."""
+        n = len(kept)
+
+        def repeated(leaf: Any) -> Any:
             batched = isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == B
             return leaf.repeat(n, *[1] * (leaf.ndim - 1)) if batched else leaf
 
         without = (A * kept.reshape(n, 1, K, *[1] * (A.ndim - 2))).reshape(n * B, *A.shape[1:])
         found = logits(halves.run_head(without, pytree.tree_map(repeated, residual)))
-        scores.append(found.gather(-1, index.repeat(n, 1)).reshape(n, B))
+        return found.gather(-1, index.repeat(n, 1)).reshape(n, B)
+
+    kept = 1 - torch.eye(K, dtype=A.dtype, device=A.device)
+    scores = [scored(chunk) for chunk in kept.split(_ABLATED_AT_ONCE)]
     share = (own - torch.cat(scores).T) / torch.where(own != 0, own, 1.0)
     return weights.weighted_sum(A, torch.where(own != 0, share, 0.0))
 

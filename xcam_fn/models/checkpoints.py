@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from xcam_fn.models.images import check_file
@@ -18,22 +19,25 @@ State = Mapping[str, Tensor]
 
 _WRAPPERS = ("state_dict_ema", "state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")
-_EXPECTED = "expected what torch.save(model.state_dict(), path) writes"
+_EXPECTED = "expected what torch.save(model.state_dict(), path) writes, or a .safetensors file"
 _LEGACY_HEADER = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 def read_state(path: Path) -> State:
-    """Return the tensors of a checkpoint by their key, without what training scripts wrap around them.
-
-    The file is read with weights_only: no code of it is run.
-    """
-    found = _unpickled(path)
+    """The tensors of a checkpoint by key, without what training scripts wrap around; no code of it is run."""
+    check_file("weights", path, "a checkpoint file")
+    found = _read(path)
     if isinstance(found, Mapping):
         found = next((found[w] for w in _WRAPPERS if isinstance(found.get(w), Mapping)), found)
     if not isinstance(found, Mapping) or not found or not all(isinstance(v, Tensor) for v in found.values()):
-        raise ValueError(
-            f"weights {str(path)!r} hold a {type(found).__name__} without a state dict; {_EXPECTED}"
-        )
+        raise ValueError(f"{_named(path)} hold a {type(found).__name__} without a state dict; {_EXPECTED}")
+    for key, value in found.items():
+        size = value.numel() * value.element_size()
+        if size > path.stat().st_size:  # few numbers, repeated by strides; a network would need them all
+            named = _named(path)
+            raise ValueError(
+                f"{named} declare {size:,} bytes for {key!r}, more than the file has; {_EXPECTED}"
+            )
     if all(_plain(key) == key for key in found):
         return found  # as it is: it carries the versions of the modules that wrote it
     return {_plain(key): value for key, value in found.items()}
@@ -47,22 +51,19 @@ def _plain(key: str) -> str:
 
 
 def class_count(model: nn.Module, state: State, built_with: int) -> int:
-    """Return the number of classes that a checkpoint was made for, of a network built with another number.
+    """The number of classes that a checkpoint was made for, of a network built with another number.
 
-    It is the one length that the checkpoint has wherever the network has `built_with` and the shapes differ
-    in nothing else; `built_with` where there is none.
+    It is the one length where the checkpoint differs from that number and in nothing else.
     """
     shapes = [(own.shape, state[key].shape) for key, own in model.state_dict().items() if key in state]
     lengths = {
-        there[0]
-        for here, there in shapes
-        if here != there and len(here) == len(there) and here == (built_with, *there[1:])
+        there[0] for here, there in shapes if there and here != there and here == (built_with, *there[1:])
     }
     return lengths.pop() if len(lengths) == 1 else built_with
 
 
 def filled(model: nn.Module, state: State, name: str, path: Path) -> nn.Module:
-    """Return the same network, the caller's own, with the state dict of `path` loaded into it."""
+    """The same network, the caller's own, with the state dict of `path` loaded into it."""
     own = model.state_dict()
     problems = [
         f"{key!r} has shape {tuple(state[key].shape)} where the model has {tuple(value.shape)}"
@@ -70,51 +71,52 @@ def filled(model: nn.Module, state: State, name: str, path: Path) -> nn.Module:
         if key in state and state[key].shape != value.shape
     ]
     if problems:
-        missing, unexpected = [k for k in own if k not in state], [k for k in state if k not in own]
+        lacking = [key for key in own if key not in state], [key for key in state if key not in own]
     else:
-        missing, unexpected = model.load_state_dict(state, strict=False)
-    if missing:
-        problems.append(f"{len(missing)} of {len(own)} keys are missing, first {missing[0]!r}")
-    if unexpected:
-        problems.append(f"{len(unexpected)} of {len(state)} keys are unexpected, first {unexpected[0]!r}")
+        lacking = model.load_state_dict(state, strict=False)
+    for what, keys, of in zip(("missing", "unexpected"), lacking, (own, state), strict=True):
+        if keys:
+            problems.append(f"{len(keys)} of {len(of)} keys are {what}, first {keys[0]!r}")
     if problems:
-        raise ValueError(
-            f"weights {str(path)!r} do not fit model {name!r}: {'; '.join(problems[:3])}; expected the "
-            "state dict of this very network"
-        )
+        said, wanted = "; ".join(problems[:3]), "the state dict of this very network"
+        raise ValueError(f"{_named(path)} do not fit model {name!r}: {said}; expected {wanted}")
     return model
 
 
-def _unpickled(path: Path) -> Any:
-    """What a checkpoint holds; no code of it is run."""
-    check_file("weights", path, "a checkpoint file")
-    _check_header(path)
+def _read(path: Path) -> Any:
+    is_safe = path.suffix == ".safetensors"
+    if not is_safe:
+        _check_header(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError:
         raise
     except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"weights {str(path)!r} hold more than tensors, and loading that would run code from the file, "
-            "so it was not loaded; save a state dict: torch.save(model.state_dict(), path)"
-        ) from error
-    except Exception as error:  # a damaged file makes the reader raise almost anything
-        raise ValueError(
-            f"weights {str(path)!r} cannot be read: the file is damaged or cut off; copy it again"
-        ) from error
+        unsafe = "hold more than tensors, and loading that would run code from the file, so it was not loaded"
+        remedy = "save a state dict: torch.save(model.state_dict(), path)"
+        raise ValueError(f"{_named(path)} {unsafe}; {remedy}") from error
+    except Exception as error:  # a damaged file makes the readers raise almost anything
+        damage = "the file is damaged or cut off; copy it again"
+        raise ValueError(f"{_named(path)} cannot be read: {damage}") from error
 
 
 def _check_header(path: Path) -> None:
     """Raise for files that torch.save did not write: torch.load warns about some of them, or tries."""
     with path.open("rb") as file:
         header = file.read(len(_LEGACY_HEADER))
-    members = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else []
-    if any(member.endswith("/constants.pkl") for member in members):
+    members = zipfile.ZipFile(path).infolist() if zipfile.is_zipfile(path) else []
+    if any(member.filename.endswith("/constants.pkl") for member in members):
         problem = "is a TorchScript archive, a program and not a checkpoint"
+    elif sum(member.file_size for member in members) > path.stat().st_size:
+        problem = "is compressed, as torch.save writes no checkpoint"
     elif header == _LEGACY_HEADER or header.startswith(b"PK"):
         return
     elif header.startswith(b"\x80"):
         problem = "is a plain pickle, and loading it could run code from the file, so it was not loaded"
     else:
         problem = "is not a checkpoint"
-    raise ValueError(f"weights {str(path)!r} {problem}; {_EXPECTED}")
+    raise ValueError(f"{_named(path)} {problem}; {_EXPECTED}")
+
+
+def _named(path: Path) -> str:
+    return f"weights {str(path)!r}"

@@ -9,12 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from xcam_fn import checks
 from xcam_fn.methods.method import Method
 from xcam_fn.models.load import LoadedModel
 from xcam_fn.network.split import default_layer, layers
 from xcam_fn.targets import logits
-
-TOP = 5
 
 
 def percent(probability: float) -> str:
@@ -29,14 +28,14 @@ def class_name(cls: int, categories: Sequence[str]) -> str:
 
 
 def probabilities(loaded: LoadedModel, x: Float[Tensor, "1 C h w"]) -> Float[Tensor, " classes"]:
-    """What the network makes of one image."""
-    with torch.no_grad():
+    """The probability of each class of one image."""
+    with torch.no_grad(), checks.explained(loaded.model, x):
         return logits(loaded.model(x))[0].softmax(-1)
 
 
 def likeliest(found: Float[Tensor, " classes"]) -> list[tuple[int, float]]:
     """The five likeliest classes, or all where there are fewer, with their probabilities."""
-    top = found.topk(min(TOP, len(found)))
+    top = found.topk(min(5, len(found)))
     return list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
 
 

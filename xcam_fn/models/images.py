@@ -18,6 +18,10 @@ from xcam_fn import checks
 
 Source = str | os.PathLike[str] | Image.Image | np.ndarray
 
+# What decodes pixels, and nothing that runs another program (EPS) or is fetched from elsewhere.
+_WANTED = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "JPEG2000", "AVIF")
+FORMATS = [name for name in _WANTED if name in set(Image.registered_extensions().values())]
+
 _EXPECTED = "a path, a PIL image, or an array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4)"
 _LONGEST_RATIO = 32
 _ROUNDING = 1e-4
@@ -46,7 +50,8 @@ def load(image: Source) -> Image.Image:
 
     Args:
         image: a path, a PIL image of any mode, or an array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4) of bool,
-            uint8, uint16 or of floats in [0, 1]. 16-bit values are scaled, not cut off.
+            uint8, uint16 or of floats in [0, 1]. 16-bit values are scaled, not cut off. Files are those of
+            `FORMATS`.
 
     Returns:
         A PIL image of mode "RGB"; the argument is not changed.
@@ -57,14 +62,14 @@ def load(image: Source) -> Image.Image:
         TypeError: `image` is none of the above.
     """
     if isinstance(image, (str, os.PathLike)):
-        return _read(Path(image))
+        return _to_rgb(_read(Path(image)), f"image {str(image)!r}")
     if isinstance(image, np.ndarray):
-        image = _from_array(image)
+        image = _from_array(image, "image")
     if not isinstance(image, Image.Image):
         raise TypeError(f"image is a {type(image).__name__}; expected {_EXPECTED}")
     if 0 in image.size:
         raise ValueError(f"image is {image.width} x {image.height} pixels; expected at least one pixel")
-    return _to_rgb(ImageOps.exif_transpose(image))
+    return _to_rgb(ImageOps.exif_transpose(image), "image")
 
 
 def prepare(image: Source, preset: Preset) -> tuple[Float32[Tensor, "1 3 h w"], UInt8[np.ndarray, "h w 3"]]:
@@ -84,66 +89,81 @@ def prepare(image: Source, preset: Preset) -> tuple[Float32[Tensor, "1 3 h w"], 
     """
     sides = [preset.resize] if isinstance(preset.resize, int) else list(preset.resize)
     if not 0 < preset.crop <= min(sides):
-        raise ValueError(
-            f"preset: crop={preset.crop} with resize={preset.resize}; expected 0 < crop <= resize, or the "
-            "picture would be padded with black"
-        )
+        sizes = f"crop={preset.crop} with resize={preset.resize}"
+        wanted = "0 < crop <= resize, or the picture would be padded with black"
+        raise ValueError(f"preset: {sizes}; expected {wanted}")
     modes = tuple(mode.value for mode in InterpolationMode)
     checks.check_choice("preset: interpolation", preset.interpolation, modes)
-    resized = transforms.Resize(sides, InterpolationMode(preset.interpolation))(_not_too_long(load(image)))
+    loaded = load(image)
+    # Of a strip the middle: the rest is cropped away anyway, and resizing it could take any memory.
+    longest = _LONGEST_RATIO * min(loaded.size)
+    middle = transforms.CenterCrop((min(loaded.height, longest), min(loaded.width, longest)))(loaded)
+    resized = transforms.Resize(sides, InterpolationMode(preset.interpolation))(middle)
     picture = np.array(transforms.CenterCrop(preset.crop)(resized))
     pixels = torch.from_numpy(picture).permute(2, 0, 1).float().div(255)
     return transforms.Normalize(preset.mean, preset.std)(pixels)[None].contiguous(), picture
 
 
 def check_file(what: str, path: Path, expected: str) -> None:
-    """Raise where there is no file at the path."""
+    """Raise where there is no regular file at the path; a pipe or a device could be read for ever."""
     if not path.exists():
         raise FileNotFoundError(f"{what} {str(path)!r}: no such file; check the path")
-    if path.is_dir():
-        raise ValueError(f"{what} {str(path)!r} is a folder; expected {expected}")
+    if not path.is_file():
+        kind = "folder" if path.is_dir() else "pipe, socket or device"
+        raise ValueError(f"{what} {str(path)!r} is a {kind}; expected {expected}")
+
+
+def shares_of_white(values: np.ndarray, argument: str, remedy: str) -> Float64[np.ndarray, "..."]:
+    """The values of pixels, of any type whose range is known, in [0, 1]."""
+    if values.dtype in (np.uint8, np.uint16):
+        return values / np.iinfo(values.dtype).max
+    if values.dtype.kind not in "fb":
+        kinds = (
+            "bool, uint8, uint16 or floats in [0, 1] (image.astype(np.uint8) where the values are 0 to 255)"
+        )
+        raise ValueError(
+            f"{argument} has values of {values.dtype}, whose range is not known; expected {kinds}"
+        )
+    return unit_floats(values, argument, remedy)
 
 
 def unit_floats(values: np.ndarray, argument: str, remedy: str) -> Float64[np.ndarray, "..."]:
-    """Return the values, which may be outside [0, 1] by rounding only, within it."""
+    """The values, which may be outside [0, 1] by rounding only, within it."""
     if not np.isfinite(values).all():
         raise ValueError(f"{argument} holds NaN or infinite values; expected [0, 1]")
     if values.min() < -_ROUNDING or values.max() > 1 + _ROUNDING:
-        raise ValueError(
-            f"{argument} has values from {values.min():.4g} to {values.max():.4g}; expected [0, 1] ({remedy})"
-        )
+        ends = f"{values.min():.4g} to {values.max():.4g}"
+        raise ValueError(f"{argument} has values from {ends}; expected [0, 1] ({remedy})")
     return values.astype(np.float64).clip(0, 1)
 
 
-def _not_too_long(image: Image.Image) -> Image.Image:
-    """The middle of a strip: the rest is cropped away anyway, and resizing it could take any memory."""
-    longest = _LONGEST_RATIO * min(image.size)
-    if max(image.size) <= longest:
-        return image
-    return transforms.CenterCrop((min(image.height, longest), min(image.width, longest)))(image)
-
-
 def _read(path: Path) -> Image.Image:
+    """The image of a file as Pillow decodes it, upright."""
     check_file("image", path, "an image file")
+    named = f"image {str(path)!r}"
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=FORMATS) as opened:
             opened.load()
-            return _to_rgb(ImageOps.exif_transpose(opened))
+            return ImageOps.exif_transpose(opened)
     except (PermissionError, MemoryError):
         raise
     except UnidentifiedImageError:
-        raise ValueError(f"image {str(path)!r} is not an image file of a known format") from None
+        known = f"{', '.join(FORMATS)}, with 8 bits a channel, or gray with 16 bits or floats"
+        raise ValueError(f"{named} is not an image file of a known format; expected {known}") from None
     except Image.DecompressionBombError as error:
-        raise ValueError(f"image {str(path)!r} is too large to be a photograph: {error}") from None
+        raise ValueError(f"{named} is too large to be a photograph: {error}") from None
     except Exception as error:  # a broken file makes Pillow's decoders raise almost anything
-        raise ValueError(f"image {str(path)!r} cannot be read, it is damaged or cut off: {error}") from error
+        raise ValueError(f"{named} cannot be read, it is damaged or cut off: {error}") from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, argument: str) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode in {"I", "F"}:
         values = np.asarray(image)
         deep = values.astype(np.uint16)  # mode "I" holds 16-bit files as 32-bit integers
-        image = _from_array(deep if values.dtype.kind != "f" and np.array_equal(deep, values) else values)
+        is_unclear = image.mode == "I" and 0 < values.max() <= 255  # it may as well hold files of 8 bits
+        if values.dtype.kind != "f" and np.array_equal(deep, values) and not is_unclear:
+            values = deep
+        image = _from_array(values, argument)
     if image.has_transparency_data:
         over_white = Image.new("RGBA", image.size, "white")
         over_white.alpha_composite(image.convert("RGBA"))
@@ -151,27 +171,15 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB") if image.mode != "RGB" else image.copy()
 
 
-def _from_array(values: np.ndarray) -> Image.Image:
+def _from_array(values: np.ndarray, argument: str) -> Image.Image:
     if values.ndim not in (2, 3) or values.shape[2:] not in {(), (1,), (3,), (4,)}:
-        raise ValueError(
-            f"image has shape {values.shape}; expected (h, w), (h, w, 1), (h, w, 3) or (h, w, 4), "
-            "channels last (np.moveaxis(image, 0, -1) moves them there)"
-        )
+        wanted = "(h, w), (h, w, 1), (h, w, 3) or (h, w, 4), channels last"
+        remedy = "np.moveaxis(image, 0, -1) moves them there"
+        raise ValueError(f"{argument} has shape {values.shape}; expected {wanted} ({remedy})")
     if values.size == 0:
-        raise ValueError(f"image has shape {values.shape}; expected at least one pixel")
+        raise ValueError(f"{argument} has shape {values.shape}; expected at least one pixel")
     values = values[..., 0] if values.shape[2:] == (1,) else values
-    return Image.fromarray(np.ascontiguousarray(_to_bytes(values)))
-
-
-def _to_bytes(values: np.ndarray) -> UInt8[np.ndarray, "..."]:
-    if values.dtype in (np.uint8, np.bool_):
-        return values if values.dtype == np.uint8 else values.astype(np.uint8) * 255
-    if values.dtype == np.uint16:
-        return np.round(values / 257).astype(np.uint8)
-    if values.dtype.kind != "f":
-        raise ValueError(
-            f"image has values of {values.dtype}, whose range is not known; expected bool, uint8, uint16 "
-            "or floats in [0, 1] (image.astype(np.uint8) where the values are 0 to 255)"
-        )
-    remedy = "divide by 255 first, or undo the normalization"
-    return np.round(unit_floats(values, "image", remedy) * 255).astype(np.uint8)
+    if values.dtype != np.uint8:
+        remedy = "divide by 255 first, or undo the normalization"
+        values = np.round(shares_of_white(values, argument, remedy) * 255).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(values))

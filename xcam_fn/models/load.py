@@ -62,8 +62,8 @@ def load(name: str, weights: str | Path | None = None, device: str | torch.devic
         name: "lite0" (also "lite1" and "lite2" where their weights are installed), a classification model of
             torchvision, or "timm:NAME".
         weights: None for the weights that it was published with; the path of a checkpoint, from which the
-            number of classes is taken (a state dict, also one wrapped by a training script); "random" for
-            random weights, the same in every call.
+            number of classes is taken (a state dict, also one wrapped by a training script, or a
+            `.safetensors` file); "random" for random weights, the same in every call.
         device: where the network goes, as for `torch.device`.
 
     Returns:
@@ -90,7 +90,7 @@ def load(name: str, weights: str | Path | None = None, device: str | torch.devic
             count = class_count(model, state, count)
             if count != _IMAGENET_CLASSES:
                 model = source.build(count, state)
-            if weights != "random":
+            if state:
                 filled(model, state, name, Path(weights))
     return LoadedModel(model.eval().to(place), source.preset, _categories(count), name)
 
@@ -128,9 +128,8 @@ def find_class(query: str | int, categories: Sequence[str]) -> int:
     if isinstance(query, int) or re.fullmatch(r"\s*[-+]?\d+\s*", query):
         index, count = int(query), len(categories)
         if not 0 <= index < count:
-            raise ValueError(
-                f"class {index} is out of range: the model has {count} classes, 0 to {count - 1}"
-            )
+            known = f"the model has {count} classes, 0 to {count - 1}"
+            raise ValueError(f"class {index} is out of range: {known}")
         return index
     wanted = _words(query)
     if not wanted:
@@ -161,15 +160,16 @@ def _related(wanted: str, named: list[str]) -> list[int]:
 
 
 def _listed(found: list[int], categories: Sequence[str]) -> str:
-    listed = [f"{categories[i]!r} ({i})" for i in found[:_LISTED]]
-    last = [f"{len(found) - _LISTED} more"] if len(found) > _LISTED else [listed.pop()]
-    return " or ".join([", ".join(listed), *last] if listed else last)
+    listed = [f"{categories[i]!r} ({i})" for i in found]
+    if len(listed) > _LISTED:
+        listed[_LISTED:] = [f"{len(listed) - _LISTED} more"]
+    *first, last = listed
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def _categories(count: int) -> list[str]:
-    if count == _IMAGENET_CLASSES:
-        return list(torchvision.models.ResNet50_Weights.DEFAULT.meta["categories"])
-    return [str(i) for i in range(count)]
+    imagenet = torchvision.models.ResNet50_Weights.DEFAULT.meta["categories"]
+    return list(imagenet) if count == len(imagenet) else list(map(str, range(count)))
 
 
 def _checked_device(device: str | torch.device) -> torch.device:
@@ -201,9 +201,8 @@ def _imported(package: str, name: str, remedy: str) -> Any:
     try:
         return importlib.import_module(package.replace("-", "_"))
     except ImportError:
-        raise ValueError(
-            f"model {name!r} needs the package {package}, which is not installed; {remedy}"
-        ) from None
+        needed = f"the package {package}, which is not installed"
+        raise ValueError(f"model {name!r} needs {needed}; {remedy}") from None
 
 
 def _lite(name: str) -> _Source:
@@ -277,15 +276,11 @@ def _timm(name: str) -> _Source:
     timm_name = name.removeprefix("timm:")
     architecture, _, tag = timm_name.partition(".")
     tagged = timm.list_pretrained(f"{architecture}.*")
-    if not timm.is_model(architecture):
-        problem, known = " is not in timm", timm.list_models()
-    elif tag and timm_name not in tagged:
-        problem, known = f": timm has no weights {tag!r} for {architecture}", tagged
-    else:
-        problem, known = "", []
-    if problem:
-        hint = checks.nearest(name, [f"timm:{each}" for each in known], _EXPECTED)
-        raise ValueError(f"model {name!r}{problem}; {hint}")
+    is_unknown = not timm.is_model(architecture)
+    if is_unknown or (tag and timm_name not in tagged):
+        problem = " is not in timm" if is_unknown else f": timm has no weights {tag!r} for {architecture}"
+        known = [f"timm:{each}" for each in (timm.list_models() if is_unknown else tagged)]
+        raise ValueError(f"model {name!r}{problem}; {checks.nearest(name, known, _EXPECTED)}")
 
     def build(num_classes: int, _state: State) -> nn.Module:
         return timm.create_model(timm_name, pretrained=False, num_classes=num_classes)

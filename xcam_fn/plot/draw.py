@@ -228,20 +228,18 @@ def curves(
     if (image is None) != (heatmap is None):
         given, missing = ("heatmap", "image") if image is None else ("image", "heatmap")
         raise ValueError(f"{given} is given without {missing}; expected both, or neither for curves alone")
-    if image is None or heatmap is None:
-        figure = curve_figure(lines[0], title) if len(lines) == 1 else curves_figure(lines, best, title)
-    elif len(lines) > 1:
-        raise ValueError(
-            f"image and heatmap are given with {len(lines)} curves; expected one curve, or leave them out"
-        )
-    elif lines[0].images > 1:
-        raise ValueError(
-            f"curves[{lines[0].name!r}] is of {lines[0].images} images beside one image; expected scores (1, "
-            "T), as Curve(fractions, scores[:1], auc[:1]) has, or leave image and heatmap out"
-        )
-    else:
-        beside = _overlaid(inputs.picture_of(image), {lines[0].name: heatmap}, None, style)
-        figure = curve_figure(lines[0], title, *beside)
+    beside: list[Panel] = []
+    if image is not None and heatmap is not None:
+        if len(lines) > 1:
+            wanted = "one curve, or leave them out"
+            raise ValueError(f"image and heatmap are given with {len(lines)} curves; expected {wanted}")
+        name, images = lines[0].name, lines[0].images
+        if images > 1:
+            wanted = "scores (1, T), as Curve(fractions, scores[:1], auc[:1]) has, or no image and heatmap"
+            raise ValueError(f"curves[{name!r}] is of {images} images beside one image; expected {wanted}")
+        beside = _overlaid(inputs.picture_of(image), {name: heatmap}, None, style)
+    one = len(lines) == 1
+    figure = curve_figure(lines[0], title, *beside) if one else curves_figure(lines, best, title)
     axis = figure.axes[-1]
     axis.set_xlabel(xlabel, parse_math=False)
     axis.set_ylabel(ylabel, parse_math=False)
@@ -336,10 +334,8 @@ def _unseen(
     else:
         values = inputs.numbers_of(baseline, "baseline", None)
         if values.shape not in {(), (3,)}:
-            raise ValueError(
-                f"baseline has shape {values.shape}; expected a number, three (red, green, blue), or a "
-                "callable of the picture as a tensor (1, 3, H, W)"
-            )
+            wanted = "three (red, green, blue), or a callable of the picture as a tensor (1, 3, H, W)"
+            raise ValueError(f"baseline has shape {values.shape}; expected a number, {wanted}")
     values = np.broadcast_to(values, picture.shape)
     return unit_floats(values, "baseline", "in the picture's units, not in normalized ones")
 

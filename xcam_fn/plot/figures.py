@@ -35,7 +35,7 @@ class Panel(NamedTuple):
     note: str = ""
 
     def wrapped(self, inches: float) -> Panel:
-        """Return the panel with its text in lines that are no wider."""
+        """The panel with its text in lines that are no wider."""
         return Panel(self.pixels, _wrapped(self.title, inches), _wrapped(self.note, inches))
 
     def show(self, axis: Any) -> None:
@@ -43,14 +43,13 @@ class Panel(NamedTuple):
         axis.imshow(self.pixels)
         axis.set_title(self.title, **_TEXT)
         below = {"ha": "center", "va": "top", "transform": axis.transAxes, "fontsize": _SMALL}
-        if self.note:
-            axis.text(0.5, -0.03, self.note, parse_math=False, **below)
+        axis.text(0.5, -0.03, self.note, parse_math=False, **below)
 
 
 def panels_figure(
     panels: list[Panel], caption: str | None, *, colormap: str | None = None, columns: int = _COLUMNS
 ) -> Figure:
-    """Return the panels in rows, with a bar of the colors where there is a colormap."""
+    """The panels in rows, with a bar of the colors where there is a colormap."""
     height, width = panels[0].pixels.shape[:2]
     columns = min(len(panels), columns)
     rows = math.ceil(len(panels) / columns)
@@ -79,7 +78,7 @@ def panels_figure(
 
 
 def curve_figure(line: Line, title: str | None, beside: Panel | None = None) -> Figure:
-    """Return one curve with the area under it shaded, at the right of a panel if there is one."""
+    """One curve with the area under it shaded, at the right of a panel if there is one."""
     width, height = _CURVE_INCHES
     if beside is None:
         figure = _figure(width, height)
@@ -102,7 +101,7 @@ def curve_figure(line: Line, title: str | None, beside: Panel | None = None) -> 
 
 
 def curves_figure(lines: list[Line], best: str, title: str | None) -> Figure:
-    """Return several curves in one axes, with a legend from the best on."""
+    """Several curves in one axes, with a legend from the best on."""
     labels = [_label(line) for line in lines]
     spread = any(line.images > 1 for line in lines)
     head = f"area under the curve{' (mean' * spread}\n{'± standard error), ' * spread}{best} first"
@@ -116,9 +115,8 @@ def curves_figure(lines: list[Line], best: str, title: str | None) -> Figure:
     ranked = sorted(range(len(lines)), key=lambda i: lines[i].auc, reverse=best == "highest")
     place: Any = {"loc": "upper left", "bbox_to_anchor": (1.04, 1), "borderaxespad": 0, "alignment": "left"}
     look: Any = {"frameon": False, "fontsize": _SMALL, "title_fontsize": _SMALL, "handlelength": 2.8}
-    legend = axis.legend(
-        [handles[i] for i in ranked], [labels[i] for i in ranked], title=head, **place, **look
-    )
+    shown = [handles[i] for i in ranked], [labels[i] for i in ranked]
+    legend = axis.legend(*shown, title=head, **place, **look)
     for text in legend.get_texts():
         text.set_parse_math(False)
     return figure

@@ -12,71 +12,61 @@ from PIL import Image
 from torch import Tensor
 
 from xcam_fn.metrics import Curve
-from xcam_fn.models.images import unit_floats
+from xcam_fn.models.images import shares_of_white, unit_floats
 
 Picture = Image.Image | np.ndarray | Tensor
 Map = np.ndarray | Tensor
 
 
 def array_of(values: Tensor) -> np.ndarray:
-    """Return the tensor's values as an array, floats in double precision."""
+    """The tensor's values as an array, floats in double precision."""
     values = values.detach().cpu()
     return (values.to(torch.float64) if values.is_floating_point() else values).numpy()
 
 
 def picture_of(image: Picture) -> Float64[np.ndarray, "H W 3"]:
-    """Return the picture in [0, 1], channels last."""
+    """The picture in [0, 1], channels last."""
     if isinstance(image, Image.Image):
         if image.mode not in {"1", "L", "P", "RGB"}:
-            raise ValueError(
-                f"image has mode {image.mode!r}; expected 'RGB' or 'L' (xcam_fn.images.load converts it)"
-            )
+            remedy = "xcam_fn.images.load converts it"
+            raise ValueError(f"image has mode {image.mode!r}; expected 'RGB' or 'L' ({remedy})")
         values = np.asarray(image.convert("RGB"))
     elif isinstance(image, Tensor):
         values = array_of(image[0] if image.ndim == 4 and len(image) == 1 else image)
         values = np.moveaxis(values, 0, -1) if values.ndim == 3 else values
-    elif not isinstance(image, np.ndarray):
-        raise TypeError(f"image is a {type(image).__name__}; expected a PIL image, an array or a tensor")
-    else:
+    elif isinstance(image, np.ndarray):
         values = image
+    else:
+        raise TypeError(f"image is a {type(image).__name__}; expected a PIL image, an array or a tensor")
     values = values[..., None] if values.ndim == 2 else values
     if values.ndim != 3 or values.shape[2] not in (1, 3) or values.size == 0:
-        given = values if isinstance(image, Image.Image) else image
-        raise ValueError(
-            f"image has shape {tuple(given.shape)}; expected an array (H, W), (H, W, 1) or (H, W, 3), or a "
-            "tensor (H, W), (1, H, W) or (3, H, W)"
-        )
-    if values.dtype == np.uint8:
-        values = values / 255
-    elif values.dtype.kind == "f":
-        remedy = "pass the picture as it was before normalization (images.prepare returns it)"
-        values = unit_floats(values, "image", remedy)
-    elif values.dtype != np.bool_:
-        raise ValueError(f"image has values of {values.dtype}; expected uint8, or floats in [0, 1]")
-    return np.broadcast_to(values.astype(np.float64), (*values.shape[:2], 3))
+        shape = tuple(getattr(image, "shape", values.shape))
+        wanted = "an array (H, W), (H, W, 1) or (H, W, 3), or a tensor (H, W), (1, H, W) or (3, H, W)"
+        raise ValueError(f"image has shape {shape}; expected {wanted}")
+    remedy = "pass the picture as it was before normalization (images.prepare returns it)"
+    return np.broadcast_to(shares_of_white(values, "image", remedy), (*values.shape[:2], 3))
 
 
 def map_of(heatmap: Map, argument: str) -> Float64[np.ndarray, "h w"]:
-    """Return one map, whatever its values."""
+    """One map, whatever its values."""
     if not isinstance(heatmap, (Tensor, np.ndarray)):
         raise TypeError(f"{argument} is a {type(heatmap).__name__}; expected a tensor or an array (h, w)")
     values = array_of(heatmap) if isinstance(heatmap, Tensor) else heatmap
     values = values[0] if values.ndim == 3 and len(values) == 1 else values
     if values.ndim != 2 or values.size == 0:
-        raise ValueError(
-            f"{argument} has shape {tuple(heatmap.shape)}; expected one map (h, w), as heatmaps[0] of a batch"
-        )
+        wanted = "one map (h, w), as heatmaps[0] of a batch"
+        raise ValueError(f"{argument} has shape {tuple(heatmap.shape)}; expected {wanted}")
     return np.asarray(values, np.float64)
 
 
 def relevance_of(heatmap: Map, argument: str) -> Float64[np.ndarray, "h w"]:
-    """Return one map with values in [0, 1]."""
+    """One map with values in [0, 1]."""
     remedy = "xcam_fn.heatmap(cam, size) makes that of a raw map"
     return unit_floats(map_of(heatmap, argument), argument, remedy)
 
 
 def resized(values: np.ndarray, size: tuple[int, ...]) -> Float64[np.ndarray, "H W"]:
-    """Return the map at another size (bilinear), as it is where it has that size already."""
+    """The map at another size (height, width), bilinear, or as it is where it has that size already."""
     if values.shape == size:
         return values
     height, width = size
@@ -97,12 +87,12 @@ class Line(NamedTuple):
 
     @property
     def area(self) -> str:
-        """Return the area in words."""
+        """The area in words."""
         return f"{self.auc:.3f}" + (f" ± {self.auc_error:.3f}" if self.images > 1 else "")
 
 
 def lines_of(curves: Mapping[str, Curve]) -> list[Line]:
-    """Return the curves in their order, checked."""
+    """The curves in their order, checked."""
     check_titled("curves", curves, "names to curves", "curve")
     return [_line(name, curve) for name, curve in curves.items()]
 
@@ -124,29 +114,24 @@ def _line(name: str, curve: Curve) -> Line:
     fractions, scores, auc = (numbers_of(v, f"{argument}.{k}", None) for k, v in curve._asdict().items())
     fits = fractions.ndim == auc.ndim == 1 and scores.shape == (len(auc), len(fractions))
     if not fits or scores.size == 0:
-        raise ValueError(
-            f"{argument} has fractions {fractions.shape}, scores {scores.shape} and auc {auc.shape}; "
-            "expected (T,), (B, T) and (B,)"
-        )
+        shapes = f"fractions {fractions.shape}, scores {scores.shape} and auc {auc.shape}"
+        raise ValueError(f"{argument} has {shapes}; expected (T,), (B, T) and (B,)")
     if fractions.min() < 0 or fractions.max() > 1 or (np.diff(fractions) < 0).any():
-        raise ValueError(
-            f"{argument}.fractions go from {fractions[0]:.4g} to {fractions[-1]:.4g}; expected ascending "
-            "numbers from 0 to 1"
-        )
+        ends = f"go from {fractions[0]:.4g} to {fractions[-1]:.4g}"
+        raise ValueError(f"{argument}.fractions {ends}; expected ascending numbers from 0 to 1")
     n = len(auc)
     error, auc_error = (v.std(0, ddof=1) / n**0.5 if n > 1 else 0 * v[0] for v in (scores, auc))
     return Line(name, fractions, scores.mean(0), error, float(auc.mean()), float(auc_error), n)
 
 
 def numbers_of(values: Any, argument: str, axes: int | None = 1) -> Float64[np.ndarray, "..."]:
-    """Return the values as an array, of any number of axes where that is None."""
+    """The values as an array, of any number of axes where that is None."""
     try:
         found = np.asarray(array_of(values) if isinstance(values, Tensor) else values, np.float64)
     except (TypeError, ValueError):
-        raise TypeError(
-            f"{argument} is a {type(values).__name__}, {values!r}; expected numbers, as a tensor, an array "
-            "or a sequence"
-        ) from None
+        wanted = "numbers, as a tensor, an array or a sequence"
+        given = f"a {type(values).__name__}, {values!r}"
+        raise TypeError(f"{argument} is {given}; expected {wanted}") from None
     if axes is not None and found.ndim != axes:
         raise ValueError(f"{argument} has shape {found.shape}; expected {axes} axis of numbers")
     if not np.isfinite(found).all():
