@@ -56,7 +56,7 @@ class Call:
         create_graph: bool = False,
         records: bool = False,
     ) -> None:
-        self.model, self.layer, self.x, self.cls = model, layer, x, cls
+        self.model, self.layer, self.x, self.cls = model, layer, checks.plain(x), cls
         self.to_spatial, self.create_graph, self.records = to_spatial, create_graph, records
         self.many = False  # until something finds that n classes of each image are asked for
         self._found: dict[Any, Any] = {}
@@ -92,6 +92,7 @@ class Call:
     def running(self) -> Iterator[None]:
         """Check the arguments, record a graph where one is asked for, and translate errors of the forward."""
         checks.check_to_spatial(self.to_spatial)
+        checks.check_flag("create_graph", self.create_graph)
         if not torch.compiler.is_dynamo_compiling():
             checks.check_call(self.model, self.x)
             checks.check_model(unwrap(self.model))

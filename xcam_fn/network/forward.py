@@ -103,7 +103,7 @@ def _prepare_while_compiling(
         sample = made_up(torch.empty((1, *shape), dtype=dtype, device=device))
         checks.check_call(model, sample)
         found = recorded_pass(model, layer, sample, to_spatial)
-        cut = cut_at(found.site, found.calls, sample)
+        cut = cut_at(found.site, found.calls, sample, differentiable=True)
     root = found.site.root
     if cut is None:
         raise ValueError(

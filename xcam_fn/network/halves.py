@@ -27,7 +27,8 @@ from xcam_fn.network.places import ToSpatial, is_settled, replaced, to_spatial_o
 from xcam_fn.network.probe import Probe, made_up
 from xcam_fn.network.target_layer import Carrying, Layer, find, is_in_doubt, position_of
 from xcam_fn.network.vjp import by_autograd, detached, gradient, pulled_back
-from xcam_fn.torch_state import is_readable, is_wrapped, outside_transforms
+from xcam_fn.perturb import normal
+from xcam_fn.torch_state import is_readable, is_wrapped, outside_transforms, pytree
 
 Score = Callable[[Any], Tensor]
 Change = Callable[[Tensor], Tensor]
@@ -465,15 +466,16 @@ class Halves(NamedTuple):
         return () if self.site.to_spatial is None else (own[which], ())
 
 
-def halves(found: Pass, x: Tensor) -> Halves:
+def halves(found: Pass, x: Tensor, *, differentiable: bool = False) -> Halves:
     """The network cut at a pass's target layer: by a trace made for this call, else by running all of it.
 
     Args:
         found: of a forward of this network on images like x.
         x: (B, C, *size).
+        differentiable: the halves are going to be differentiated; a trace needs the network's gradients.
     """
     site = found.site
-    cut = cut_at(site, found.calls, x)
+    cut = cut_at(site, found.calls, x, differentiable=differentiable)
     if cut is not None:
         trunk, head = cut.trunk, cut.head
         return Halves(
@@ -507,9 +509,11 @@ def _keeps_rows_apart(head: Callable[[Tensor], Any], own: Tensor) -> bool:
     return False
 
 
-def cut_at(site: Site, calls: list[ModuleCall], x: Tensor) -> trace.Cut | None:
+def cut_at(
+    site: Site, calls: list[ModuleCall], x: Tensor, *, differentiable: bool = False
+) -> trace.Cut | None:
     """The network's trace cut at a target layer; None where it cannot be."""
-    traced = traced_model(site.root, x)
+    traced = traced_model(site.root, x, differentiable=differentiable)
     call = next(c for c in calls if c.module is site.module and c.number == site.number)
     if traced is None or len(traced.calls.get(call.name, ())) < call.number:
         return None
@@ -517,16 +521,44 @@ def cut_at(site: Site, calls: list[ModuleCall], x: Tensor) -> trace.Cut | None:
     return None if node is None else trace.cut(traced, node)
 
 
-def traced_model(root: nn.Module, x: Tensor) -> trace.Trace | None:
-    """The model's trace, made anew and compared with it on an image, or None where there is none."""
+def traced_model(root: nn.Module, x: Tensor, *, differentiable: bool = False) -> trace.Trace | None:
+    """The model's trace, made anew and compared with it on two images, or None where there is none.
+
+    Args:
+        root: the network; it is only read.
+        x: (B, C, *size).
+        differentiable: compare gradients too, which autograd functions of the user's own may define.
+    """
     if is_wrapped(next(iter(root.parameters()), x.new_zeros(()))):
         return None  # under vmap over models a trace cannot be compared
     with outside_transforms(), torch.no_grad():
         sample = x[:1].detach() if is_readable(x) else made_up(x)
+        other = sample.roll(1, -1) / 2
         found = trace.trace(root)
         if found is None:
             return None
         try:
-            return trace.audited(found, root, sample, run_changed(root, sample))
+            found = trace.audited(found, root, sample, run_changed(root, sample))
+            if found is None or not outputs_agree(trace.run(found, root, other), run_changed(root, other)):
+                return None
+            if not differentiable:
+                return found
+            gradients = [
+                _input_gradient(run, sample)
+                for run in (lambda x: trace.run(found, root, x), lambda x: run_changed(root, x))
+            ]
+            return found if outputs_agree(*gradients) else None
         except Exception:  # one image may not do
             return None
+
+
+def _input_gradient(run: Callable[[Tensor], Any], x: Tensor) -> Tensor:
+    """The gradient of the sum of all that a network returns, each value by a weight of its own."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        leaves = [
+            leaf for leaf in pytree.tree_leaves(run(x)) if isinstance(leaf, Tensor) and leaf.requires_grad
+        ]
+        total = sum((leaf * normal(0, 0, tuple(leaf.shape), like=leaf)).sum() for leaf in leaves)
+        (found,) = torch.autograd.grad(total, x, allow_unused=True) if leaves else (None,)
+    return torch.zeros_like(x) if found is None else found

@@ -83,8 +83,11 @@ def split(
         ValueError: the layer is not in the model, is never reached, or is ambiguous.
         TypeError: an argument is of the wrong kind.
     """
+    x = checks.plain(x)
     with recording(x):
-        found = halves(checked_pass(model, layer, x, to_spatial, default_score(layer)), x)
+        found = halves(
+            checked_pass(model, layer, x, to_spatial, default_score(layer)), x, differentiable=True
+        )
     return Split(trunk=found.run_trunk, head=found.run_head)
 
 
@@ -107,6 +110,7 @@ def features(
         ValueError: bad x, unknown layer, a layer without spatial maps, or a model in training mode.
         TypeError: an argument is of the wrong kind.
     """
+    x = checks.plain(x)
     with recording(x):
         return checked_pass(model, layer, x, to_spatial, default_score(layer)).features
 
@@ -145,6 +149,9 @@ def feature_and_grad(
     References:
         Selvaraju et al., Grad-CAM (arXiv:1610.02391).
     """
+    x = checks.plain(x)
+    checks.check_call(model, x)
+    checks.check_flag("create_graph", create_graph)
     score = checked_scores(cls, x.shape[0])
     with recording(x, create_graph):
         found = checked_pass(model, layer, x, to_spatial, score)
@@ -155,13 +162,7 @@ def feature_and_grad(
 def checked_scores(cls: Classes, batch: int) -> Callable[[Any], Tensor]:
     """The function from the model's output to a batch's scores, (B,) or (B, n), their shape checked."""
     target = resolve(cls)
-
-    def scores_of(output: Any) -> Tensor:
-        scores = target(output)
-        checks.check_scores(scores, batch, many=isinstance(target, Target))
-        return scores
-
-    return scores_of
+    return lambda output: checks.scores_of(target, output, batch, many=isinstance(target, Target))
 
 
 def default_layer(model: nn.Module, x: Float[Tensor, "B C *size"]) -> str:
@@ -181,6 +182,7 @@ def default_layer(model: nn.Module, x: Float[Tensor, "B C *size"]) -> str:
         ValueError: the model runs neither a convolution with spatial maps nor an attention over patches.
         TypeError: an argument is of the wrong kind.
     """
+    x = checks.plain(x)
     with torch.no_grad():
         return checked_pass(model, None, x, None, default_score(None)).site.shown
 
@@ -221,6 +223,7 @@ def layers(model: nn.Module, x: Float[Tensor, "B C *size"]) -> dict[str, tuple[i
         ValueError: bad x or a model in training mode.
         TypeError: an argument is of the wrong kind.
     """
+    x = checks.plain(x)
     calls, probe = checked_calls(model, x), Probe(unwrap(model), x)
     last = {call.name: call.number for call in calls}
     listed: dict[str, tuple[int, ...]] = {}

@@ -302,6 +302,7 @@ def scoring_of(
     forwards: int | None = None,
 ) -> Iterator[Scoring]:
     """The scoring of one call, its arguments checked; nothing is recorded meanwhile but what is asked for."""
+    x = checks.plain(x)
     checks.check_call(model, x)
     checks.check_model(model)
     with recording(x, create_graph):
