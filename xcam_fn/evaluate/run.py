@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import inspect
 import io
 import itertools
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypedDict, Unpack, get_args
 
 import numpy as np
@@ -25,7 +26,7 @@ from tqdm import tqdm
 
 from xcam_fn import checks
 from xcam_fn.evaluate.dataset import Photograph
-from xcam_fn.evaluate.store import ImageRow, OtherSettingsError, Result, Score, Store, writing
+from xcam_fn.evaluate.store import ImageRow, Result, Score, Store, beside, writing
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import accepted, heatmaps_of
 from xcam_fn.methods.together import Methods, Run, named_methods
@@ -57,10 +58,16 @@ class RunOptions(TypedDict, total=False):
     progress: bool
 
 
-_DEFAULTS: RunOptions = {
-    "precision": "float32", "compile": False, "chunk_size": None, "retry": False, "beside": False,
-    "about": {}, "progress": False,
-}  # fmt: skip
+class _Options(NamedTuple):
+    """The defaults of `RunOptions`."""
+
+    precision: Precision = "float32"
+    compile: bool = False
+    chunk_size: int | None = None
+    retry: bool = False
+    beside: bool = False
+    about: Mapping[str, Any] = MappingProxyType({})
+    progress: bool = False
 
 
 class Outcome(NamedTuple):
@@ -95,11 +102,13 @@ class _Plan(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    """A photograph as the network sees it."""
+    """A photograph as the network sees it, or why it cannot be read, and what tells its file from others."""
 
     number: int
-    x: Tensor
-    picture: np.ndarray
+    content: str | None
+    x: Tensor | None = None
+    picture: np.ndarray | None = None
+    error: str | None = None
 
 
 def run(
@@ -154,43 +163,33 @@ def run(
     """
     chosen = named_methods(methods, variant, **(options or {}))
     _check(photographs, metric_names, explain, batch_size)
-    unknown = [name for name in how if name not in _DEFAULTS]
-    if unknown:
-        raise TypeError(f"run() has no option {unknown[0]!r}; its options are {', '.join(sorted(_DEFAULTS))}")
-    asked: Any = {**_DEFAULTS, **how}
-    retry, beside, progress, about = (asked[name] for name in ("retry", "beside", "progress", "about"))
-    running = Running(asked["precision"], asked["compile"], chunk_size=asked["chunk_size"])
+    if unknown := [name for name in how if name not in _Options._fields]:
+        known = ", ".join(sorted(_Options._fields))
+        raise TypeError(f"run() has no option {unknown[0]!r}; its options are {known}")
+    asked = _Options(**how)
+    running = Running(asked.precision, asked.compile, chunk_size=asked.chunk_size)
     blank = torch.zeros(1, 3, network.preset.crop, network.preset.crop, device=_device(network.model))
     check_running(running, blank)
     layer = default_layer(network.model, blank) if layer is None else layer
     split(network.model, layer, blank)  # raises where there is no such layer
-    plan = _Plan(network, photographs, chosen, metric_names, layer, explain, batch_size, running)
-    settings = _settings(plan, about, variant, options or {})
+    named = [p._replace(name=p.name.encode(errors="backslashreplace").decode()) for p in photographs]
+    plan = _Plan(network, named, chosen, metric_names, layer, explain, batch_size, running)
+    settings = _settings(plan, asked.about, variant, options or {})
     plan = plan._replace(methods={name: _scored_alike(run, running) for name, run in chosen.items()})
-    with _opened(Path(output), settings, beside) as store:
-        if retry:
+    place = beside(Path(output), settings) if asked.beside else output
+    with writing(place, settings) as store:
+        if asked.retry:
             store.forget_failures()
-        for seen, errors, missing in _batches(plan, store, progress):
-            for number, error in errors.items():
-                store.write_image(ImageRow(number, *_known(plan, number), error=error))
-            if seen:
-                _judge(plan, store, seen, missing)
-        return Outcome(len(photographs), len(store.unreadable()), *store.counts(), store.folder)
+        contents = {n: (there, _content(named[n].path)) for n, there in store.contents().items()}
+        store.forget([n for n, (there, here) in contents.items() if here not in (None, there)])
+        for seen, missing in _batches(plan, store, asked.progress):
+            _judge(plan, store, seen, missing)
+        return Outcome(len(named), len(store.unreadable()), *store.counts(), store.folder)
 
 
-def _flat(function: Callable[..., Any]) -> inspect.Signature:
-    """The function's signature with the keywords of its group in the group's place."""
-    *own, _ = inspect.signature(function).parameters.values()
-    of_group = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-        for (name, default), annotation in zip(
-            _DEFAULTS.items(), RunOptions.__annotations__.values(), strict=True
-        )
-    ]
-    return inspect.Signature([*own, *of_group], return_annotation=Outcome)
-
-
-run.__dict__["__signature__"] = _flat(run)
+_own = list(inspect.signature(run).parameters.values())[:-1]
+_how = [p.replace(kind=p.KEYWORD_ONLY) for p in inspect.signature(_Options).parameters.values()]
+run.__dict__["__signature__"] = inspect.signature(run).replace(parameters=[*_own, *_how])
 
 
 def _check(
@@ -242,22 +241,6 @@ def _scored_alike(run: Run, running: Running) -> Run:
     return functools.partial(run, **accepted(run, given))
 
 
-@contextlib.contextmanager
-def _opened(output: Path, settings: Mapping[str, Any], beside: bool) -> Iterator[Store]:
-    """The store of the folder or, with `beside`, of the first one next to it that has no other settings."""
-    for n in itertools.count(1):
-        place = output if n == 1 else output.with_name(f"{output.name}_{n}")
-        with contextlib.ExitStack() as stack:
-            try:
-                store = stack.enter_context(writing(place, settings))
-            except OtherSettingsError:
-                if beside:
-                    continue
-                raise
-            yield store
-            return
-
-
 def _fingerprint(model: nn.Module) -> str:
     """What tells one set of parameters from another."""
     return _digest(
@@ -281,18 +264,19 @@ def _device(model: nn.Module) -> torch.device:
     return next(model.parameters(), torch.zeros(0)).device
 
 
-def _known(plan: _Plan, number: int) -> tuple[str, int | None]:
-    """The name and the label of a photograph."""
-    name, _, label = plan.photographs[number]
-    return name, label
+def _content(path: Path) -> str | None:
+    """What tells a file's content from another, None where there is no file that can be read."""
+    try:
+        with path.open("rb") if path.is_file() else io.BytesIO() as file:
+            return hashlib.file_digest(file, "blake2b").hexdigest()[:16] if path.is_file() else None
+    except OSError:
+        return None
 
 
 # -- what comes in ------------------------------------------------------------------------------------------
 
 
-def _batches(
-    plan: _Plan, store: Store, progress: bool
-) -> Iterator[tuple[list[_Seen], dict[int, str], dict[str, set[int]]]]:
+def _batches(plan: _Plan, store: Store, progress: bool) -> Iterator[tuple[list[_Seen], dict[str, set[int]]]]:
     """The batches in which something is missing, read ahead of the network, and what is missing in them."""
     done, unreadable = store.done(), store.unreadable()
     count, pending = len(plan.photographs), []
@@ -304,38 +288,42 @@ def _batches(
     already = count - sum(len(numbers) for numbers, _ in pending)
     bar = tqdm(total=count, initial=already, unit="photo", disable=not progress)
     with ThreadPoolExecutor(1) as pool, bar:
-        ahead: deque[Future[tuple[list[_Seen], dict[int, str]]]] = deque()
-        coming = iter(pending)
+        coming = (pool.submit(_read, plan, numbers) for numbers, _ in pending)
+        ahead = deque(itertools.islice(coming, _AHEAD))
         for numbers, missing in pending:
-            ahead += [
-                pool.submit(_read, plan, more)
-                for more, _ in itertools.islice(coming, 1 + _AHEAD - len(ahead))
-            ]
-            yield *ahead.popleft().result(), missing
+            ahead.extend(itertools.islice(coming, 1))
+            yield ahead.popleft().result(), missing
             bar.update(len(numbers))
 
 
-def _read(plan: _Plan, numbers: Sequence[int]) -> tuple[list[_Seen], dict[int, str]]:
-    """The photographs that can be read, and why the others cannot."""
-    seen, errors = [], {}
-    for number in numbers:
-        try:
-            seen.append(_Seen(number, *images.prepare(plan.photographs[number].path, plan.network.preset)))
-        except (ValueError, OSError) as error:
-            errors[number] = " ".join(str(error).split())
-    return seen, errors
+def _read(plan: _Plan, numbers: Sequence[int]) -> list[_Seen]:
+    return [_seen(n, plan.photographs[n].path, plan.network.preset) for n in numbers]
+
+
+def _seen(number: int, path: Path, preset: images.Preset) -> _Seen:
+    content = _content(path)
+    try:
+        return _Seen(number, content, *images.prepare(path, preset))
+    except (ValueError, OSError) as error:
+        return _Seen(number, content, error=" ".join(str(error).split()))
 
 
 # -- what is found ------------------------------------------------------------------------------------------
 
 
-def _judge(plan: _Plan, store: Store, seen: list[_Seen], missing: Mapping[str, set[int]]) -> None:
+def _judge(plan: _Plan, store: Store, every: list[_Seen], missing: Mapping[str, set[int]]) -> None:
     """Write down what the network saw of a batch, and what is missing of the methods' results."""
-    batch = _Batch(plan, seen)
-    for i, (number, _, picture) in enumerate(seen):
-        file = _encoded(picture, "JPEG", quality=_PICTURE_QUALITY)
-        store.write_image(ImageRow(number, *_known(plan, number), *batch.explained(i), file))
-    for name, numbers in missing.items():
+    seen = [each for each in every if each.error is None]
+    batch = _Batch(plan, seen) if seen else None
+    for i, (number, content, _, picture, error) in enumerate([*seen, *(e for e in every if e.error)]):
+        name, _, label = plan.photographs[number]
+        row = ImageRow(number, name, label, error=error, content=content)
+        if batch is not None and picture is not None:
+            cls, probability = batch.explained(i)
+            file = _encoded(picture, "JPEG", quality=_PICTURE_QUALITY)
+            row = row._replace(cls=cls, probability=probability, picture=file)
+        store.write_image(row)
+    for name, numbers in missing.items() if batch is not None else ():
         for result in batch.results(name):
             if result.number in numbers:
                 store.write_result(result)
@@ -346,7 +334,7 @@ class _Batch:
 
     def __init__(self, plan: _Plan, seen: list[_Seen]) -> None:
         self._plan, self._seen, self._model = plan, seen, plan.network.model
-        x = torch.cat([each.x for each in seen]).to(_device(self._model))
+        x = torch.cat([each.x for each in seen if each.x is not None]).to(_device(self._model))
         labels: Any = [plan.photographs[each.number].label for each in seen]
         cls = None if plan.explain == "predicted" else labels
         with one_class_scoring(self._model, x, cls, **plan.running._asdict()) as self._scoring:
@@ -377,12 +365,18 @@ class _Batch:
         judged = Judged(self._scoring, heatmaps, lambda images: method(self._model, layer, images, self._cls))
         with torch.no_grad():
             found = scored(judged, self._plan.metric_names)
-        return [
-            Result(number, name, {metric: _score(v, i) for metric, v in found.items()}, _small(heatmaps[i]))
-            if is_finite[i]
-            else Result(number, name, {}, error="the heatmap holds NaN or infinite values")
-            for i, (number, *_) in enumerate(self._seen)
-        ]
+        results = []
+        for i, (number, *_) in enumerate(self._seen):
+            scores = {metric: _score(value, i) for metric, value in found.items()}
+            odd = [metric for metric, score in scores.items() if not math.isfinite(score.value)]
+            what = "the heatmap" if not is_finite[i] else odd[0] if odd else None
+            error = None if what is None else f"{what} holds NaN or infinite values"
+            results.append(
+                Result(number, name, {}, error=error)
+                if error
+                else Result(number, name, scores, _small(heatmaps[i]))
+            )
+        return results
 
 
 def _score(found: Tensor | Curve, i: int) -> Score:

@@ -115,8 +115,8 @@ class HeatmapMetric(Metric, Protocol, Generic[P, Found_co]):
     Args:
         model: the network, in evaluation mode; it is never touched.
         x: (B, C, *size), prepared images.
-        heatmap: (B, *size), a tensor or an array, from here or from elsewhere; in [0, 1] unless only its order
-            counts.
+        heatmap: (B, *size), a tensor or an array, from here or from elsewhere; in [0, 1] unless only its
+            order counts.
         cls: None for the predicted class of each image, an int, B ints, or a target, a callable from the
             output to one score for each image it is given. It is fixed once, on the images as they are.
     """
