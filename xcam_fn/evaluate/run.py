@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import inspect
@@ -10,8 +11,8 @@ import itertools
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
@@ -101,16 +102,6 @@ class _Plan(NamedTuple):
     running: Running
 
 
-class _Seen(NamedTuple):
-    """A photograph as the network sees it, or why it cannot be read, and what tells its file from others."""
-
-    number: int
-    content: str | None
-    x: Tensor | None = None
-    picture: np.ndarray | None = None
-    error: str | None = None
-
-
 def run(
     network: LoadedModel,
     photographs: Sequence[Photograph],
@@ -176,7 +167,7 @@ def run(
     plan = _Plan(network, named, chosen, metric_names, layer, explain, batch_size, running)
     settings = _settings(plan, asked.about, variant, options or {})
     plan = plan._replace(methods={name: _scored_alike(run, running) for name, run in chosen.items()})
-    place = beside(Path(output), settings) if asked.beside else output
+    place = beside(Path(output), settings) if asked.beside else Path(output)
     with writing(place, settings) as store:
         if asked.retry:
             store.forget_failures()
@@ -184,7 +175,7 @@ def run(
         store.forget([n for n, (there, here) in contents.items() if here not in (None, there)])
         for seen, missing in _batches(plan, store, asked.progress):
             _judge(plan, store, seen, missing)
-        return Outcome(len(named), len(store.unreadable()), *store.counts(), store.folder)
+        return Outcome(len(named), len(store.unreadable()), *store.counts(), place)
 
 
 _own = list(inspect.signature(run).parameters.values())[:-1]
@@ -205,10 +196,9 @@ def _check(
     checks.check_count("batch_size", batch_size)
     unlabeled = [photograph.name for photograph in photographs if photograph.label is None]
     if explain == "label" and unlabeled:
-        raise ValueError(
-            f"explain='label': {len(unlabeled)} of {len(photographs)} photographs have no label, such as "
-            f"{unlabeled[0]!r}; name a CSV file of labels, or explain the predicted classes"
-        )
+        many = f"{len(unlabeled)} of {len(photographs)} photographs have no label, such as {unlabeled[0]!r}"
+        remedy = "name a CSV file of labels, or explain the predicted classes"
+        raise ValueError(f"explain='label': {many}; {remedy}")
 
 
 def _settings(
@@ -265,18 +255,20 @@ def _device(model: nn.Module) -> torch.device:
 
 
 def _content(path: Path) -> str | None:
-    """What tells a file's content from another, None where there is no file that can be read."""
-    try:
-        with path.open("rb") if path.is_file() else io.BytesIO() as file:
-            return hashlib.file_digest(file, "blake2b").hexdigest()[:16] if path.is_file() else None
-    except OSError:
-        return None
+    """What tells a file's content from another; None where there is no file that can be read."""
+    with contextlib.suppress(OSError):
+        if path.is_file():  # a pipe would be waited for
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, "blake2b").hexdigest()[:16]
+    return None
 
 
 # -- what comes in ------------------------------------------------------------------------------------------
 
 
-def _batches(plan: _Plan, store: Store, progress: bool) -> Iterator[tuple[list[_Seen], dict[str, set[int]]]]:
+def _batches(
+    plan: _Plan, store: Store, progress: bool
+) -> Iterator[tuple[list[tuple[ImageRow, Tensor | None]], dict[str, set[int]]]]:
     """The batches in which something is missing, read ahead of the network, and what is missing in them."""
     done, unreadable = store.done(), store.unreadable()
     count, pending = len(plan.photographs), []
@@ -284,11 +276,11 @@ def _batches(plan: _Plan, store: Store, progress: bool) -> Iterator[tuple[list[_
         readable = [n for n in range(start, min(start + plan.batch_size, count)) if n not in unreadable]
         missing = {name: {n for n in readable if (n, name) not in done} for name in plan.methods}
         if any(missing.values()):
-            pending.append((readable, {name: some for name, some in missing.items() if some}))
+            pending.append((readable, missing))
     already = count - sum(len(numbers) for numbers, _ in pending)
     bar = tqdm(total=count, initial=already, unit="photo", disable=not progress)
     with ThreadPoolExecutor(1) as pool, bar:
-        coming = (pool.submit(_read, plan, numbers) for numbers, _ in pending)
+        coming = (pool.submit(lambda some: [_read(plan, n) for n in some], numbers) for numbers, _ in pending)
         ahead = deque(itertools.islice(coming, _AHEAD))
         for numbers, missing in pending:
             ahead.extend(itertools.islice(coming, 1))
@@ -296,35 +288,33 @@ def _batches(plan: _Plan, store: Store, progress: bool) -> Iterator[tuple[list[_
             bar.update(len(numbers))
 
 
-def _read(plan: _Plan, numbers: Sequence[int]) -> list[_Seen]:
-    return [_seen(n, plan.photographs[n].path, plan.network.preset) for n in numbers]
-
-
-def _seen(number: int, path: Path, preset: images.Preset) -> _Seen:
-    content = _content(path)
+def _read(plan: _Plan, number: int) -> tuple[ImageRow, Tensor | None]:
+    """What is known of a photograph, and it as the network sees it, or None with the reason in the row."""
+    name, path, label = plan.photographs[number]
+    row = ImageRow(number, name, label, content=_content(path))
     try:
-        return _Seen(number, content, *images.prepare(path, preset))
+        x, picture = images.prepare(path, plan.network.preset)
     except (ValueError, OSError) as error:
-        return _Seen(number, content, error=" ".join(str(error).split()))
+        return row._replace(error=" ".join(str(error).split())), None
+    return row._replace(picture=_encoded(picture, "JPEG", quality=_PICTURE_QUALITY)), x
 
 
 # -- what is found ------------------------------------------------------------------------------------------
 
 
-def _judge(plan: _Plan, store: Store, every: list[_Seen], missing: Mapping[str, set[int]]) -> None:
+def _judge(plan: _Plan, store: Store, read: Sequence[Any], missing: Mapping[str, set[int]]) -> None:
     """Write down what the network saw of a batch, and what is missing of the methods' results."""
-    seen = [each for each in every if each.error is None]
-    batch = _Batch(plan, seen) if seen else None
-    for i, (number, content, _, picture, error) in enumerate([*seen, *(e for e in every if e.error)]):
-        name, _, label = plan.photographs[number]
-        row = ImageRow(number, name, label, error=error, content=content)
-        if batch is not None and picture is not None:
-            cls, probability = batch.explained(i)
-            file = _encoded(picture, "JPEG", quality=_PICTURE_QUALITY)
-            row = row._replace(cls=cls, probability=probability, picture=file)
+    for row, x in read:
+        if x is None:
+            store.write_image(row)
+    seen = [(row, x) for row, x in read if x is not None]
+    if not seen:
+        return
+    batch = _Batch(plan, [row for row, _ in seen], torch.cat([x for _, x in seen]))
+    for row in batch.rows:
         store.write_image(row)
-    for name, numbers in missing.items() if batch is not None else ():
-        for result in batch.results(name):
+    for name, numbers in missing.items():
+        for result in batch.results(name) if numbers else ():
             if result.number in numbers:
                 store.write_result(result)
 
@@ -332,49 +322,45 @@ def _judge(plan: _Plan, store: Store, every: list[_Seen], missing: Mapping[str, 
 class _Batch:
     """Photographs that are explained together, each for its own class."""
 
-    def __init__(self, plan: _Plan, seen: list[_Seen]) -> None:
-        self._plan, self._seen, self._model = plan, seen, plan.network.model
-        x = torch.cat([each.x for each in seen if each.x is not None]).to(_device(self._model))
-        labels: Any = [plan.photographs[each.number].label for each in seen]
-        cls = None if plan.explain == "predicted" else labels
-        with one_class_scoring(self._model, x, cls, **plan.running._asdict()) as self._scoring:
-            self._cls: Any = torch.as_tensor(self._scoring.explained.cls, device=x.device)
-        self._call = Call(self._model, plan.layer, x, self._cls, records=len(plan.methods) > 1)
-
-    def explained(self, i: int) -> tuple[int, float]:
-        """The class that is explained of a photograph, and its probability."""
-        return int(self._cls[i]), float(self._scoring.explained.own[i, 0])
+    def __init__(self, plan: _Plan, rows: Sequence[ImageRow], x: Tensor) -> None:
+        model, x = plan.network.model, x.to(_device(plan.network.model))
+        cls: Any = None if plan.explain == "predicted" else [row.label for row in rows]
+        with one_class_scoring(model, x, cls, **plan.running._asdict()) as self._scoring:
+            explained = self._scoring.explained
+        self._plan, self._cls = plan, torch.as_tensor(explained.cls, device=x.device)
+        self._call = Call(model, plan.layer, x, self._cls, records=len(plan.methods) > 1)
+        found = zip(rows, self._cls.tolist(), explained.own[:, 0].tolist(), strict=True)
+        self.rows = [row._replace(cls=cls, probability=probability) for row, cls, probability in found]
 
     def results(self, name: str) -> Iterator[Result]:
         """What a method makes of each photograph, one after the other where all at once fails."""
         try:
             yield from self._results(name)
         except Exception as error:  # a method may raise anything; it is written down with the photograph
-            if len(self._seen) > 1:
-                for each in self._seen:
-                    yield from _Batch(self._plan, [each]).results(name)
+            if len(self.rows) > 1:
+                for row, x in zip(self.rows, self._call.x.split(1), strict=True):
+                    yield from _Batch(self._plan, [row], x).results(name)
                 return
             kind = "" if isinstance(error, (ValueError, TypeError)) else f"{type(error).__name__}: "
-            yield Result(self._seen[0].number, name, {}, error=kind + " ".join(str(error).split()))
+            yield Result(self.rows[0].number, name, {}, error=kind + " ".join(str(error).split()))
 
     def _results(self, name: str) -> list[Result]:
-        method, layer = self._plan.methods[name], self._plan.layer
-        heatmaps = heatmaps_of(method, self._call)
+        method, call = self._plan.methods[name], self._call
+        heatmaps = heatmaps_of(method, call)
         is_finite = torch.isfinite(heatmaps).flatten(1).all(1)
         heatmaps = torch.where(is_finite[:, None, None], heatmaps, 0.0)
-        judged = Judged(self._scoring, heatmaps, lambda images: method(self._model, layer, images, self._cls))
+        explain = lambda images: method(call.model, call.layer, images, self._cls)  # noqa: E731
         with torch.no_grad():
-            found = scored(judged, self._plan.metric_names)
+            found = scored(Judged(self._scoring, heatmaps, explain), self._plan.metric_names)
         results = []
-        for i, (number, *_) in enumerate(self._seen):
+        for i, row in enumerate(self.rows):
             scores = {metric: _score(value, i) for metric, value in found.items()}
-            odd = [metric for metric, score in scores.items() if not math.isfinite(score.value)]
-            what = "the heatmap" if not is_finite[i] else odd[0] if odd else None
-            error = None if what is None else f"{what} holds NaN or infinite values"
+            odd = [] if is_finite[i] else ["the heatmap"]
+            odd += [metric for metric, score in scores.items() if not math.isfinite(score.value)]
             results.append(
-                Result(number, name, {}, error=error)
-                if error
-                else Result(number, name, scores, _small(heatmaps[i]))
+                Result(row.number, name, {}, error=f"{odd[0]} holds NaN or infinite values")
+                if odd
+                else Result(row.number, name, scores, _small(heatmaps[i]))
             )
         return results
 

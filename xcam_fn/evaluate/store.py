@@ -36,11 +36,11 @@ CREATE TABLE scores (
 );
 """
 # The rows of each table, and how many others belong to each: that a row is lost shows in those that it is of.
+_OF_RESULT = "SELECT count(*) FROM scores AS s WHERE s.number = r.number AND s.method = r.method"
 _ROWS = {
     "settings": "SELECT *, (SELECT count(*) FROM settings) FROM settings",
     "images": "SELECT *, 0 FROM images",
-    "results": "SELECT *, (SELECT count(*) FROM scores WHERE (scores.number, scores.method) = (results.number,"
-    " results.method)) FROM results",
+    "results": f"SELECT *, ({_OF_RESULT}) FROM results AS r",
     "scores": "SELECT *, 0 FROM scores",
 }
 
@@ -92,11 +92,6 @@ class Store:
 
     def __init__(self, connection: sqlite3.Connection, file: Path) -> None:
         self._connection, self._file = connection, file
-
-    @property
-    def folder(self) -> Path:
-        """Where the run is."""
-        return self._file.parent
 
     def settings(self) -> dict[str, Any]:
         """The settings that the run was begun with."""
@@ -227,7 +222,7 @@ def _unpacked(content: bytes | None) -> np.ndarray | None:
 
 @contextlib.contextmanager
 def writing(folder: str | os.PathLike[str], settings: Mapping[str, Any]) -> Iterator[Store]:
-    """The store of a run to be begun or continued with JSON-like settings; no other run can write meanwhile."""
+    """The store of a run to be begun or continued; no other run can write to it meanwhile."""
     place = Path(folder)
     if place.exists() and not place.is_dir():
         raise ValueError(f"output {str(place)!r} is a file; expected a folder")
@@ -254,7 +249,7 @@ def writing(folder: str | os.PathLike[str], settings: Mapping[str, Any]) -> Iter
 
 
 def beside(output: Path, settings: Mapping[str, Any]) -> Path:
-    """The folder or, where it holds a run with other settings, the first of output_2, output_3 … that does not."""
+    """The folder, or the first of output_2, output_3 … that holds no run with other settings."""
     for n in itertools.count(1):
         place = output if n == 1 else output.with_name(f"{output.name}_{n}")
         if not (place / FILE).is_file():
