@@ -8,7 +8,6 @@ import hashlib
 import inspect
 import io
 import itertools
-import math
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -352,17 +351,12 @@ class _Batch:
         explain = lambda images: method(call.model, call.layer, images, self._cls)  # noqa: E731
         with torch.no_grad():
             found = scored(Judged(self._scoring, heatmaps, explain), self._plan.metric_names)
-        results = []
-        for i, row in enumerate(self.rows):
-            scores = {metric: _score(value, i) for metric, value in found.items()}
-            odd = [] if is_finite[i] else ["the heatmap"]
-            odd += [metric for metric, score in scores.items() if not math.isfinite(score.value)]
-            results.append(
-                Result(row.number, name, {}, error=f"{odd[0]} holds NaN or infinite values")
-                if odd
-                else Result(row.number, name, scores, _small(heatmaps[i]))
-            )
-        return results
+        return [
+            Result(row.number, name, {m: _score(value, i) for m, value in found.items()}, _small(heatmaps[i]))
+            if is_finite[i]
+            else Result(row.number, name, {}, error="the heatmap holds NaN or infinite values")
+            for i, row in enumerate(self.rows)
+        ]
 
 
 def _score(found: Tensor | Curve, i: int) -> Score:

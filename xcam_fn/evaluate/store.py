@@ -35,6 +35,7 @@ CREATE TABLE scores (
     FOREIGN KEY (number, method) REFERENCES results
 );
 """
+_TABLES = {sql.split()[2]: sql.strip() for sql in _SCHEMA.split(";") if sql.strip()}
 # The rows of each table, and how many others belong to each: that a row is lost shows in those that it is of.
 _OF_RESULT = "SELECT count(*) FROM scores AS s WHERE s.number = r.number AND s.method = r.method"
 _ROWS = {
@@ -153,7 +154,7 @@ class Store:
     def begin(self, settings: Mapping[str, Any]) -> None:
         """Make the tables and write the settings down."""
         with self._transaction():
-            for statement in _SCHEMA.split(";"):
+            for statement in _TABLES.values():
                 self._connection.execute(statement)
             for name, value in settings.items():
                 self._insert("settings", (name, json.dumps(value)), len(settings))
@@ -163,12 +164,12 @@ class Store:
     def lost(self) -> str | None:
         """What is wrong with the file, in words; None where all is as it was written."""
         try:
-            tables = {name for (name,) in self._all("SELECT name FROM sqlite_schema WHERE type = 'table'")}
-            if missing := _ROWS.keys() - tables:
-                return f"it has lost its table {min(missing)!r}"
+            schema = {sql for (sql,) in self._all("SELECT sql FROM sqlite_schema")}
+            if missing := [name for name, sql in _TABLES.items() if sql not in schema]:
+                return f"it has lost its table {missing[0]!r}"
             if (found := self._all("PRAGMA integrity_check")) != [("ok",)]:
-                return " ".join(found[0][0].split())
-            if not self.settings():
+                return found[0][0]
+            if not self._all("SELECT 1 FROM settings"):
                 return "its settings are lost"
             for table, query in _ROWS.items():
                 for *row, checksum, others in self._connection.execute(query):
@@ -176,7 +177,7 @@ class Store:
                         return f"rows of {table!r} have changed or are lost"
             orphans = self._all("PRAGMA foreign_key_check")
             return f"rows that those of {orphans[0][0]!r} belong to are lost" if orphans else None
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             return str(error)
 
     def differing(self, settings: Mapping[str, Any]) -> list[str]:
@@ -292,6 +293,7 @@ def _connected(file: Path, mode: str) -> Iterator[tuple[Store, bool]]:
         if not is_new and known != (_APPLICATION, _VERSION):
             raise ValueError(f"{where} is a database of another program or of another version; {other}")
         if not is_new and (lost := store.lost()):
+            lost = " ".join(lost.split())
             raise ValueError(
                 f"{where} is damaged: {lost}. Put a copy of it in its place, or delete it and run again"
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from numbers import Real
 from typing import NamedTuple, Unpack
 
@@ -36,7 +36,7 @@ class Road(NamedTuple):
 def road(
     judged: Judged,
     *,
-    fractions: Sequence[float] = (0.2, 0.4, 0.6, 0.8),
+    fractions: Iterable[float] = (0.2, 0.4, 0.6, 0.8),
     std: float = 0.01,
     seed: int = 0,
     **_: Unpack[ScoringOptions],
