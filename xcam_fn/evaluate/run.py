@@ -31,7 +31,7 @@ from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import accepted, heatmaps_of
 from xcam_fn.methods.together import Methods, Run, named_methods
 from xcam_fn.metrics.curves import Curve
-from xcam_fn.metrics.judged import Judged, one_class_scoring
+from xcam_fn.metrics.judged import Judged, by_name, one_class_scoring
 from xcam_fn.metrics.table import METRICS, STANDARD, scored
 from xcam_fn.models import images
 from xcam_fn.models.load import LoadedModel
@@ -177,9 +177,8 @@ def run(
         return Outcome(len(named), len(store.unreadable()), *store.counts(), place)
 
 
-_own = list(inspect.signature(run).parameters.values())[:-1]
-_how = [p.replace(kind=p.KEYWORD_ONLY) for p in inspect.signature(_Options).parameters.values()]
-run.__dict__["__signature__"] = inspect.signature(run).replace(parameters=[*_own, *_how])
+*_own, _ = inspect.signature(run).parameters.values()
+run.__dict__["__signature__"] = inspect.signature(run).replace(parameters=[*_own, *by_name(_Options)])
 
 
 def _check(
@@ -232,14 +231,9 @@ def _scored_alike(run: Run, running: Running) -> Run:
 
 def _fingerprint(model: nn.Module) -> str:
     """What tells one set of parameters from another."""
-    return _digest(
-        part
-        for name, value in model.state_dict().items()
-        for part in (
-            name.encode(),
-            value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data,
-        )
-    )
+    raw = lambda value: value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()  # noqa: E731
+    state = model.state_dict().items()
+    return _digest(part for name, value in state for part in (name.encode(), raw(value)))
 
 
 def _digest(parts: Iterable[Any]) -> str:

@@ -47,27 +47,16 @@ _ROWS = {
 
 
 class ImageRow(NamedTuple):
-    """A photograph of a run.
-
-    Attributes:
-        number: its place in the run.
-        name: by which it is known.
-        label: the index of its class, where it is known.
-        cls: the index of the class that was explained.
-        probability: of that class.
-        picture: what the network saw, as a JPEG file.
-        error: why it could not be read, or None.
-        content: what tells its file from one with other content.
-    """
+    """A photograph of a run: classes by index, what the network saw as a JPEG file, or why it saw nothing."""
 
     number: int
     name: str
     label: int | None = None
-    cls: int | None = None
+    cls: int | None = None  # that was explained
     probability: float | None = None
     picture: bytes | None = None
     error: str | None = None
-    content: str | None = None
+    content: str | None = None  # tells its file from one with other content
 
 
 class Score(NamedTuple):
@@ -193,16 +182,13 @@ class Store:
                 self._connection.execute("BEGIN IMMEDIATE")
                 yield
         except sqlite3.DatabaseError as error:
-            raise OSError(
-                f"{str(self._file)!r} could not be written ({error}); what was written before is safe: "
-                "make room and run the same command again"
-            ) from None
+            remedy = "what was written before is safe: make room and run the same command again"
+            raise OSError(f"{str(self._file)!r} could not be written ({error}); {remedy}") from None
 
     def _insert(self, table: str, row: Sequence[Any], others: int = 0) -> None:
-        values = (*row, _checksum(row, others))
-        self._connection.execute(
-            f"INSERT OR REPLACE INTO {table} VALUES ({', '.join('?' * len(values))})", values
-        )
+        places = ", ".join("?" * (len(row) + 1))
+        query = f"INSERT OR REPLACE INTO {table} VALUES ({places})"
+        self._connection.execute(query, (*row, _checksum(row, others)))
 
     def _all(self, query: str) -> list[Any]:
         return self._connection.execute(query).fetchall()
@@ -225,27 +211,22 @@ def _unpacked(content: bytes | None) -> np.ndarray | None:
 def writing(folder: str | os.PathLike[str], settings: Mapping[str, Any]) -> Iterator[Store]:
     """The store of a run to be begun or continued; no other run can write to it meanwhile."""
     place = Path(folder)
+    output, other = f"output {str(place)!r}", "choose another folder"
     if place.exists() and not place.is_dir():
-        raise ValueError(f"output {str(place)!r} is a file; expected a folder")
+        raise ValueError(f"{output} is a file; expected a folder")
     try:
         place.mkdir(parents=True, exist_ok=True)
         lock = FileLock(place / _LOCK, timeout=0).acquire()
     except Timeout:
-        raise ValueError(
-            f"output {str(place)!r}: another run is writing there; wait for it, or choose another folder"
-        ) from None
+        raise ValueError(f"{output}: another run is writing there; wait for it, or {other}") from None
     except OSError as error:
-        raise OSError(
-            f"output {str(place)!r} cannot be written to ({error.strerror or error}); choose another folder"
-        ) from None
+        raise OSError(f"{output} cannot be written to ({error.strerror or error}); {other}") from None
     with lock, _connected(place / FILE, "rwc") as (store, is_new):
         if is_new:
             store.begin(settings)
         elif differing := store.differing(settings):
-            raise ValueError(
-                f"output {str(place)!r} holds a run with other settings: {'; '.join(differing)}. Choose "
-                "another folder, or start a run beside it (--beside)"
-            )
+            remedy = "Choose another folder, or start a run beside it (--beside)"
+            raise ValueError(f"{output} holds a run with other settings: {'; '.join(differing)}. {remedy}")
         yield store
 
 
@@ -266,9 +247,8 @@ def reading(folder: str | os.PathLike[str]) -> Iterator[Store]:
     """The store of a run, to be read; the run may go on meanwhile."""
     file = Path(folder) / FILE
     if not file.is_file():
-        raise FileNotFoundError(
-            f"{str(folder)!r} holds no {FILE}; expected a folder that `xcam evaluate` wrote"
-        )
+        wanted = "a folder that `xcam evaluate` wrote"
+        raise FileNotFoundError(f"{str(folder)!r} holds no {FILE}; expected {wanted}")
     with _connected(file, "ro") as (store, is_new):
         if is_new:
             raise ValueError(f"{str(file)!r} is empty; run `xcam evaluate` first")
@@ -293,8 +273,6 @@ def _connected(file: Path, mode: str) -> Iterator[tuple[Store, bool]]:
         if not is_new and known != (_APPLICATION, _VERSION):
             raise ValueError(f"{where} is a database of another program or of another version; {other}")
         if not is_new and (lost := store.lost()):
-            lost = " ".join(lost.split())
-            raise ValueError(
-                f"{where} is damaged: {lost}. Put a copy of it in its place, or delete it and run again"
-            )
+            remedy = "Put a copy of it in its place, or delete it and run again"
+            raise ValueError(f"{where} is damaged: {' '.join(lost.split())}. {remedy}")
         yield store, is_new

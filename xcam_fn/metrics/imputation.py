@@ -66,9 +66,8 @@ def road(
     checks.check_number("std", std, at_least=0)
     checks.check_seed(seed)
     if x.ndim != 4:
-        raise ValueError(
-            f"x has shape {tuple(x.shape)}; expected (B, C, H, W): pixels have neighbors in two axes"
-        )
+        wanted = "(B, C, H, W): pixels have neighbors in two axes"
+        raise ValueError(f"x has shape {tuple(x.shape)}; expected {wanted}")
     shares = list(fractions) if isinstance(fractions, Iterable) else []
     if not shares or not all(isinstance(share, Real) and 0 < share < 1 for share in shares):
         wanted = "one or more numbers between 0 and 1, both excluded"

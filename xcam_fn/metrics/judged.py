@@ -30,7 +30,7 @@ Best = Literal["highest", "lowest"]
 P = ParamSpec("P")
 Found_co = TypeVar("Found_co", covariant=True)
 Function = TypeVar("Function", bound=Callable[..., Any])
-_KEYWORD = Parameter.KEYWORD_ONLY
+_SCORE = Parameter("score", Parameter.KEYWORD_ONLY, default="probability", annotation="str")
 
 
 class ScoringOptions(RunningOptions, total=False):
@@ -78,9 +78,7 @@ class Judged:
     def coherency(self) -> Tensor:
         """The correlation of the heatmap and of the heatmap of what it shows, scaled to [0, 1]; (B,)."""
         if self.explain is None:
-            raise ValueError(
-                "coherency and adcc need the method, not only its heatmap; use metrics.coherency"
-            )
+            raise ValueError("coherency and adcc need the method, not its heatmap alone: metrics.coherency")
         return (1 + pearson(self.mask, self.explain(self.x * self.mask[:, None]))) / 2
 
     def shown(self, baseline: Baseline = 0.0) -> Tensor:
@@ -142,15 +140,17 @@ def metric(
             with one_class_scoring(model, x, cls, forwards_each=forwards, **options) as scoring:
                 return formula(Judged(scoring, heatmap), **asked)
 
-        shared = [p for p in inspect.signature(called).parameters.values() if p.kind is not p.VAR_KEYWORD]
-        how = {"score": Parameter("score", _KEYWORD, default="probability", annotation="str")}
-        how |= {name: p.replace(kind=_KEYWORD) for name, p in inspect.signature(Running).parameters.items()}
-        called.__dict__["__signature__"] = signature.replace(
-            parameters=[*shared, *own.values(), *how.values()]
-        )
+        *shared, _ = inspect.signature(called).parameters.values()
+        flat = [*shared, *own.values(), _SCORE, *by_name(Running)]
+        called.__dict__["__signature__"] = signature.replace(parameters=flat)
         return cast(HeatmapMetric[P, Found_co], entered(called, formula, title, best))
 
     return made
+
+
+def by_name(options: Callable[..., Any]) -> list[Parameter]:
+    """The parameters of a function or a named tuple, as keywords."""
+    return [p.replace(kind=p.KEYWORD_ONLY) for p in inspect.signature(options).parameters.values()]
 
 
 def entered(function: Function, formula: Callable[[Judged], Any], title: str, best: Best) -> Function:
@@ -229,22 +229,17 @@ def checked(heatmap: Heatmap, x: Tensor | None = None, *, unit: bool = False) ->
         raise TypeError(f"heatmap is a {type(heatmap).__name__}; expected a tensor or an array (B, *size)")
     maps = finite("heatmap", heatmap)
     maps = maps if x is None else maps.to(x.device)
+    shape = f"heatmap has shape {tuple(maps.shape)}"
     if maps.ndim < 2 or maps.numel() == 0:
-        raise ValueError(
-            f"heatmap has shape {tuple(maps.shape)}; expected (B, *size), as heatmap[None] of one"
-        )
+        raise ValueError(f"{shape}; expected (B, *size), as heatmap[None] of one")
     if unit and checks.is_readable(maps):
         low, high = (float(end) for end in maps.detach().aminmax())
         if low < 0 or high > 1:
-            raise ValueError(
-                f"heatmap has values from {low:.4g} to {high:.4g}; expected [0, 1] "
-                "(xcam_fn.heatmap(cam, size) makes that of a raw map)"
-            )
-    if x is not None and tuple(maps.shape) != (len(x), *x.shape[2:]):
-        raise ValueError(
-            f"heatmap has shape {tuple(maps.shape)}; expected {(len(x), *x.shape[2:])}, one for each image "
-            "at its size (xcam_fn.heatmap(cam, size) resizes a raw map)"
-        )
+            remedy = "(xcam_fn.heatmap(cam, size) makes that of a raw map)"
+            raise ValueError(f"heatmap has values from {low:.4g} to {high:.4g}; expected [0, 1] {remedy}")
+    if x is not None and tuple(maps.shape) != (wanted := (len(x), *x.shape[2:])):
+        remedy = "one for each image at its size (xcam_fn.heatmap(cam, size) resizes a raw map)"
+        raise ValueError(f"{shape}; expected {wanted}, {remedy}")
     return maps
 
 

@@ -142,10 +142,8 @@ def _region(region: Any, maps: Tensor) -> Tensor:
     if maps.ndim == 3 and given.shape == maps.shape:
         return given != 0
     if maps.ndim != 3 or given.shape != (len(maps), 4):
-        raise ValueError(
-            f"region has shape {tuple(given.shape)} for heatmaps of shape {tuple(maps.shape)}; expected "
-            f"boxes ({len(maps)}, 4) or masks of the heatmaps' shape"
-        )
+        has = f"region has shape {tuple(given.shape)} for heatmaps of shape {tuple(maps.shape)}"
+        raise ValueError(f"{has}; expected boxes ({len(maps)}, 4) or masks of the heatmaps' shape")
     left, top, right, bottom = (edge[:, None, None] for edge in given.T)
     if bool(((right <= left) | (bottom <= top)).any()):
         has = f"region={given.tolist()}"

@@ -62,10 +62,9 @@ def _pixels(cls: int | Sequence[int] | Tensor, given: Tensor | None, values: Ten
         mask = given.to(values.device).expand(batch, *size).flatten(1)
     else:
         shape, own = tuple(given.shape), tuple(size)
-        raise ValueError(
-            f"segment: mask has shape {shape}, the model's output has {own} pixels for each of {batch} "
-            f"image(s); expected {own} or {(batch, *own)} (resize it to the output, mode='nearest')"
-        )
+        has = f"mask has shape {shape}, the model's output has {own} pixels for each of {batch} image(s)"
+        remedy = f"expected {own} or {(batch, *own)} (resize it to the output, mode='nearest')"
+        raise ValueError(f"segment: {has}; {remedy}")
     mask = mask.to(values.dtype)
     if checks.is_readable(mask) and not bool(mask.any(1).all()):
         image = int((~mask.any(1)).nonzero()[0])
@@ -139,10 +138,8 @@ def _wanted(
     labels = None if label is None else _of_images("label", label, len(values)).to(device)
     for image, detected in enumerate(values):
         if not len(detected["scores"]):
-            raise ValueError(
-                f"detection: image {image} has no detections; pass an image in which the model finds "
-                "something, or lower the score that it asks for (torchvision's box_score_thresh)"
-            )
+            remedy = "take one that has, or lower the score that counts (torchvision's box_score_thresh)"
+            raise ValueError(f"detection: image {image} has no detections; {remedy}")
         if labels is not None and not bool((detected["labels"] == labels[image]).any()):
             there = f"its labels are {detected['labels'].unique().tolist()}"
             wanted = f"label {int(labels[image])}; {there}: pass one of these, or label=None for any"
