@@ -292,6 +292,25 @@ def test_flipped_bytes_are_said_in_one_line_or_change_nothing(written, tmp_path_
     assert "\n" not in said
 
 
+def test_what_a_killed_run_was_writing_is_rolled_back_when_it_is_read(written, tmp_path):
+    (tmp_path / "killed").mkdir()
+    (tmp_path / store.FILE).write_bytes(written)
+    expected = report.read(tmp_path)
+    with contextlib.closing(sqlite3.connect(tmp_path / store.FILE, isolation_level=None)) as connection:
+        connection.execute("PRAGMA cache_size = 1")
+        connection.execute("BEGIN IMMEDIATE")
+        for table in ("scores", "results", "images"):
+            connection.execute(f"DELETE FROM {table}")
+        connection.execute(
+            "CREATE TABLE large AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 9999) SELECT i FROM n"
+        )
+        for file in tmp_path.glob(f"{store.FILE}*"):
+            shutil.copy(file, tmp_path / "killed")
+    assert (tmp_path / "killed" / f"{store.FILE}-journal").stat().st_size
+    assert (tmp_path / "killed" / store.FILE).read_bytes() != written
+    assert report.read(tmp_path / "killed") == expected
+
+
 def test_two_runs_in_one_folder(network, data, tmp_path):
     with store.writing(tmp_path / "out", {"a": 1}):
         with pytest.raises(ValueError, match="another run is writing there"):

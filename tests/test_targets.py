@@ -644,6 +644,7 @@ def test_a_target_that_does_not_fit_says_what_the_output_is(target, output, mess
     [
         (lambda: T.segment(None), TypeError, "segment: cls is None"),
         (lambda: T.similarity(torch.ones(5) * 1j), TypeError, "embedding is a tensor of torch.complex64"),
+        (lambda: T.segment(1, [[1, -1]]), ValueError, "segment: mask holds negative values"),
         (lambda: T.segment(1, "mask"), TypeError, "mask is a str; expected a tensor or an array"),
         (lambda: T.detection([0, 0, 1]), ValueError, r"box has shape \(3,\); expected \(4,\) or \(B, 4\)"),
         (lambda: T.detection([4, 0, 1, 1]), ValueError, "expected x1, y1, x2, y2 with x1 < x2"),

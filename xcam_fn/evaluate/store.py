@@ -236,7 +236,7 @@ def beside(output: Path, settings: Mapping[str, Any]) -> Path:
         place = output if n == 1 else output.with_name(f"{output.name}_{n}")
         if not (place / FILE).is_file():
             return place
-        with _connected(place / FILE, "ro") as (store, is_new):
+        with _connected(place / FILE, "rw") as (store, is_new):
             if is_new or not store.differing(settings):
                 return place
     raise AssertionError
@@ -249,7 +249,7 @@ def reading(folder: str | os.PathLike[str]) -> Iterator[Store]:
     if not file.is_file():
         wanted = "a folder that `xcam evaluate` wrote"
         raise FileNotFoundError(f"{str(folder)!r} holds no {FILE}; expected {wanted}")
-    with _connected(file, "ro") as (store, is_new):
+    with _connected(file, "rw") as (store, is_new):  # a killed run's last write is rolled back
         if is_new:
             raise ValueError(f"{str(file)!r} is empty; run `xcam evaluate` first")
         yield store

@@ -45,7 +45,10 @@ def segment(cls: int | Sequence[int] | Tensor, mask: Any = None) -> Target:
     """
     if cls is None:
         raise TypeError("segment: cls is None; expected a class, or one for each image")
-    choose = functools.partial(_pixels, cls, None if mask is None else finite("mask", mask))
+    counted = None if mask is None else finite("mask", mask)
+    if counted is not None and checks.is_readable(counted) and bool((counted < 0).any()):
+        raise ValueError("segment: mask holds negative values; expected how much each pixel counts, ≥ 0")
+    choose = functools.partial(_pixels, cls, counted)
     return Reading(dense_logits, choose, _mean_over_pixels)
 
 
