@@ -359,11 +359,9 @@ def _page(found: Found, compared: Sequence[Pair], drawn: dict[str, bytes]) -> st
 
 def _best(found: Found) -> set[tuple[str, str]]:
     """Method and metric of the best mean of each metric."""
-    best = set()
+    rows, best = means(found), set()
     for metric in found.metrics:
-        values = {
-            method: row[metric].value for method, row in means(found).items() if row[metric].photographs
-        }
+        values = {method: row[metric].value for method, row in rows.items() if row[metric].photographs}
         if values:
             pick = max if METRICS[metric].best == "highest" else min
             best.add((pick(values, key=values.__getitem__), metric))
