@@ -76,7 +76,7 @@ def road(
     scores = []
     for rank in (judged.rank, total - 1 - judged.rank):
         for i, share in enumerate(shares):
-            noise = normal(seed, i, tuple(x.shape[1:]), like=x) * std
+            noise = normal(seed, i, tuple(x.shape[1:]), like=x) * float(std)
             gone = rank < round(share * total)
             images = torch.stack([imputed(*pair, noise) for pair in zip(x, gone, strict=True)])
             scores.append(judged.scoring.each(images)[:, 0])

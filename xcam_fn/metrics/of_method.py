@@ -195,7 +195,9 @@ def max_sensitivity(
     first = run(model, layer, x, fixed)
     worst = torch.zeros_like(first.flatten(1)[:, 0])
     for number in range(num_samples):
-        change = radius * (2 * uniform(seed, number, tuple(x.shape[1:]), like=x) - 1)  # of every image alike
+        change = float(radius) * (
+            2 * uniform(seed, number, tuple(x.shape[1:]), like=x) - 1
+        )  # of every image alike
         moved = run(model, layer, x + change, fixed)
         worst = torch.maximum(worst, (moved - first).flatten(1).norm(dim=1))
     own = first.flatten(1).norm(dim=1)

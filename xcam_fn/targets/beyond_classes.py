@@ -136,9 +136,9 @@ def _wanted(
     box: Tensor, label: Tensor | None, values: list[dict[str, Tensor]]
 ) -> tuple[Tensor, Tensor | None]:
     """The box and the label that are looked for in each image."""
-    device = values[0]["boxes"].device
-    boxes = _of_images("detection: box", box, len(values), 4).to(device)
-    labels = None if label is None else _of_images("label", label, len(values)).to(device)
+    like = values[0]["boxes"]
+    boxes = _of_images("detection: box", box, len(values), 4).to(like)
+    labels = None if label is None else _of_images("label", label, len(values)).to(like.device)
     for image, detected in enumerate(values):
         if not len(detected["scores"]):
             remedy = "take one that has, or lower the score that counts (torchvision's box_score_thresh)"
@@ -188,7 +188,8 @@ def similarity(embedding: Any) -> Target:
         raise ValueError(f"embedding has shape {tuple(wanted.shape)}; expected (D,) or (B, D)")
     if checks.is_readable(wanted) and not bool(wanted.ne(0).any(-1).all()):
         raise ValueError("embedding is zero everywhere, which has no direction; expected another vector")
-    return Reading(embeddings, functools.partial(_wanted_embedding, wanted), _cosine)
+    cosine = functools.partial(torch.cosine_similarity, dim=-1)
+    return Reading(embeddings, functools.partial(_wanted_embedding, wanted), cosine)
 
 
 def _wanted_embedding(wanted: Tensor, values: Tensor) -> tuple[Tensor]:
@@ -196,11 +197,7 @@ def _wanted_embedding(wanted: Tensor, values: Tensor) -> tuple[Tensor]:
     if wanted.shape[-1] != width:
         has = f"embedding has shape {tuple(wanted.shape)}, but the model's output is {describe(values)}"
         raise ValueError(f"similarity: {has}; expected {width} numbers, an embedding from the same model")
-    return (_of_images("similarity: embedding", wanted, batch, width).to(values.device),)
-
-
-def _cosine(values: Tensor, wanted: Tensor) -> Tensor:
-    return torch.cosine_similarity(values, wanted.to(values), dim=-1)
+    return (_of_images("similarity: embedding", wanted, batch, width).to(values),)
 
 
 def regression(index: int = 0) -> Target:
@@ -236,8 +233,8 @@ def finite(name: str, value: Any) -> Tensor:
         found = torch.as_tensor(np.array(value) if isinstance(value, np.ndarray) else value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name} is a {type(value).__name__}; expected a tensor or an array") from error
-    if found.is_complex() or found.layout != torch.strided:
-        kind = f"{found.dtype} and {found.layout}"
+    if found.is_complex() or found.layout != torch.strided or found.is_meta:
+        kind = f"{found.dtype}, {found.layout} on {found.device}"
         raise TypeError(f"{name} is a tensor of {kind}; expected real numbers in a dense tensor")
     if checks.is_readable(found) and not bool(torch.isfinite(found.detach()).all()):
         raise ValueError(f"{name} holds NaN or infinite values; expected finite ones")
