@@ -291,7 +291,7 @@ def every(methods, **options):
 
 BAD = {
     "name": (fuse(gradient="gradcm"), ValueError, r"method 'gradcm' is not known; did you mean 'gradcam'"),
-    "kind": (fuse(region=3), TypeError, r"region is a int; expected the name of a method, a method as a"),
+    "kind": (fuse(region=3), TypeError, r"region=3 is a int; expected a name or a callable or a tensor"),
     "shape": (
         fuse(region=torch.zeros(1, 3, 4)),
         ValueError,

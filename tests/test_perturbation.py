@@ -526,7 +526,7 @@ BAD = {
     "scales": (
         call("iscam", scales=[]),
         ValueError,
-        r"scales=\[\]; expected 'even', 'cumulative' or at least one",
+        r"scales is empty; expected one or more",
     ),
     "scales word": (
         call("iscam", scales="odd"),
@@ -561,7 +561,7 @@ BAD = {
     "scorer": (
         call("scorecam", scorer=3),
         TypeError,
-        r"scorer is a int; expected a callable from images to outputs",
+        r"scorer=3 is a int; expected a callable or None",
     ),
     "baseline": (call("scorecam", baseline=torch.zeros(5)), ValueError, r"baseline has shape \(5,\)"),
     "nothing to score": (

@@ -264,9 +264,9 @@ def test_bad_calls(unchecked, call, words):
 
 
 def test_a_single_layer_is_not_several(unchecked):
-    with pytest.raises(TypeError, match="layers is a single layer, 'layer4'"):
+    with pytest.raises(TypeError, match="layers='layer4' is a str; expected a list or None"):
         xf.multi_layer("gradcam", "layer4")
-    with pytest.raises(TypeError, match="layers is a single layer"):
+    with pytest.raises(TypeError, match="layers='layer4' is a str; expected a list or None"):
         xf.refinecam(network(), None, images(), layers="layer4")
 
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from xcam_fn import checks
+from xcam_fn.arguments import NonNegative
 from xcam_fn.maps import minmax, resize
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import method
@@ -40,20 +40,7 @@ class FullGradient(NamedTuple):
 
 
 def full_gradient(model: nn.Module, x: Float[Tensor, "B C *size"], cls: Classes = None) -> FullGradient:
-    """Return the parts of the score: of the input and of every bias. In a network of ReLUs they add up to it.
-
-    Args:
-        model: the network, in evaluation mode; it is never touched.
-        x: (B, C, *size), prepared images.
-        cls: None for the predicted class of each image, an int, B ints, (B, n) ints for n classes of each
-            image, or a target, a callable from the model's output to B scores.
-
-    Returns:
-        `FullGradient(input, biases, many)`.
-
-    References:
-        Srinivas and Fleuret (arXiv:1905.00780), proposition 1.
-    """
+    """The parts of the score, of the input and of every bias; in a network of ReLUs they add up to it."""
     score, root, detached = checked_scores(cls, len(x)), unwrap(model), records_nothing(x)
     biased = [
         (call, bias)
@@ -108,13 +95,13 @@ def _along_channels(bias: Tensor, call: ModuleCall) -> Tensor:
 
 
 @method(
-    "FullGrad",
-    family="gradient",
-    paper="arXiv:1905.00780",
+    "FullGrad", family="gradient", paper="arXiv:1905.00780",
     summary="the gradients of the input and of all biases; needs no layer",
     variants={"pytorch-grad-cam": {"eps": 1e-7}},
-)
-def fullgrad(call: Call, *, rescale: Literal["channel", "layer"] = "channel", eps: float = 0.0) -> Tensor:
+)  # fmt: skip
+def fullgrad(
+    call: Call, *, rescale: Literal["channel", "layer"] = "channel", eps: NonNegative = 0.0
+) -> Tensor:
     """FullGrad: the input's gradient times the input, and each bias's gradient times the bias, as one map.
 
     The map is ψ(x ⊙ ∂s/∂x) + Σ over layers and channels of ψ(b ⊙ ∂s/∂b), ψ the absolute value scaled to
@@ -129,8 +116,6 @@ def fullgrad(call: Call, *, rescale: Literal["channel", "layer"] = "channel", ep
     References:
         Srinivas and Fleuret (arXiv:1905.00780), equation 6.
     """
-    checks.check_choice("rescale", rescale, ("channel", "layer"))
-    checks.check_number("eps", eps, at_least=0)
     x = call.x
     size, axes = tuple(x.shape[2:]), x.ndim - 2
     with StepByStep():

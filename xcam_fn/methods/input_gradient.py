@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from xcam_fn import checks
+from xcam_fn.arguments import Count
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import method
 from xcam_fn.network.attention import StepByStep
@@ -25,14 +26,16 @@ __all__ = ["guided_backprop", "integrated_gradients"]
 
 
 @method(
-    "Integrated Gradients",
-    family="gradient",
-    paper="arXiv:1703.01365",
+    "Integrated Gradients", family="gradient", paper="arXiv:1703.01365",
     summary="the input's own gradient, averaged on the path from a baseline; needs no layer",
-    attributes=True,
-)
+    returns="attributions",
+)  # fmt: skip
 def integrated_gradients(
-    call: Call, *, steps: int = 50, baseline: Baseline = 0.0, chunk_size: int = 16
+    call: Call,
+    *,
+    steps: Annotated[int, ("at_least", 2)] = 50,
+    baseline: Baseline = 0.0,
+    chunk_size: Count = 16,
 ) -> Tensor:
     """Integrated gradients: where the input itself moved the score away from a baseline's.
 
@@ -48,8 +51,6 @@ def integrated_gradients(
     References:
         Sundararajan et al., Axiomatic Attribution for Deep Networks (arXiv:1703.01365).
     """
-    checks.check_count("steps", steps, at_least=2)
-    checks.check_count("chunk_size", chunk_size)
     x, cls = call.x, call.cls
     start = baseline_images(baseline, x)
     run = whole(call.model, x)
@@ -184,14 +185,10 @@ def _bounds(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[float, float]:
 
 
 @method(
-    "Guided Backprop",
-    family="gradient",
-    paper="arXiv:1412.6806",
+    "Guided Backprop", family="gradient", paper="arXiv:1412.6806",
     summary="the input's gradient, of which ReLUs pass back the positive part; needs no layer",
-    needs="ReLUs",
-    variants={"pytorch-grad-cam": {}},
-    attributes=True,
-)
+    needs="ReLUs", variants={"pytorch-grad-cam": {}}, returns="attributions",
+)  # fmt: skip
 def guided_backprop(call: Call) -> Tensor:
     """Guided backpropagation: the input's gradient, of which each ReLU passes back the positive part alone.
 
