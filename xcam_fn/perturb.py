@@ -6,12 +6,14 @@ import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
 from xcam_fn import checks
+from xcam_fn.arguments import check
 
 Perturb = Callable[..., Tensor]
 Baseline = Tensor | float | Callable[[Tensor], Tensor]
@@ -79,14 +81,11 @@ def _keep(scores: list[Tensor], found: Tensor, chunk: slice, count: int) -> None
 
 
 def _chunks(count: int, chunk_size: int, progress: bool) -> Iterator[slice]:
-    chunks = [slice(start, min(start + chunk_size, count)) for start in range(0, count, chunk_size)]
-    if not progress:
-        yield from chunks
-        return
-    from tqdm import tqdm  # noqa: PLC0415, only who asks for a bar pays for its import
+    from tqdm import tqdm  # noqa: PLC0415, an import that only a scored perturbation has to wait for
 
-    with tqdm(total=count, unit="forward", leave=False, disable=None) as bar:
-        for chunk in chunks:
+    with tqdm(total=count, unit="forward", leave=False, disable=None if progress else True) as bar:
+        for start in range(0, count, chunk_size):
+            chunk = slice(start, min(start + chunk_size, count))
             yield chunk
             bar.update(chunk.stop - chunk.start)
 
@@ -162,9 +161,14 @@ def baseline_images(baseline: Baseline, x: Tensor) -> Tensor:
         x: (B, C, *size), the images.
 
     Raises:
-        ValueError: the baseline does not broadcast against x.
+        ValueError: the baseline does not broadcast against x, or is not finite.
+        TypeError: the baseline is none of these.
     """
-    start = torch.as_tensor(baseline(x) if callable(baseline) else baseline).to(x)
+    given = baseline(x) if callable(baseline) else baseline
+    check("baseline", given, Tensor | np.ndarray | float)
+    start = torch.as_tensor(given).to(x)
+    if checks.is_readable(start) and not torch.isfinite(start.detach()).all():
+        raise ValueError("baseline holds values that are not finite; expected finite ones, as those of x")
     try:
         return start.expand_as(x)
     except RuntimeError:

@@ -43,11 +43,9 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 def _bytes(value: Tensor | None) -> bytes | None:
-    return (
-        value
-        if value is None
-        else value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-    )
+    if value is None:
+        return None
+    return value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
 
 
 class Case(NamedTuple):

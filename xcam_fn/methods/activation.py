@@ -11,13 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from xcam_fn import checks, weights
-from xcam_fn.arguments import NonNegative, Positive
+from xcam_fn.arguments import NonNegative
 from xcam_fn.maps import precise
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import enter, method
 from xcam_fn.methods.method import Method, options_of
 from xcam_fn.perturb import normal, uniform
-from xcam_fn.projections import Kernel, kernel_component, principal_component
+from xcam_fn.projections import kernel_component, principal_component
 from xcam_fn.targets import Classes, ClassScore
 from xcam_fn.weights import Projection
 
@@ -74,27 +74,6 @@ def from_features(
     )  # fmt: skip
 
 
-def _eigencam(A: Maps, *, center: bool = False) -> Map:
-    """The features projected on their first principal component.
-
-    Args:
-        A: features, (B, K, *spatial).
-        center: subtract each channel's mean over the positions first, as a library does.
-    """
-    return principal_component(A, center=center)
-
-
-def _kpcacam(A: Maps, *, kernel: Kernel = "sigmoid", gamma: Positive | None = None) -> Map:
-    """The features projected on their first principal component in a kernel's space.
-
-    Args:
-        A: features, (B, K, *spatial).
-        kernel: "sigmoid", "rbf" or "linear".
-        gamma: γ of the kernel, > 0; 1 / K by default.
-    """
-    return kernel_component(A, kernel=kernel, gamma=gamma)
-
-
 def _fem(A: Maps, *, k: NonNegative = 2.0, summed: Literal["masks", "features"] = "masks") -> Map:
     """Σ mean(A_k) M_k with M_k = [A_k ≥ mean + k σ].
 
@@ -124,12 +103,12 @@ def _randomcam(A: Maps, *, seed: int = 0) -> Map:
 
 
 eigencam = enter(from_features(
-    _eigencam, name="eigencam", title="Eigen-CAM", paper="arXiv:2008.00299",
+    principal_component, name="eigencam", title="Eigen-CAM", paper="arXiv:2008.00299",
     summary="the features' first principal component, whatever the class",
     variants={"pytorch-grad-cam": {"center": True}},
-))  # fmt: skip
+).with_options(center=False))  # fmt: skip
 kpcacam = enter(from_features(
-    _kpcacam, name="kpcacam", title="KPCA-CAM", paper="arXiv:2410.00267",
+    kernel_component, name="kpcacam", title="KPCA-CAM", paper="arXiv:2410.00267",
     summary="the features' first principal component in a kernel's space, whatever the class",
     variants={"pytorch-grad-cam": {}},
 ))  # fmt: skip

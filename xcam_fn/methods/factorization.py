@@ -110,7 +110,7 @@ def _factorized(A: Tensor, count: int, **how: Any) -> Concepts:
 @method(
     "Deep Feature Factorization", family="perturbation", paper="arXiv:1806.10206",
     summary="concepts of the features, each weighted by what it adds to the class's score",
-    variants={"pytorch-grad-cam": {"init": "random", "max_iter": 200}},
+    variants={"pytorch-grad-cam": {"init": "random", "max_iter": 200}}, explains=(concepts,),
 )  # fmt: skip
 def deep_feature_factorization(
     call: Call,
@@ -126,13 +126,6 @@ def deep_feature_factorization(
     A ≈ a + Σ_i v_i h_i with v, h ≥ 0 and a each channel's least value; w_i = s(a + v_i h_i) − s(a); the map
     is Σ_i w_i h_i. The trunk runs once, the head once more than there are concepts. `concepts` gives the
     factors themselves, of many images together. It cannot be differentiated.
-
-    Args:
-        num_concepts: ≥ 1, no more than the layer has channels or positions.
-        init: where the factorization starts, as scikit-learn calls it: "nndsvda" or "random".
-        tol: how little it still has to gain when it stops, > 0.
-        max_iter: how many steps it takes at the most, ≥ 1.
-        seed: of its random numbers.
 
     References:
         Collins et al. (arXiv:1806.10206).

@@ -26,16 +26,10 @@ __all__ = ["fullgrad"]
 
 
 class FullGradient(NamedTuple):
-    """What a network of linear layers and ReLUs adds its score up from.
+    """What a network of linear layers and ReLUs adds its score up from, of one class or of many."""
 
-    Attributes:
-        input: x ⊙ ∂s/∂x, (B, n, C, *size).
-        biases: b ⊙ ∂s/∂b of each layer with a bias, (B, n, K, *spatial), or (B, n, K) for a linear one.
-        many: whether n classes of each image were asked for; n is 1 otherwise.
-    """
-
-    input: Tensor
-    biases: list[Tensor]
+    input: Tensor  # x ⊙ ∂s/∂x, (B, n, C, *size)
+    biases: list[Tensor]  # b ⊙ ∂s/∂b of each layer that has one, (B, n, K, *spatial) or (B, n, K)
     many: bool
 
 
@@ -60,14 +54,10 @@ def full_gradient(model: nn.Module, x: Float[Tensor, "B C *size"], cls: Classes 
     values = torch.cat([x.flatten(1), x.new_zeros(len(x), sum(lengths[1:]))], 1)
     scores, pullback = vjp(run, values)
     pulled = pulled_back(pullback, scores)
-    pulled = pulled if scores.ndim == 2 else pulled[:, None]
-    parts = [
-        part.reshape(len(x), -1, *shape[1:])
-        for part, shape in zip(pulled.split(lengths, 2), shapes, strict=True)
-    ]
-    of_biases = [
-        part * _along_channels(bias, call) for (call, bias), part in zip(biased, parts[1:], strict=True)
-    ]
+    pulled = (pulled if scores.ndim == 2 else pulled[:, None]).split(lengths, 2)
+    parts = [part.reshape(len(x), -1, *shape[1:]) for part, shape in zip(pulled, shapes, strict=True)]
+    along = [_along_channels(bias, call) for call, bias in biased]
+    of_biases = [part * bias for bias, part in zip(along, parts[1:], strict=True)]
     return FullGradient(parts[0] * x[:, None], of_biases, many=scores.ndim == 2)
 
 

@@ -210,8 +210,7 @@ def unioncam(
     gains = gain(D, R)
     F = combine(D, R, gains, axes=len(size))
     is_better = _per_map(gain(F)[0] >= gains[1], F, len(size))
-    found = torch.where(is_better, F, R)
-    return found if call.many else found[:, None]
+    return torch.where(is_better, F, R)
 
 
 @method(
@@ -252,25 +251,20 @@ def fusioncam(
     scoring = call.scoring(score, Running(**options))
     D = _heatmap_of("gradient", gradient, call, scoring)
     R = _heatmap_of("region", region, call, scoring)
-    fused = fuse(D, R, _gain(scoring, baseline), theta=theta, axes=call.x.ndim - 2)
-    return fused if call.many else fused[:, None]
+    return fuse(D, R, _gain(scoring, baseline), theta=theta, axes=call.x.ndim - 2)
 
 
 def _heatmap_of(role: str, given: Component, call: Call, scoring: Scoring) -> Tensor:
     """The heatmaps that a part of a fusion stands for, (B, *size) or (B, n, *size)."""
     if isinstance(given, (Tensor, np.ndarray)):
-        return _checked_maps(role, torch.as_tensor(given).to(call.x), scoring)
-    made = as_method(given)
-    how = {k: v for k, v in scoring.how._asdict().items() if v != Running._field_defaults[k]}
-    how |= {"create_graph": True} if call.create_graph else {}
-    maps = heatmaps_of(made, call.asking(scoring.explained.cls), accepted(made, how))
-    return _checked_maps(role, maps, scoring)
-
-
-def _checked_maps(role: str, maps: Tensor, scoring: Scoring) -> Tensor:
-    x = scoring.x
+        maps = torch.as_tensor(given).to(call.x)
+    else:
+        made = as_method(given)
+        how = {k: v for k, v in scoring.how._asdict().items() if v != Running._field_defaults[k]}
+        how |= {"create_graph": True} if call.create_graph else {}
+        maps = heatmaps_of(made, call.asking(scoring.explained.cls), accepted(made, how))
     classes = scoring.explained.own.shape[1:] if scoring.explained.many else ()
-    expected = (len(x), *classes, *x.shape[2:])
+    expected = (len(call.x), *classes, *call.x.shape[2:])
     if maps.shape != expected:
         raise ValueError(
             f"{role}: the heatmaps have shape {tuple(maps.shape)}; expected {expected}, the input's size (a "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -80,25 +80,19 @@ def _path_gradient(
             on_path = torch.stack([first + t * way for t in chunk]).flatten(0, 1)
             repeated = images.repeat(len(chunk))
             scores, pullback = vjp(lambda x, i=repeated: score(run(x), i), on_path)
-            parts = (scores, pulled_back(pullback, scores))
-            found = _Nodes(*(part.reshape(len(chunk), len(images), *part.shape[1:]) for part in parts))
-            nodes = found if last is None else _Nodes(*map(torch.cat, zip(last, found, strict=True)))
-            part, owed = _integral(nodes, way, 1 / (steps - 1), owed)
-            total = total + part
-            last = _Nodes(nodes.scores[-1:], nodes.grads[-1:])
+            of_nodes = (scores, pulled_back(pullback, scores))
+            nodes = [each.reshape(len(chunk), len(images), *each.shape[1:]) for each in of_nodes]
+            nodes = nodes if last is None else [torch.cat(pair) for pair in zip(last, nodes, strict=True)]
+            part, owed = _integral(*nodes, way, 1 / (steps - 1), owed)
+            total, last = total + part, [each[-1:] for each in nodes]
         averages.append(total)
     return torch.cat(averages)
 
 
-class _Nodes(NamedTuple):
-    """Points of the path: scores (T, B, n) and gradients (T, B, n, C, *size)."""
-
-    scores: Tensor
-    grads: Tensor
-
-
-def _integral(nodes: _Nodes, way: Tensor, length: float, owed: Tensor) -> tuple[Tensor, Tensor]:
-    """The integral of the gradient over the intervals between nodes, (B, n, C, *size), and what it owes.
+def _integral(
+    scores: Tensor, grads: Tensor, way: Tensor, length: float, owed: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The integral of the gradients (T, B, n, C, *size) between T nodes of scores (T, B, n), and what it owes.
 
     Between two nodes the gradient of a network with ReLUs jumps from one node's value to the other's. Where
     it does so follows from the score, whose change over the interval is known: it has to be the slope before
@@ -106,18 +100,18 @@ def _integral(nodes: _Nodes, way: Tensor, length: float, owed: Tensor) -> tuple[
     rule) is kept where the slopes do not differ. What no share can make up for, as where the gradient jumps
     to and fro within one interval, is owed, (B, n), and made up for by the next.
     """
-    slopes = (nodes.grads * way[:, None]).flatten(3).sum(-1)
-    total = torch.zeros_like(nodes.grads[0])
+    slopes = (grads * way[:, None]).flatten(3).sum(-1)
+    total = torch.zeros_like(grads[0])
     for i in range(len(slopes) - 1):
         before, after = slopes[i], slopes[i + 1]
-        change = nodes.scores[i + 1] - nodes.scores[i] + owed
+        change = scores[i + 1] - scores[i] + owed
         jump = before - after
         differs = jump.abs() > 1e-3 * torch.maximum(before.abs(), after.abs())
         share = (change / length - after) / torch.where(differs, jump, 1.0)
         share = torch.where(differs, share, 0.5).clamp(0, 1)
         owed = change - length * (share * before + (1 - share) * after)
         share = share.reshape(*share.shape, *[1] * (way.ndim - 1))
-        total = total + length * (share * nodes.grads[i] + (1 - share) * nodes.grads[i + 1])
+        total = total + length * (share * grads[i] + (1 - share) * grads[i + 1])
     return total, owed
 
 

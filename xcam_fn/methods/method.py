@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from xcam_fn.arguments import check, hints_of
 from xcam_fn.maps import heatmap
 from xcam_fn.methods.call import Call
-from xcam_fn.methods.options import COMMON, GROUPS
+from xcam_fn.methods.options import GROUPS, Common
 from xcam_fn.network.places import ToSpatial
 from xcam_fn.network.target_layer import Layer
 from xcam_fn.targets import Classes
@@ -55,7 +55,7 @@ class Method(Generic[P]):
     """A method of explanation, called as `method(model, layer, x, cls, **options)`.
 
     Attributes:
-        run: the formula: a call and options to raw maps, (B, n, *spatial).
+        run: the formula: a call and options to raw maps, (B, n, *spatial), or (B, *spatial) where n is 1.
         name: its key in `METHODS`.
         title: its name in print, such as "Grad-CAM".
         family: "gradient", "perturbation", "fusion", "activation" (a map of the features and of the network's
@@ -72,7 +72,7 @@ class Method(Generic[P]):
             from their least to their largest; "attributions", what each value of x adds, (B, n, C, *size); or
             "heatmaps", which it postprocesses by itself.
         keywords: those that the formula takes as `**options` and passes on, beside the groups that it names.
-        explains: functions or methods whose docstrings say what these keywords mean.
+        explains: functions or methods whose docstrings say what keywords mean of which its own does not.
         made: a function and its arguments that make the method anew, where it is pickled.
     """
 
@@ -152,7 +152,7 @@ class Method(Generic[P]):
             maps = run(call, **options)
             if self.returns == "attributions":
                 maps = (maps if postprocess is None else maps.abs()).sum(2)
-            maps = maps if call.many else maps.squeeze(1)
+            maps = maps.squeeze(1) if maps.ndim == call.x.ndim and not call.many else maps
             if postprocess is None or self.returns == "heatmaps":
                 return maps
             size = tuple(call.x.shape[2:])
@@ -177,11 +177,7 @@ class Method(Generic[P]):
     def forwards(self, channels: int) -> int | None:
         """How many images the method runs through the network for one photograph, at most and but for a few.
 
-        Args:
-            channels: of the layer.
-
-        Returns:
-            The number; None for methods that need a few forwards, or whose number is not known beforehand.
+        None for methods that need a few forwards, or whose number is not known beforehand.
         """
         if self.cost is None:
             return None
@@ -197,11 +193,7 @@ class Method(Generic[P]):
         return replace(self, **named, options={**self.options, **options}, made=anew)
 
     def variant(self, library: str) -> Method[P]:
-        """The method as a library defines it.
-
-        Args:
-            library: a key of `VARIANTS` that has this method.
-        """
+        """The method as a library defines it, a key of `VARIANTS` that has this method."""
         return self.with_options(**self.variants[library])
 
     def __repr__(self) -> str:
@@ -242,9 +234,9 @@ def _doc(method: Method[...]) -> str:
     """The formula's docstring, its Args completed by those that methods, groups and functions share."""
     own = sections(method.run)
     args = [_ARGS, own.get("Args", ""), *(group_args(group) for group in _groups(method.run))]
-    args += [described(function, method.keywords) for function in method.explains]
-    said = re.findall(r"^    (\w+):", "".join(args), flags=re.M)
-    args += [f"    {n}: {COMMON[n]}\n" for n in method.own_options if n in COMMON and n not in said]
+    for known in (*method.explains, Common):
+        said = re.findall(r"^    (\w+):", "".join(args), flags=re.M)
+        args.append(described(known, method.own_options.keys() - set(said)))
     head = own[""] or f"{method.title}: {method.summary}"
     references = own.get("References") or f"    {method.paper or 'none'}\n"
     return f"{head}\n\nArgs:\n{''.join(args)}\n{_RETURNS}{own.get('Raises', '')}\nReferences:\n{references}"

@@ -45,12 +45,15 @@ GROUPS: Mapping[Any, Mapping[str, Any]] = {
 }
 """For each group its defaults."""
 
-COMMON = {
-    "baseline": "the value used for hidden pixels, x₀: a number, a tensor or a callable of x.",
-    "score": 'what is explained of a class, "probability" or "logit".',
-    "projection": "what is made of the weighted features in place of their sum over channels,\n"
-    "        `(B, K, *spatial) -> (B, *spatial)`, such as `projections.principal_component`.",
-    "chunk_size": "copies of images or features in one run, ≥ 1; it changes the memory, not the map.",
-    "progress": "show a bar that counts runs.",
-}
-"""What a keyword is wherever a method says nothing else of it."""
+
+class Common:
+    """What keywords mean wherever a method says nothing else.
+
+    Args:
+        baseline: the value used for hidden pixels, x₀: a number, a tensor or a callable of x.
+        score: what is explained of a class, "probability" or "logit".
+        projection: what is made of the weighted features in place of their sum over channels,
+            `(B, K, *spatial) -> (B, *spatial)`, such as `projections.principal_component`.
+        chunk_size: copies of images or features in one run, ≥ 1; it changes the memory, not the map.
+        progress: show a bar that counts runs.
+    """

@@ -25,7 +25,7 @@ from xcam_fn.perturb import (
     grid_mask,
     normal,
     scatter_scores,
-)  # fmt: skip
+)
 from xcam_fn.scoring.running import Running, RunningOptions
 from xcam_fn.weights import Projection
 

@@ -69,7 +69,7 @@ def wrapper(how: str, *, finishes: bool = False) -> Callable[[Formula[P]], Wrapp
             explain = lambda call, **more: heatmaps_of(inner, call, options | more)  # noqa: E731
             maps = formula(call, explain, **mine)
             call.many = maps.ndim == call.x.ndim
-            return maps if call.many else maps[:, None]
+            return maps
 
         @functools.wraps(formula)
         def wrapping(*args: Any, **options: Any) -> Method[...]:
@@ -193,19 +193,8 @@ def multi_layer(
 
 
 def last_layers(model: nn.Module, x: Images, layer: Layer = None, *, count: int = 3) -> list[str]:
-    """The last layer of each of the last resolutions, shallow to deep, pooling and padding left out.
-
-    Args:
-        model: the network, in evaluation mode.
-        x: (B, C, *size), an input; only its shape matters.
-        layer: the deepest of them; None for `default_layer`.
-        count: how many resolutions at most, ≥ 2.
-
-    Raises:
-        StructureError: no layer before the deepest has a higher resolution.
-    """
-    root, found = unwrap(model), layers_of(model, x)
-    calls = checked_calls(model, x)
+    """The last layer of each of the last resolutions, shallow to deep, pooling and padding left out."""
+    root, found, calls = unwrap(model), layers_of(model, x), checked_calls(model, x)
     deepest = calls[position_of(root, layer, calls, tuple(x.shape[2:]))].name
     shown = [name for name in found if deepest in (name, name.partition("#")[0])]
     if not shown:
@@ -215,7 +204,8 @@ def last_layers(model: nn.Module, x: Images, layer: Layer = None, *, count: int 
     names = list(found)
     of_size: dict[int, str] = {}
     for name in names[: names.index(shown[-1])]:
-        if not _only_resizes(root.get_submodule(name.partition("#")[0])):
+        module = root.get_submodule(name.partition("#")[0])
+        if not pools(module) and "Pad" not in type(module).__name__:
             of_size[math.prod(found[name][2:])] = name
     own = math.prod(found[shown[-1]][2:])
     before = [of_size[size] for size in sorted(of_size) if size > own][: count - 1]
@@ -225,10 +215,6 @@ def last_layers(model: nn.Module, x: Images, layer: Layer = None, *, count: int 
             "there are no several layers to combine; name them with layers=[...]"
         )
     return [*reversed(before), shown[-1]]
-
-
-def _only_resizes(module: nn.Module) -> bool:
-    return pools(module) or "Pad" in type(module).__name__
 
 
 @method(
@@ -262,8 +248,7 @@ def refinecam(
     References:
         Domeniconi et al., How to Evaluate and Refine your CAM (arXiv:2605.14641).
     """
-    several = multi_layer(method, layers, "product", each=each)
-    return several.raw(call)
+    return multi_layer(method, layers, "product", each=each).raw(call)
 
 
 # -- scaling and sliding -------------------------------------------------------------------------------------
@@ -318,10 +303,10 @@ def sess(
     length = side if window is None else window
     if length > side:
         raise ValueError(f"window={length}, but the input's shorter side is {side} pixels; expected no more")
-    sizes = [_scaled(x, length + i * round(length * growth)) for i in range(num_scales)]
+    shorter = [length + i * round(length * growth) for i in range(num_scales)]
+    sizes = [tuple(int(one * size / side) for size in x.shape[2:]) for one in shorter]
     views = functools.partial(_views, x, sizes, length, step or length)
     explained = explained_score(run_model(call.model, x), len(x), fixed, TARGETS[score])
-    call.many = explained.many
     every = torch.arange(len(x), device=x.device)
     scores = torch.stack([explained.of(run_model(call.model, seen), every) for seen, _, _ in views()]).relu()
     shares, kept = _shares(scores, drop)
@@ -331,7 +316,10 @@ def sess(
             continue
         cam = explain(call.of(seen, fixed))
         cam = cam if explained.many else cam[:, None]
-        there = resize(F.pad(cam * _per_map(share, x), _margins(corner, size, length)), x.shape[2:])
+        # The window lies at its corner again; `F.pad` is told of the last axis first.
+        ends = [(start, s - start - length) for start, s in zip(corner, size, strict=True)]
+        margins = [margin for pair in reversed(ends) for margin in pair]
+        there = resize(F.pad(cam * _per_map(share, x), margins), x.shape[2:])
         counts = (there > theta) & _per_map(keep, x)
         there = torch.where(counts, there, 0.0)
         total = total + there if pool == "mean" else torch.maximum(total, there)
@@ -349,10 +337,6 @@ def _shares(scores: Tensor, drop: float) -> tuple[Tensor, Tensor]:
     return shares, rank >= min(int(len(scores) * drop), len(scores) - 1)
 
 
-def _scaled(x: Tensor, shorter: int) -> tuple[int, ...]:
-    return tuple(int(shorter * side / min(x.shape[2:])) for side in x.shape[2:])
-
-
 def _views(
     x: Tensor, sizes: Sequence[tuple[int, ...]], window: int, step: int
 ) -> Iterator[tuple[Tensor, tuple[int, ...], tuple[int, ...]]]:
@@ -361,12 +345,6 @@ def _views(
         scaled = resize(x, size)
         for corner in itertools.product(*([*range(0, s - window, step), s - window] for s in size)):
             yield scaled[(..., *(slice(start, start + window) for start in corner))], corner, size
-
-
-def _margins(corner: Sequence[int], size: Sequence[int], window: int) -> list[int]:
-    """What `F.pad` puts around a window so that it lies at its corner again: the last axis first."""
-    ends = [(start, side - start - window) for start, side in zip(corner, size, strict=True)]
-    return [margin for pair in reversed(ends) for margin in pair]
 
 
 def _per_map(values: Tensor, images: Tensor) -> Tensor:
