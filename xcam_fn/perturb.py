@@ -6,19 +6,19 @@ import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
 from xcam_fn import checks
-from xcam_fn.arguments import check
+from xcam_fn.arguments import Count, Positive, check, checked
 
 Perturb = Callable[..., Tensor]
 Baseline = Tensor | float | Callable[[Tensor], Tensor]
 
 
+@checked
 def perturbation_scores(
     score: Callable[[Tensor, Tensor], Tensor],
     x: Float[Tensor, "B C *size"],
@@ -27,7 +27,7 @@ def perturbation_scores(
     parameters: tuple[Tensor, ...],
     *,
     beside: tuple[Tensor, ...] = (),
-    chunk_size: int,
+    chunk_size: Count,
     progress: bool = False,
 ) -> Tensor:
     """The scores of P perturbed images, (P, n), in order, with memory for one chunk of them.
@@ -47,7 +47,6 @@ def perturbation_scores(
         ValueError: a score that is not finite (it says of which perturbation), or a chunk_size out of range.
         MemoryError: a chunk does not fit; it says which chunk_size to try.
     """
-    checks.check_count("chunk_size", chunk_size)
     scores: list[Tensor] = []
     for chunk in _chunks(len(which), chunk_size, progress):
         images = which[chunk]
@@ -165,7 +164,7 @@ def baseline_images(baseline: Baseline, x: Tensor) -> Tensor:
         TypeError: the baseline is none of these.
     """
     given = baseline(x) if callable(baseline) else baseline
-    check("baseline", given, Tensor | np.ndarray | float)
+    check("baseline", given, Tensor | float)
     start = torch.as_tensor(given).to(x)
     if checks.is_readable(start) and not torch.isfinite(start.detach()).all():
         raise ValueError("baseline holds values that are not finite; expected finite ones, as those of x")
@@ -176,7 +175,8 @@ def baseline_images(baseline: Baseline, x: Tensor) -> Tensor:
         raise ValueError(f"baseline has shape {tuple(start.shape)}; expected {wanted}") from None
 
 
-def blurred(x: Float[Tensor, "B C *size"], *, width: int = 51, std: float = 50.0) -> Tensor:
+@checked
+def blurred(x: Float[Tensor, "B C *size"], *, width: Count = 51, std: Positive = 50.0) -> Tensor:
     """The images blurred by a Gaussian, (B, C, *size), reflected at the border.
 
     Args:

@@ -11,8 +11,8 @@ from torch import Tensor
 from xcam_fn.arguments import Positive, checked
 from xcam_fn.maps import precise
 
-Maps = Float[Tensor, "B K *spatial"]
-Map = Float[Tensor, "B *spatial"]
+Maps = Float[Tensor, "B K L *spatial"]  # at least one axis of places
+Map = Float[Tensor, "B L *spatial"]
 Kernel = Literal["sigmoid", "rbf", "linear"]
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from xcam_fn import checks, weights
-from xcam_fn.arguments import NonNegative
+from xcam_fn.arguments import NonNegative, check
 from xcam_fn.maps import precise
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import enter, method
@@ -67,7 +67,8 @@ def from_features(
         return found.expand(-1, call.explained().own.shape[1], *found.shape[2:])
 
     run: Any = project
-    name = name or projection.__name__
+    check("projection", projection, Callable)
+    name = name or getattr(projection, "__name__", type(projection).__name__)
     return Method(
         run, name, title or name, family, paper, summary, variants=variants or {}, explains=(projection,),
         keywords=options_of(projection, 1), module=sys._getframe(1).f_globals.get("__name__", "__main__"),

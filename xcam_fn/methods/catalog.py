@@ -11,6 +11,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from torch import Tensor
 
 from xcam_fn import checks
+from xcam_fn.arguments import checked
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.method import Method
 
@@ -88,6 +89,7 @@ def freeze(*families: ModuleType) -> Mapping[str, Mapping[str, Mapping[str, Any]
     return _Registry({library: _Registry(methods) for library, methods in found.items()})
 
 
+@checked
 def find_method(name: str, *, variant: str | None = None, **options: Any) -> Method[...]:
     """Return the method of that name: "gradcam", "gradcam+sscam" for their fusion, "smooth(gradcam)".
 
@@ -102,7 +104,9 @@ def find_method(name: str, *, variant: str | None = None, **options: Any) -> Met
         The method, ready to be called as `method(model, layer, x, cls, **options)`.
 
     Raises:
-        ValueError: the name or the variant is not known, or the library has no such method.
+        ValueError: the name or the variant is not known, or the library has no such method; a value is out of
+            range.
+        TypeError: a value is of the wrong kind.
     """
     if variant is not None and variant not in _LIBRARIES:
         raise ValueError(f"variant {variant!r} is not known; expected one of {', '.join(_LIBRARIES)}")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from xcam_fn import projections, weights
-from xcam_fn.arguments import Count, NonNegative
+from xcam_fn.arguments import Count, NonNegative, check
 from xcam_fn.maps import heatmap, precise
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import as_method, enter, method
@@ -90,7 +90,8 @@ def from_gradients(
         return weighted(call.features, G, weighting, projection, **options)
 
     run: Any = weigh
-    name = name or weighting.__name__
+    check("weighting", weighting, Callable)
+    name = name or getattr(weighting, "__name__", type(weighting).__name__)
     return GradientMethod(
         run, name, title or name, "gradient", paper, summary, variants=variants or {}, explains=(weighting,),
         keywords=options_of(weighting, 2), module=sys._getframe(1).f_globals.get("__name__", "__main__"),

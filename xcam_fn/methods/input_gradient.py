@@ -92,7 +92,7 @@ def _path_gradient(
 def _integral(
     scores: Tensor, grads: Tensor, way: Tensor, length: float, owed: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The integral of the gradients (T, B, n, C, *size) between T nodes of scores (T, B, n), and what it owes.
+    """The integral of gradients (T, B, n, C, *size) between T nodes of scores (T, B, n), and what it owes.
 
     Between two nodes the gradient of a network with ReLUs jumps from one node's value to the other's. Where
     it does so follows from the score, whose change over the interval is known: it has to be the slope before
