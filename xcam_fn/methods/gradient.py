@@ -40,10 +40,10 @@ P = ParamSpec("P")
 _ALIKE: dict[str, dict[str, Any]] = {"xplaincam": {}, "torchcam": {}, "pytorch-grad-cam": {}}
 
 
-class GradientMethod(Method[P]):
-    """A method that weighs features by their gradients, and takes another projection than their sum."""
+if TYPE_CHECKING:
 
-    if TYPE_CHECKING:
+    class GradientMethod(Method[P]):
+        """A method that weighs features by their gradients, and takes another projection than their sum."""
 
         def __call__(
             self, model: Any, layer: Layer, x: Tensor, cls: Classes = None,
@@ -51,6 +51,9 @@ class GradientMethod(Method[P]):
             create_graph: bool = False, projection: Projection | None = None,
             *args: P.args, **options: P.kwargs,
         ) -> Tensor: ...  # fmt: skip
+
+else:
+    GradientMethod = Method
 
 
 def from_gradients(

@@ -92,9 +92,6 @@ class Method(Generic[P]):
     made: tuple[Any, ...] = ()
     module: str = ""
 
-    def __init_subclass__(cls) -> None:
-        cls.__doc__ = _Composed(_doc, cls.__doc__)  # pyright: ignore[reportAttributeAccessIssue]
-
     def __post_init__(self) -> None:
         module = self.module or self.run.__module__
         vars(self).update(__module__=module, __name__=self.name, __qualname__=self.name)

@@ -41,11 +41,7 @@ Explain = Callable[..., Tensor]  # a call and options to the heatmaps of the met
 Layers = Sequence[str | nn.Module]
 Pool = Literal["mean", "max"]
 
-_COMBINATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "mean": lambda maps: maps.mean(0),
-    "max": lambda maps: maps.amax(0),
-    "product": lambda maps: maps.prod(0),
-}
+_COMBINATIONS: dict[str, Any] = {"mean": torch.mean, "max": torch.amax, "product": torch.prod}
 Combine = Literal["mean", "max", "product"] | Callable[[Tensor], Tensor]
 
 
@@ -188,8 +184,8 @@ def multi_layer(
     maps = [explain(call.at(one), postprocess=each) for one in chosen]
     axes = call.x.ndim - 2
     largest = tuple(map(max, zip(*(cam.shape[-axes:] for cam in maps), strict=True)))
-    combined = combine if callable(combine) else _COMBINATIONS[combine]
-    return combined(torch.stack([resize(cam, largest) for cam in maps]))
+    stacked = torch.stack([resize(cam, largest) for cam in maps])
+    return combine(stacked) if callable(combine) else _COMBINATIONS[combine](stacked, 0)
 
 
 def last_layers(model: nn.Module, x: Images, layer: Layer = None, *, count: int = 3) -> list[str]:
