@@ -68,7 +68,7 @@ def from_features(
 
     run: Any = project
     check("projection", projection, Callable)
-    name = name or getattr(projection, "__name__", type(projection).__name__)
+    name = name or str(getattr(projection, "__name__", type(projection).__name__))
     return Method(
         run, name, title or name, family, paper, summary, variants=variants or {}, explains=(projection,),
         keywords=options_of(projection, 1), module=sys._getframe(1).f_globals.get("__name__", "__main__"),

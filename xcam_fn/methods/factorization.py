@@ -101,7 +101,8 @@ def _factorized(A: Tensor, count: int, **how: Any) -> Concepts:
     offset = values.amin(1)
     above = (values - offset[:, None]).double()
     scale = float(above.max()) or 1.0
-    factorize = NMF(count, **how)
+    settings: Any = {"n_components": count, **how}
+    factorize = NMF(**settings)
     vectors = factorize.fit_transform((above / scale).cpu().numpy()) * scale
     maps = torch.as_tensor(factorize.components_).reshape(count, len(A), *A.shape[2:])
     return Concepts(torch.as_tensor(vectors.T.copy()).to(A), maps.movedim(0, 1).to(A), offset)

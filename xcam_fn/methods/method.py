@@ -25,6 +25,7 @@ from xcam_fn.targets import Classes
 
 P = ParamSpec("P")
 Postprocess = Callable[[Tensor, tuple[int, ...]], Tensor]
+_MaybePostprocess = Postprocess | None
 
 _ARGS = """\
     model: the network, in evaluation mode; it is never touched.
@@ -47,7 +48,7 @@ Raises:
     ValueError: a value is out of range or does not fit the model, the batch or the layer.
     TypeError: an argument is of the wrong kind.
 """
-_SHARED: Mapping[str, Any] = {"to_spatial": Any, "postprocess": Postprocess | None, "create_graph": bool}
+_SHARED: Mapping[str, Any] = {"to_spatial": Any, "postprocess": _MaybePostprocess, "create_graph": bool}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
