@@ -14,7 +14,8 @@ from xcam_fn.network.attention import StepByStep
 from xcam_fn.network.calls import run_model
 from xcam_fn.network.copies import unwrap
 from xcam_fn.network.forward import forward_pass
-from xcam_fn.network.halves import Halves, Pass, halves
+from xcam_fn.network.halves import Halves, halves
+from xcam_fn.network.passes import Pass
 from xcam_fn.network.places import ToSpatial
 from xcam_fn.network.split import checked_scores
 from xcam_fn.network.target_layer import Layer

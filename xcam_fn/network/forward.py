@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from xcam_fn import checks
 from xcam_fn.network import trace
 from xcam_fn.network.calls import run_model
-from xcam_fn.network.halves import (
+from xcam_fn.network.halves import cut_at
+from xcam_fn.network.passes import (
     Change,
     Pass,
     Score,
     Site,
-    cut_at,
     differentiable_again,
     pulled,
     recorded_pass,

@@ -11,11 +11,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from xcam_fn import checks
+from xcam_fn.network.bound import Bound
 from xcam_fn.network.calls import ModuleCall, module_calls
 from xcam_fn.network.copies import unwrap
 from xcam_fn.network.forward import forward_pass
-from xcam_fn.network.halves import Pass, Score, halves
-from xcam_fn.network.places import ToSpatial, are_maps, placed_shape
+from xcam_fn.network.halves import halves
+from xcam_fn.network.passes import Pass, Score
+from xcam_fn.network.places import ToSpatial, has_tokens, placed_shape
 from xcam_fn.network.probe import Probe
 from xcam_fn.network.target_layer import Layer
 from xcam_fn.network.vjp import recording
@@ -227,9 +229,10 @@ def layers(model: nn.Module, x: Float[Tensor, "B C *size"]) -> dict[str, tuple[i
     calls, probe = checked_calls(model, x), Probe(unwrap(model), x)
     last = {call.name: call.number for call in calls}
     listed: dict[str, tuple[int, ...]] = {}
-    for i, (call, has_maps) in enumerate(zip(calls, are_maps(calls, probe.size), strict=True)):
-        shape = placed_shape(calls, i, probe) if call.name and has_maps else ()
-        if len(shape) == x.ndim:
+    in_doubt = isinstance(unwrap(model), Bound) or has_tokens(calls, probe.size)
+    for i, call in enumerate(calls):
+        shape = placed_shape(calls, i, probe, in_doubt=in_doubt) if call.name else ()
+        if len(shape) == x.ndim and shape[0] == 1:
             listed[call.shown if last[call.name] > 1 else call.name] = shape
     return listed
 
