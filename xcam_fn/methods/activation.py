@@ -71,7 +71,8 @@ def from_features(
     name = name or str(getattr(projection, "__name__", type(projection).__name__))
     return Method(
         run, name, title or name, family, paper, summary, variants=variants or {}, explains=(projection,),
-        keywords=options_of(projection, 1), module=sys._getframe(1).f_globals.get("__name__", "__main__"),
+        single=True, keywords=options_of(projection, 1),
+        module=sys._getframe(1).f_globals.get("__name__", "__main__"),
     )  # fmt: skip
 
 

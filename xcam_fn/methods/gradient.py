@@ -97,7 +97,8 @@ def from_gradients(
     name = name or str(getattr(weighting, "__name__", type(weighting).__name__))
     return GradientMethod(
         run, name, title or name, "gradient", paper, summary, variants=variants or {}, explains=(weighting,),
-        keywords=options_of(weighting, 2), module=sys._getframe(1).f_globals.get("__name__", "__main__"),
+        single=True, keywords=options_of(weighting, 2),
+        module=sys._getframe(1).f_globals.get("__name__", "__main__"),
     )  # fmt: skip
 
 

@@ -74,6 +74,7 @@ class Method(Generic[P]):
             "heatmaps", which it postprocesses by itself.
         keywords: those that the formula takes as `**options` and passes on, beside the groups that it names.
         explains: functions or methods whose docstrings say what keywords mean of which its own does not.
+        single: the formula reads the features and gradients of one forward, and nothing else.
         made: a function and its arguments that make the method anew, where it is pickled.
     """
 
@@ -92,6 +93,7 @@ class Method(Generic[P]):
     explains: tuple[Callable[..., Any], ...] = ()
     made: tuple[Any, ...] = ()
     module: str = ""
+    single: bool = False
 
     def __post_init__(self) -> None:
         module = self.module or self.run.__module__
@@ -146,7 +148,7 @@ class Method(Generic[P]):
         if self.returns == "heatmaps":
             options["postprocess"] = postprocess
         run: Any = self.run
-        with call.running():
+        with call.running(once=self.single and not call.records):
             maps = run(call, **options)
             if self.returns == "attributions":
                 maps = (maps if postprocess is None else maps.abs()).sum(2)

@@ -104,7 +104,7 @@ def running_model(model: nn.Module, x: Tensor, how: Running, *, forwards: int | 
     """
     if how.scorer is not None:
         return how.scorer
-    root = unwrap(model)
+    root = private_copy(unwrap(model), clone_buffers=False)  # what another thread changes, changes no score
     detached = records_nothing(x)
     itself: Run = lambda images: run_model(root, images, detached=detached)  # noqa: E731
     plain = how.precision == "float32" and not how.compile
