@@ -13,7 +13,7 @@ from xcam_fn.arguments import Count
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import method
 from xcam_fn.network.attention import StepByStep
-from xcam_fn.network.calls import ModuleCall, module_calls, run_changed, with_features
+from xcam_fn.network.calls import Key, ModuleCall, module_calls, run_changed, with_features
 from xcam_fn.network.copies import unwrap
 from xcam_fn.network.places import attention_positions, to_spatial_of
 from xcam_fn.network.probe import Probe
@@ -81,7 +81,7 @@ def legrad(call: Call, *, num_blocks: Count | None = None) -> Tensor:
 
 def _recorded(root: nn.Module, x: Tensor, found: Sequence[ModuleCall]) -> tuple[list[_Block], Any]:
     """What each block was given and returned in a forward, and the network's output."""
-    blocks: dict[tuple[int, int], _Block] = {}
+    blocks: dict[Key, _Block] = {}
 
     def recording_as(call: ModuleCall) -> Callable[..., Any]:
         def recorded(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from xcam_fn import checks
 from xcam_fn.network.attention import StepByStep
 from xcam_fn.network.calls import run_model
-from xcam_fn.network.copies import named, private_copy, unwrap
+from xcam_fn.network.copies import private_copy, unwrap
 from xcam_fn.network.forward import forward_pass
 from xcam_fn.network.halves import Halves, halves
 from xcam_fn.network.passes import Pass
@@ -116,10 +116,8 @@ class Call:
 
     def _own(self, layer: Layer) -> Layer:
         """The layer by its name where it is a module of the user's model, of which there is a copy."""
-        if self._origin is None or not isinstance(layer, nn.Module):
-            return layer
-        module, _ = find(self._origin, layer)
-        return next(name for name, other in named(self._origin) if unwrap(other) is module)
+        is_module = self._origin is not None and isinstance(layer, nn.Module)
+        return find(self._origin, layer)[0] if is_module else layer
 
     # -- at the layer ---------------------------------------------------------------------------------------
 

@@ -68,7 +68,7 @@ def _flat(trunk: tuple[Tensor, Any]) -> tuple[Any, ...]:
 
 def _compiling_pass(model: nn.Module, layer: Layer, x: Tensor, to_spatial: ToSpatial | None) -> Pass:
     root, shown, cut, place = _halves_while_compiling(model, layer, x, to_spatial)
-    site = Site(root, root, 0, shown, place, tuple(x.shape[2:]))
+    site = Site(root, "", 0, shown, place, tuple(x.shape[2:]))
     own, residual = cut.trunk(root, x)
 
     def scores_at(zero: Tensor, score: Score) -> Tensor:

@@ -100,7 +100,7 @@ def cut_at(
 ) -> trace.Cut | None:
     """The network's trace cut at a target layer; None where it cannot be."""
     traced = traced_model(site.root, x, differentiable=differentiable)
-    call = next(c for c in calls if c.module is site.module and c.number == site.number)
+    call = next(c for c in calls if c.key == (site.name, site.number))
     if traced is None or len(traced.calls.get(call.name, ())) < call.number:
         return None
     node = traced.calls[call.name][call.number - 1]

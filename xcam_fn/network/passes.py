@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from xcam_fn import checks
 from xcam_fn.network.attention import StepByStep
 from xcam_fn.network.calls import (
+    Key,
     ModuleCall,
     features_of,
     is_in_place,
     run_changed,
     with_features,
 )
-from xcam_fn.network.copies import named, unwrap
+from xcam_fn.network.copies import unwrap
 from xcam_fn.network.places import ToSpatial, is_settled, to_spatial_of
 from xcam_fn.network.probe import Probe, made_up
 from xcam_fn.network.target_layer import Carrying, Layer, find, is_in_doubt, position_of
@@ -28,6 +29,7 @@ from xcam_fn.torch_state import is_readable, outside_transforms
 
 Score = Callable[[Any], Tensor]
 Change = Callable[[Tensor], Tensor]
+Watched = Callable[[str], bool] | None
 
 
 class _Guess(NamedTuple):
@@ -51,7 +53,7 @@ class Site(NamedTuple):
 
     Attributes:
         root: the network, unwrapped.
-        module: the layer itself.
+        name: of the layer.
         number: which of its calls, from 1.
         shown: its name in messages.
         to_spatial: what places its output as (B, K, *spatial); None where it is so placed already.
@@ -59,7 +61,7 @@ class Site(NamedTuple):
     """
 
     root: nn.Module
-    module: nn.Module
+    name: str
     number: int
     shown: str
     to_spatial: ToSpatial | None
@@ -90,12 +92,12 @@ class Site(NamedTuple):
         x: Tensor,
         change: Change,
         calls: list[ModuleCall] | None = None,
-        watched: Container[int] | None = None,
+        watched: Watched = None,
         *,
         detached: bool = False,
     ) -> Any:
         """The network's output for x with the layer's own output changed on its way."""
-        in_place = is_in_place(self.module) and by_autograd(x)
+        in_place = by_autograd(x) and is_in_place(unwrap(self.root.get_submodule(self.name)))
 
         def changed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             if in_place and args:  # what it returns may be ignored: its input has to hold the result
@@ -109,7 +111,7 @@ class Site(NamedTuple):
             return with_features(output, change)
 
         return run_changed(
-            self.root, x, {(id(self.module), self.number): changed}, calls, watched=watched, detached=detached
+            self.root, x, {(self.name, self.number): changed}, calls, watched=watched, detached=detached
         )
 
 
@@ -195,16 +197,16 @@ def recorded_pass(
             pass
         except (ValueError, TypeError):  # what asks for the score raises; not every method does
             return found
-        carrying = _carrying(root, x, score) - {(id(found.site.module), found.site.number)}
+        carrying = _carrying(root, x, score) - {(found.site.name, found.site.number)}
         if carrying:
             with contextlib.suppress(checks.NoDefaultLayerError):
                 return _pass_at(root, layer, x, to_spatial, replace, True, carrying)
     return found
 
 
-def _carrying(root: nn.Module, x: Tensor, score: Score) -> set[tuple[int, int]]:
+def _carrying(root: nn.Module, x: Tensor, score: Score) -> set[Key]:
     """The calls of a forward that depend on x and that a score of the output depends on."""
-    seen: list[tuple[tuple[int, int], Tensor]] = []
+    seen: list[tuple[Key, Tensor]] = []
 
     def see(call: ModuleCall, output: Any) -> None:
         values = features_of(output)
@@ -234,9 +236,8 @@ def _pass_at(
     asked, guess = _guess(root, layer, x, guesses, probe)
     for _ in range(_TRIES):
         calls: list[ModuleCall] = []
-        module = unwrap(root.get_submodule(guess.name))
-        watched = None if guess.watch_all else _telling(root, guess.name, module)
-        site = Site(root, module, guess.number, guess.name, None, size)
+        watched = None if guess.watch_all else _tells(guess.name)
+        site = Site(root, guess.name, guess.number, guess.name, None, size)
         found = record(site, x, replace, calls, watched)
         position = position_of(root, layer, calls, probe, carrying)
         call = calls[position]
@@ -260,14 +261,9 @@ def _pass_at(
     )
 
 
-def _telling(root: nn.Module, name: str, module: nn.Module) -> set[int]:
-    """The ids of a module, of those that it is in, and of those in it that tell where its output lies."""
-    path = name.split(".")
-    found = {id(root), *(id(root.get_submodule(".".join(path[:i]))) for i in range(1, len(path) + 1))}
-    while type(module) is nn.Sequential and len(module):
-        module = unwrap(module[-1])
-        found.add(id(module))
-    return found | {id(inner) for inner in module.modules()}
+def _tells(layer: str) -> Callable[[str], bool]:
+    """Which modules tell where a layer's output lies: itself, those in it and those that it is in."""
+    return lambda name: not name or f"{layer}.".startswith(f"{name}.") or name.startswith(f"{layer}.")
 
 
 def _pass_of(site: Site, calls: list[ModuleCall], found: _Found, x: Tensor) -> Pass:
@@ -282,7 +278,7 @@ def _symbolic_pass(root: nn.Module, layer: Layer, x: Tensor, to_spatial: ToSpati
     """A pass whose sizes are symbols: the layer is found, and placed, by a forward of numbers."""
     with outside_transforms(), torch.no_grad():
         known = recorded_pass(root, layer, made_up(x), to_spatial)
-    found = _by_transform(known.site, x, None, [], ())
+    found = _by_transform(known.site, x, None, [], lambda _: False)
     assert found is not None  # the forward of numbers reached it
     return _pass_of(known.site, known.calls, found, x)
 
@@ -293,8 +289,7 @@ def _guess(
     """The layer as it is remembered, and which call it was last; else the one that it may be."""
     if layer is None:
         return None, guesses.get(None) or _default_of_one(root, x, probe)
-    module, number = find(root, layer)
-    name = next(name for name, other in named(root) if unwrap(other) is module)
+    name, number = find(root, layer)
     asked = name if number is None else f"{name}#{number}"
     return asked, guesses.get(asked, _Guess(name, number or 1, watch_all=False))
 
@@ -317,7 +312,7 @@ _Found = tuple[Tensor, Any, _Pull | None]
 
 
 def _unrecorded(
-    site: Site, x: Tensor, replace: Change | None, calls: list[ModuleCall], watched: Container[int] | None
+    site: Site, x: Tensor, replace: Change | None, calls: list[ModuleCall], watched: Watched
 ) -> _Found | None:
     """One forward for the features and the output alone."""
     seen: list[Tensor] = []
@@ -332,7 +327,7 @@ def _unrecorded(
 
 
 def _by_autograd(
-    site: Site, x: Tensor, replace: Change | None, calls: list[ModuleCall], watched: Container[int] | None
+    site: Site, x: Tensor, replace: Change | None, calls: list[ModuleCall], watched: Watched
 ) -> _Found | None:
     """One forward with a zero added to the layer's output; the rest records only what is asked for."""
     wanted = torch.is_grad_enabled()
@@ -381,7 +376,7 @@ def _by_autograd(
 
 
 def _by_transform(
-    site: Site, x: Tensor, replace: Change | None, calls: list[ModuleCall], watched: Container[int] | None
+    site: Site, x: Tensor, replace: Change | None, calls: list[ModuleCall], watched: Watched
 ) -> _Found | None:
     """The same by torch.func: a forward for the features, and one for each score that is asked for."""
     with differentiable_again(True):
