@@ -14,7 +14,7 @@ from torchvision import tv_tensors
 import xcam_fn as xf
 
 
-class Theirs(Exception):
+class TheirError(Exception):
     """What a function of the user's own raises."""
 
 
@@ -23,7 +23,7 @@ class Sub(Tensor):
 
 
 def _raises(*args: Any, **kwargs: Any) -> Any:
-    raise Theirs("a function of the user's own")
+    raise TheirError("a function of the user's own")
 
 
 def _with_first(value: float) -> Callable[[Tensor], Tensor]:
@@ -78,7 +78,7 @@ TENSORS: dict[str, Callable[[Tensor], Any]] = {
     "stride 0": lambda t: torch.full((), 0.25).expand(t.shape),
     "not contiguous": lambda t: t.repeat_interleave(2, -1)[..., ::2],
     "a subclass": lambda t: t.clone().as_subclass(Sub),
-    "a tv_tensor": lambda t: tv_tensors.Image(t),
+    "a tv_tensor": tv_tensors.Image,
     "a parameter": lambda t: nn.Parameter(t.clone()),
     "a parameter of integers": lambda t: nn.Parameter(t.to(torch.int64), requires_grad=False),
     "recorded": lambda t: t.clone().requires_grad_(),
@@ -222,7 +222,7 @@ def _script(model: nn.Module) -> nn.Module:
 
 MODELS: dict[str, Callable[[nn.Module], Any]] = {
     "its forward": lambda m: m.forward,
-    "a function": lambda m: lambda x: m(x),
+    "a function": lambda m: lambda x: m(x) * 1,
     "its class": type,
     "its name": lambda m: "resnet18",
     "its weights": lambda m: m.state_dict(),
@@ -241,7 +241,7 @@ MODELS: dict[str, Callable[[nn.Module], Any]] = {
     "a lazy Conv2d": lambda m: nn.Sequential(nn.LazyConv2d(3, 3), nn.Flatten()),
     "a Module without forward": lambda m: nn.Module(),
     "a script": _script,
-    "DataParallel": lambda m: nn.DataParallel(m),
+    "DataParallel": nn.DataParallel,
     "in no_grad": lambda m: NoGrad(m, _raises).eval(),
     "bound": lambda m: xf.bind(m, lambda net, x: net(x)),
     "bound to rubbish": lambda m: xf.bind(m, lambda net, x: 3),
@@ -256,7 +256,7 @@ TARGETS: dict[str, Callable[[], Any]] = {
     "logit(99)": lambda: xf.targets.logit(99),
     "logit([0])": lambda: xf.targets.logit([0, 1, 2]),
     "probability(1)": lambda: xf.targets.probability(1),
-    "log_odds()": lambda: xf.targets.log_odds(),
+    "log_odds()": xf.targets.log_odds,
     "contrast(1, 1)": lambda: xf.targets.contrast(1, 1),
     "contrast(1, 2)": lambda: xf.targets.contrast(1, 2),
     "contrast(count=99)": lambda: xf.targets.contrast(count=99),
@@ -300,7 +300,7 @@ def layers_of(model: Any) -> dict[str, Callable[[], Any]]:
     found: dict[str, Callable[[], Any]] = {repr(name): lambda name=name: name for name in names}
     found |= {f"module {name!r}": lambda module=module: module for name, module in inside.items()}
     found |= {"another model's": lambda: nn.Conv2d(3, 4, 3), "names": lambda: list(inside)}
-    found |= {"its weight": lambda: next(iter(model.parameters()), None), "a number": lambda: 3}
+    found |= {"a parameter": lambda: nn.Parameter(torch.ones(2)), "a number": lambda: 3}
     return found
 
 

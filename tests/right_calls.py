@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import xcam_fn as xf
 from xcam_fn import maps, perturb, projections, targets, weights
-from xcam_fn.evaluate import report, store
+from xcam_fn.evaluate import report
 from xcam_fn.methods.catalog import WRAPPERS
 from xcam_fn.models.images import Preset
 
@@ -135,15 +135,6 @@ for _name, _each in xf.METHODS.items():
     enter(_name, _each, functools.partial(_method, _name))
 
 
-def _wrapped(wrapper: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
-    def called(
-        method: Any, model: Any, layer: Any, x: Any, cls: Any, wrapping: dict[str, Any], **how: Any
-    ) -> Any:
-        return wrapper(method, **wrapping)(model, layer, x, cls, **how)
-
-    return called
-
-
 def _enter_wrapper(name: str, **options: Any) -> None:
     own = [p for p in inspect.signature(WRAPPERS[name]).parameters if p != "method"]
 
@@ -247,13 +238,16 @@ for _name in ("adcc", "coherency", "max_sensitivity", "parameter_randomization")
         "postprocess", "create_graph", "to_spatial", "projection",
     )  # fmt: skip
 enter("complexity", xf.complexity, lambda w: {"heatmap": w.heatmap})
-_BOXES: Callable[[World], Any] = lambda w: w.rng.choice(
-    [[[2, 3, 9, 8]] * w.batch, w.rand(w.batch, *w.size) > 0.5]
-)
+
+
+def _region(world: World) -> Any:
+    return world.rng.choice([[[2, 3, 9, 8]] * world.batch, world.rand(world.batch, *world.size) > 0.5])
+
+
 enter(
-    "pointing_game", xf.pointing_game, lambda w: {"heatmap": w.heatmap, "region": _BOXES(w), "tolerance": 1}
+    "pointing_game", xf.pointing_game, lambda w: {"heatmap": w.heatmap, "region": _region(w), "tolerance": 1}
 )
-enter("energy_pointing_game", xf.energy_pointing_game, lambda w: {"heatmap": w.heatmap, "region": _BOXES(w)})
+enter("energy_pointing_game", xf.energy_pointing_game, lambda w: {"heatmap": w.heatmap, "region": _region(w)})
 enter(
     "evaluate.judged",
     xf.evaluate.judged,
@@ -301,10 +295,15 @@ enter(
 )
 for _name in ("principal_component", "kernel_component", "peak_component"):
     enter(f"projections.{_name}", getattr(projections, _name), lambda w: {"A": w.randn(w.batch, 5, 4, 6)})
-_PAIR: Callable[[World], dict[str, Any]] = lambda w: {"first": w.heatmap, "second": w.heatmap}
+
+
+def _pair(world: World) -> dict[str, Any]:
+    return {"first": world.heatmap, "second": world.heatmap}
+
+
 enter("denoise", xf.denoise, lambda w: {"maps": w.heatmap, "theta": 30.0})
-enter("combine", xf.combine, lambda w: _PAIR(w) | {"gains": (w.randn(w.batch), w.randn(w.batch))})
-enter("agree", xf.agree, _PAIR)
+enter("combine", xf.combine, lambda w: _pair(w) | {"gains": (w.randn(w.batch), w.randn(w.batch))})
+enter("agree", xf.agree, _pair)
 enter(
     "fuse",
     xf.fuse,
@@ -436,15 +435,6 @@ enter(
     xf.testing.small_transformer,
     lambda w: {"seed": 1, "batch": 1, "size": (12, 16)},
 )
-
-
-def _found(world: World) -> report.Found:
-    images = [store.ImageRow(i, f"{i}.jpg", 0, 1, 0.5) for i in range(3)]
-    results = [
-        store.Result(i, method, {"average_drop": store.Score(world.rng.random())})
-        for i in range(3) for method in ("gradcam", "eigencam")
-    ]  # fmt: skip
-    return report.Found({"methods": ["gradcam", "eigencam"], "metrics": ["average_drop"]}, images, results)
 
 
 enter("report.markdown", report.markdown, lambda w: {"rows": [["a", "b"], ["1", "2"]]})
