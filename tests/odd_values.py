@@ -1,6 +1,7 @@
 """Odd values of every kind, by name: what is put in the place of one argument of a right call."""
 
 import decimal
+import functools
 import random
 import warnings
 from collections.abc import Callable
@@ -24,6 +25,19 @@ class Sub(Tensor):
 
 def _raises(*args: Any, **kwargs: Any) -> Any:
     raise TheirError("a function of the user's own")
+
+
+def theirs(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as one of the user's own: what it raises by itself is known as theirs."""
+
+    @functools.wraps(function)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            raise TheirError(str(error)) from error
+
+    return called
 
 
 def _with_first(value: float) -> Callable[[Tensor], Tensor]:
@@ -151,11 +165,9 @@ ANYTHING: dict[str, Callable[[], Any]] = {
 def _of_first(make: Callable[[Any], Any]) -> Callable[..., Any]:
     """A function of anything that returns something made of its first argument."""
 
-    def called(*args: Any, **kwargs: Any) -> Any:
-        first = next((a for a in args if isinstance(a, Tensor)), torch.ones(2))
-        return make(first)
-
-    return called
+    return theirs(
+        lambda *args, **kwargs: make(next((a for a in args if isinstance(a, Tensor)), torch.ones(2)))
+    )
 
 
 CALLABLES: dict[str, Callable[..., Any]] = {

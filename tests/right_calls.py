@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import xcam_fn as xf
+from odd_values import theirs
 from xcam_fn import maps, perturb, projections, targets, weights
 from xcam_fn.evaluate import report
 from xcam_fn.methods.catalog import WRAPPERS
@@ -69,7 +70,7 @@ class World:
 
     @property
     def cls(self) -> Any:
-        return self.rng.choice([None, 1, [2] * self.batch, targets.logit(1), lambda y: y[:, 2]])
+        return self.rng.choice([None, 1, [2] * self.batch, targets.logit(1), theirs(lambda y: y[:, 2])])
 
     @property
     def heatmap(self) -> Tensor:
@@ -170,13 +171,13 @@ def _parts(function: Any) -> tuple[str, ...]:
 enter(
     "from_gradients",
     _own(xf.from_gradients, _parts(xf.from_gradients)),
-    lambda w: {"weighting": lambda A, G: G.mean((2, 3)), "name": "own", **w.called()},
+    lambda w: {"weighting": theirs(lambda A, G: G.mean((2, 3))), "name": "own", **w.called()},
     *_parts(xf.from_gradients), "postprocess", "create_graph", "to_spatial",
 )  # fmt: skip
 enter(
     "from_features",
     _own(xf.from_features, _parts(xf.from_features)),
-    lambda w: {"projection": lambda A: A.sum(1), "name": "own", **w.called()},
+    lambda w: {"projection": theirs(lambda A: A.sum(1)), "name": "own", **w.called()},
     *_parts(xf.from_features), "postprocess", "create_graph", "to_spatial",
 )  # fmt: skip
 enter(
@@ -309,7 +310,7 @@ enter(
     xf.fuse,
     lambda w: {
         "gradient_map": w.heatmap, "region_map": w.heatmap,
-        "gain": lambda *maps: [m.flatten(1).mean(1) for m in maps],
+        "gain": theirs(lambda *maps: [m.flatten(1).mean(1) for m in maps]),
     },
 )  # fmt: skip
 enter(
@@ -325,8 +326,8 @@ enter(
     "perturbation_scores",
     xf.perturbation_scores,
     lambda w: {
-        "score": lambda images, which: images.flatten(1).mean(1, keepdim=True), "x": w.x,
-        "perturb": lambda image, shade: image * shade, "which": torch.tensor([0, w.batch - 1, 0]),
+        "score": theirs(lambda images, which: images.flatten(1).mean(1, keepdim=True)), "x": w.x,
+        "perturb": theirs(lambda image, shade: image * shade), "which": torch.tensor([0, w.batch - 1, 0]),
         "parameters": (w.rand(3),), "chunk_size": 2,
     },
 )  # fmt: skip
