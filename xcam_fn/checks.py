@@ -61,7 +61,7 @@ def check_input(x: Tensor) -> None:
     """Raise where x is not a non-empty batch of finite floating-point values."""
     if not isinstance(x, Tensor):
         raise TypeError(f"x is a {_kind(x)}; expected a torch.Tensor (torch.as_tensor makes one)")
-    if x.dtype not in _DTYPES or x.layout != torch.strided or x.is_nested or x.is_meta:
+    if not holds_numbers(x):
         kinds = {"nested": x.is_nested, "meta": x.is_meta, f"{x.layout}": x.layout != torch.strided}
         also = "".join(f", in a {kind} tensor" for kind, is_so in kinds.items() if is_so)
         raise TypeError(
@@ -81,9 +81,15 @@ def _kind(value: Any) -> str:
     return type(value).__name__
 
 
-def kind_of(output: Any) -> str:
-    """What a layer returns, in words."""
-    return f"{output.dtype} values" if isinstance(output, Tensor) else f"a {_kind(output)}"
+def kind_of(value: Any) -> str:
+    """What a layer or a function returns, in words."""
+    return f"{value.dtype} values" if isinstance(value, Tensor) else f"a {_kind(value)}"
+
+
+def holds_numbers(value: Any) -> bool:
+    """Whether something is a dense tensor of floating-point numbers."""
+    is_plain = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_nested
+    return is_plain and value.dtype in _DTYPES and not value.is_meta
 
 
 def _is_random_in_training(module: nn.Module) -> bool:

@@ -80,6 +80,8 @@ class Site(NamedTuple):
         except Exception as error:  # anything may go wrong in a user's function
             raise ValueError(f"to_spatial fails on {returned}: {error}; {expected}") from error
         axes = len(self.size) + 2
+        if not checks.holds_numbers(placed):
+            raise TypeError(f"to_spatial returns {checks.kind_of(placed)} for {returned}; {expected}")
         if placed.ndim != axes or len(placed) != len(own):
             raise ValueError(
                 f"to_spatial makes shape {tuple(placed.shape)} of {returned}; {expected}, with {axes} axes "
@@ -195,7 +197,7 @@ def recorded_pass(
                 return found
         except checks.LostGradientError:
             pass
-        except (ValueError, TypeError):  # what asks for the score raises; not every method does
+        except Exception:  # what asks for the score raises; not every method does
             return found
         carrying = _carrying(root, x, score) - {(found.site.name, found.site.number)}
         if carrying:

@@ -200,14 +200,10 @@ def default_score(layer: Layer) -> Score | None:
             return logit(None)(output)
         with contextlib.suppress(ValueError, TypeError):
             output = dense_logits(output)
-        parts = [leaf.square().sum() for leaf in pytree.tree_leaves(output) if _is_real(leaf)]
+        parts = [leaf.square().sum() for leaf in pytree.tree_leaves(output) if checks.holds_numbers(leaf)]
         return sum(parts[1:], parts[0])[None]
 
     return score if layer is None else None
-
-
-def _is_real(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and leaf.is_floating_point()
 
 
 def layers(model: nn.Module, x: Float[Tensor, "B C *size"]) -> dict[str, tuple[int, ...]]:

@@ -28,7 +28,7 @@ def records_nothing(x: Tensor) -> bool:
 @contextlib.contextmanager
 def recording(x: Tensor, create_graph: bool = False) -> Iterator[None]:
     """Record a graph where one is asked for or a transform is at work, and none otherwise."""
-    wanted = create_graph or x.requires_grad or in_transform()
+    wanted = create_graph or getattr(x, "requires_grad", False) or in_transform()  # x is checked within
     leave_inference = contextlib.nullcontext()
     if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
         leave_inference = torch.inference_mode(False)
