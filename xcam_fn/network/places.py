@@ -85,8 +85,10 @@ def is_settled(calls: Sequence[ModuleCall], position: int, size: tuple[int, ...]
     """Whether these calls tell where a call's output lies, so that no earlier ones have to be known."""
     axes = len(size) + 2
     before = (own_layout(call) for call in calls[:position] if len(call.shape) == axes)
-    return len(calls[position].shape) == axes and (
-        own_layout(calls[position]) is not None or any(layout is not None for layout in before)
+    return (
+        len(calls[position].shape) != axes  # tokens, which are measured
+        or own_layout(calls[position]) is not None
+        or any(layout is not None for layout in before)
     )
 
 

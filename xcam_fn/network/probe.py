@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from typing import Any, NamedTuple
@@ -48,10 +49,10 @@ class Probe:
             return {}  # under vmap over models nothing can be read
         with outside_transforms(), torch.no_grad():
             images = _changed(self.x[:1].detach() if is_readable(self.x) else made_up(self.x))
-            try:
-                return _measured(self.root, [images])
-            except Exception:  # it may take one image at a time
-                return _measured(self.root, list(images.split(1)))
+            for batches in ([images], list(images.split(1))):  # it may take one image at a time
+                with contextlib.suppress(ValueError, TypeError):
+                    return _measured(self.root, batches)
+        return {}
 
     def tokens(self, call: ModuleCall) -> Place | None:
         """How a call's output (B, T, K) lies on the image; None where it does not, or not in order."""
@@ -65,9 +66,14 @@ class Probe:
         return None
 
     def maps(self, call: ModuleCall, grid: Grid, *, is_last: bool) -> Place | None:
-        """How maps of a grid lie on the image, their channels first or last; None where they do not."""
+        """How maps of a grid lie on the image, their channels first or last; None where they do not.
+
+        What could not be measured, as of a network that takes these images alone, is taken as it is.
+        """
         shares, start = self._shares.get((*call.key, is_last)), torch.zeros(1, dtype=torch.int64)
-        for turned in () if shares is None else (False, True):
+        if shares is None:
+            return Place(0, grid, turned=False)
+        for turned in (False, True):
             own = grid[::-1] if turned else grid
             if _fits(shares, own, start, turned=turned).max() >= _ENOUGH:
                 return Place(0, own, turned)
