@@ -189,21 +189,31 @@ def recorded_pass(
     root = unwrap(model)
     if any(isinstance(length, torch.SymInt) for length in x.shape):
         return _symbolic_pass(root, layer, x, to_spatial)
-    found = _pass_at(root, layer, x, to_spatial, replace, records or score is not None, None)
-    if layer is None and score is not None and found.pull is not None and by_autograd(x):
+    records, carrying = records or score is not None, None
+    found = _pass_at(root, layer, x, to_spatial, replace, records, None)
+    if layer is not None or score is None or found.pull is None or not by_autograd(x):
+        return found
+    first = found
+    while not _carries(found, score):
+        carrying = _carrying(root, x, score) if carrying is None else carrying
+        carrying.discard((found.site.name, found.site.number))  # another layer may return the same tensor
         try:
-            scores, own = found.pull(score)
-            if found.site.placed(own, classes=scores.ndim == 2).any():
-                return found
-        except checks.LostGradientError:
-            pass
-        except Exception:  # what asks for the score raises; not every method does
-            return found
-        carrying = _carrying(root, x, score) - {(found.site.name, found.site.number)}
-        if carrying:
-            with contextlib.suppress(checks.NoDefaultLayerError):
-                return _pass_at(root, layer, x, to_spatial, replace, True, carrying)
+            found = _pass_at(root, layer, x, to_spatial, replace, records, carrying)
+        except checks.NoDefaultLayerError:
+            return first
     return found
+
+
+def _carries(found: Pass, score: Score) -> bool:
+    """Whether a score has a gradient at a layer; True where it raises, as not every method asks for it."""
+    assert found.pull is not None
+    try:
+        scores, own = found.pull(score)
+        return bool(found.site.placed(own, classes=scores.ndim == 2).any())
+    except checks.LostGradientError:
+        return False
+    except Exception:
+        return True
 
 
 def _carrying(root: nn.Module, x: Tensor, score: Score) -> set[Key]:

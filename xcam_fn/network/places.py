@@ -66,6 +66,9 @@ def to_spatial_of(
             return _channels_first if is_last else None
         if place is not None:
             return functools.partial(_turned, is_last=is_last)
+    elif _is_narrow(shape, axes):
+        if probe.maps(call, shape[2:axes], is_last=False) is not None:
+            return functools.partial(torch.flatten, start_dim=axes - 1)
     elif len(shape) == 3 and axes > 3:
         place = probe.tokens(call)
         if place is not None:
@@ -79,6 +82,11 @@ def to_spatial_of(
         f"pass to_spatial=a function that arranges what it returns as {checks.maps_of(probe.x)}, such as "
         f"{checks.ARRANGED}"
     )
+
+
+def _is_narrow(shape: tuple[int, ...], axes: int) -> bool:
+    """True for maps with axes that x has not, of one place each, as 2-D convolutions make of sounds."""
+    return len(shape) > axes and set(shape[axes:]) == {1}
 
 
 def is_settled(calls: Sequence[ModuleCall], position: int, size: tuple[int, ...]) -> bool:
@@ -210,7 +218,8 @@ def _activations(calls: Sequence[ModuleCall], size: tuple[int, ...]) -> list[int
     """For each convolution, and each map that attention made, the last activation of its size; last first."""
     axes = len(size) + 2
     convolutions = [i for i, call in enumerate(calls) if isinstance(call.module, Convolution) and call.name]
-    spatial = [i for i in convolutions if len(calls[i].shape) == axes and max(calls[i].shape[2:]) > 1]
+    shapes = {i: calls[i].shape for i in convolutions}
+    spatial = [i for i, s in shapes.items() if (len(s) == axes or _is_narrow(s, axes)) and max(s[2:]) > 1]
     around = [
         next(
             (

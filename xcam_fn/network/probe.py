@@ -20,6 +20,7 @@ Grid = tuple[int, ...]
 # exchanged, and inside of one cell of every grid up to 32.
 _PATCHES = ((0.118, 0.294, 0.706), (0.294, 0.882, 0.118), (0.882, 0.706, 0.882))
 _ENOUGH = 0.8  # of the largest answer to a patch, for a position to be the patch's own
+_SLOPE = 0.3  # of the centers of answers over the patches' places, for maps to lie as the image does
 _LEAST = 0.01  # by which that answer's share has to exceed the one of a position that answers to all alike
 
 
@@ -70,12 +71,13 @@ class Probe:
 
         What could not be measured, as of a network that takes these images alone, is taken as it is.
         """
-        shares, start = self._shares.get((*call.key, is_last)), torch.zeros(1, dtype=torch.int64)
+        shares = self._shares.get((*call.key, is_last))
         if shares is None:
             return Place(0, grid, turned=False)
         for turned in (False, True):
             own = grid[::-1] if turned else grid
-            if _fits(shares, own, start, turned=turned).max() >= _ENOUGH:
+            fits = _fits(shares, own, torch.zeros(1, dtype=torch.int64), turned=turned).max() >= _ENOUGH
+            if fits or _slope(shares, grid, turned=turned) > _SLOPE:
                 return Place(0, own, turned)
         return None
 
@@ -134,6 +136,23 @@ def _shares_of(values: Tensor) -> Tensor:
     tiny = torch.finfo(answers.dtype).tiny
     answers = answers / answers.mean(1, keepdim=True).clamp(min=tiny)
     return (answers / answers.sum(0).clamp(min=tiny)).cpu()
+
+
+def _slope(shares: Tensor, grid: Grid, *, turned: bool) -> float:
+    """How far the centers of what answers to the patches move with them, along the axis where they do least.
+
+    A convolution that sees much of the input answers to a patch in many places around the patch's own.
+    """
+    above = (shares - 1 / 3).clamp(min=0).reshape(3, *grid)
+    slopes = []
+    for axis, length in enumerate(grid):
+        along = above.movedim(axis + 1, 1).reshape(3, length, -1).sum(2)
+        middles = (torch.arange(length) + 0.5) / length
+        center = (along * middles).sum(1) / along.sum(1).clamp(min=torch.finfo(along.dtype).tiny)
+        patch = torch.tensor([one[len(grid) - 1 - axis if turned else axis] for one in _PATCHES])
+        patch = patch - patch.mean()
+        slopes.append(float((center * patch).sum() / patch.square().sum()) if length > 1 else 1.0)
+    return min(slopes)
 
 
 def _fits(shares: Tensor, grid: Grid, starts: Tensor, *, turned: bool) -> Tensor:
