@@ -19,6 +19,8 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 import networks
@@ -201,6 +203,114 @@ def test_other_settings_are_refused_by_name_and_go_beside(network, data, tmp_pat
     assert dump(tmp_path / "out") == before
 
 
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_photograph_replaced_under_its_name_is_computed_anew(network, data, tmp_path, batch_size):
+    run(network, data, tmp_path / "out", batch_size=batch_size)
+    before = dump(tmp_path / "out")
+    os.utime(data / "3.png", (1, 1))  # the same photograph, copied
+    run(network, data, tmp_path / "out", batch_size=batch_size)
+    assert dump(tmp_path / "out") == before
+    picture = Image.open(data / "1.png").transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    picture.save(data / "1.png")
+    (data / "2.png").write_bytes(b"no photograph any more")
+    outcome = run(network, data, tmp_path / "out", batch_size=batch_size)
+    assert outcome[:4] == (5, 1, 12, 0)
+    whole = run(network, data, tmp_path / "whole", batch_size=batch_size)
+    assert whole[:4] == outcome[:4]
+    found, expected = (report.read(tmp_path / name) for name in ("out", "whole"))
+    assert found.images == expected.images
+    for method in METHODS:
+        assert found.values(method, "insertion") == pytest.approx(
+            expected.values(method, "insertion"), abs=1e-6
+        )
+    picture.save(data / "2.png")
+    (data / "4.png").unlink()  # what was found of a file that is gone stays
+    photographs = [dataset.Photograph(f"{i}.png", data / f"{i}.png", None) for i in range(5)]
+    again = evaluate.run(network, photographs, METHODS, output=tmp_path / "out", batch_size=batch_size)
+    assert again[:4] == (5, 0, 15, 0)
+
+
+def test_names_that_are_not_utf_8(network, data, tmp_path):
+    try:
+        (data / "1.png").rename(data / os.fsdecode(b"\xff.png"))
+    except OSError:
+        pytest.skip("the file system of shared/ takes UTF-8 alone")
+    assert run(network, data, tmp_path / "out", methods=["gradcam"])[:4] == (5, 0, 5, 0)
+    found = report.read(tmp_path / "out")
+    assert "\\udcff.png" in {image.name for image in found.images}
+    report.write(found, tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> bytes:
+    """A file of results."""
+    folder = tmp_path_factory.mktemp("written")
+    made(folder, {"one": [0.25, 0.5, 0.125], "other": [0.75, 0.5, 0.25]})
+    return (folder / store.FILE).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("statement", "words"),
+    [
+        *((f"DROP TABLE {table}", f"it has lost its table '{table}'") for table in ("settings", "images", "results", "scores")),
+        ("DELETE FROM settings WHERE name = 'metrics'", "rows of 'settings' have changed or are lost"),
+        ("DELETE FROM settings", "its settings are lost"),
+        ("UPDATE settings SET value = '[' WHERE name = 'methods'", "rows of 'settings' have changed"),
+        ("UPDATE scores SET value = 0.5 WHERE number = 0", "rows of 'scores' have changed"),
+        ("UPDATE images SET name = CAST(x'ff' AS TEXT)", "Could not decode to UTF-8"),
+        ("DELETE FROM scores WHERE number = 1", "rows of 'results' have changed or are lost"),
+        ("DELETE FROM results WHERE number = 1", "rows that those of 'scores' belong to are lost"),
+        ("DELETE FROM images WHERE number = 1", "rows that those of 'results' belong to are lost"),
+    ],
+)  # fmt: skip
+def test_a_damaged_file_says_what_is_lost(written, tmp_path, statement, words):
+    (tmp_path / store.FILE).write_bytes(written)
+    with contextlib.closing(sqlite3.connect(tmp_path / store.FILE)) as connection, connection:
+        connection.execute(statement)
+    for opened in (lambda: report.read(tmp_path), lambda: store.writing(tmp_path, {}).__enter__()):
+        with pytest.raises(ValueError, match=rf"is damaged: {words}.*or delete it and run again") as raised:
+            opened()
+        assert "\n" not in str(raised.value)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.tuples(st.integers(0, 2**20), st.integers(1, 255)), min_size=1, max_size=3), st.booleans())
+def test_flipped_bytes_are_said_in_one_line_or_change_nothing(written, tmp_path_factory, flips, is_cut):
+    folder, spoiled = tmp_path_factory.mktemp("flipped"), bytearray(written)
+    for place, change in flips:
+        spoiled[place % len(written)] ^= change
+    (folder / store.FILE).write_bytes(spoiled[: len(written) // (2 if is_cut else 1)])
+    expected = folder / "as it was"
+    expected.mkdir()
+    (expected / store.FILE).write_bytes(written)
+    said, found = "", None
+    try:
+        found = report.read(folder)
+    except (ValueError, OSError) as error:
+        said = str(error)
+    assert found == report.read(expected) if found else str(folder) in said
+    assert "\n" not in said
+
+
+def test_what_a_killed_run_was_writing_is_rolled_back_when_it_is_read(written, tmp_path):
+    (tmp_path / "killed").mkdir()
+    (tmp_path / store.FILE).write_bytes(written)
+    expected = report.read(tmp_path)
+    with contextlib.closing(sqlite3.connect(tmp_path / store.FILE, isolation_level=None)) as connection:
+        connection.execute("PRAGMA cache_size = 1")
+        connection.execute("BEGIN IMMEDIATE")
+        for table in ("scores", "results", "images"):
+            connection.execute(f"DELETE FROM {table}")
+        connection.execute(
+            "CREATE TABLE large AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 9999) SELECT i FROM n"
+        )
+        for file in tmp_path.glob(f"{store.FILE}*"):
+            shutil.copy(file, tmp_path / "killed")
+    assert (tmp_path / "killed" / f"{store.FILE}-journal").stat().st_size
+    assert (tmp_path / "killed" / store.FILE).read_bytes() != written
+    assert report.read(tmp_path / "killed") == expected
+
+
 def test_two_runs_in_one_folder(network, data, tmp_path):
     with store.writing(tmp_path / "out", {"a": 1}):
         with pytest.raises(ValueError, match="another run is writing there"):
@@ -380,6 +490,22 @@ def test_the_table_as_csv_has_every_digit(network, data, tmp_path):
     for method, row in report.means(found).items():
         assert float(rows[method]["insertion mean"]) == row["insertion"].value
         assert int(rows[method]["insertion photographs"]) == 5
+
+
+def test_no_cell_of_a_table_is_a_formula_or_ends_early(tmp_path):
+    names = ["=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)", "a\\|b\nc"]
+    found = made(tmp_path / "out", {name: [0.1, 0.2 + i] for i, name in enumerate(names)})
+    report.write(found, tmp_path / "out")
+    for file in ("table.csv", "pairs.csv"):
+        with (tmp_path / "out" / file).open(newline="") as opened:
+            rows = list(csv.reader(opened))
+        assert all(cell[:1] not in ("=", "+", "@") for row in rows for cell in row)
+        assert all(float(cell) for row in rows for cell in row if cell[:1] == "-")  # numbers stay numbers
+    assert any(float(row[3]) < 0 for row in rows[1:])
+    lines = (tmp_path / "out" / "table.md").read_text().splitlines()
+    assert len(lines) == 2 + len(names)
+    assert {len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) for line in lines} == {5}
+    assert r"A\\\|B C" in lines[-1]
 
 
 @pytest.fixture

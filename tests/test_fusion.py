@@ -291,7 +291,7 @@ def every(methods, **options):
 
 BAD = {
     "name": (fuse(gradient="gradcm"), ValueError, r"method 'gradcm' is not known; did you mean 'gradcam'"),
-    "kind": (fuse(region=3), TypeError, r"region is a int; expected the name of a method, a method as a"),
+    "kind": (fuse(region=3), TypeError, r"region=3 is a int; expected a name or a callable or a tensor"),
     "shape": (
         fuse(region=torch.zeros(1, 3, 4)),
         ValueError,
@@ -308,6 +308,39 @@ BAD = {
         lambda: xf.fuse(torch.zeros(1, 4, 4), torch.zeros(1, 4, 5), lambda *m: [torch.zeros(1)] * len(m)),
         ValueError,
         r"gradient_map has shape \(1, 4, 4\) and region_map \(1, 4, 5\); expected the same shape",
+    ),
+    "axes": (
+        lambda: xf.denoise(torch.zeros(4, 4), axes=9),
+        ValueError,
+        r"axes=9, but the maps have shape \(4, 4\)",
+    ),
+    "axes of a sum": (
+        lambda: xf.agree(torch.zeros(4, 4), torch.zeros(4, 4), axes=3),
+        ValueError,
+        r"axes=3, but",
+    ),
+    "no axes": (lambda: xf.denoise(torch.zeros(4, 4), axes=0), ValueError, r"axes=0 is out of range"),
+    "complex": (
+        lambda: xf.denoise(torch.zeros(4, 4) * 1j),
+        TypeError,
+        r"maps has shape \(4, 4\) and torch.complex64",
+    ),
+    "array": (lambda: xf.combine(np.zeros((4, 4)), torch.zeros(4, 4), []), TypeError, r"first is a ndarray"),
+    "no gains": (
+        lambda: xf.fuse(torch.zeros(1, 4, 4), torch.zeros(1, 4, 4), None),
+        TypeError,
+        r"gain=None is a",
+    ),
+    "no baseline": (
+        fuse(baseline=None),
+        TypeError,
+        r"baseline=None is a NoneType; expected a tensor or a number",
+    ),
+    "nan baseline": (fuse(baseline=float("nan")), ValueError, r"baseline=nan is out of range"),
+    "gain without a baseline": (
+        lambda: xf.gain(networks.seeded(networks.Residual()), ONE, 1, baseline=None),
+        TypeError,
+        r"baseline=None is a",
     ),
     "no methods": (every([]), ValueError, r"methods is empty; expected one or more of gradcam,"),
     "twice": (every(["gradcam", "gradcam"]), ValueError, r"methods: two are called 'gradcam'"),

@@ -348,3 +348,99 @@ def test_captum_agrees_on_integrated_gradients(photographs):
     ours = xf.integrated_gradients(model, None, x, [281, 650], steps=60, postprocess=None)
     for one, other in zip(ours, theirs, strict=True):  # two rules for the same integral
         assert torch.corrcoef(torch.stack([one.flatten(), other.flatten().float()]))[0, 1] > 0.999
+
+
+# -- half precision ------------------------------------------------------------------------------------------
+
+
+def wide() -> tuple[nn.Module, Tensor]:
+    """A network whose features add up to more than float16 holds, 65504."""
+    model = networks.seeded(
+        nn.Sequential(
+            nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)
+        )
+    )
+    x = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0)) * 8
+    assert model[:2](x).sum((2, 3)).max() > 65504
+    return model, x
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["gradcam", "gradcam_pp", "xgradcam", "layercam", "eigengradcam", "smoothgradcam_pp", "eigencam"],
+)
+def test_half_precision_gives_the_map_of_float32(name):
+    model, x = wide()
+    expected = xf.METHODS[name](model, "1", x, 1)
+    found = xf.METHODS[name](model.half(), "1", x.half(), 1)
+    assert found.dtype == torch.float16
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=0.05)
+
+
+def test_weights_of_half_precision_neither_overflow_nor_underflow():
+    A, G = torch.full((1, 2, 300, 300), 50.0).half(), torch.full((1, 2, 300, 300), 1e-4).half()
+    for name in CAMS:
+        weighting = getattr(xf.weights, name)
+        found, expected = weighting(A, G), weighting(A.float(), G.float())
+        torch.testing.assert_close(found.float(), expected, rtol=1e-3, atol=0, msg=name)
+        torch.testing.assert_close(
+            xf.weights.weighted_sum(A, found), xf.weights.weighted_sum(A.float(), expected), rtol=1e-3, atol=0
+        )
+
+
+# -- odd values ----------------------------------------------------------------------------------------------
+
+FEATURES = torch.rand(2, 3, 4, 5)
+ODD_CALLS = {
+    "nan": (lambda: xf.weights.xgradcam(FEATURES, FEATURES, eps=float("nan")), ValueError, r"eps=nan is out of range; expected a number ≥ 0"),
+    "eps of a method": (lambda: xf.gradcam_pp(*linearized(0)[:1], None, linearized(0)[1], eps=float("nan")), ValueError, "eps=nan is out of range"),
+    "percentile": (lambda: xf.weights.unioncam(FEATURES, FEATURES, theta=101), ValueError, "theta=101 is out of range"),
+    "complex": (lambda: xf.heatmap(FEATURES * 1j, (8, 8)), TypeError, r"cam has shape \(2, 3, 4, 5\) and torch.complex64; expected a floating-point tensor"),
+    "array": (lambda: xf.heatmap(FEATURES.numpy(), (8, 8)), TypeError, r"cam is a ndarray; expected a floating-point tensor"),
+    "size": (lambda: xf.heatmap(FEATURES, 8), TypeError, r"size=8 is a int; expected a list"),
+    "size of words": (lambda: xf.heatmap(FEATURES, ("8", "8")), TypeError, r"size='8' is a str; expected a whole number"),
+    "a flag": (lambda: xf.heatmap(FEATURES, (8, 8), resize_first=1), TypeError, r"resize_first=1 is a int; expected True or False"),
+    "shapes that differ": (lambda: xf.weights.layercam(FEATURES, FEATURES[:1]), TypeError, r"G has shape \(1, 3, 4, 5\).*expected a floating-point tensor \(B K \*spatial\)"),
+    "no features": (lambda: xf.projections.principal_component(FEATURES[0, 0]), TypeError, r"A has shape \(4, 5\) and torch.float32; expected a floating-point tensor \(B K L"),
+    "kernel": (lambda: xf.projections.kernel_component(FEATURES, gamma=float("inf")), ValueError, "gamma=inf is out of range"),
+    "create_graph": (lambda: xf.gradcam(linearized(0)[0], None, linearized(0)[1], create_graph=FEATURES), TypeError, r"create_graph has shape \(2, 3, 4, 5\) .*; expected True or False"),
+    "postprocess": (lambda: xf.gradcam(linearized(0)[0], None, linearized(0)[1], postprocess=3), TypeError, r"postprocess=3 is a int; expected a callable or None"),
+    "weighting": (lambda: xf.from_gradients(3), TypeError, r"weighting=3 is a int; expected a callable"),
+    "baseline": (lambda: xf.integrated_gradients(linearized(0)[0], None, linearized(0)[1], baseline=None), TypeError, r"baseline=None is a NoneType; expected a tensor or a number"),
+    "a target for finercam": (lambda: xf.finercam(linearized(0)[0], None, linearized(0)[1], xf.targets.similarity(torch.rand(384))), TypeError, r"^cls is a \w+, a target; finercam contrasts classes"),
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("case", ODD_CALLS)
+def test_odd_values_are_refused_by_their_names(case):
+    call, kind, words = ODD_CALLS[case]
+    with pytest.raises(kind, match=words) as raised:
+        call()
+    assert len(str(raised.value)) < 200
+
+
+ODD = st.one_of(
+    st.sampled_from([float("nan"), float("inf"), -1.5, "sideways", None, (), {}, True, object()]),
+    st.just(torch.full((2, 3), torch.nan)),
+)
+OF_NUMBERS = {"num_samples", "std", "seed", "eps", "num_masks", "grid", "keep", "num_groups", "steps", "theta", "k",
+              "num_concepts", "tol", "max_iter", "score", "noise", "cluster", "rescale", "last", "gaussian"}  # fmt: skip
+
+
+@pytest.mark.usefixtures("unchecked")
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_every_method_refuses_an_odd_number_before_it_runs(data):
+    options = [
+        (m, name)
+        for m in xf.METHODS.values()
+        for name in inspect.signature(m).parameters
+        if name in OF_NUMBERS
+    ]
+    method, name = data.draw(st.sampled_from(options))
+    value = data.draw(ODD)
+    if isinstance(value, bool) and isinstance(inspect.signature(method).parameters[name].default, bool):
+        return
+    with pytest.raises((ValueError, TypeError), match=name):
+        method(None, None, None, **{name: value})

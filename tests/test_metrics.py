@@ -252,6 +252,36 @@ def test_spearman_is_scipys():
         assert value == pytest.approx(spearmanr(first[i].flatten(), second[i].flatten()).statistic)
 
 
+def test_arrays_are_taken_where_tensors_are():
+    first, second = GOOD.numpy()[:, ::-1], GOOD.flip(2).numpy()
+    second.flags.writeable = False
+    for compare in (metrics.pearson, metrics.spearman):
+        expected = compare(GOOD.flip(1), GOOD.flip(2))
+        torch.testing.assert_close(compare(first, second), expected)
+    assert torch.equal(metrics.relevance_rank(first), metrics.relevance_rank(GOOD.flip(1)))
+    tensors, arrays = ({"a": a, "b": a} for a in (GOOD.flip(1), first))
+    found, expected = (xf.evaluate.judged(CASE.model, CASE.x, maps) for maps in (arrays, tensors))
+    torch.testing.assert_close(found["b"]["average_drop"], expected["a"]["average_drop"])
+    assert xf.road(CASE.model, CASE.x, first, fractions=np.linspace(0.2, 0.8, 3)).fractions.shape == (3,)
+
+
+def test_a_wide_tolerance_takes_no_longer_than_the_image():
+    assert xf.pointing_game(GOOD, [[3, 3, 4, 4]] * 3, tolerance=10**9).tolist() == [1, 1, 1]
+
+
+def test_how_far_an_empty_heatmap_moves_is_not_told():
+    """A constant image whose heatmap is empty, and is not once there is noise in the image."""
+
+    def spread(model, layer, x, cls):
+        return x.amax(1) - x.amin(1)
+
+    x = torch.rand(3, 3, *SIZE, dtype=torch.float64)
+    x[1] = 0.5
+    with pytest.raises(ValueError, match=r"the heatmap of image 1 is zero everywhere and moves from there"):
+        xf.max_sensitivity(spread, CASE.model, None, x)
+    assert torch.isfinite(xf.max_sensitivity(spread, CASE.model, None, x[::2])).all()
+
+
 def test_the_blur_is_the_papers():
     x = torch.randn(1, 3, 64, 80)
     torch.testing.assert_close(xf.perturb.blurred(x), gaussian_blur(x, 51, 50.0))
@@ -316,6 +346,19 @@ BAD = {
     "both": (lambda: xf.deletion(CASE.model, CASE.x, GOOD, steps=1, pixels_per_step=1), ValueError, r"expected one of them"),
     "classes": (lambda: xf.deletion(CASE.model, CASE.x, GOOD, [[1, 2]] * 3), ValueError, r"expected one class for each image"),
     "option": (lambda: xf.deletion(CASE.model, CASE.x, GOOD, chunks=3), TypeError, r"there is no option 'chunks'; the options are chunk_size"),
+    "complex": (lambda: xf.deletion(CASE.model, CASE.x, GOOD * 1j), TypeError, r"heatmap is a tensor of torch.complex64.*real numbers"),
+    "sparse": (lambda: xf.complexity(GOOD.to_sparse()), TypeError, r"heatmap is a tensor of .*sparse_coo.*expected real numbers"),
+    "meta": (lambda: xf.complexity(GOOD.to("meta")), TypeError, r"heatmap is a tensor of torch.float32, torch.strided on meta"),
+    "words": (lambda: xf.complexity(np.array([["a"]])), TypeError, r"heatmap is a ndarray; expected a tensor or an array"),
+    "region nan": (lambda: xf.pointing_game(GOOD, GOOD * torch.nan), ValueError, r"region holds NaN or infinite values"),
+    "box nan": (lambda: xf.energy_pointing_game(GOOD, [[torch.nan, 3, 2, 5]] * 3), ValueError, r"region holds NaN"),
+    "region word": (lambda: xf.pointing_game(GOOD, "left"), TypeError, r"region is a str; expected a tensor or an array"),
+    "two shapes": (lambda: metrics.spearman(GOOD, GOOD[:, 1:]), ValueError, r"shapes \(3, 560\) and \(3, 532\)|shapes \(3, 20, 28\) and"),
+    "x": (lambda: xf.average_drop(CASE.model, 3, GOOD), TypeError, r"x is a int; expected a torch.Tensor"),
+    "std": (lambda: xf.road(CASE.model, CASE.x, GOOD, std=float("nan")), ValueError, r"std=nan is out of range"),
+    "fraction nan": (lambda: xf.road(CASE.model, CASE.x, GOOD, fractions=[0.5, np.nan]), ValueError, r"fractions=.*expected one or more numbers"),
+    "fraction": (lambda: xf.road(CASE.model, CASE.x, GOOD, fractions=0.5), ValueError, r"fractions=0.5; expected one or more numbers"),
+    "radius": (lambda: xf.max_sensitivity("gradcam", CASE.model, "features.4", CASE.x, radius=float("inf")), ValueError, r"radius=inf is out of range"),
     "box": (lambda: xf.pointing_game(GOOD, [[3, 3, 2, 5]] * 3), ValueError, r"expected boxes \(left, top, right, bottom\)"),
     "boxes": (lambda: xf.pointing_game(GOOD, [[3, 3, 9, 5]]), ValueError, r"region has shape \(1, 4\) for heatmaps of shape \(3, 20, 28\)"),
     "fractions": (lambda: xf.road(CASE.model, CASE.x, GOOD, fractions=[1.0]), ValueError, r"fractions=\[1.0\]; expected one or more numbers between"),

@@ -526,7 +526,7 @@ BAD = {
     "scales": (
         call("iscam", scales=[]),
         ValueError,
-        r"scales=\[\]; expected 'even', 'cumulative' or at least one",
+        r"scales is empty; expected one or more",
     ),
     "scales word": (
         call("iscam", scales="odd"),
@@ -561,7 +561,7 @@ BAD = {
     "scorer": (
         call("scorecam", scorer=3),
         TypeError,
-        r"scorer is a int; expected a callable from images to outputs",
+        r"scorer=3 is a int; expected a callable or None",
     ),
     "baseline": (call("scorecam", baseline=torch.zeros(5)), ValueError, r"baseline has shape \(5,\)"),
     "nothing to score": (
@@ -626,3 +626,32 @@ def test_an_interrupt_leaves_nothing_behind():
     with pytest.raises(KeyboardInterrupt):
         xf.scorecam(model, "relu", x, scorer=interrupted)
     assert xf.testing.state(model) == before
+
+
+# -- scores whose zero is arbitrary ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["reciprocam", "rise"])
+@given(seed=seeds, shift=st.sampled_from([-1000.0, -30.0, 30.0]))
+@settings(max_examples=4, deadline=None)
+def test_a_heatmap_of_scores_does_not_depend_on_where_their_zero_is(name, seed, shift):
+    model, x, options = network(seed), images(seed=seed), QUICK.get(name, {})
+    method = xf.METHODS[name]
+    expected = method(model, "relu", x, 1, score="logit", **options)
+    raw = method(model, "relu", x, 1, score="logit", postprocess=None, **options)
+    torch.testing.assert_close(expected, resized_minmax(raw, (12, 16)))
+    assert expected.amax() == 1
+    if name == "reciprocam":  # RISE's map is a sum over masks, which are not alike everywhere
+        with torch.no_grad():
+            model.fc.bias += shift
+        moved = method(model, "relu", x, 1, score="logit", **options)
+        torch.testing.assert_close(moved, expected, rtol=0, atol=1e-6)
+        assert ((shift > 0) | (method(model, "relu", x, 1, score="logit", postprocess=None) < 0)).all()
+
+
+@pytest.mark.parametrize("name", ["reciprocam", "rise"])
+def test_a_heatmap_of_probabilities_is_what_it_was(name):
+    model, x, options = network(), images(), QUICK.get(name, {})
+    raw = xf.METHODS[name](model, "relu", x, 1, postprocess=None, **options)
+    assert raw.min() >= 0
+    torch.testing.assert_close(xf.METHODS[name](model, "relu", x, 1, **options), xf.heatmap(raw, (12, 16)))

@@ -1,11 +1,14 @@
 """Targets: closed forms, batches, choices that stay fixed, networks with a known answer, errors."""
 
 import copy
-from typing import Any
+import dataclasses
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -179,6 +182,84 @@ def test_regression_is_the_number_itself():
     torch.testing.assert_close(T.regression(1)(y), y[:, 1])
     torch.testing.assert_close(T.regression()(y[:, 0]), y[:, 0])
     torch.testing.assert_close((-T.regression())({"logits": y}), -y[:, 0])
+
+
+def test_the_probability_of_one_logit_is_its_sigmoid():
+    y = made(4, 1).requires_grad_(True)
+    for cls in (None, 0, [[0]] * 4):
+        expected = y.sigmoid() if isinstance(cls, list) else y.sigmoid()[:, 0]
+        torch.testing.assert_close(T.probability(cls)(y), expected)
+    (gradient,) = torch.autograd.grad(T.probability()(y).sum(), y)
+    torch.testing.assert_close(gradient, y.sigmoid() * (1 - y.sigmoid()))
+
+
+def test_a_network_of_one_logit_is_explained_and_judged_by_its_sigmoid():
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 1)
+    )
+    model, x, heatmap = seeded(model).eval(), made(2, 3, 10, 9), torch.rand(2, 10, 9)
+    for run in (xf.scorecam, xf.iscam, xf.unioncam):
+        torch.testing.assert_close(run(model, "0", x), run(model, "0", x, T.sigmoid(0)))
+    scored = xf.insertion(model, x, heatmap, steps=5)
+    torch.testing.assert_close(scored.scores, xf.insertion(model, x, heatmap, T.sigmoid(0), steps=5).scores)
+    torch.testing.assert_close(scored.scores[:, -1], model(x).sigmoid()[:, 0].detach())
+
+
+def test_in_one_channel_the_pixels_with_a_positive_logit_are_the_class():
+    y = made(2, 1, 4, 5)
+    expected = torch.stack([y[i][y[i] > 0].mean() for i in range(2)])
+    torch.testing.assert_close(T.segment(0)(y), expected)
+    torch.testing.assert_close(T.segment(0, y[:, 0] > 0)(y), expected)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Outputs that hold more than logits
+# ---------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Out:
+    loss: Any
+    logits: Any = None
+    out: Any = None
+
+
+class Parts(NamedTuple):
+    step: Any
+    y: Any
+
+
+class Tagged(torch.Tensor):
+    """A tensor that says what it is, as MONAI's and torchvision's do."""
+
+
+@pytest.mark.parametrize("one", [None, 3, "a word", 0.5, Out(1)])
+def test_what_is_no_tensor_is_passed_over(one):
+    y = made(2, 5)
+    outputs = [
+        {"logits": one, "out": y}, {"loss": one, "logits": y}, Out(one, y), Out(one, one, y), (y, one), [one, y],
+        (one, y, torch.tensor(3.0), y.argmax(1), y.long(), y[:, :, None]), Parts(one, y), y[:, :, None, None],
+        (y[:, :, None, None], one), y.as_subclass(Tagged),
+    ]  # fmt: skip
+    for output in outputs:
+        torch.testing.assert_close(T.logits(output).as_subclass(Tensor), y)
+        torch.testing.assert_close(T.logit(1)(output).as_subclass(Tensor), y[:, 1])
+
+
+junk = st.sampled_from(
+    [None, 7, "seven", 0.5, torch.tensor(1.0), torch.ones(2, 3, 4, 4), torch.ones(2, 3, 4), torch.ones(2).long(), torch.ones(2, 4).long(), torch.ones(0)]
+)  # fmt: skip
+
+
+@given(st.lists(junk, max_size=4), st.lists(junk, max_size=4), st.booleans(), st.integers(1, 2))
+def test_one_batch_of_logits_among_other_parts_is_read_and_two_are_refused(before, after, is_list, count):
+    y = made(2, 5)
+    output = [*before, *[y] * count, *after] if is_list else (*before, *[y] * count, *after)
+    if count == 1:
+        assert T.logits(output) is y
+    else:
+        with pytest.raises(ValueError, match=r"there are 2 of that shape: say which.*Pass cls=a callable"):
+            T.logits(output)
 
 
 def test_targets_are_added_subtracted_and_multiplied():
@@ -529,6 +610,9 @@ LOGITS = torch.zeros(2, 6)
         (T.segment(1, torch.ones(8, 8)), DENSE, r"mask has shape \(8, 8\), .* has \(4, 5\) pixels .*resize"),
         (T.segment(1, torch.zeros(4, 5)), DENSE, r"mask holds no pixel for image 0"),
         (T.segment(2), DENSE, r"class 2 has the highest logit at no pixel of image 0, .* classes are \[0\]"),
+        (T.segment(0), -torch.ones(1, 1, 4, 5), r"the logit of the only class is positive at no pixel of image 0; pass mask="),
+        (T.logit(0), (LOGITS, LOGITS), r"a tuple of 2: .*\(there are 2 of that shape: say which\)\. Pass cls=a callable"),
+        (T.logit(0), (None, DENSE), r"a tuple of 2: None, a tensor of shape \(2, 3, 4, 5\)"),
         (T.segment(3), DENSE, r"cls=3 is out of range: the model has 3 classes"),
         (T.segment(torch.tensor([[1, 2]] * 2)), DENSE, r"segment: cls has shape \(2, 2\); expected one class"),
         (T.detection([0, 0, 1, 1]), LOGITS, r"detection: .*shape \(2, 6\); expected a list with one dict"),
@@ -543,6 +627,7 @@ LOGITS = torch.zeros(2, 6)
         (T.regression(), DENSE, r"regression: .*expected shape \(B,\) or \(B, n\).*segment"),
         (T.contrast(1, [0, 1]), LOGITS, r"others=\[0, 1\] holds the class itself, \[1\] for image 0"),
         (T.contrast(1, 9), LOGITS, r"others=9 is out of range: the model has 6 classes"),
+        (T.logit([1, 2**80]), LOGITS, r"cls=1208925819614629174706176 is out of range"),
         (T.contrast(), LOGITS[:, :1], r"contrast: the model has 1 class"),
         (T.log_odds(), LOGITS[:, :1], r"log_odds: the model has 1 class; .*regression\(\)"),
         (T.logit([[0, 1]] * 2) + T.logit([[0, 1, 2]] * 2), LOGITS, r"added up return shapes \(2, 2\), \(2, 3\)"),
@@ -558,6 +643,8 @@ def test_a_target_that_does_not_fit_says_what_the_output_is(target, output, mess
     ("make", "kind", "message"),
     [
         (lambda: T.segment(None), TypeError, "segment: cls is None"),
+        (lambda: T.similarity(torch.ones(5) * 1j), TypeError, "embedding is a tensor of torch.complex64"),
+        (lambda: T.segment(1, [[1, -1]]), ValueError, "segment: mask holds negative values"),
         (lambda: T.segment(1, "mask"), TypeError, "mask is a str; expected a tensor or an array"),
         (lambda: T.detection([0, 0, 1]), ValueError, r"box has shape \(3,\); expected \(4,\) or \(B, 4\)"),
         (lambda: T.detection([4, 0, 1, 1]), ValueError, "expected x1, y1, x2, y2 with x1 < x2"),
@@ -575,6 +662,12 @@ def test_a_target_that_does_not_fit_says_what_the_output_is(target, output, mess
 def test_a_target_that_cannot_be_made_says_why(make, kind, message, unchecked):
     with pytest.raises(kind, match=message):
         make()
+
+
+def test_classes_may_be_arrays_of_no_axes(unchecked):
+    assert T.logit([torch.tensor(1), np.array(5)])(LOGITS).shape == (2,)
+    with pytest.raises(ValueError, match="cls=6 is out of range"):
+        T.logit([torch.tensor(1), np.array(6)])(LOGITS)
 
 
 def test_errors_reach_the_caller_of_a_method(residual):

@@ -255,6 +255,9 @@ for name in ("smooth(gradcam)", "eigen_smooth(scorecam)", "multi_layer(smooth(la
         (lambda: xf.sess("gradcam", drop=1.5), "drop=1.5 is out of range"),
         (lambda: xf.sess("gradcam", pool="sum"), "pool='sum'"),
         (lambda: xf.sess("gradcam", window=0), "window=0"),
+        (lambda: xf.sess("gradcam", window=1000)(network(), None, images()), "window=1000, but the input's shorter side is 12"),
+        (lambda: xf.find_method("sess(rise)", growth=float("inf")), "growth=inf is out of range"),
+        (lambda: xf.smooth("gradcam", scales=(1.0, float("nan"))), "scales=nan is out of range"),
         (lambda: last_layers(network(), images(), "fc"), "layer 'fc' has no spatial maps"),
     ],
 )  # fmt: skip
@@ -263,10 +266,25 @@ def test_bad_calls(unchecked, call, words):
         call()
 
 
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: xf.smooth("gradcam", flips=torch.ones(2)), r"flips has shape \(2,\) .*; expected True or False"),
+        (lambda: xf.smooth("gradcam", scales="11"), "scales='11' is a str; expected a list"),
+        (lambda: xf.multi_layer("gradcam", combine=3), "combine=3 is a int; expected one of 'mean', 'max', 'product' or"),
+        (lambda: xf.multi_layer("gradcam")(network(), None, images(), create_graph=None), "create_graph=None is a"),
+        (lambda: xf.find_method(3), "name=3 is a int; expected a name"),
+    ],
+)  # fmt: skip
+def test_bad_kinds(unchecked, call, words):
+    with pytest.raises(TypeError, match=words):
+        call()
+
+
 def test_a_single_layer_is_not_several(unchecked):
-    with pytest.raises(TypeError, match="layers is a single layer, 'layer4'"):
+    with pytest.raises(TypeError, match="layers='layer4' is a str; expected a list or None"):
         xf.multi_layer("gradcam", "layer4")
-    with pytest.raises(TypeError, match="layers is a single layer"):
+    with pytest.raises(TypeError, match="layers='layer4' is a str; expected a list or None"):
         xf.refinecam(network(), None, images(), layers="layer4")
 
 

@@ -141,6 +141,12 @@ def _runs(run: Callable[[Tensor], Any], x: Tensor) -> bool:
     return False
 
 
+def plain(x: Any) -> Any:
+    """The images as a plain tensor: subclasses (of MONAI, of torchvision) change what operations return."""
+    is_subclass = isinstance(x, Tensor) and type(x) not in (Tensor, nn.Parameter)
+    return x.as_subclass(Tensor) if is_subclass and is_readable(x) else x
+
+
 def maps_of(x: Tensor) -> str:
     """The shape that maps of x have, in words."""
     return f"({x.shape[0]}, K, {', '.join('DHW'[-(x.ndim - 2) :])})"
@@ -194,6 +200,18 @@ def lost_gradient(where: str, scores: Tensor, output: Any) -> LostGradientError:
     )
 
 
+def scores_of(target: Callable[[Any], Any], output: Any, batch: int, *, many: bool = False) -> Tensor:
+    """A target's scores, checked; an error of its own is said to be the target's."""
+    try:
+        scores = target(output)
+    except (ValueError, TypeError, MemoryError):
+        raise
+    except Exception as error:
+        raise ValueError(f"cls: the target fails on the model's output: {_kind(error)}: {error}") from error
+    check_scores(scores, batch, many=many)
+    return scores
+
+
 def check_scores(scores: Any, batch: int, *, many: bool = False) -> None:
     """Raise where a target's scores are not B, or with `many` (B, n), floating-point numbers."""
     returned = "cls: the target returned"
@@ -220,6 +238,12 @@ def check_count(name: str, value: Any, *, at_least: int = 1) -> None:
         raise TypeError(f"{name}={value!r} is a {_kind(value)}; {wanted}")
     if value < at_least:
         raise ValueError(f"{name}={value} is out of range; {wanted}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raise where an option is not True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is a {_kind(value)}; expected True or False")
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -9,12 +9,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from xcam_fn.arguments import checked
+
+Maps = Float[Tensor, "..."]
 _MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
-def heatmap(
-    cam: Float[Tensor, "*batch_and_spatial"], size: Sequence[int], *, resize_first: bool = False
-) -> Float[Tensor, "..."]:
+@checked
+def heatmap(cam: Maps, size: Sequence[int], *, resize_first: bool = False) -> Maps:
     """A raw map made into a heatmap: negative parts dropped, resized to the input, each map scaled to [0, 1].
 
     Args:
@@ -27,6 +29,7 @@ def heatmap(
 
     Raises:
         ValueError: `size` or the shape of `cam` is not as above.
+        TypeError: an argument is of the wrong kind, such as an array or a complex map.
     """
     size = tuple(size)
     if len(size) not in _MODES or any(length < 1 for length in size):
@@ -37,63 +40,37 @@ def heatmap(
             f"cam has shape {tuple(cam.shape)}; expected {wanted}; cam.unsqueeze(0) adds a batch"
         )
     if resize_first:
-        return torch.where(_varies(cam, len(size)), minmax(resize(cam, size).relu(), len(size)), 0.0)
+        return _scaled(cam, resize(cam, size).relu(), len(size))
     return resized_minmax(cam.relu(), size)
 
 
-def resized_minmax(cam: Tensor, size: Sequence[int]) -> Tensor:
-    """Each map resized and scaled to [0, 1], (..., *size); a constant map gives zeros, whatever rounds.
-
-    Args:
-        cam: (..., *spatial), with as many spatial axes as `size` has entries.
-        size: the new spatial size, pixels.
-    """
-    return torch.where(_varies(cam, len(size)), minmax(resize(cam, size), len(size)), 0.0)
+def resized_minmax(cam: Maps, size: Sequence[int]) -> Maps:
+    """Each map resized and scaled to [0, 1], (..., *size); a constant map gives zeros, whatever rounds."""
+    return _scaled(cam, resize(cam, size), len(size))
 
 
-def minmax_resized(cam: Tensor, size: Sequence[int]) -> Tensor:
-    """Each map scaled to [0, 1] and then resized, (..., *size): the order of some libraries for masks.
-
-    Args:
-        cam: (..., *spatial), with as many spatial axes as `size` has entries.
-        size: the new spatial size, pixels.
-    """
+def minmax_resized(cam: Maps, size: Sequence[int]) -> Maps:
+    """Each map scaled to [0, 1] and then resized, (..., *size): the order of some libraries for masks."""
     return resize(minmax(cam, len(size)), size)
 
 
-def own_size(cam: Tensor, size: Sequence[int]) -> Tensor:
-    """Each map's positive part scaled to [0, 1] at the map's own size, as a library keeps it.
-
-    Args:
-        cam: (..., *spatial), with as many spatial axes as `size` has entries.
-        size: the input's spatial size; only how many axes it has matters.
-    """
+def own_size(cam: Maps, size: Sequence[int]) -> Maps:
+    """Each map's positive part scaled to [0, 1] at the map's own size, as a library keeps it."""
     return minmax(cam.relu(), len(size))
 
 
-def corners_minmax(cam: Tensor, size: Sequence[int]) -> Tensor:
-    """Each map resized, its corners on the input's, and scaled to [0, 1], (..., *size), as a library does.
-
-    Args:
-        cam: (..., *spatial), with as many spatial axes as `size` has entries.
-        size: the new spatial size, pixels.
-    """
-    return torch.where(_varies(cam, len(size)), minmax(resize(cam, size, align_corners=True), len(size)), 0.0)
+def corners_minmax(cam: Maps, size: Sequence[int]) -> Maps:
+    """Each map resized, its corners on the input's, and scaled to [0, 1], (..., *size), as a library does."""
+    return _scaled(cam, resize(cam, size, align_corners=True), len(size))
 
 
-def _varies(cam: Tensor, axes: int) -> Tensor:
-    over = tuple(range(-axes, 0))
-    return cam.amax(over, keepdim=True) > cam.amin(over, keepdim=True)
+def _scaled(cam: Tensor, resized: Tensor, axes: int) -> Tensor:
+    low, high = _ends(cam, axes)
+    return torch.where(high > low, minmax(resized, axes), 0.0)
 
 
-def resize(cam: Tensor, size: Sequence[int], *, align_corners: bool = False) -> Tensor:
-    """The maps at another size, (..., *size), (bi-, tri-)linear.
-
-    Args:
-        cam: (..., *spatial), with as many spatial axes as `size` has entries.
-        size: the new spatial size, pixels.
-        align_corners: put the corner values on the corner pixels; else the map's area on the input's.
-    """
+def resize(cam: Maps, size: Sequence[int], *, align_corners: bool = False) -> Maps:
+    """The maps (..., *spatial) at another size, (..., *size), (bi-, tri-)linear, by areas or by corners."""
     axes = len(size)
     flat = cam.reshape(-1, 1, *cam.shape[-axes:])
     if tuple(flat.shape[2:]) != tuple(size):
@@ -101,14 +78,26 @@ def resize(cam: Tensor, size: Sequence[int], *, align_corners: bool = False) -> 
     return flat.reshape(*cam.shape[:-axes], *size)
 
 
-def minmax(cam: Tensor, axes: int) -> Tensor:
-    """Each map scaled to [0, 1] by its own minimum and maximum; a constant map gives zeros, never NaN.
-
-    Args:
-        cam: (..., *spatial).
-        axes: how many of the last axes are one map.
-    """
-    over = tuple(range(-axes, 0))
-    low, high = cam.amin(over, keepdim=True), cam.amax(over, keepdim=True)
+def minmax(cam: Maps, axes: int) -> Maps:
+    """Each map, the last axes, scaled to [0, 1] by its own ends; a constant map gives zeros, never NaN."""
+    low, high = _ends(cam, axes)
     spread = high - low
     return torch.where(spread > 0, (cam - low) / torch.where(spread > 0, spread, 1.0), 0.0)
+
+
+def _ends(cam: Tensor, axes: int) -> tuple[Tensor, Tensor]:
+    """The lowest and the highest value of each map, its axes kept as axes of length 1."""
+    over = last_axes(cam, axes)
+    return cam.amin(over, keepdim=True), cam.amax(over, keepdim=True)
+
+
+def last_axes(maps: Tensor, axes: int) -> tuple[int, ...]:
+    """The last axes, which are one map each."""
+    if maps.ndim < axes:
+        raise ValueError(f"axes={axes}, but the maps have shape {tuple(maps.shape)}; expected as many axes")
+    return tuple(range(-axes, 0))
+
+
+def precise(values: Tensor) -> Tensor:
+    """The values in float32 at least, for sums and powers that leave the range of half precision."""
+    return values if values.dtype == torch.float64 else values.float()

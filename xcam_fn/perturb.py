@@ -12,11 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from xcam_fn import checks
+from xcam_fn.arguments import Count, Positive, check, checked
 
 Perturb = Callable[..., Tensor]
 Baseline = Tensor | float | Callable[[Tensor], Tensor]
 
 
+@checked
 def perturbation_scores(
     score: Callable[[Tensor, Tensor], Tensor],
     x: Float[Tensor, "B C *size"],
@@ -25,7 +27,7 @@ def perturbation_scores(
     parameters: tuple[Tensor, ...],
     *,
     beside: tuple[Tensor, ...] = (),
-    chunk_size: int,
+    chunk_size: Count,
     progress: bool = False,
 ) -> Tensor:
     """The scores of P perturbed images, (P, n), in order, with memory for one chunk of them.
@@ -45,7 +47,6 @@ def perturbation_scores(
         ValueError: a score that is not finite (it says of which perturbation), or a chunk_size out of range.
         MemoryError: a chunk does not fit; it says which chunk_size to try.
     """
-    checks.check_count("chunk_size", chunk_size)
     scores: list[Tensor] = []
     for chunk in _chunks(len(which), chunk_size, progress):
         images = which[chunk]
@@ -79,14 +80,11 @@ def _keep(scores: list[Tensor], found: Tensor, chunk: slice, count: int) -> None
 
 
 def _chunks(count: int, chunk_size: int, progress: bool) -> Iterator[slice]:
-    chunks = [slice(start, min(start + chunk_size, count)) for start in range(0, count, chunk_size)]
-    if not progress:
-        yield from chunks
-        return
-    from tqdm import tqdm  # noqa: PLC0415, only who asks for a bar pays for its import
+    from tqdm import tqdm  # noqa: PLC0415, an import that only a scored perturbation has to wait for
 
-    with tqdm(total=count, unit="forward", leave=False, disable=None) as bar:
-        for chunk in chunks:
+    with tqdm(total=count, unit="forward", leave=False, disable=None if progress else True) as bar:
+        for start in range(0, count, chunk_size):
+            chunk = slice(start, min(start + chunk_size, count))
             yield chunk
             bar.update(chunk.stop - chunk.start)
 
@@ -162,9 +160,14 @@ def baseline_images(baseline: Baseline, x: Tensor) -> Tensor:
         x: (B, C, *size), the images.
 
     Raises:
-        ValueError: the baseline does not broadcast against x.
+        ValueError: the baseline does not broadcast against x, or is not finite.
+        TypeError: the baseline is none of these.
     """
-    start = torch.as_tensor(baseline(x) if callable(baseline) else baseline).to(x)
+    given = baseline(x) if callable(baseline) else baseline
+    check("baseline", given, Tensor | float)
+    start = torch.as_tensor(given).to(x)
+    if checks.is_readable(start) and not torch.isfinite(start.detach()).all():
+        raise ValueError("baseline holds values that are not finite; expected finite ones, as those of x")
     try:
         return start.expand_as(x)
     except RuntimeError:
@@ -172,7 +175,8 @@ def baseline_images(baseline: Baseline, x: Tensor) -> Tensor:
         raise ValueError(f"baseline has shape {tuple(start.shape)}; expected {wanted}") from None
 
 
-def blurred(x: Float[Tensor, "B C *size"], *, width: int = 51, std: float = 50.0) -> Tensor:
+@checked
+def blurred(x: Float[Tensor, "B C *size"], *, width: Count = 51, std: Positive = 50.0) -> Tensor:
     """The images blurred by a Gaussian, (B, C, *size), reflected at the border.
 
     Args:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from xcam_fn import checks
+from xcam_fn.arguments import Positive, checked
+from xcam_fn.maps import precise
 
-Maps = Float[Tensor, "B K *spatial"]
-Map = Float[Tensor, "B *spatial"]
+Maps = Float[Tensor, "B K L *spatial"]  # at least one axis of places
+Map = Float[Tensor, "B L *spatial"]
 Kernel = Literal["sigmoid", "rbf", "linear"]
 
 
+@checked
 def principal_component(A: Maps, *, center: bool = True) -> Map:
     """The positions projected on the first principal component of the channels.
 
@@ -28,7 +30,7 @@ def principal_component(A: Maps, *, center: bool = True) -> Map:
         (B, *spatial), signed so that it grows with the mean of the channels, whatever their order; without
         centering, so that its sum is positive. Zero where every channel is constant.
     """
-    rows = _centered(A) if center else _precise(A).flatten(2)
+    rows = _centered(A) if center else precise(A).flatten(2)
     if rows.shape[1] > rows.shape[2]:
         found = _scores(rows.mT @ rows)
     else:
@@ -37,7 +39,8 @@ def principal_component(A: Maps, *, center: bool = True) -> Map:
     return _finished(found, A, center=center)
 
 
-def kernel_component(A: Maps, *, kernel: Kernel = "sigmoid", gamma: float | None = None) -> Map:
+@checked
+def kernel_component(A: Maps, *, kernel: Kernel = "sigmoid", gamma: Positive | None = None) -> Map:
     """The positions projected on the first principal component in the space of a kernel.
 
     The kernel of two positions' features a and b, each channel centered, is tanh(γ a·b + 1) for "sigmoid",
@@ -53,9 +56,7 @@ def kernel_component(A: Maps, *, kernel: Kernel = "sigmoid", gamma: float | None
     Raises:
         ValueError: an option is out of range.
     """
-    checks.check_choice("kernel", kernel, get_args(Kernel))
     gamma = 1 / A.shape[1] if gamma is None else gamma
-    checks.check_number("gamma", gamma, above=0)
     rows = _centered(A)
     products = rows.mT @ rows
     if kernel == "sigmoid":
@@ -67,6 +68,7 @@ def kernel_component(A: Maps, *, kernel: Kernel = "sigmoid", gamma: float | None
     return _finished(_scores(by_row - by_row.mean(1, keepdim=True)), A)
 
 
+@checked
 def peak_component(A: Maps) -> Map:
     """The first principal component with the sign that makes the value furthest from zero positive.
 
@@ -79,13 +81,9 @@ def peak_component(A: Maps) -> Map:
     return found * sign.reshape(-1, *[1] * (found.ndim - 1))
 
 
-def _precise(A: Tensor) -> Tensor:
-    return A if A.dtype == torch.float64 else A.float()
-
-
 def _centered(A: Tensor) -> Tensor:
     """(B, K, positions); exactly zero for a constant channel, whose mean may be rounded."""
-    rows = _precise(A).flatten(2)
+    rows = precise(A).flatten(2)
     varies = rows.amax(2, keepdim=True) > rows.amin(2, keepdim=True)
     return torch.where(varies, rows - rows.mean(2, keepdim=True), 0.0)
 
@@ -116,7 +114,7 @@ def _leading(gram: Tensor) -> tuple[Tensor, Tensor]:
 
 def _finished(found: Tensor, A: Tensor, *, center: bool = True) -> Tensor:
     """The component (B, P) with its sign and A's shape and dtype; zero where no channel varies."""
-    rows = _precise(A).flatten(2)
+    rows = precise(A).flatten(2)
     mean = rows.mean(1)
     agreement = (found * (mean - mean.mean(1, keepdim=True))).sum(1) if center else found.sum(1)
     varies = (rows.amax(2) > rows.amin(2)).any(1)

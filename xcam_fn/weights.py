@@ -1,7 +1,9 @@
 """(A, G) to weights: one function for each method. A are the features, G the score's gradient to them.
 
 Both are (B, K, *spatial), with any number of spatial axes. A weight is one number a channel, (B, K), or one a
-position, (B, K, *spatial); the map is the sum over channels of weight × feature.
+position, (B, K, *spatial); the map is the sum over channels of weight × feature. Sums and powers leave the
+range of half precision: they are computed, and returned, in float32. What is no such tensor is a TypeError, a
+number out of range a ValueError.
 """
 
 from __future__ import annotations
@@ -14,22 +16,27 @@ from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
+from xcam_fn.arguments import NonNegative, Percentile, checked
+from xcam_fn.maps import last_axes, precise
+
 Maps = Float[Tensor, "B K *spatial"]
 Projection = Callable[[Tensor], Tensor]
 ChannelWeights = Float[Tensor, "B K"]
 
 
+@checked
 def gradcam(A: Maps, G: Maps) -> ChannelWeights:
     """Grad-CAM's weights, (B, K): the mean of the gradient over the positions.
 
     References:
         Selvaraju et al. (arXiv:1610.02391), equation 1.
     """
-    return reduce(G, "b k ... -> b k", "mean")
+    return reduce(precise(G), "b k ... -> b k", "mean")
 
 
+@checked
 def gradcam_pp(
-    A: Maps, G: Maps, eps: float = 0.0, *, local: bool = False, divide: bool = True
+    A: Maps, G: Maps, eps: NonNegative = 0.0, *, local: bool = False, divide: bool = True
 ) -> ChannelWeights:
     """Grad-CAM++'s weights, (B, K): the positive gradient, each position weighted by its share α.
 
@@ -48,6 +55,7 @@ def gradcam_pp(
     References:
         Chattopadhyay et al. (arXiv:1710.11063), equations 10 and 19.
     """
+    A, G = precise(A), precise(G)
     # Divided by max|G|² above and below, α is the same, and G² does not underflow.
     scale = reduce(G.abs(), "b k ... -> b k", "max").amax(1)
     scale = torch.where(scale > 0, scale, 1.0).reshape(-1, *[1] * (G.ndim - 1))
@@ -59,7 +67,10 @@ def gradcam_pp(
     return reduce(_ratio(g**2, denominator) * G.relu(), "b k ... -> b k", "sum")
 
 
-def smoothgradcam_pp(A: Maps, first: Maps, second: Maps, third: Maps, eps: float = 0.0) -> ChannelWeights:
+@checked
+def smoothgradcam_pp(
+    A: Maps, first: Maps, second: Maps, third: Maps, eps: NonNegative = 0.0
+) -> ChannelWeights:
     """Smooth Grad-CAM++'s weights, (B, K): each power of the gradient averaged over noisy inputs.
 
     α = D² / (2 D² + Σ A D³), 0 where the denominator is 0, and the weight is Σ α ReLU(D¹).
@@ -74,6 +85,7 @@ def smoothgradcam_pp(A: Maps, first: Maps, second: Maps, third: Maps, eps: float
     References:
         Omeiza et al. (arXiv:1908.01224). D² in the numerator, as in Grad-CAM++, which this is without noise.
     """
+    A, first, second, third = map(precise, (A, first, second, third))
     denominator = 2 * second + _total(A * third) + eps
     return reduce(_ratio(second, denominator) * first.relu(), "b k ... -> b k", "sum")
 
@@ -89,7 +101,8 @@ def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
     return torch.where(is_there, numerator / torch.where(is_there, denominator, 1.0), 0.0)
 
 
-def xgradcam(A: Maps, G: Maps, eps: float = 0.0) -> ChannelWeights:
+@checked
+def xgradcam(A: Maps, G: Maps, eps: NonNegative = 0.0) -> ChannelWeights:
     """XGrad-CAM's weights, (B, K): the gradient averaged with the features as weights, 0 where Σ A is 0.
 
     Args:
@@ -100,10 +113,12 @@ def xgradcam(A: Maps, G: Maps, eps: float = 0.0) -> ChannelWeights:
     References:
         Fu et al. (arXiv:2008.02312), equation 9.
     """
+    A, G = precise(A), precise(G)
     total = reduce(A, "b k ... -> b k", "sum") + eps
     return _ratio(reduce(G * A, "b k ... -> b k", "sum"), total)
 
 
+@checked
 def layercam(A: Maps, G: Maps) -> Maps:
     """Layer-CAM's weights, (B, K, *spatial): the positive part of the gradient, at each position.
 
@@ -113,6 +128,7 @@ def layercam(A: Maps, G: Maps) -> Maps:
     return G.relu()
 
 
+@checked
 def hirescam(A: Maps, G: Maps) -> Maps:
     """HiResCAM's weights, (B, K, *spatial): the gradient itself, at each position.
 
@@ -122,6 +138,7 @@ def hirescam(A: Maps, G: Maps) -> Maps:
     return G
 
 
+@checked
 def gradcam_elementwise(A: Maps, G: Maps) -> Maps:
     """Elementwise Grad-CAM's weights, (B, K, *spatial): the gradient where G · A is positive.
 
@@ -133,6 +150,7 @@ def gradcam_elementwise(A: Maps, G: Maps) -> Maps:
     return torch.where(G * A > 0, G, 0.0)
 
 
+@checked
 def absolute(A: Maps, G: Maps) -> Maps:
     """Seg-Eigen-CAM's weights, (B, K, *spatial): the absolute gradient, at each position.
 
@@ -142,7 +160,8 @@ def absolute(A: Maps, G: Maps) -> Maps:
     return G.abs()
 
 
-def unioncam(A: Maps, G: Maps, theta: float = 10.0) -> Maps:
+@checked
+def unioncam(A: Maps, G: Maps, theta: Percentile = 10.0) -> Maps:
     """Union-CAM's weights, (B, K, *spatial): the positive gradient above a percentile, its sum 1.
 
     Args:
@@ -154,27 +173,22 @@ def unioncam(A: Maps, G: Maps, theta: float = 10.0) -> Maps:
     References:
         Frontiers in Neurorobotics 2024 (doi:10.3389/fnbot.2024.1490198).
     """
+    G = precise(G)
     low = percentile(G, theta, G.ndim - 2)
     positive = torch.where(low <= G, G, 0.0).relu()
     return _ratio(positive, _total(positive))
 
 
 def percentile(values: Tensor, theta: float, axes: int) -> Tensor:
-    """The θ-th percentile of each map, by linear interpolation, its axes kept as axes of length 1.
-
-    Args:
-        values: (..., *spatial).
-        theta: 0 to 100.
-        axes: how many of the last axes are one map.
-    """
-    precise = values if values.dtype == torch.float64 else values.float()
-    ordered = precise.flatten(-axes).sort(-1).values  # torch.quantile has no batching rule
+    """The θ-th percentile of each map, by linear interpolation, its axes kept as axes of length 1."""
+    # torch.quantile has no batching rule.
+    ordered = precise(values).flatten(last_axes(values, axes)[0]).sort(-1).values
     rank = round(theta / 100 * (ordered.shape[-1] - 1), 9)
-    below, above = ordered[..., math.floor(rank)], ordered[..., math.ceil(rank)]
-    found = torch.lerp(below, above, rank - math.floor(rank))
+    found = torch.lerp(ordered[..., math.floor(rank)], ordered[..., math.ceil(rank)], rank - math.floor(rank))
     return found.to(values.dtype).reshape(*values.shape[:-axes], *[1] * axes)
 
 
+@checked
 def weighted_sum(
     A: Maps, weights: Tensor, projection: Projection | None = None
 ) -> Float[Tensor, "B *spatial"]:
@@ -195,4 +209,5 @@ def weighted_sum(
             f"weights have shape {tuple(weights.shape)} for features of shape {tuple(A.shape)}; expected "
             f"{tuple(A.shape[:2])}, one a channel, or {tuple(A.shape)}, one a position"
         )
-    return (weights * A).sum(1) if projection is None else projection(weights * A)
+    weighted = precise(weights) * precise(A)
+    return weighted.sum(1) if projection is None else projection(weighted)

@@ -64,19 +64,14 @@ def photographs(
     if num_images is not None:
         checks.check_count("num_images", num_images)
     root = Path(data)
-    if root.is_dir():
-        found = _of_folder(root, categories)
-    elif root.is_file():
-        found = _of_table(root, categories)
-    else:
+    if not (root.is_dir() or root.is_file()):
         raise FileNotFoundError(f"data {str(root)!r}: no such folder or CSV file; check the path")
+    found = _of_folder(root, categories) if root.is_dir() else _rows(root, categories)
     if labels is not None:
         found = _labeled(found, Path(labels), categories)
     if not found:
-        raise ValueError(
-            f"data {str(root)!r} holds no photographs; expected files such as .jpg or .png, one folder a "
-            "class with such files, or a CSV file that names them"
-        )
+        wanted = "files such as .jpg or .png, one folder of them a class, or a CSV file that names them"
+        raise ValueError(f"data {str(root)!r} holds no photographs; expected {wanted}")
     if num_images is None or num_images >= len(found):
         return found
     order = np.random.default_rng(seed).permutation(len(found))
@@ -85,86 +80,57 @@ def photographs(
 
 def _of_folder(root: Path, categories: Sequence[str]) -> list[Photograph]:
     """The photographs in a folder or, where it has none itself, in its folders, which are classes."""
-    flat = _images(root)
-    if flat:
-        return [Photograph(_text(path.name), path, None) for path in flat]
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and _images(path))
-    indices = _classes_of(folders, categories)
+    if flat := _images(root):
+        return [Photograph(path.name, path, None) for path in flat]
+    folders = {path: files for path in sorted(root.iterdir()) if path.is_dir() and (files := _images(path))}
+    try:
+        classes: Sequence[int | None] = [find_class(folder.name, categories) for folder in folders]
+    except ValueError:  # the names say nothing: the place among all classes does, where all are there
+        classes = range(len(folders)) if len(folders) == len(categories) else [None] * len(folders)
     return [
-        Photograph(_text(f"{folder.name}/{path.name}"), path, index)
-        for folder, index in zip(folders, indices, strict=True)
-        for path in _images(folder)
+        Photograph(f"{folder.name}/{path.name}", path, index)
+        for (folder, files), index in zip(folders.items(), classes, strict=True)
+        for path in files
     ]
-
-
-def _text(name: str) -> str:
-    return name.encode(errors="backslashreplace").decode()
 
 
 def _images(folder: Path) -> list[Path]:
     suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in suffixes and not path.name.startswith(".") and not path.is_dir()
-    )
-
-
-def _classes_of(folders: list[Path], categories: Sequence[str]) -> Sequence[int | None]:
-    """The class of each folder: its name or, where names say nothing, its place among all classes."""
-    try:
-        return [find_class(folder.name, categories) for folder in folders]
-    except ValueError:
-        is_complete = len(folders) == len(categories)
-        return range(len(folders)) if is_complete else [None] * len(folders)
-
-
-def _of_table(file: Path, categories: Sequence[str]) -> list[Photograph]:
-    return [Photograph(name, file.parent / name, label) for name, label in _rows(file, categories)]
+    named = (path for path in folder.iterdir() if path.suffix.lower() in suffixes)
+    return sorted(path for path in named if not path.name.startswith(".") and not path.is_dir())
 
 
 def _labeled(found: list[Photograph], file: Path, categories: Sequence[str]) -> list[Photograph]:
     """The photographs with labels by file name, or by their path below the data set's folder."""
     if not file.is_file():
         raise FileNotFoundError(f"labels {str(file)!r}: no such file; check the path")
-    known = {name: label for name, label in _rows(file, categories) if label is not None}
+    known = {name: label for name, _, label in _rows(file, categories) if label is not None}
     if not any(p.name in known or p.path.name in known for p in found):
-        raise ValueError(
-            f"labels {str(file)!r}: none of its {len(known)} files is among the {len(found)} photographs; "
-            "expected file names in one column and classes in another"
-        )
+        none = f"none of its {len(known)} files is among the {len(found)} photographs"
+        raise ValueError(f"labels {str(file)!r}: {none}; expected a column of file names and one of classes")
     return [p._replace(label=known.get(p.name, known.get(p.path.name))) for p in found]
 
 
-def _rows(file: Path, categories: Sequence[str]) -> list[tuple[str, int | None]]:
-    """The file name and the class of each row of a CSV file; without a header these are the columns."""
+def _rows(file: Path, categories: Sequence[str]) -> list[Photograph]:
+    """What each row of a CSV file names; without a header the columns are the path and the class."""
     try:
         with file.open(newline="", encoding="utf-8-sig") as opened:
             rows = [(line, row) for line, row in enumerate(csv.reader(opened), 1) if any(row)]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(
-            f"{str(file)!r} is not a CSV file ({error}); expected rows of a path and a class"
-        ) from None
+        wanted = "expected rows of a path and a class"
+        raise ValueError(f"{str(file)!r} is not a CSV file ({error}); {wanted}") from None
     header = [cell.strip().lower() for cell in rows[0][1]] if rows else []
-    name_at = next((header.index(column) for column in _FILE_COLUMNS if column in header), None)
-    class_at = next((header.index(column) for column in _CLASS_COLUMNS if column in header), None)
-    if name_at is None:
-        name_at, class_at = 0, 1
-    else:
-        rows = rows[1:]
+    columns = [
+        next((header.index(c) for c in of if c in header), None) for of in (_FILE_COLUMNS, _CLASS_COLUMNS)
+    ]
+    rows, columns = (rows, [0, 1]) if columns[0] is None else (rows[1:], columns)
     found = []
     for line, row in rows:
-        name, text = (
-            row[at].strip() if at is not None and at < len(row) else "" for at in (name_at, class_at)
-        )
+        name, text = (row[at].strip() if at is not None and at < len(row) else "" for at in columns)
         if not name:
             raise ValueError(f"{str(file)!r}, line {line}: there is no path; expected a path and a class")
-        found.append((name, _class(file, line, text, categories) if text else None))
+        try:
+            found.append(Photograph(name, file.parent / name, find_class(text, categories) if text else None))
+        except ValueError as error:
+            raise ValueError(f"{str(file)!r}, line {line}: {error}") from None
     return found
-
-
-def _class(file: Path, line: int, text: str, categories: Sequence[str]) -> int:
-    try:
-        return find_class(text, categories)
-    except ValueError as error:
-        raise ValueError(f"{str(file)!r}, line {line}: {error}") from None

@@ -77,9 +77,8 @@ def timings(
     calls: dict[str, Callable[[], Any]] = {BARE: torch.no_grad()(functools.partial(model, x))}
     calls |= {name: functools.partial(run, model, layer, x, cls) for name, run in chosen.items()}
     taken: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(1 + rounds):
-        for name, call in calls.items():
-            taken[name].append(_seconds(call, x))
+    for name in [*calls] * (1 + rounds):
+        taken[name].append(_seconds(calls[name], x))
     return {name: _timing(*seconds) for name, seconds in taken.items()}
 
 
@@ -90,13 +89,9 @@ def _timing(first: float, *rounds: float) -> Timing:
 
 def _seconds(call: Callable[[], Any], x: Tensor) -> float:
     """What a call takes for each image, to the end of what it asked of the device."""
-    _wait(x)
+    wait = functools.partial(torch.get_device_module(x.device).synchronize, x.device)
+    wait()
     start = time.perf_counter()
     call()
-    _wait(x)
+    wait()
     return (time.perf_counter() - start) / len(x)
-
-
-def _wait(x: Tensor) -> None:
-    if x.device.type != "cpu":
-        torch.get_device_module(x.device).synchronize(x.device)

@@ -6,9 +6,9 @@ import base64
 import csv
 import io
 import itertools
-import json
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,6 +20,7 @@ from scipy import stats
 from xcam_fn import plot
 from xcam_fn.evaluate.store import ImageRow, Result, Score, reading
 from xcam_fn.metrics.curves import Curve
+from xcam_fn.metrics.judged import pearson
 from xcam_fn.metrics.table import METRICS
 
 if TYPE_CHECKING:
@@ -30,17 +31,6 @@ _RESAMPLES = 4999
 _GALLERY = 3
 _DPI = 110
 _SEED = 0
-_PLAIN = (
-    "model",
-    "layer",
-    "explain",
-    "variant",
-    "options",
-    "batch size",
-    "precision",
-    "compile",
-    "chunk size",
-)
 
 
 class Found(NamedTuple):
@@ -171,19 +161,17 @@ def pairs(found: Found) -> list[Pair]:
 
 def _pairs(found: Found, metric: str) -> list[Pair]:
     values = {method: found.values(method, metric) for method in found.methods}
-    compared = []
-    for first, second in itertools.combinations(found.methods, 2):
-        both = sorted(values[first].keys() & values[second].keys())
-        differences = np.array([values[first][n] - values[second][n] for n in both])
-        compared.append((first, second, differences))
-    raw = [_chance(differences) for *_, differences in compared]
-    corrected = stats.false_discovery_control(raw) if raw else []
-    highest = METRICS[metric].best == "highest"
+    compared = list(itertools.combinations(found.methods, 2))
+    differences = [
+        np.array([values[first][n] - values[second][n] for n in values[first] if n in values[second]])
+        for first, second in compared
+    ]
+    corrected = stats.false_discovery_control([_chance(each) for each in differences]) if compared else []
     rows = []
-    for (first, second, differences), p in zip(compared, corrected, strict=True):
-        mean = float(differences.mean()) if len(differences) else np.nan
-        winner = (first if (mean > 0) == highest else second) if p < LEVEL else None
-        rows.append(Pair(metric, first, second, mean, float(p), len(differences), winner))
+    for (first, second), each, p in zip(compared, differences, corrected, strict=True):
+        mean = float(each.mean()) if len(each) else np.nan
+        winner = first if (mean > 0) == (METRICS[metric].best == "highest") else second
+        rows.append(Pair(metric, first, second, mean, float(p), len(each), winner if p < LEVEL else None))
     return rows
 
 
@@ -206,16 +194,13 @@ def table(found: Found) -> list[list[str]]:
     Args:
         found: what `read` returns.
     """
-    rows = [["method", "model", "photographs", *(_heading(metric) for metric in found.metrics)]]
+    arrows = {"highest": "↑", "lowest": "↓"}
+    about = [METRICS[metric] for metric in found.metrics]
+    rows = [["method", "model", "photographs", *(f"{m.title} {arrows[m.best]}" for m in about)]]
     for method, row in means(found).items():
         count = max((mean.photographs for mean in row.values()), default=0)
         rows.append([found.title(method), found.settings["model"], str(count), *map(_shown, row.values())])
     return rows
-
-
-def _heading(metric: str) -> str:
-    about = METRICS[metric]
-    return f"{about.title} {'↑' if about.best == 'highest' else '↓'}"
 
 
 def _shown(mean: Mean) -> str:
@@ -228,12 +213,13 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     """The table in Markdown.
 
     Args:
-        rows: a header and what is below it.
+        rows: a header and what is below it; what would end a cell is escaped.
     """
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in rows]
-    lines.insert(1, "| " + " | ".join("-" * width for width in widths) + " |")
-    return "\n".join(lines) + "\n"
+    cells = [[re.sub(r"([\\|])", r"\\\1", " ".join(cell.split())) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    cells.insert(1, ["-" * width for width in widths])
+    lines = [" | ".join(map(str.ljust, row, widths)) for row in cells]
+    return "".join(f"| {line} |\n" for line in lines)
 
 
 # -- files --------------------------------------------------------------------------------------------------
@@ -256,7 +242,7 @@ def write(found: Found, folder: str | os.PathLike[str]) -> list[Path]:
     files: dict[str, bytes] = {
         "table.md": markdown(table(found)).encode(),
         "table.csv": _csv(_plain_table(found)),
-        "pairs.csv": _csv([Pair._fields, *((*pair[:3], *map(_cell, pair[3:])) for pair in compared)]),
+        "pairs.csv": _csv([Pair._fields, *compared]),
         **{f"{metric}.png": png for metric, png in drawn.items()},
         "report.html": _page(found, compared, drawn).encode(),
     }
@@ -267,22 +253,23 @@ def write(found: Found, folder: str | os.PathLike[str]) -> list[Path]:
 
 def _plain_table(found: Found) -> Iterator[Sequence[Any]]:
     """One number a cell, in full."""
-    parts = ("mean", "low", "high", "photographs")
+    parts = ("mean", *Mean._fields[1:])
     yield ["method", "model", *(f"{metric} {part}" for metric in found.metrics for part in parts)]
     for method, row in means(found).items():
-        yield [method, found.settings["model"], *(_cell(value) for mean in row.values() for value in mean)]
+        yield [method, found.settings["model"], *itertools.chain(*row.values())]
+
+
+def _csv(rows: Iterable[Iterable[Any]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(map(_cell, row) for row in rows)
+    return text.getvalue().encode()
 
 
 def _cell(value: Any) -> Any:
-    if value is None or (isinstance(value, float) and np.isnan(value)):
-        return ""
-    return repr(value) if isinstance(value, float) else value
-
-
-def _csv(rows: Any) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode()
+    """A cell of a CSV file: nothing for NaN, and no text that a spreadsheet would compute."""
+    if isinstance(value, str):
+        return "'" * value.startswith(("=", "+", "-", "@", "\t", "\r")) + value
+    return None if value != value else value  # noqa: PLR0124  (NaN)
 
 
 def figures(found: Found) -> dict[str, Figure]:
@@ -293,18 +280,16 @@ def figures(found: Found) -> dict[str, Figure]:
     """
     drawn = {}
     for metric in found.metrics:
-        scores = {found.title(method): found.scores(method, metric).values() for method in found.methods}
-        curves = {title: curve for title, of in scores.items() if (curve := _curve(list(of)))}
+        scores = {found.title(method): [*found.scores(method, metric).values()] for method in found.methods}
+        curves = {title: _curve(some) for title, some in scores.items() if some and some[0].curve is not None}
         if curves:
-            about = METRICS[metric]
             label = f"share of pixels {'shown' if metric == 'insertion' else 'taken away'}"
+            about = METRICS[metric]
             drawn[metric] = plot.curves(curves, best=about.best, title=about.title, xlabel=label)
     return drawn
 
 
-def _curve(scores: Sequence[Score]) -> Curve | None:
-    if not scores or scores[0].fractions is None:
-        return None
+def _curve(scores: Sequence[Score]) -> Curve:
     parts = scores[0].fractions, [score.curve for score in scores], [score.value for score in scores]
     return Curve(*(torch.from_numpy(np.array(part)) for part in parts))
 
@@ -331,15 +316,13 @@ def agreement(found: Found) -> dict[int, float]:
     maps: dict[int, list[np.ndarray]] = {}
     for result in found.results:
         if result.heatmap is not None:
-            maps.setdefault(result.number, []).append(_pixels(result.heatmap).ravel())
-    return {number: _mean_correlation(np.stack(rows)) for number, rows in maps.items() if len(rows) > 1}
+            maps.setdefault(result.number, []).append(_pixels(result.heatmap))
+    return {number: _alike(torch.from_numpy(np.stack(m))) for number, m in maps.items() if len(m) > 1}
 
 
-def _mean_correlation(rows: np.ndarray) -> float:
-    centered = rows - rows.mean(1, keepdims=True)
-    norm = np.linalg.norm(centered, axis=1, keepdims=True)
-    unit = np.divide(centered, norm, out=np.zeros_like(centered), where=norm > 0)
-    return float((unit @ unit.T)[np.triu_indices(len(rows), 1)].mean())
+def _alike(maps: torch.Tensor) -> float:
+    first, second = torch.triu_indices(len(maps), len(maps), 1)
+    return float(pearson(maps[first], maps[second]).mean())
 
 
 def _pixels(file: bytes) -> np.ndarray:
@@ -356,71 +339,45 @@ def _page(found: Found, compared: Sequence[Pair], drawn: dict[str, bytes]) -> st
     )  # fmt: skip
     alike = agreement(found)
     order = sorted(alike, key=lambda number: (-alike[number], number))
-    most, least = order[:_GALLERY], order[_GALLERY:][-_GALLERY:][::-1]
+    shown = {"most": order[:_GALLERY], "least": order[_GALLERY:][-_GALLERY:][::-1]}
     images = {image.number: image for image in found.images}
-    failures = [(image.name, "", image.error) for image in found.images if image.error]
-    failures += [(images[r.number].name, found.title(r.method), r.error) for r in found.results if r.error]
-    header, *rows = table(found)
     return environment.get_template("report.html").render(
-        settings={name: _said(found.settings[name]) for name in _PLAIN if name in found.settings},
-        versions=found.settings["versions"],
-        header=header,
-        rows=rows,
+        found=found,
+        table=table(found),
         best=_best(found),
-        figures={METRICS[metric].title: _embedded(png, "png") for metric, png in drawn.items()},
-        matrices=[_matrix(found, metric, compared) for metric in found.metrics],
-        most=[_shot(found, images[number], alike[number]) for number in most],
-        least=[_shot(found, images[number], alike[number]) for number in least],
-        failures=failures,
-        readable=sum(image.error is None for image in found.images),
-        total=len(found.images),
+        about=METRICS,
+        figures={metric: _embedded(png, "png") for metric, png in drawn.items()},
+        pairs={(pair.metric, *two): pair for pair in compared for two in itertools.permutations(pair[1:3])},
+        images=images,
+        alike=alike,
+        shown=shown,
+        pictures={n: _picture(found, images[n]) for some in shown.values() for n in some},
         level=LEVEL,
+        zip=zip,
     )
 
 
-def _said(value: Any) -> str:
-    return "–" if value in (None, {}, []) else value if isinstance(value, str) else json.dumps(value)
+def _best(found: Found) -> set[tuple[str, str]]:
+    """Method and metric of the best mean of each metric."""
+    rows, best = means(found), set()
+    for metric in found.metrics:
+        values = {method: row[metric].value for method, row in rows.items() if row[metric].photographs}
+        if values:
+            pick = max if METRICS[metric].best == "highest" else min
+            best.add((pick(values, key=values.__getitem__), metric))
+    return best
 
 
-def _best(found: Found) -> list[tuple[int, int]]:
-    """Row and column of the best mean of each metric."""
-    cells = []
-    rows = list(means(found).values())
-    for column, metric in enumerate(found.metrics, 3):
-        values = [row[metric].value for row in rows]
-        if not np.isnan(values).all():
-            pick = np.nanargmax if METRICS[metric].best == "highest" else np.nanargmin
-            cells.append((int(pick(values)), column))
-    return cells
-
-
-def _matrix(found: Found, metric: str, compared: Sequence[Pair]) -> dict[str, Any]:
-    """Who is better than whom, as a square table: a row's method against a column's."""
-    cells: dict[tuple[str, str], tuple[str, str]] = {}
-    for pair in compared:
-        if pair.metric == metric:
-            note = f"mean difference {pair.difference:+.4f}, p = {pair.p:.3g}, {pair.photographs} photographs"
-            note = f"{found.title(pair.first)} − {found.title(pair.second)}: {note}"
-            for row, column in itertools.permutations((pair.first, pair.second)):
-                sign = "·" if pair.better is None else "better" if pair.better == row else "worse"
-                cells[row, column] = (sign, note)
-    titles = {method: found.title(method) for method in found.methods}
-    rows = [(titles[row], [cells.get((row, column), ("", "")) for column in titles]) for row in titles]
-    return {"title": METRICS[metric].title, "columns": list(titles.values()), "rows": rows}
-
-
-def _shot(found: Found, image: ImageRow, alike: float) -> dict[str, Any]:
+def _picture(found: Found, image: ImageRow) -> str:
+    """A photograph under the heatmaps of all methods."""
     assert image.picture is not None
+    assert image.cls is not None
     with Image.open(io.BytesIO(image.picture)) as opened:
         picture = np.asarray(opened.convert("RGB"))
-    maps = {
-        found.title(r.method): _pixels(r.heatmap)
-        for r in sorted(found.results, key=lambda r: found.methods.index(r.method))
-        if r.number == image.number and r.heatmap is not None
-    }
-    name = found.settings["categories"][image.cls] if image.cls is not None else ""
-    figure = plot.heatmaps(picture, maps, caption=f"{name}, {image.probability:.1%}")
-    return {"title": image.name, "agreement": alike, "picture": _embedded(_drawn(figure, "jpeg"), "jpeg")}
+    of_image = {r.method: r.heatmap for r in found.results if r.number == image.number and r.heatmap}
+    maps = {found.title(m): _pixels(of_image[m]) for m in found.methods if m in of_image}
+    caption = f"{found.settings['categories'][image.cls]}, {image.probability:.1%}"
+    return _embedded(_drawn(plot.heatmaps(picture, maps, caption=caption), "jpeg"), "jpeg")
 
 
 def _embedded(content: bytes, kind: str) -> str:

@@ -10,10 +10,11 @@ import io
 import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypedDict, Unpack, get_args
 
 import numpy as np
@@ -25,12 +26,12 @@ from tqdm import tqdm
 
 from xcam_fn import checks
 from xcam_fn.evaluate.dataset import Photograph
-from xcam_fn.evaluate.store import ImageRow, OtherSettingsError, Result, Score, Store, writing
+from xcam_fn.evaluate.store import ImageRow, Result, Score, Store, beside, writing
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import accepted, heatmaps_of
 from xcam_fn.methods.together import Methods, Run, named_methods
 from xcam_fn.metrics.curves import Curve
-from xcam_fn.metrics.judged import Judged, one_class_scoring
+from xcam_fn.metrics.judged import Judged, by_name, one_class_scoring
 from xcam_fn.metrics.table import METRICS, STANDARD, scored
 from xcam_fn.models import images
 from xcam_fn.models.load import LoadedModel
@@ -57,10 +58,16 @@ class RunOptions(TypedDict, total=False):
     progress: bool
 
 
-_DEFAULTS: RunOptions = {
-    "precision": "float32", "compile": False, "chunk_size": None, "retry": False, "beside": False,
-    "about": {}, "progress": False,
-}  # fmt: skip
+class _Options(NamedTuple):
+    """The defaults of `RunOptions`."""
+
+    precision: Precision = "float32"
+    compile: bool = False
+    chunk_size: int | None = None
+    retry: bool = False
+    beside: bool = False
+    about: Mapping[str, Any] = MappingProxyType({})
+    progress: bool = False
 
 
 class Outcome(NamedTuple):
@@ -92,14 +99,6 @@ class _Plan(NamedTuple):
     explain: Explain
     batch_size: int
     running: Running
-
-
-class _Seen(NamedTuple):
-    """A photograph as the network sees it."""
-
-    number: int
-    x: Tensor
-    picture: np.ndarray
 
 
 def run(
@@ -154,43 +153,32 @@ def run(
     """
     chosen = named_methods(methods, variant, **(options or {}))
     _check(photographs, metric_names, explain, batch_size)
-    unknown = [name for name in how if name not in _DEFAULTS]
-    if unknown:
-        raise TypeError(f"run() has no option {unknown[0]!r}; its options are {', '.join(sorted(_DEFAULTS))}")
-    asked: Any = {**_DEFAULTS, **how}
-    retry, beside, progress, about = (asked[name] for name in ("retry", "beside", "progress", "about"))
-    running = Running(asked["precision"], asked["compile"], chunk_size=asked["chunk_size"])
+    if unknown := [name for name in how if name not in _Options._fields]:
+        known = ", ".join(sorted(_Options._fields))
+        raise TypeError(f"run() has no option {unknown[0]!r}; its options are {known}")
+    asked = _Options(**how)
+    running = Running(asked.precision, asked.compile, chunk_size=asked.chunk_size)
     blank = torch.zeros(1, 3, network.preset.crop, network.preset.crop, device=_device(network.model))
     check_running(running, blank)
     layer = default_layer(network.model, blank) if layer is None else layer
     split(network.model, layer, blank)  # raises where there is no such layer
-    plan = _Plan(network, photographs, chosen, metric_names, layer, explain, batch_size, running)
-    settings = _settings(plan, about, variant, options or {})
+    named = [p._replace(name=p.name.encode(errors="backslashreplace").decode()) for p in photographs]
+    plan = _Plan(network, named, chosen, metric_names, layer, explain, batch_size, running)
+    settings = _settings(plan, asked.about, variant, options or {})
     plan = plan._replace(methods={name: _scored_alike(run, running) for name, run in chosen.items()})
-    with _opened(Path(output), settings, beside) as store:
-        if retry:
+    place = beside(Path(output), settings) if asked.beside else Path(output)
+    with writing(place, settings) as store:
+        if asked.retry:
             store.forget_failures()
-        for seen, errors, missing in _batches(plan, store, progress):
-            for number, error in errors.items():
-                store.write_image(ImageRow(number, *_known(plan, number), error=error))
-            if seen:
-                _judge(plan, store, seen, missing)
-        return Outcome(len(photographs), len(store.unreadable()), *store.counts(), store.folder)
+        contents = {n: (there, _content(named[n].path)) for n, there in store.contents().items()}
+        store.forget([n for n, (there, here) in contents.items() if here not in (None, there)])
+        for seen, missing in _batches(plan, store, asked.progress):
+            _judge(plan, store, seen, missing)
+        return Outcome(len(named), len(store.unreadable()), *store.counts(), place)
 
 
-def _flat(function: Callable[..., Any]) -> inspect.Signature:
-    """The function's signature with the keywords of its group in the group's place."""
-    *own, _ = inspect.signature(function).parameters.values()
-    of_group = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-        for (name, default), annotation in zip(
-            _DEFAULTS.items(), RunOptions.__annotations__.values(), strict=True
-        )
-    ]
-    return inspect.Signature([*own, *of_group], return_annotation=Outcome)
-
-
-run.__dict__["__signature__"] = _flat(run)
+*_own, _ = inspect.signature(run).parameters.values()
+run.__dict__["__signature__"] = inspect.signature(run).replace(parameters=[*_own, *by_name(_Options)])
 
 
 def _check(
@@ -206,10 +194,9 @@ def _check(
     checks.check_count("batch_size", batch_size)
     unlabeled = [photograph.name for photograph in photographs if photograph.label is None]
     if explain == "label" and unlabeled:
-        raise ValueError(
-            f"explain='label': {len(unlabeled)} of {len(photographs)} photographs have no label, such as "
-            f"{unlabeled[0]!r}; name a CSV file of labels, or explain the predicted classes"
-        )
+        many = f"{len(unlabeled)} of {len(photographs)} photographs have no label, such as {unlabeled[0]!r}"
+        remedy = "name a CSV file of labels, or explain the predicted classes"
+        raise ValueError(f"explain='label': {many}; {remedy}")
 
 
 def _settings(
@@ -242,32 +229,11 @@ def _scored_alike(run: Run, running: Running) -> Run:
     return functools.partial(run, **accepted(run, given))
 
 
-@contextlib.contextmanager
-def _opened(output: Path, settings: Mapping[str, Any], beside: bool) -> Iterator[Store]:
-    """The store of the folder or, with `beside`, of the first one next to it that has no other settings."""
-    for n in itertools.count(1):
-        place = output if n == 1 else output.with_name(f"{output.name}_{n}")
-        with contextlib.ExitStack() as stack:
-            try:
-                store = stack.enter_context(writing(place, settings))
-            except OtherSettingsError:
-                if beside:
-                    continue
-                raise
-            yield store
-            return
-
-
 def _fingerprint(model: nn.Module) -> str:
     """What tells one set of parameters from another."""
-    return _digest(
-        part
-        for name, value in model.state_dict().items()
-        for part in (
-            name.encode(),
-            value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data,
-        )
-    )
+    raw = lambda value: value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()  # noqa: E731
+    state = model.state_dict().items()
+    return _digest(part for name, value in state for part in (name.encode(), raw(value)))
 
 
 def _digest(parts: Iterable[Any]) -> str:
@@ -281,10 +247,13 @@ def _device(model: nn.Module) -> torch.device:
     return next(model.parameters(), torch.zeros(0)).device
 
 
-def _known(plan: _Plan, number: int) -> tuple[str, int | None]:
-    """The name and the label of a photograph."""
-    name, _, label = plan.photographs[number]
-    return name, label
+def _content(path: Path) -> str | None:
+    """What tells a file's content from another; None where there is no file that can be read."""
+    with contextlib.suppress(OSError):
+        if path.is_file():  # a pipe would be waited for
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, "blake2b").hexdigest()[:16]
+    return None
 
 
 # -- what comes in ------------------------------------------------------------------------------------------
@@ -292,7 +261,7 @@ def _known(plan: _Plan, number: int) -> tuple[str, int | None]:
 
 def _batches(
     plan: _Plan, store: Store, progress: bool
-) -> Iterator[tuple[list[_Seen], dict[int, str], dict[str, set[int]]]]:
+) -> Iterator[tuple[list[tuple[ImageRow, Tensor | None]], dict[str, set[int]]]]:
     """The batches in which something is missing, read ahead of the network, and what is missing in them."""
     done, unreadable = store.done(), store.unreadable()
     count, pending = len(plan.photographs), []
@@ -300,43 +269,45 @@ def _batches(
         readable = [n for n in range(start, min(start + plan.batch_size, count)) if n not in unreadable]
         missing = {name: {n for n in readable if (n, name) not in done} for name in plan.methods}
         if any(missing.values()):
-            pending.append((readable, {name: some for name, some in missing.items() if some}))
+            pending.append((readable, missing))
     already = count - sum(len(numbers) for numbers, _ in pending)
     bar = tqdm(total=count, initial=already, unit="photo", disable=not progress)
     with ThreadPoolExecutor(1) as pool, bar:
-        ahead: deque[Future[tuple[list[_Seen], dict[int, str]]]] = deque()
-        coming = iter(pending)
+        coming = (pool.submit(lambda some: [_read(plan, n) for n in some], numbers) for numbers, _ in pending)
+        ahead = deque(itertools.islice(coming, _AHEAD))
         for numbers, missing in pending:
-            ahead += [
-                pool.submit(_read, plan, more)
-                for more, _ in itertools.islice(coming, 1 + _AHEAD - len(ahead))
-            ]
-            yield *ahead.popleft().result(), missing
+            ahead.extend(itertools.islice(coming, 1))
+            yield ahead.popleft().result(), missing
             bar.update(len(numbers))
 
 
-def _read(plan: _Plan, numbers: Sequence[int]) -> tuple[list[_Seen], dict[int, str]]:
-    """The photographs that can be read, and why the others cannot."""
-    seen, errors = [], {}
-    for number in numbers:
-        try:
-            seen.append(_Seen(number, *images.prepare(plan.photographs[number].path, plan.network.preset)))
-        except (ValueError, OSError) as error:
-            errors[number] = " ".join(str(error).split())
-    return seen, errors
+def _read(plan: _Plan, number: int) -> tuple[ImageRow, Tensor | None]:
+    """What is known of a photograph, and it as the network sees it, or None with the reason in the row."""
+    name, path, label = plan.photographs[number]
+    row = ImageRow(number, name, label, content=_content(path))
+    try:
+        x, picture = images.prepare(path, plan.network.preset)
+    except (ValueError, OSError) as error:
+        return row._replace(error=" ".join(str(error).split())), None
+    return row._replace(picture=_encoded(picture, "JPEG", quality=_PICTURE_QUALITY)), x
 
 
 # -- what is found ------------------------------------------------------------------------------------------
 
 
-def _judge(plan: _Plan, store: Store, seen: list[_Seen], missing: Mapping[str, set[int]]) -> None:
+def _judge(plan: _Plan, store: Store, read: Sequence[Any], missing: Mapping[str, set[int]]) -> None:
     """Write down what the network saw of a batch, and what is missing of the methods' results."""
-    batch = _Batch(plan, seen)
-    for i, (number, _, picture) in enumerate(seen):
-        file = _encoded(picture, "JPEG", quality=_PICTURE_QUALITY)
-        store.write_image(ImageRow(number, *_known(plan, number), *batch.explained(i), file))
+    for row, x in read:
+        if x is None:
+            store.write_image(row)
+    seen = [(row, x) for row, x in read if x is not None]
+    if not seen:
+        return
+    batch = _Batch(plan, [row for row, _ in seen], torch.cat([x for _, x in seen]))
+    for row in batch.rows:
+        store.write_image(row)
     for name, numbers in missing.items():
-        for result in batch.results(name):
+        for result in batch.results(name) if numbers else ():
             if result.number in numbers:
                 store.write_result(result)
 
@@ -344,44 +315,41 @@ def _judge(plan: _Plan, store: Store, seen: list[_Seen], missing: Mapping[str, s
 class _Batch:
     """Photographs that are explained together, each for its own class."""
 
-    def __init__(self, plan: _Plan, seen: list[_Seen]) -> None:
-        self._plan, self._seen, self._model = plan, seen, plan.network.model
-        x = torch.cat([each.x for each in seen]).to(_device(self._model))
-        labels: Any = [plan.photographs[each.number].label for each in seen]
-        cls = None if plan.explain == "predicted" else labels
-        with one_class_scoring(self._model, x, cls, **plan.running._asdict()) as self._scoring:
-            self._cls: Any = torch.as_tensor(self._scoring.explained.cls, device=x.device)
-        self._call = Call(self._model, plan.layer, x, self._cls, records=len(plan.methods) > 1)
-
-    def explained(self, i: int) -> tuple[int, float]:
-        """The class that is explained of a photograph, and its probability."""
-        return int(self._cls[i]), float(self._scoring.explained.own[i, 0])
+    def __init__(self, plan: _Plan, rows: Sequence[ImageRow], x: Tensor) -> None:
+        model, x = plan.network.model, x.to(_device(plan.network.model))
+        cls: Any = None if plan.explain == "predicted" else [row.label for row in rows]
+        with one_class_scoring(model, x, cls, **plan.running._asdict()) as self._scoring:
+            explained = self._scoring.explained
+        self._plan, self._cls = plan, torch.as_tensor(explained.cls, device=x.device)
+        self._call = Call(model, plan.layer, x, self._cls, records=len(plan.methods) > 1)
+        found = zip(rows, self._cls.tolist(), explained.own[:, 0].tolist(), strict=True)
+        self.rows = [row._replace(cls=cls, probability=probability) for row, cls, probability in found]
 
     def results(self, name: str) -> Iterator[Result]:
         """What a method makes of each photograph, one after the other where all at once fails."""
         try:
             yield from self._results(name)
         except Exception as error:  # a method may raise anything; it is written down with the photograph
-            if len(self._seen) > 1:
-                for each in self._seen:
-                    yield from _Batch(self._plan, [each]).results(name)
+            if len(self.rows) > 1:
+                for row, x in zip(self.rows, self._call.x.split(1), strict=True):
+                    yield from _Batch(self._plan, [row], x).results(name)
                 return
             kind = "" if isinstance(error, (ValueError, TypeError)) else f"{type(error).__name__}: "
-            yield Result(self._seen[0].number, name, {}, error=kind + " ".join(str(error).split()))
+            yield Result(self.rows[0].number, name, {}, error=kind + " ".join(str(error).split()))
 
     def _results(self, name: str) -> list[Result]:
-        method, layer = self._plan.methods[name], self._plan.layer
-        heatmaps = heatmaps_of(method, self._call)
+        method, call = self._plan.methods[name], self._call
+        heatmaps = heatmaps_of(method, call)
         is_finite = torch.isfinite(heatmaps).flatten(1).all(1)
         heatmaps = torch.where(is_finite[:, None, None], heatmaps, 0.0)
-        judged = Judged(self._scoring, heatmaps, lambda images: method(self._model, layer, images, self._cls))
+        explain = lambda images: method(call.model, call.layer, images, self._cls)  # noqa: E731
         with torch.no_grad():
-            found = scored(judged, self._plan.metric_names)
+            found = scored(Judged(self._scoring, heatmaps, explain), self._plan.metric_names)
         return [
-            Result(number, name, {metric: _score(v, i) for metric, v in found.items()}, _small(heatmaps[i]))
+            Result(row.number, name, {m: _score(value, i) for m, value in found.items()}, _small(heatmaps[i]))
             if is_finite[i]
-            else Result(number, name, {}, error="the heatmap holds NaN or infinite values")
-            for i, (number, *_) in enumerate(self._seen)
+            else Result(row.number, name, {}, error="the heatmap holds NaN or infinite values")
+            for i, row in enumerate(self.rows)
         ]
 
 

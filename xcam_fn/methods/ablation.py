@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from xcam_fn import checks
+from xcam_fn.arguments import Count
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import method
+from xcam_fn.methods.options import Score
 from xcam_fn.methods.perturbation import projected
 from xcam_fn.weights import Projection
 
@@ -18,18 +19,16 @@ __all__ = ["ablationcam", "reciprocam"]
 
 
 @method(
-    "Ablation-CAM",
-    family="perturbation",
-    paper="WACV 2020, doi:10.1109/WACV45572.2020.9093360",
+    "Ablation-CAM", family="perturbation", paper="WACV 2020, doi:10.1109/WACV45572.2020.9093360",
     summary="each channel weighted by the share of the score lost without it",
     variants={"xplaincam": {}, "pytorch-grad-cam": {}},
-)
+)  # fmt: skip
 def ablationcam(
     call: Call,
     *,
-    score: Literal["logit", "probability"] = "logit",
+    score: Score = "logit",
     projection: Projection | None = None,
-    chunk_size: int = 64,
+    chunk_size: Count = 64,
     progress: bool = False,
 ) -> Tensor:
     """Ablation-CAM: each channel weighted by the share of the score that is lost without it.
@@ -37,16 +36,9 @@ def ablationcam(
     w_k = (s − s_k) / s, where s_k is the score with A_k set to zero (0 where s is 0); the map is Σ w_k A_k.
     The trunk runs once, the head once for each channel that is not zero already.
 
-    Args:
-        score: what is explained of a class, "logit" or "probability".
-        chunk_size: ablated copies of the features in one run of the head, ≥ 1; it changes the memory, not the
-            map.
-        progress: show a bar that counts runs of the head.
-
     References:
         Ramaswamy, Ablation-CAM, WACV 2020 (doi:10.1109/WACV45572.2020.9093360).
     """
-    checks.check_count("chunk_size", chunk_size)
     s, A = call.explained(score).own, call.features
     which, channel = _channels_to_ablate(A)
     ablated = call.head_scores(
@@ -75,35 +67,29 @@ def _without_channel(features: Tensor, channel: Tensor) -> Tensor:
 
 
 @method(
-    "Recipro-CAM",
-    family="perturbation",
-    paper="arXiv:2209.14074",
+    "Recipro-CAM", family="perturbation", paper="arXiv:2209.14074", returns="scores",
     summary="what each position of the features scores alone",
-)
+)  # fmt: skip
 def reciprocam(
     call: Call,
     *,
     gaussian: bool = True,
-    score: Literal["probability", "logit"] = "probability",
-    chunk_size: int = 64,
+    score: Score = "probability",
+    chunk_size: Count = 64,
     progress: bool = False,
 ) -> Tensor:
     """Recipro-CAM: each position's value is the score of the features with all but that position masked.
 
     S(p) = p(A ⊙ M_p), M_p the 3 × 3 Gaussian (1/4 at p, 1/8 beside it, 1/16 at the corners) and zero
-    elsewhere, or 1 at p alone. The trunk runs once, the head once for each position.
+    elsewhere, or 1 at p alone. The trunk runs once, the head once for each position. A score's zero is
+    arbitrary, a logit's for one: the heatmap reaches from the least value of the map to the largest.
 
     Args:
         gaussian: show the neighbors of a position too, by the Gaussian; else the position alone.
-        score: what is explained of a class, "probability" or "logit".
-        chunk_size: masked copies of the features in one run of the head, ≥ 1; it changes the memory, not the
-            map.
-        progress: show a bar that counts runs of the head.
 
     References:
         Byun and Lee (arXiv:2209.14074).
     """
-    checks.check_count("chunk_size", chunk_size)
     A = call.features
     axes = [torch.arange(length, device=A.device) for length in A.shape[2:]]
     places = torch.cartesian_prod(*axes).reshape(-1, len(axes))

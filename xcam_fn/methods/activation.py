@@ -11,11 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from xcam_fn import checks, weights
+from xcam_fn.arguments import NonNegative, check
+from xcam_fn.maps import precise
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import enter, method
 from xcam_fn.methods.method import Method, options_of
 from xcam_fn.perturb import normal, uniform
-from xcam_fn.projections import Kernel, kernel_component, principal_component
+from xcam_fn.projections import kernel_component, principal_component
 from xcam_fn.targets import Classes, ClassScore
 from xcam_fn.weights import Projection
 
@@ -59,43 +61,22 @@ def from_features(
 
     def project(call: Call, **options: Any) -> Tensor:
         cam: Any = projection
-        found = cam(call.features, **options)[:, None]
+        found = cam(precise(call.features), **options)[:, None]
         if call.cls is None:
             return found
         return found.expand(-1, call.explained().own.shape[1], *found.shape[2:])
 
     run: Any = project
-
-    name = name or projection.__name__
+    check("projection", projection, Callable)
+    name = name or str(getattr(projection, "__name__", type(projection).__name__))
     return Method(
-        run, name, title or name, family, paper, summary,
-        variants=variants or {}, keywords=options_of(projection, 1), explains=projection,
+        run, name, title or name, family, paper, summary, variants=variants or {}, explains=(projection,),
+        single=True, keywords=options_of(projection, 1),
         module=sys._getframe(1).f_globals.get("__name__", "__main__"),
     )  # fmt: skip
 
 
-def _eigencam(A: Maps, *, center: bool = False) -> Map:
-    """The features projected on their first principal component.
-
-    Args:
-        A: features, (B, K, *spatial).
-        center: subtract each channel's mean over the positions first, as a library does.
-    """
-    return principal_component(A, center=center)
-
-
-def _kpcacam(A: Maps, *, kernel: Kernel = "sigmoid", gamma: float | None = None) -> Map:
-    """The features projected on their first principal component in a kernel's space.
-
-    Args:
-        A: features, (B, K, *spatial).
-        kernel: "sigmoid", "rbf" or "linear".
-        gamma: γ of the kernel, > 0; 1 / K by default.
-    """
-    return kernel_component(A, kernel=kernel, gamma=gamma)
-
-
-def _fem(A: Maps, *, k: float = 2.0, summed: Literal["masks", "features"] = "masks") -> Map:
+def _fem(A: Maps, *, k: NonNegative = 2.0, summed: Literal["masks", "features"] = "masks") -> Map:
     """Σ mean(A_k) M_k with M_k = [A_k ≥ mean + k σ].
 
     Args:
@@ -103,16 +84,13 @@ def _fem(A: Maps, *, k: float = 2.0, summed: Literal["masks", "features"] = "mas
         k: how many standard deviations above its mean a channel has to be at a position to count, ≥ 0.
         summed: "masks", or "features" for Σ mean(M_k) A_k, as a library does.
     """
-    checks.check_number("k", k, at_least=0)
-    checks.check_choice("summed", summed, ("masks", "features"))
-    precise = A if A.dtype == torch.float64 else A.float()
-    rows = precise.flatten(2)
+    rows = A.flatten(2)
     limit = rows.mean(2, keepdim=True) + k * rows.std(2, correction=0, keepdim=True)
     if summed == "masks":
         found = weights.weighted_sum((rows >= limit).to(rows), rows.mean(2))
     else:
         found = weights.weighted_sum(rows, (rows > limit).to(rows).mean(2))
-    return found.reshape(A.shape[0], *A.shape[2:]).to(A.dtype)
+    return found.reshape(A.shape[0], *A.shape[2:])
 
 
 def _randomcam(A: Maps, *, seed: int = 0) -> Map:
@@ -122,49 +100,37 @@ def _randomcam(A: Maps, *, seed: int = 0) -> Map:
         A: features, (B, K, *spatial).
         seed: of the weights, which are a function of it and the channel's number.
     """
-    checks.check_seed(seed)
     w = 2 * uniform(seed, 0, (A.shape[1],), like=A) - 1
     return weights.weighted_sum(A, w.expand(A.shape[:2]))
 
 
-eigencam = enter(
-    from_features(
-        _eigencam, name="eigencam", title="Eigen-CAM", paper="arXiv:2008.00299",
-        summary="the features' first principal component, whatever the class",
-        variants={"pytorch-grad-cam": {"center": True}},
-    )
-)  # fmt: skip
-kpcacam = enter(
-    from_features(
-        _kpcacam, name="kpcacam", title="KPCA-CAM", paper="arXiv:2410.00267",
-        summary="the features' first principal component in a kernel's space, whatever the class",
-        variants={"pytorch-grad-cam": {}},
-    )
-)  # fmt: skip
-fem = enter(
-    from_features(
-        _fem, name="fem", title="FEM", paper="IPTA 2020, hal-02963298",
-        summary="where channels exceed their mean by k standard deviations, whatever the class",
-        variants={"pytorch-grad-cam": {"summed": "features"}},
-    )
-)  # fmt: skip
-randomcam = enter(
-    from_features(
-        _randomcam, name="randomcam", title="Random-CAM", family="baseline",
-        summary="channels weighted at random, the baseline that an explanation has to beat",
-        variants={"pytorch-grad-cam": {}},
-    )
-)  # fmt: skip
+eigencam = enter(from_features(
+    principal_component, name="eigencam", title="Eigen-CAM", paper="arXiv:2008.00299",
+    summary="the features' first principal component, whatever the class",
+    variants={"pytorch-grad-cam": {"center": True}},
+).with_options(center=False))  # fmt: skip
+kpcacam = enter(from_features(
+    kernel_component, name="kpcacam", title="KPCA-CAM", paper="arXiv:2410.00267",
+    summary="the features' first principal component in a kernel's space, whatever the class",
+    variants={"pytorch-grad-cam": {}},
+))  # fmt: skip
+fem = enter(from_features(
+    _fem, name="fem", title="FEM", paper="IPTA 2020, hal-02963298",
+    summary="where channels exceed their mean by k standard deviations, whatever the class",
+    variants={"pytorch-grad-cam": {"summed": "features"}},
+))  # fmt: skip
+randomcam = enter(from_features(
+    _randomcam, name="randomcam", title="Random-CAM", family="baseline",
+    summary="channels weighted at random, the baseline that an explanation has to beat",
+    variants={"pytorch-grad-cam": {}},
+))  # fmt: skip
 
 
 @method(
-    "CAM",
-    family="activation",
-    paper="arXiv:1512.04150",
+    "CAM", family="activation", paper="arXiv:1512.04150",
     summary="each channel weighted by the linear layer's own weight",
-    needs="global average pooling and a linear layer after it",
-    variants={"torchcam": {}},
-)
+    needs="global average pooling and a linear layer after it", variants={"torchcam": {}},
+)  # fmt: skip
 def cam(call: Call, *, projection: Projection | None = None) -> Tensor:
     """CAM: each channel weighted by the network's own weight from its mean to the class.
 

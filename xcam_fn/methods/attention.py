@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from xcam_fn import checks
+from xcam_fn.arguments import Count
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import method
 from xcam_fn.network.attention import StepByStep
-from xcam_fn.network.calls import ModuleCall, module_calls, run_changed, with_features
+from xcam_fn.network.calls import Key, ModuleCall, module_calls, run_changed, with_features
 from xcam_fn.network.copies import unwrap
 from xcam_fn.network.places import attention_positions, to_spatial_of
 from xcam_fn.network.probe import Probe
@@ -34,14 +35,11 @@ class _Block(NamedTuple):
 
 
 @method(
-    "LeGrad",
-    family="gradient",
-    paper="arXiv:2404.03214",
+    "LeGrad", family="gradient", paper="arXiv:2404.03214",
     summary="how the score of each block's tokens rises with its attention to each patch",
-    needs="attention over all patches",
-    variants={"torchcam": {}},
-)
-def legrad(call: Call, *, num_blocks: int | None = None) -> Tensor:
+    needs="attention over all patches", variants={"torchcam": {}},
+)  # fmt: skip
+def legrad(call: Call, *, num_blocks: Count | None = None) -> Tensor:
     """LeGrad: how much the score of each block's tokens rises with the attention that it pays to each patch.
 
     s_l is the score that the network's head gives to block l's own tokens, A_l the block's attention; the map
@@ -59,7 +57,6 @@ def legrad(call: Call, *, num_blocks: int | None = None) -> Tensor:
     calls = module_calls(root, x)
     found = [calls[position] for position in attention_positions(calls)]
     if num_blocks is not None:
-        checks.check_count("num_blocks", num_blocks)
         found = found[-num_blocks:]
     blocks, output = _recorded(root, x, found)
     explained = explained_score(output, len(x), call.cls, logit)
@@ -84,7 +81,7 @@ def legrad(call: Call, *, num_blocks: int | None = None) -> Tensor:
 
 def _recorded(root: nn.Module, x: Tensor, found: Sequence[ModuleCall]) -> tuple[list[_Block], Any]:
     """What each block was given and returned in a forward, and the network's output."""
-    blocks: dict[tuple[int, int], _Block] = {}
+    blocks: dict[Key, _Block] = {}
 
     def recording_as(call: ModuleCall) -> Callable[..., Any]:
         def recorded(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from xcam_fn import checks
 from xcam_fn.network.attention import StepByStep
 from xcam_fn.network.calls import run_model
-from xcam_fn.network.copies import unwrap
+from xcam_fn.network.copies import private_copy, unwrap
 from xcam_fn.network.forward import forward_pass
-from xcam_fn.network.halves import Halves, Pass, halves
+from xcam_fn.network.halves import Halves, halves
+from xcam_fn.network.passes import Pass
 from xcam_fn.network.places import ToSpatial
 from xcam_fn.network.split import checked_scores
-from xcam_fn.network.target_layer import Layer
+from xcam_fn.network.target_layer import Layer, find
 from xcam_fn.network.vjp import recording
 from xcam_fn.perturb import perturbation_scores
 from xcam_fn.scoring.running import Running, Scoring
@@ -56,9 +57,10 @@ class Call:
         create_graph: bool = False,
         records: bool = False,
     ) -> None:
-        self.model, self.layer, self.x, self.cls = model, layer, x, cls
+        self.model, self.layer, self.x, self.cls = model, layer, checks.plain(x), cls
         self.to_spatial, self.create_graph, self.records = to_spatial, create_graph, records
         self.many = False  # until something finds that n classes of each image are asked for
+        self._origin: nn.Module | None = None  # the user's model, once a copy of its structure is explained
         self._found: dict[Any, Any] = {}
         self._of_network: dict[str, Any] = {}  # what does not depend on what is explained
 
@@ -70,7 +72,9 @@ class Call:
 
     def _with(self, **changes: Any) -> Call:
         question = ("model", "layer", "x", "cls", "to_spatial", "create_graph", "records")
-        return Call(**({name: getattr(self, name) for name in question} | changes))
+        other = Call(**({name: getattr(self, name) for name in question} | changes))
+        other._origin = self._origin
+        return other
 
     def of(self, x: Tensor, cls: Classes) -> Call:
         """The same question about other images, of a class that is fixed; nothing is shared."""
@@ -78,7 +82,7 @@ class Call:
 
     def at(self, layer: Layer) -> Call:
         """The same question at another layer; nothing is shared."""
-        return self._with(layer=layer)
+        return self._with(layer=self._own(layer))
 
     def asking(self, cls: Classes) -> Call:
         """The same network and images asked about a class; the forward is shared."""
@@ -89,14 +93,31 @@ class Call:
         return other
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        """Check the arguments, record a graph where one is asked for, and translate errors of the forward."""
+    def running(self, *, once: bool = False) -> Iterator[None]:
+        """Check the arguments, and record a graph where one is asked for.
+
+        Args:
+            once: one forward is all that is asked for. Else a copy of the model's structure is explained,
+                which stays as it is when another thread changes the model.
+        """
         checks.check_to_spatial(self.to_spatial)
+        checks.check_flag("create_graph", self.create_graph)
         if not torch.compiler.is_dynamo_compiling():
             checks.check_call(self.model, self.x)
             checks.check_model(unwrap(self.model))
+            if self._origin is None and not once:
+                self._origin = unwrap(self.model)
+                self.layer, self.model = (
+                    self._own(self.layer),
+                    private_copy(self._origin, clone_buffers=False),
+                )
         with recording(self.x, self.create_graph):
             yield
+
+    def _own(self, layer: Layer) -> Layer:
+        """The layer by its name where it is a module of the user's model, of which there is a copy."""
+        is_module = self._origin is not None and isinstance(layer, nn.Module)
+        return find(self._origin, layer)[0] if is_module else layer
 
     # -- at the layer ---------------------------------------------------------------------------------------
 

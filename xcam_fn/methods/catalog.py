@@ -11,6 +11,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from torch import Tensor
 
 from xcam_fn import checks
+from xcam_fn.arguments import checked
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.method import Method
 
@@ -50,14 +51,7 @@ _LIBRARIES = ("xplaincam", "torchcam", "pytorch-grad-cam")
 def method(
     title: str, *, family: str, summary: str, **about: Any
 ) -> Callable[[Callable[Concatenate[Call, P], Tensor]], Method[P]]:
-    """Make a formula one of the library's own methods, under the formula's name.
-
-    Args:
-        title: the name in print.
-        family: as `Method` says.
-        summary: what the method does, in one line.
-        **about: the other attributes of `Method`.
-    """
+    """Make a formula one of the library's own methods, under its own name; `about` is as `Method` says."""
 
     def entered(run: Callable[Concatenate[Call, P], Tensor]) -> Method[P]:
         return enter(Method(run, name=run.__name__, title=title, family=family, summary=summary, **about))
@@ -83,26 +77,19 @@ def _entered(registry: Any, name: str, value: Value) -> Value:
 
 
 def freeze(*families: ModuleType) -> Mapping[str, Mapping[str, Mapping[str, Any]]]:
-    """Close the registries, and return `VARIANTS`: by library and method, the keywords that compute its map.
-
-    Args:
-        *families: the modules of the methods, in the order in which their methods are listed.
-    """
+    """Close the registries, in the families' order, and return `VARIANTS`, keywords by library and method."""
     listed = [value for family in families for value in vars(family).values() if isinstance(value, Method)]
-    own = {method.name: method for method in listed if METHODS.get(method.name) is method}
-    vars(METHODS)["_entries"] = own
+    vars(METHODS)["_entries"] = {m.name: m for m in listed if METHODS.get(m.name) is m}
     for registry in (METHODS, WRAPPERS):
         vars(registry)["frozen"] = True
-    return _Registry(
-        {
-            library: _Registry(
-                {m.name: _Registry(m.variants[library]) for m in METHODS.values() if library in m.variants}
-            )
-            for library in _LIBRARIES
-        }
-    )
+    found: dict[str, dict[str, Any]] = {library: {} for library in _LIBRARIES}
+    for method in METHODS.values():
+        for library, options in method.variants.items():
+            found[library][method.name] = _Registry(options)
+    return _Registry({library: _Registry(methods) for library, methods in found.items()})
 
 
+@checked
 def find_method(name: str, *, variant: str | None = None, **options: Any) -> Method[...]:
     """Return the method of that name: "gradcam", "gradcam+sscam" for their fusion, "smooth(gradcam)".
 
@@ -117,7 +104,9 @@ def find_method(name: str, *, variant: str | None = None, **options: Any) -> Met
         The method, ready to be called as `method(model, layer, x, cls, **options)`.
 
     Raises:
-        ValueError: the name or the variant is not known, or the library has no such method.
+        ValueError: the name or the variant is not known, or the library has no such method; a value is out of
+            range.
+        TypeError: a value is of the wrong kind.
     """
     if variant is not None and variant not in _LIBRARIES:
         raise ValueError(f"variant {variant!r} is not known; expected one of {', '.join(_LIBRARIES)}")
@@ -151,6 +140,12 @@ def as_method(given: str | Callable[..., Any]) -> Any:
     return given
 
 
+def name_of(method: Any) -> str:
+    """The name that a method or a function has, or is."""
+    named = getattr(method, "name", getattr(method, "__name__", repr(method)))
+    return method if isinstance(method, str) else named
+
+
 def heatmaps_of(method: Any, call: Call, options: Mapping[str, Any] = MappingProxyType({})) -> Tensor:
     """The heatmaps of a method for a call that others share, or of a function of the user's own."""
     if not isinstance(method, Method):
@@ -161,7 +156,7 @@ def heatmaps_of(method: Any, call: Call, options: Mapping[str, Any] = MappingPro
 def accepted(method: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the options that the method takes and that are not given to it already."""
     if isinstance(method, Method):
-        names = {*method.own_options, "to_spatial", "postprocess", "create_graph"} - set(method.options)
+        names = set(inspect.signature(method).parameters) - {"model", "layer", "x", "cls", *method.options}
     else:
         names = set(inspect.signature(method).parameters)
     return {name: value for name, value in options.items() if name in names}

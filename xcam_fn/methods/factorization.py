@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from xcam_fn import checks
+from xcam_fn.arguments import Count, Positive, checked
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import method
 from xcam_fn.network.places import ToSpatial
@@ -35,15 +36,16 @@ class Concepts(NamedTuple):
     offset: Float[Tensor, " K"]
 
 
+@checked
 def concepts(
     model: nn.Module,
     layer: Layer,
     x: Images,
     *,
-    num_concepts: int = 5,
+    num_concepts: Count = 5,
     init: Init = "nndsvda",
-    tol: float = 1e-4,
-    max_iter: int = 10_000,
+    tol: Positive = 1e-4,
+    max_iter: Count = 10_000,
     seed: int = 0,
     to_spatial: ToSpatial | None = None,
 ) -> Concepts:
@@ -73,30 +75,12 @@ def concepts(
     References:
         Collins et al., Deep Feature Factorization (arXiv:1806.10206).
     """
-    how = _checked(num_concepts, init, tol, max_iter, seed)
-    return _factorized(features(model, layer, x, to_spatial=to_spatial), how)
+    A = features(model, layer, x, to_spatial=to_spatial)
+    return _factorized(A, num_concepts, init=init, tol=tol, max_iter=max_iter, random_state=seed % 2**32)
 
 
-class _How(NamedTuple):
-    """The keywords of scikit-learn's factorization."""
-
-    n_components: int
-    init: str
-    tol: float
-    max_iter: int
-    random_state: int
-
-
-def _checked(num_concepts: int, init: str, tol: float, max_iter: int, seed: int) -> _How:
-    checks.check_count("num_concepts", num_concepts)
-    checks.check_choice("init", init, get_args(Init))
-    checks.check_number("tol", tol, above=0)
-    checks.check_count("max_iter", max_iter)
-    checks.check_seed(seed)
-    return _How(num_concepts, init, tol, max_iter, seed % 2**32)
-
-
-def _factorized(A: Float[Tensor, "B K *spatial"], how: _How) -> Concepts:
+def _factorized(A: Tensor, count: int, **how: Any) -> Concepts:
+    """The concepts of features (B, K, *spatial), by scikit-learn's factorization and its keywords."""
     try:
         from sklearn.decomposition import NMF  # noqa: PLC0415 (an extra)
     except ImportError:
@@ -110,7 +94,6 @@ def _factorized(A: Float[Tensor, "B K *spatial"], how: _How) -> Concepts:
         )
     values = A.detach().movedim(1, 0).flatten(1)
     largest = min(values.shape)
-    count = how.n_components
     if count > largest:
         raise ValueError(
             f"num_concepts={count}: features of shape {tuple(A.shape)} have at most {largest} concepts"
@@ -118,26 +101,25 @@ def _factorized(A: Float[Tensor, "B K *spatial"], how: _How) -> Concepts:
     offset = values.amin(1)
     above = (values - offset[:, None]).double()
     scale = float(above.max()) or 1.0
-    factorize = NMF(**how._asdict())
+    settings: Any = {"n_components": count, **how}
+    factorize = NMF(**settings)
     vectors = factorize.fit_transform((above / scale).cpu().numpy()) * scale
     maps = torch.as_tensor(factorize.components_).reshape(count, len(A), *A.shape[2:])
     return Concepts(torch.as_tensor(vectors.T.copy()).to(A), maps.movedim(0, 1).to(A), offset)
 
 
 @method(
-    "Deep Feature Factorization",
-    family="perturbation",
-    paper="arXiv:1806.10206",
+    "Deep Feature Factorization", family="perturbation", paper="arXiv:1806.10206",
     summary="concepts of the features, each weighted by what it adds to the class's score",
-    variants={"pytorch-grad-cam": {"init": "random", "max_iter": 200}},
-)
+    variants={"pytorch-grad-cam": {"init": "random", "max_iter": 200}}, explains=(concepts,),
+)  # fmt: skip
 def deep_feature_factorization(
     call: Call,
     *,
-    num_concepts: int = 5,
+    num_concepts: Count = 5,
     init: Init = "nndsvda",
-    tol: float = 1e-4,
-    max_iter: int = 10_000,
+    tol: Positive = 1e-4,
+    max_iter: Count = 10_000,
     seed: int = 0,
 ) -> Tensor:
     """Deep feature factorization: each image's concepts, weighted by what each adds to the class's score.
@@ -146,19 +128,12 @@ def deep_feature_factorization(
     is Σ_i w_i h_i. The trunk runs once, the head once more than there are concepts. `concepts` gives the
     factors themselves, of many images together. It cannot be differentiated.
 
-    Args:
-        num_concepts: ≥ 1, no more than the layer has channels or positions.
-        init: where the factorization starts, as scikit-learn calls it: "nndsvda" or "random".
-        tol: how little it still has to gain when it stops, > 0.
-        max_iter: how many steps it takes at the most, ≥ 1.
-        seed: of its random numbers.
-
     References:
         Collins et al. (arXiv:1806.10206).
     """
-    how = _checked(num_concepts, init, tol, max_iter, seed)
     A = call.features
-    found = [_factorized(a[None], how) for a in A]
+    how: Any = {"init": init, "tol": tol, "max_iter": max_iter, "random_state": seed % 2**32}
+    found = [_factorized(a[None], num_concepts, **how) for a in A]
     maps = torch.cat([each.maps for each in found])
     # Each image's offset alone, then with one concept on it.
     parts = [torch.cat([each.vectors.new_zeros(1, A.shape[1]), each.vectors]) for each in found]

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from xcam_fn import checks
+from xcam_fn.arguments import NonNegative
 from xcam_fn.maps import minmax, resize
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import method
@@ -26,34 +26,15 @@ __all__ = ["fullgrad"]
 
 
 class FullGradient(NamedTuple):
-    """What a network of linear layers and ReLUs adds its score up from.
+    """What a network of linear layers and ReLUs adds its score up from, of one class or of many."""
 
-    Attributes:
-        input: x ⊙ ∂s/∂x, (B, n, C, *size).
-        biases: b ⊙ ∂s/∂b of each layer with a bias, (B, n, K, *spatial), or (B, n, K) for a linear one.
-        many: whether n classes of each image were asked for; n is 1 otherwise.
-    """
-
-    input: Tensor
-    biases: list[Tensor]
+    input: Tensor  # x ⊙ ∂s/∂x, (B, n, C, *size)
+    biases: list[Tensor]  # b ⊙ ∂s/∂b of each layer that has one, (B, n, K, *spatial) or (B, n, K)
     many: bool
 
 
 def full_gradient(model: nn.Module, x: Float[Tensor, "B C *size"], cls: Classes = None) -> FullGradient:
-    """Return the parts of the score: of the input and of every bias. In a network of ReLUs they add up to it.
-
-    Args:
-        model: the network, in evaluation mode; it is never touched.
-        x: (B, C, *size), prepared images.
-        cls: None for the predicted class of each image, an int, B ints, (B, n) ints for n classes of each
-            image, or a target, a callable from the model's output to B scores.
-
-    Returns:
-        `FullGradient(input, biases, many)`.
-
-    References:
-        Srinivas and Fleuret (arXiv:1905.00780), proposition 1.
-    """
+    """The parts of the score, of the input and of every bias; in a network of ReLUs they add up to it."""
     score, root, detached = checked_scores(cls, len(x)), unwrap(model), records_nothing(x)
     biased = [
         (call, bias)
@@ -73,14 +54,10 @@ def full_gradient(model: nn.Module, x: Float[Tensor, "B C *size"], cls: Classes 
     values = torch.cat([x.flatten(1), x.new_zeros(len(x), sum(lengths[1:]))], 1)
     scores, pullback = vjp(run, values)
     pulled = pulled_back(pullback, scores)
-    pulled = pulled if scores.ndim == 2 else pulled[:, None]
-    parts = [
-        part.reshape(len(x), -1, *shape[1:])
-        for part, shape in zip(pulled.split(lengths, 2), shapes, strict=True)
-    ]
-    of_biases = [
-        part * _along_channels(bias, call) for (call, bias), part in zip(biased, parts[1:], strict=True)
-    ]
+    pulled = (pulled if scores.ndim == 2 else pulled[:, None]).split(lengths, 2)
+    parts = [part.reshape(len(x), -1, *shape[1:]) for part, shape in zip(pulled, shapes, strict=True)]
+    along = [_along_channels(bias, call) for call, bias in biased]
+    of_biases = [part * bias for bias, part in zip(along, parts[1:], strict=True)]
     return FullGradient(parts[0] * x[:, None], of_biases, many=scores.ndim == 2)
 
 
@@ -108,13 +85,13 @@ def _along_channels(bias: Tensor, call: ModuleCall) -> Tensor:
 
 
 @method(
-    "FullGrad",
-    family="gradient",
-    paper="arXiv:1905.00780",
+    "FullGrad", family="gradient", paper="arXiv:1905.00780",
     summary="the gradients of the input and of all biases; needs no layer",
     variants={"pytorch-grad-cam": {"eps": 1e-7}},
-)
-def fullgrad(call: Call, *, rescale: Literal["channel", "layer"] = "channel", eps: float = 0.0) -> Tensor:
+)  # fmt: skip
+def fullgrad(
+    call: Call, *, rescale: Literal["channel", "layer"] = "channel", eps: NonNegative = 0.0
+) -> Tensor:
     """FullGrad: the input's gradient times the input, and each bias's gradient times the bias, as one map.
 
     The map is ψ(x ⊙ ∂s/∂x) + Σ over layers and channels of ψ(b ⊙ ∂s/∂b), ψ the absolute value scaled to
@@ -129,8 +106,6 @@ def fullgrad(call: Call, *, rescale: Literal["channel", "layer"] = "channel", ep
     References:
         Srinivas and Fleuret (arXiv:1905.00780), equation 6.
     """
-    checks.check_choice("rescale", rescale, ("channel", "layer"))
-    checks.check_number("eps", eps, at_least=0)
     x = call.x
     size, axes = tuple(x.shape[2:]), x.ndim - 2
     with StepByStep():

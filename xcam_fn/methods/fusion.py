@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, Unpack
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -11,11 +11,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from xcam_fn import checks, weights
-from xcam_fn.maps import minmax, resized_minmax
+from xcam_fn.arguments import Count, Percentile, checked
+from xcam_fn.maps import last_axes, minmax, resized_minmax
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import accepted, as_method, heatmaps_of, method
 from xcam_fn.methods.gradient import weighted
-from xcam_fn.methods.options import taken
+from xcam_fn.methods.options import Score
 from xcam_fn.methods.perturbation import scorecam
 from xcam_fn.perturb import Baseline, baseline_images
 from xcam_fn.scoring.running import Running, RunningOptions, Scoring, scoring_of
@@ -24,6 +25,7 @@ from xcam_fn.targets import Classes
 __all__ = ["agree", "combine", "denoise", "fuse", "fusioncam", "gain", "unioncam"]
 
 Images = Float[Tensor, "B C *size"]
+Maps = Float[Tensor, "..."]
 Component = str | Callable[..., Tensor] | Tensor | np.ndarray
 Gain = Callable[..., Sequence[Tensor] | Tensor]
 
@@ -31,7 +33,8 @@ Gain = Callable[..., Sequence[Tensor] | Tensor]
 # -- the parts ---------------------------------------------------------------------------------------------
 
 
-def denoise(maps: Float[Tensor, "..."], theta: float = 10.0, *, axes: int = 2) -> Float[Tensor, "..."]:
+@checked
+def denoise(maps: Maps, theta: Percentile = 10.0, *, axes: Count = 2) -> Maps:
     """Maps without their lowest part: zero at or below their own θ-th percentile.
 
     Args:
@@ -45,13 +48,8 @@ def denoise(maps: Float[Tensor, "..."], theta: float = 10.0, *, axes: int = 2) -
     return torch.where(maps > weights.percentile(maps, theta, axes), maps, 0.0)
 
 
-def combine(
-    first: Float[Tensor, "..."],
-    second: Float[Tensor, "..."],
-    gains: Sequence[Tensor] | Tensor,
-    *,
-    axes: int = 2,
-) -> Float[Tensor, "..."]:
+@checked
+def combine(first: Maps, second: Maps, gains: Sequence[Tensor] | Tensor, *, axes: Count = 2) -> Maps:
     """Two maps added up, each times what it gains, and scaled to [0, 1].
 
     Args:
@@ -67,9 +65,8 @@ def combine(
     return minmax(of_first * first + of_second * second, axes)
 
 
-def agree(
-    first: Float[Tensor, "..."], second: Float[Tensor, "..."], *, axes: int = 2
-) -> Float[Tensor, "..."]:
+@checked
+def agree(first: Maps, second: Maps, *, axes: Count = 2) -> Maps:
     """The larger of two maps where they agree, their mean where they do not, scaled to [0, 1].
 
     sim = clamp(1 − |first − second|, 0, 1); n(sim · max(first, second) + (1 − sim) · (first + second) / 2).
@@ -86,14 +83,10 @@ def agree(
     return minmax(sim * torch.maximum(first, second) + (1 - sim) * (first + second) / 2, axes)
 
 
+@checked
 def fuse(
-    gradient_map: Float[Tensor, "..."],
-    region_map: Float[Tensor, "..."],
-    gain: Gain,
-    *,
-    theta: float = 10.0,
-    axes: int = 2,
-) -> Float[Tensor, "..."]:
+    gradient_map: Maps, region_map: Maps, gain: Gain, *, theta: Percentile = 10.0, axes: Count = 2
+) -> Maps:
     """Fusion-CAM's map, made of two heatmaps and of what the score gains where a heatmap shows the image.
 
     D is the gradient map without its lowest part; F = n(β_D·D + β_R·R); the fused map is what β_F·F and
@@ -116,7 +109,6 @@ def fuse(
     References:
         Fusion-CAM (arXiv:2603.05386).
     """
-    checks.check_number("theta", theta, at_least=0, at_most=100)
     if gradient_map.shape != region_map.shape:
         raise ValueError(
             f"gradient_map has shape {tuple(gradient_map.shape)} and region_map {tuple(region_map.shape)}; "
@@ -125,16 +117,12 @@ def fuse(
     denoised = denoise(gradient_map, theta, axes=axes)
     gains = gain(denoised, region_map)
     combined = combine(denoised, region_map, gains, axes=axes)
-    (of_combined,) = gain(combined)
-    return agree(
-        _per_map(of_combined, combined, axes) * combined,
-        _per_map(gains[1], region_map, axes) * region_map,
-        axes=axes,
-    )
+    of_maps = ((gain(combined)[0], combined), (gains[1], region_map))
+    return agree(*(_per_map(beta, one, axes) * one for beta, one in of_maps), axes=axes)
 
 
 def _per_map(values: Tensor, maps: Tensor, axes: int) -> Tensor:
-    return values.reshape(*maps.shape[:-axes], *[1] * axes)
+    return values.reshape(*maps.shape[: last_axes(maps, axes)[0]], *[1] * axes)
 
 
 def gain(
@@ -143,7 +131,7 @@ def gain(
     cls: Classes = None,
     *,
     baseline: Baseline = 0.0,
-    score: Literal["probability", "logit"] = "probability",
+    score: Score = "probability",
     **options: Unpack[RunningOptions],
 ) -> Callable[..., Tensor]:
     """Return the function that says what heatmaps gain: β = p(x ⊙ heatmap) − p(x₀), for `fuse` or by itself.
@@ -185,75 +173,65 @@ def _gain(scoring: Scoring, baseline: Baseline) -> Callable[..., Tensor]:
 
 
 @method(
-    "Union-CAM",
-    family="fusion",
-    paper="doi:10.3389/fnbot.2024.1490198",
+    "Union-CAM", family="fusion", paper="doi:10.3389/fnbot.2024.1490198",
     summary="a denoised gradient map and Score-CAM's, added up by what they gain",
-    variants={"xplaincam": {"region": scorecam.variant("xplaincam")}},
-    cost=lambda channels: channels,
-)
+    variants={"xplaincam": {"region": scorecam.variant("xplaincam")}}, cost=lambda channels: channels,
+)  # fmt: skip
 def unioncam(
     call: Call,
     *,
     region: Component = "scorecam",
-    theta: float = 10.0,
+    theta: Percentile = 10.0,
     baseline: Baseline = 0.0,
-    score: Literal["probability", "logit"] = "probability",
+    score: Score = "probability",
     **options: Unpack[RunningOptions],
 ) -> Tensor:
     """Union-CAM: a denoised gradient map and Score-CAM's, added up by what they gain, or the latter alone.
 
     D = n(U(Σ α G₊ A)) with each channel's gradient below its θ-th percentile dropped, G₊ its positive part
-    and α = 1 / Σ G₊; R is Score-CAM's heatmap; F = n(β_D·D + β_R·R) with β = p(x ⊙ map) − p(x₀). The map is
-    F, or R where that gains more. Where both are zero, so is the map; a β may be negative, and its map then
-    counts against.
+    and α = 1 / Σ G₊; R is Score-CAM's heatmap, with a baseline of its own; F = n(β_D·D + β_R·R) with
+    β = p(x ⊙ map) − p(x₀). The map is F, or R where that gains more. Where both are zero, so is the map; a β
+    may be negative, and its map then counts against.
 
     Args:
         region: R: a method by name or as a function, or its heatmaps.
         theta: the percentile of a channel's gradients, 0 to 100, below which they are dropped.
-        baseline: x₀, the value used for hidden pixels: a number, a tensor or a callable of x. The methods
-            that make the maps have their own.
-        score: what is explained of a class, "probability" or "logit".
 
     References:
         Frontiers in Neurorobotics 2024 (doi:10.3389/fnbot.2024.1490198).
     """
-    checks.check_number("theta", theta, at_least=0, at_most=100)
-    scoring = call.scoring(score, taken(Running, options))
+    scoring = call.scoring(score, Running(**options))
     size = tuple(call.x.shape[2:])
     G = call.gradient(scoring.explained.logit_of)
-    D = resized_minmax(weighted(call.features, G, weights.unioncam, None, theta=theta), size)
+    D = resized_minmax(weighted(call.features, G, weights.unioncam, None, theta=theta), size).to(call.x)
     D = D if call.many else D.squeeze(1)
     R = _heatmap_of("region", region, call, scoring)
     gain = _gain(scoring, baseline)
     gains = gain(D, R)
     F = combine(D, R, gains, axes=len(size))
     is_better = _per_map(gain(F)[0] >= gains[1], F, len(size))
-    return _by_class(torch.where(is_better, F, R), scoring)
+    return torch.where(is_better, F, R)
 
 
 @method(
-    "Fusion-CAM",
-    family="fusion",
-    paper="arXiv:2603.05386",
+    "Fusion-CAM", family="fusion", paper="arXiv:2603.05386",
     summary="what any gradient map and any perturbation map agree on, by what they gain",
-    variants={"xplaincam": {"region": scorecam.variant("xplaincam")}},
-    cost=lambda channels: channels,
-)
+    variants={"xplaincam": {"region": scorecam.variant("xplaincam")}}, cost=lambda channels: channels,
+)  # fmt: skip
 def fusioncam(
     call: Call,
     *,
     gradient: Component = "gradcam",
     region: Component = "scorecam",
-    theta: float = 10.0,
+    theta: Percentile = 10.0,
     baseline: Baseline = 0.0,
-    score: Literal["probability", "logit"] = "probability",
+    score: Score = "probability",
     **options: Unpack[RunningOptions],
 ) -> Tensor:
     """Fusion-CAM: what a gradient method's heatmap and a perturbation method's agree on, by what they gain.
 
-    D is the gradient heatmap, zero at or below its θ-th percentile; R the region heatmap;
-    F = n(β_D·D + β_R·R) with β = p(x ⊙ map) − p(x₀); L₁ = β_F·F and L₂ = β_R·R;
+    D is the gradient heatmap, zero at or below its θ-th percentile; R the region heatmap, with a baseline of
+    its own; F = n(β_D·D + β_R·R) with β = p(x ⊙ map) − p(x₀); L₁ = β_F·F and L₂ = β_R·R;
     sim = clamp(1 − |L₁ − L₂|, 0, 1); the map is n(sim · max(L₁, L₂) + (1 − sim) · (L₁ + L₂) / 2).
 
     Where both maps are zero, so is the fused one. Identical maps give nearly themselves. A constant gradient
@@ -266,50 +244,31 @@ def fusioncam(
             (`functools.partial`), or heatmaps already computed, (B, *size) in [0, 1].
         region: R, in the same ways.
         theta: the percentile of D, 0 to 100, up to which it is dropped.
-        baseline: x₀, the value used for hidden pixels: a number, a tensor or a callable of x. The methods
-            that make the maps have their own.
-        score: what is explained of a class, "probability" or "logit".
 
     References:
         Fusion-CAM (arXiv:2603.05386).
     """
-    scoring = call.scoring(score, taken(Running, options))
+    scoring = call.scoring(score, Running(**options))
     D = _heatmap_of("gradient", gradient, call, scoring)
     R = _heatmap_of("region", region, call, scoring)
-    fused = fuse(D, R, _gain(scoring, baseline), theta=theta, axes=call.x.ndim - 2)
-    return _by_class(fused, scoring)
-
-
-def _by_class(maps: Tensor, scoring: Scoring) -> Tensor:
-    """Heatmaps (B, *size) or (B, n, *size) as (B, n, *size)."""
-    return maps if scoring.explained.many else maps[:, None]
+    return fuse(D, R, _gain(scoring, baseline), theta=theta, axes=call.x.ndim - 2)
 
 
 def _heatmap_of(role: str, given: Component, call: Call, scoring: Scoring) -> Tensor:
     """The heatmaps that a part of a fusion stands for, (B, *size) or (B, n, *size)."""
     if isinstance(given, (Tensor, np.ndarray)):
-        return _checked_maps(role, torch.as_tensor(given).to(call.x), scoring)
-    if not callable(given) and not isinstance(given, str):
-        raise TypeError(
-            f"{role} is a {type(given).__name__}; expected the name of a method, a method as a function, or "
-            "heatmaps (B, *size)"
-        )
-    made = as_method(given)
-    how = {k: v for k, v in scoring.how._asdict().items() if v != Running._field_defaults[k]}
-    how |= {"create_graph": True} if call.create_graph else {}
-    maps = heatmaps_of(made, call.asking(scoring.explained.cls), accepted(made, how))
-    return _checked_maps(role, maps, scoring)
-
-
-def _checked_maps(role: str, maps: Tensor, scoring: Scoring) -> Tensor:
-    x = scoring.x
+        maps = torch.as_tensor(given).to(call.x)
+    else:
+        made = as_method(given)
+        how = {k: v for k, v in scoring.how._asdict().items() if v != Running._field_defaults[k]}
+        how |= {"create_graph": True} if call.create_graph else {}
+        maps = heatmaps_of(made, call.asking(scoring.explained.cls), accepted(made, how))
     classes = scoring.explained.own.shape[1:] if scoring.explained.many else ()
-    expected = (len(x), *classes, *x.shape[2:])
+    expected = (len(call.x), *classes, *call.x.shape[2:])
     if maps.shape != expected:
         raise ValueError(
-            f"{role}: the heatmaps have shape {tuple(maps.shape)}; expected {expected}, the input's "
-            f"size (a raw "
-            "map becomes a heatmap with xcam_fn.heatmap(cam, size))"
+            f"{role}: the heatmaps have shape {tuple(maps.shape)}; expected {expected}, the input's size (a "
+            "raw map becomes a heatmap with xcam_fn.heatmap(cam, size))"
         )
     if checks.is_readable(maps):
         low, high = (float(end) for end in maps.detach().aminmax())

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec
 import torch
 from torch import Tensor
 
-from xcam_fn import checks, projections, weights
-from xcam_fn.maps import heatmap
+from xcam_fn import projections, weights
+from xcam_fn.arguments import Count, NonNegative, check
+from xcam_fn.maps import heatmap, precise
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import as_method, enter, method
 from xcam_fn.methods.method import Method, Postprocess, options_of
@@ -39,24 +40,20 @@ P = ParamSpec("P")
 _ALIKE: dict[str, dict[str, Any]] = {"xplaincam": {}, "torchcam": {}, "pytorch-grad-cam": {}}
 
 
-class GradientMethod(Method[P]):
-    """A method that weighs features by their gradients, and takes another projection than their sum."""
+if TYPE_CHECKING:
 
-    if TYPE_CHECKING:
+    class GradientMethod(Method[P]):
+        """A method that weighs features by their gradients, and takes another projection than their sum."""
 
         def __call__(
-            self,
-            model: Any,
-            layer: Layer,
-            x: Tensor,
-            cls: Classes = None,
-            to_spatial: ToSpatial | None = None,
-            postprocess: Postprocess | None = heatmap,
-            create_graph: bool = False,
-            projection: Projection | None = None,
-            *args: P.args,
-            **options: P.kwargs,
-        ) -> Tensor: ...
+            self, model: Any, layer: Layer, x: Tensor, cls: Classes = None,
+            to_spatial: ToSpatial | None = None, postprocess: Postprocess | None = heatmap,
+            create_graph: bool = False, projection: Projection | None = None,
+            *args: P.args, **options: P.kwargs,
+        ) -> Tensor: ...  # fmt: skip
+
+else:
+    GradientMethod = Method
 
 
 def from_gradients(
@@ -96,11 +93,11 @@ def from_gradients(
         return weighted(call.features, G, weighting, projection, **options)
 
     run: Any = weigh
-
-    name = name or weighting.__name__
+    check("weighting", weighting, Callable)
+    name = name or str(getattr(weighting, "__name__", type(weighting).__name__))
     return GradientMethod(
-        run, name, title or name, "gradient", paper, summary,
-        variants=variants or {}, keywords=options_of(weighting, 2), explains=weighting,
+        run, name, title or name, "gradient", paper, summary, variants=variants or {}, explains=(weighting,),
+        single=True, keywords=options_of(weighting, 2),
         module=sys._getframe(1).f_globals.get("__name__", "__main__"),
     )  # fmt: skip
 
@@ -109,42 +106,36 @@ def weighted(
     A: Tensor, G: Tensor, weighting: Callable[..., Tensor], projection: Projection | None, **options: Any
 ) -> Tensor:
     """The maps of n classes, (B, n, *spatial): the projection of the features times their weights."""
+    A, G = precise(A), precise(G)
     one_class = lambda G: weights.weighted_sum(A, weighting(A, G, **options), projection)  # noqa: E731
     return one_class(G[:, 0])[:, None] if G.shape[1] == 1 else torch.vmap(one_class, 1, 1)(G)
 
 
-gradcam = enter(
-    from_gradients(
-        weights.gradcam, title="Grad-CAM", paper="arXiv:1610.02391",
-        summary="each channel weighted by its mean gradient",
-        variants=_ALIKE,
-    )
-)  # fmt: skip
-gradcam_pp = enter(
-    from_gradients(
-        weights.gradcam_pp, title="Grad-CAM++", paper="arXiv:1710.11063",
-        summary="each channel weighted by its positive gradients, position by position",
-        variants={"xplaincam": {"eps": 1e-8}, "torchcam": {"divide": False},
-                  "pytorch-grad-cam": {"eps": 1e-6, "local": True}},
-    )
-)  # fmt: skip
+gradcam = enter(from_gradients(
+    weights.gradcam, title="Grad-CAM", paper="arXiv:1610.02391",
+    summary="each channel weighted by its mean gradient", variants=_ALIKE,
+))  # fmt: skip
+gradcam_pp = enter(from_gradients(
+    weights.gradcam_pp, title="Grad-CAM++", paper="arXiv:1710.11063",
+    summary="each channel weighted by its positive gradients, position by position",
+    variants={"xplaincam": {"eps": 1e-8}, "torchcam": {"divide": False},
+              "pytorch-grad-cam": {"eps": 1e-6, "local": True}},
+))  # fmt: skip
 
 
 @method(
-    "Smooth Grad-CAM++",
-    family="gradient",
-    paper="arXiv:1908.01224",
+    "Smooth Grad-CAM++", family="gradient", paper="arXiv:1908.01224",
     summary="Grad-CAM++ with the gradient's powers averaged over noisy inputs",
     variants={"torchcam": {"last": True, "eps": 1e-8}},
-)
+)  # fmt: skip
 def smoothgradcam_pp(
     call: Call,
     *,
-    num_samples: int = 4,
-    std: float = 0.3,
+    num_samples: Count = 4,
+    std: NonNegative = 0.3,
     seed: int = 0,
     last: bool = False,
-    eps: float = 0.0,
+    eps: NonNegative = 0.0,
     projection: Projection | None = None,
 ) -> Tensor:
     """Smooth Grad-CAM++: Grad-CAM++ with the powers of the gradient averaged over noisy inputs.
@@ -163,82 +154,56 @@ def smoothgradcam_pp(
     References:
         Omeiza et al. (arXiv:1908.01224).
     """
-    checks.check_count("num_samples", num_samples)
-    checks.check_number("std", std, at_least=0)
-    checks.check_number("eps", eps, at_least=0)
-    checks.check_seed(seed)
     x, fixed = call.x, call.explained().cls
     A = summed = call.features
     G, powers = torch.zeros(()), [torch.zeros(())] * 3
     for j in range(num_samples):
         noisy = call.of(x + std * normal(seed, j, tuple(x.shape[1:]), like=x), fixed)
-        G = noisy.gradient()
-        G = G if G.dtype == torch.float64 else G.float()
+        G = precise(noisy.gradient())
         powers = [total + G**p / num_samples for p, total in enumerate(powers, start=1)]
         summed = noisy.features if last else A
     powers[0] = G if last else powers[0]
-
-    def one_class(*powers: Tensor) -> Tensor:
-        w = weights.smoothgradcam_pp(A.to(G), *powers, eps=eps)
-        return weights.weighted_sum(summed, w.to(A), projection)
-
-    return torch.stack(
-        [one_class(*of_class) for of_class in zip(*(p.unbind(1) for p in powers), strict=True)], 1
-    )
+    by_class = zip(*(p.unbind(1) for p in powers), strict=True)
+    found = [weights.smoothgradcam_pp(A.to(G), *of_class, eps=eps) for of_class in by_class]
+    return torch.stack([weights.weighted_sum(summed, w, projection) for w in found], 1)
 
 
-xgradcam = enter(
-    from_gradients(
-        weights.xgradcam, title="XGrad-CAM", paper="arXiv:2008.02312",
-        summary="each channel weighted by its gradient, averaged where the channel is active",
-        variants={"xplaincam": {}, "torchcam": {"eps": 1e-8}, "pytorch-grad-cam": {"eps": 1e-7}},
-    )
-)  # fmt: skip
-layercam = enter(
-    from_gradients(
-        weights.layercam, title="Layer-CAM", paper="IEEE TIP 2021, doi:10.1109/TIP.2021.3089943",
-        summary="each position of each channel weighted by its positive gradient",
-        variants=_ALIKE,
-    )
-)  # fmt: skip
-hirescam = enter(
-    from_gradients(
-        weights.hirescam, title="HiResCAM", paper="arXiv:2011.08891",
-        summary="each position of each channel weighted by its gradient",
-        variants={"pytorch-grad-cam": {}},
-    )
-)  # fmt: skip
-gradcam_elementwise = enter(
-    from_gradients(
-        weights.gradcam_elementwise, title="Grad-CAM, elementwise", paper="pytorch-grad-cam",
-        summary="each position of each channel weighted by its gradient, where that product is positive",
-        variants={"pytorch-grad-cam": {}},
-    )
-)  # fmt: skip
-eigengradcam = enter(
-    from_gradients(
-        weights.hirescam, title="EigenGrad-CAM",
-        paper="arXiv:2008.00299 on gradient times feature, pytorch-grad-cam",
-        summary="the first principal component of the features times their gradients",
-        name="eigengradcam", projection=projections.principal_component, variants={"pytorch-grad-cam": {}},
-    )
-)  # fmt: skip
-segeigencam = enter(
-    from_gradients(
-        weights.absolute, title="Seg-Eigen-CAM", paper="Applied Sciences 2025, doi:10.3390/app15137562",
-        summary="the first principal component of features times absolute gradients, its peak positive",
-        name="segeigencam", projection=projections.peak_component, variants={"pytorch-grad-cam": {}},
-    )
-)  # fmt: skip
+xgradcam = enter(from_gradients(
+    weights.xgradcam, title="XGrad-CAM", paper="arXiv:2008.02312",
+    summary="each channel weighted by its gradient, averaged where the channel is active",
+    variants={"xplaincam": {}, "torchcam": {"eps": 1e-8}, "pytorch-grad-cam": {"eps": 1e-7}},
+))  # fmt: skip
+layercam = enter(from_gradients(
+    weights.layercam, title="Layer-CAM", paper="IEEE TIP 2021, doi:10.1109/TIP.2021.3089943",
+    summary="each position of each channel weighted by its positive gradient", variants=_ALIKE,
+))  # fmt: skip
+hirescam = enter(from_gradients(
+    weights.hirescam, title="HiResCAM", paper="arXiv:2011.08891",
+    summary="each position of each channel weighted by its gradient", variants={"pytorch-grad-cam": {}},
+))  # fmt: skip
+gradcam_elementwise = enter(from_gradients(
+    weights.gradcam_elementwise, title="Grad-CAM, elementwise", paper="pytorch-grad-cam",
+    summary="each position of each channel weighted by its gradient, where that product is positive",
+    variants={"pytorch-grad-cam": {}},
+))  # fmt: skip
+eigengradcam = enter(from_gradients(
+    weights.hirescam, title="EigenGrad-CAM",
+    paper="arXiv:2008.00299 on gradient times feature, pytorch-grad-cam",
+    summary="the first principal component of the features times their gradients",
+    name="eigengradcam", projection=projections.principal_component, variants={"pytorch-grad-cam": {}},
+))  # fmt: skip
+segeigencam = enter(from_gradients(
+    weights.absolute, title="Seg-Eigen-CAM", paper="Applied Sciences 2025, doi:10.3390/app15137562",
+    summary="the first principal component of features times absolute gradients, its peak positive",
+    name="segeigencam", projection=projections.peak_component, variants={"pytorch-grad-cam": {}},
+))  # fmt: skip
 
 
 @method(
-    "Shapley-CAM",
-    family="gradient",
-    paper="arXiv:2501.06261",
+    "Shapley-CAM", family="gradient", paper="arXiv:2501.06261",
     summary="each channel weighted by its mean gradient, corrected by the curvature",
     variants={"pytorch-grad-cam": {}},
-)
+)  # fmt: skip
 def shapleycam(call: Call, *, projection: Projection | None = None) -> Tensor:
     """Shapley-CAM: Grad-CAM with the gradient corrected by the curvature of the score.
 
@@ -254,19 +219,17 @@ def shapleycam(call: Call, *, projection: Projection | None = None) -> Tensor:
 
 
 @method(
-    "Finer-CAM",
-    family="gradient",
-    paper="arXiv:2501.11309",
+    "Finer-CAM", family="gradient", paper="arXiv:2501.11309",
     summary="a gradient method's map of what tells the class from those most like it",
     variants={"torchcam": {}, "pytorch-grad-cam": {"weight": 1.0, "weighting": "probability"}},
-)
+)  # fmt: skip
 def finercam(
     call: Call,
     *,
     method: str | Method[...] = "gradcam",
     others: int | Sequence[int] | Sequence[Sequence[int]] | Tensor | None = None,
     weight: float = 0.6,
-    count: int = 3,
+    count: Count = 3,
     weighting: Literal["mean", "probability"] = "mean",
 ) -> Tensor:
     """Finer-CAM: what tells the class from those that the network takes it for most easily.
@@ -286,7 +249,8 @@ def finercam(
     """
     if callable(call.cls):
         raise TypeError(
-            f"cls={call.cls!r} is a target; finercam contrasts classes: expected None, an int or ints"
+            f"cls is a {type(call.cls).__name__}, a target; "
+            "finercam contrasts classes: expected None, an int or ints"
         )
     asked = call.asking(contrast(call.cls, others, weight, count=count, weighting=weighting))
     inner = as_method(method)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from xcam_fn import checks
+from xcam_fn.arguments import Count
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import method
 from xcam_fn.network.attention import StepByStep
@@ -25,14 +26,16 @@ __all__ = ["guided_backprop", "integrated_gradients"]
 
 
 @method(
-    "Integrated Gradients",
-    family="gradient",
-    paper="arXiv:1703.01365",
+    "Integrated Gradients", family="gradient", paper="arXiv:1703.01365",
     summary="the input's own gradient, averaged on the path from a baseline; needs no layer",
-    attributes=True,
-)
+    returns="attributions",
+)  # fmt: skip
 def integrated_gradients(
-    call: Call, *, steps: int = 50, baseline: Baseline = 0.0, chunk_size: int = 16
+    call: Call,
+    *,
+    steps: Annotated[int, ("at_least", 2)] = 50,
+    baseline: Baseline = 0.0,
+    chunk_size: Count = 16,
 ) -> Tensor:
     """Integrated gradients: where the input itself moved the score away from a baseline's.
 
@@ -48,8 +51,6 @@ def integrated_gradients(
     References:
         Sundararajan et al., Axiomatic Attribution for Deep Networks (arXiv:1703.01365).
     """
-    checks.check_count("steps", steps, at_least=2)
-    checks.check_count("chunk_size", chunk_size)
     x, cls = call.x, call.cls
     start = baseline_images(baseline, x)
     run = whole(call.model, x)
@@ -79,25 +80,19 @@ def _path_gradient(
             on_path = torch.stack([first + t * way for t in chunk]).flatten(0, 1)
             repeated = images.repeat(len(chunk))
             scores, pullback = vjp(lambda x, i=repeated: score(run(x), i), on_path)
-            parts = (scores, pulled_back(pullback, scores))
-            found = _Nodes(*(part.reshape(len(chunk), len(images), *part.shape[1:]) for part in parts))
-            nodes = found if last is None else _Nodes(*map(torch.cat, zip(last, found, strict=True)))
-            part, owed = _integral(nodes, way, 1 / (steps - 1), owed)
-            total = total + part
-            last = _Nodes(nodes.scores[-1:], nodes.grads[-1:])
+            of_nodes = (scores, pulled_back(pullback, scores))
+            nodes = [each.reshape(len(chunk), len(images), *each.shape[1:]) for each in of_nodes]
+            nodes = nodes if last is None else [torch.cat(pair) for pair in zip(last, nodes, strict=True)]
+            part, owed = _integral(*nodes, way, 1 / (steps - 1), owed)
+            total, last = total + part, [each[-1:] for each in nodes]
         averages.append(total)
     return torch.cat(averages)
 
 
-class _Nodes(NamedTuple):
-    """Points of the path: scores (T, B, n) and gradients (T, B, n, C, *size)."""
-
-    scores: Tensor
-    grads: Tensor
-
-
-def _integral(nodes: _Nodes, way: Tensor, length: float, owed: Tensor) -> tuple[Tensor, Tensor]:
-    """The integral of the gradient over the intervals between nodes, (B, n, C, *size), and what it owes.
+def _integral(
+    scores: Tensor, grads: Tensor, way: Tensor, length: float, owed: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The integral of gradients (T, B, n, C, *size) between T nodes of scores (T, B, n), and what it owes.
 
     Between two nodes the gradient of a network with ReLUs jumps from one node's value to the other's. Where
     it does so follows from the score, whose change over the interval is known: it has to be the slope before
@@ -105,18 +100,18 @@ def _integral(nodes: _Nodes, way: Tensor, length: float, owed: Tensor) -> tuple[
     rule) is kept where the slopes do not differ. What no share can make up for, as where the gradient jumps
     to and fro within one interval, is owed, (B, n), and made up for by the next.
     """
-    slopes = (nodes.grads * way[:, None]).flatten(3).sum(-1)
-    total = torch.zeros_like(nodes.grads[0])
+    slopes = (grads * way[:, None]).flatten(3).sum(-1)
+    total = torch.zeros_like(grads[0])
     for i in range(len(slopes) - 1):
         before, after = slopes[i], slopes[i + 1]
-        change = nodes.scores[i + 1] - nodes.scores[i] + owed
+        change = scores[i + 1] - scores[i] + owed
         jump = before - after
         differs = jump.abs() > 1e-3 * torch.maximum(before.abs(), after.abs())
         share = (change / length - after) / torch.where(differs, jump, 1.0)
         share = torch.where(differs, share, 0.5).clamp(0, 1)
         owed = change - length * (share * before + (1 - share) * after)
         share = share.reshape(*share.shape, *[1] * (way.ndim - 1))
-        total = total + length * (share * nodes.grads[i] + (1 - share) * nodes.grads[i + 1])
+        total = total + length * (share * grads[i] + (1 - share) * grads[i + 1])
     return total, owed
 
 
@@ -184,14 +179,10 @@ def _bounds(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[float, float]:
 
 
 @method(
-    "Guided Backprop",
-    family="gradient",
-    paper="arXiv:1412.6806",
+    "Guided Backprop", family="gradient", paper="arXiv:1412.6806",
     summary="the input's gradient, of which ReLUs pass back the positive part; needs no layer",
-    needs="ReLUs",
-    variants={"pytorch-grad-cam": {}},
-    attributes=True,
-)
+    needs="ReLUs", variants={"pytorch-grad-cam": {}}, returns="attributions",
+)  # fmt: skip
 def guided_backprop(call: Call) -> Tensor:
     """Guided backpropagation: the input's gradient, of which each ReLU passes back the positive part alone.
 
@@ -205,11 +196,11 @@ def guided_backprop(call: Call) -> Tensor:
     score, run, guided = checked_scores(call.cls, len(call.x)), whole(call.model, call.x), _Guided()
     with guided:
         scores, pullback = vjp(lambda x: score(run(x)), call.x)
+        G = pulled_back(pullback, scores)  # in the mode too: a checkpoint runs forward once more
     if guided.count == 0:
         raise checks.StructureError(
             f"guided_backprop changes how ReLUs are differentiated, and {type(call.model).__name__} runs "
             "none; use integrated_gradients"
         )
     call.many = scores.ndim == 2
-    G = pulled_back(pullback, scores)
     return G if call.many else G[:, None]

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 import re
 import sys
 import typing
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec
 
 import torch
 from torch import Tensor, nn
 
+from xcam_fn.arguments import check, hints_of
 from xcam_fn.maps import heatmap
 from xcam_fn.methods.call import Call
-from xcam_fn.methods.options import GROUPS
+from xcam_fn.methods.options import GROUPS, Common
 from xcam_fn.network.places import ToSpatial
 from xcam_fn.network.target_layer import Layer
 from xcam_fn.targets import Classes
 
 P = ParamSpec("P")
 Postprocess = Callable[[Tensor, tuple[int, ...]], Tensor]
+_MaybePostprocess = Postprocess | None
 
 _ARGS = """\
     model: the network, in evaluation mode; it is never touched.
@@ -37,10 +40,6 @@ _ARGS = """\
     create_graph: record the computation, so that the result can be differentiated with respect to the
         parameters as well (with respect to an x that requires grad it always can).
 """
-_PROJECTION = """\
-    projection: what is made of the weighted features in place of their sum over channels,
-        `(B, K, *spatial) -> (B, *spatial)`, such as `projections.principal_component`.
-"""
 _RETURNS = """\
 Returns:
     (B, *size) in [0, 1], or (B, n, *size) for n classes; with postprocess=None (B, *spatial) and signed.
@@ -49,6 +48,7 @@ Raises:
     ValueError: a value is out of range or does not fit the model, the batch or the layer.
     TypeError: an argument is of the wrong kind.
 """
+_SHARED: Mapping[str, Any] = {"to_spatial": Any, "postprocess": _MaybePostprocess, "create_graph": bool}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -56,7 +56,7 @@ class Method(Generic[P]):
     """A method of explanation, called as `method(model, layer, x, cls, **options)`.
 
     Attributes:
-        run: the formula: a call and options to raw maps, (B, n, *spatial).
+        run: the formula: a call and options to raw maps, (B, n, *spatial), or (B, *spatial) where n is 1.
         name: its key in `METHODS`.
         title: its name in print, such as "Grad-CAM".
         family: "gradient", "perturbation", "fusion", "activation" (a map of the features and of the network's
@@ -69,11 +69,13 @@ class Method(Generic[P]):
         cost: the options to how many images the method runs through the network for one photograph, given the
             layer's channels; None where they are few.
         options: keywords given beforehand.
-        attributes: the formula returns what each value of x adds, (B, n, C, *size).
-        finishes: the formula postprocesses by itself.
+        returns: what the formula returns: "maps"; "scores" of places, whose zero is arbitrary: heatmaps reach
+            from their least to their largest; "attributions", what each value of x adds, (B, n, C, *size); or
+            "heatmaps", which it postprocesses by itself.
         keywords: those that the formula takes as `**options` and passes on, beside the groups that it names.
-        explains: a function or method whose docstring says what these keywords mean.
-        base: the method that this one is with other options.
+        explains: functions or methods whose docstrings say what keywords mean of which its own does not.
+        single: the formula reads the features and gradients of one forward, and nothing else.
+        made: a function and its arguments that make the method anew, where it is pickled.
     """
 
     run: Callable[Concatenate[Call, P], Tensor]
@@ -86,39 +88,24 @@ class Method(Generic[P]):
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     cost: Callable[..., int] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
-    attributes: bool = False
-    finishes: bool = False
+    returns: Literal["maps", "scores", "attributions", "heatmaps"] = "maps"
     keywords: Mapping[str, inspect.Parameter] = field(default_factory=dict)
-    explains: Callable[..., Any] | None = None
-    base: Method[...] | None = None
+    explains: tuple[Callable[..., Any], ...] = ()
+    made: tuple[Any, ...] = ()
     module: str = ""
-
-    def __init_subclass__(cls) -> None:
-        cls.__doc__ = _Composed(_doc, cls.__doc__)  # pyright: ignore[reportAttributeAccessIssue]
+    single: bool = False
 
     def __post_init__(self) -> None:
-        names = {
-            "__module__": self.module or self.run.__module__,
-            "__name__": self.name,
-            "__qualname__": self.name,
-        }
-        for name, value in names.items():
-            object.__setattr__(self, name, value)
+        module = self.module or self.run.__module__
+        vars(self).update(__module__=module, __name__=self.name, __qualname__=self.name)
 
     if TYPE_CHECKING:
 
         def __call__(
-            self,
-            model: Any,
-            layer: Layer,
-            x: Tensor,
-            cls: Classes = None,
-            to_spatial: ToSpatial | None = None,
-            postprocess: Postprocess | None = heatmap,
-            create_graph: bool = False,
-            *args: P.args,
-            **options: P.kwargs,
-        ) -> Tensor:
+            self, model: Any, layer: Layer, x: Tensor, cls: Classes = None,
+            to_spatial: ToSpatial | None = None, postprocess: Postprocess | None = heatmap,
+            create_graph: bool = False, *args: P.args, **options: P.kwargs,
+        ) -> Tensor:  # fmt: skip
             """Return the heatmaps of a batch."""
             ...
 
@@ -139,12 +126,7 @@ class Method(Generic[P]):
             return self._map(call, given)
 
     def on(self, call: Call, **options: Any) -> Tensor:
-        """The heatmaps of a call that other methods share; what was computed before is not computed again.
-
-        Args:
-            call: the question.
-            **options: the method's own, and `postprocess`.
-        """
+        """The heatmaps of a call that other methods share; what was computed before is not computed again."""
         self.check_options(options)
         given = {**self.options, **options}
         defaults = self.own_options
@@ -163,39 +145,39 @@ class Method(Generic[P]):
     def _map(self, call: Call, given: dict[str, Any]) -> Tensor:
         postprocess = given.get("postprocess", heatmap)
         options = {name: value for name, value in given.items() if name not in _SHARED}
-        if self.finishes:
+        if self.returns == "heatmaps":
             options["postprocess"] = postprocess
         run: Any = self.run
-        with call.running():
+        with call.running(once=self.single and not call.records):
             maps = run(call, **options)
-            if self.attributes:
+            if self.returns == "attributions":
                 maps = (maps if postprocess is None else maps.abs()).sum(2)
-            if self.finishes:
+            maps = maps.squeeze(1) if maps.ndim == call.x.ndim and not call.many else maps
+            if postprocess is None or self.returns == "heatmaps":
                 return maps
-            maps = maps if call.many else maps.squeeze(1)
-            return maps if postprocess is None else postprocess(maps, tuple(call.x.shape[2:]))
+            size = tuple(call.x.shape[2:])
+            if self.returns == "scores":
+                maps = maps - maps.amin(tuple(range(-len(size), 0)), keepdim=True)
+            found = postprocess(maps, size)
+            return found.to(call.x.dtype) if found.dtype == maps.dtype else found
 
-    def check_options(self, options: Collection[str]) -> None:
-        """Raise where an option is not one of the method's."""
-        unknown = [name for name in options if name not in _SHARED]
-        unknown = [name for name in unknown if name not in self.own_options] if unknown else []
-        if unknown:
-            known = ", ".join(sorted({*self.own_options, *_SHARED}))
-            raise TypeError(f"{self.name}() has no option {unknown[0]!r}; its options are {known}")
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Raise where an option is not one of the method's, or not of its kind."""
+        for name, value in options.items():
+            if name not in _SHARED and name not in self.own_options:
+                known = ", ".join(sorted({*self.own_options, *_SHARED}))
+                raise TypeError(f"{self.name}() has no option {name!r}; its options are {known}")
+            check(name, value, _SHARED[name] if name in _SHARED else self.own_options[name].annotation)
 
     @functools.cached_property
     def own_options(self) -> dict[str, inspect.Parameter]:
         """The method's own keywords, by name, those of groups among them."""
-        return {**own_options(self.run), **self.keywords}
+        return {**options_of(self.run, 1), **self.keywords}
 
     def forwards(self, channels: int) -> int | None:
         """How many images the method runs through the network for one photograph, at most and but for a few.
 
-        Args:
-            channels: of the layer.
-
-        Returns:
-            The number; None for methods that need a few forwards, or whose number is not known beforehand.
+        None for methods that need a few forwards, or whose number is not known beforehand.
         """
         if self.cost is None:
             return None
@@ -205,17 +187,13 @@ class Method(Generic[P]):
 
     def with_options(self, *, name: str | None = None, title: str | None = None, **options: Any) -> Method[P]:
         """The method with other defaults, which is a method too."""
-        return replace(
-            self, name=name or self.name, title=title or self.title, options={**self.options, **options},
-            base=self.base or self,
-        )  # fmt: skip
+        self.check_options(options)
+        named = {"name": name or self.name, "title": title or self.title}
+        anew = (operator.methodcaller("with_options", **named, **options), self)
+        return replace(self, **named, options={**self.options, **options}, made=anew)
 
     def variant(self, library: str) -> Method[P]:
-        """The method as a library defines it.
-
-        Args:
-            library: a key of `VARIANTS` that has this method.
-        """
+        """The method as a library defines it, a key of `VARIANTS` that has this method."""
         return self.with_options(**self.variants[library])
 
     def __repr__(self) -> str:
@@ -225,22 +203,7 @@ class Method(Generic[P]):
     def __reduce__(self) -> Any:
         if getattr(sys.modules.get(self.__module__), self.name, None) is self:
             return self.name  # by reference, as a function
-        if self.base is not None:
-            return _with_options, (self.base, self.name, self.title, dict(self.options))
-        return _restored, (type(self), dict(vars(self)))
-
-
-_SHARED = ("to_spatial", "postprocess", "create_graph")
-
-
-def _with_options(base: Method[...], name: str, title: str, options: dict[str, Any]) -> Method[...]:
-    return base.with_options(name=name, title=title, **options)
-
-
-def _restored(kind: type[Method[...]], state: dict[str, Any]) -> Method[...]:
-    method = object.__new__(kind)
-    vars(method).update(state)
-    return method
+        return (self.made[0], self.made[1:]) if self.made else super().__reduce__()
 
 
 class _Composed:
@@ -258,50 +221,35 @@ class _Composed:
 
 
 def _signature(method: Method[...]) -> inspect.Signature:
-    named = inspect.signature(_called).parameters
+    of_call = inspect.signature(Call).parameters
+    positional = [of_call[name] for name in ("model", "layer", "x", "cls")]
     own = [p.replace(default=method.options.get(n, p.default)) for n, p in method.own_options.items()]
-    *positional, to_spatial, postprocess, create_graph = named.values()
-    postprocess = postprocess.replace(default=method.options.get("postprocess", heatmap))
-    parameters = [*positional, to_spatial, *own, postprocess, create_graph]
+    default = method.options.get("postprocess", heatmap)
+    postprocess = inspect.Parameter("postprocess", inspect.Parameter.KEYWORD_ONLY, default=default)
+    parameters = [*positional, of_call["to_spatial"], *own, postprocess, of_call["create_graph"]]
     return inspect.Signature(parameters, return_annotation=Tensor)
-
-
-def _called(
-    model: nn.Module,
-    layer: Layer,
-    x: Tensor,
-    cls: Classes = None,
-    *,
-    to_spatial: ToSpatial | None = None,
-    postprocess: Postprocess | None = heatmap,
-    create_graph: bool = False,
-) -> Tensor:
-    """What all methods are called with; only its signature is used."""
-    raise AssertionError
 
 
 def _doc(method: Method[...]) -> str:
     """The formula's docstring, its Args completed by those that methods, groups and functions share."""
     own = sections(method.run)
-    more = [group_args(group) for group in groups(method.run)]
-    if method.explains is not None and method.keywords:
-        more.append(described(method.explains, method.keywords))
-    args = [_ARGS, *more, own.get("Args", "")]
-    if "projection" in method.own_options and "projection:" not in "".join(args):
-        args.insert(1, _PROJECTION)
+    args = [_ARGS, own.get("Args", ""), *(group_args(group) for group in _groups(method.run))]
+    for known in (*method.explains, Common):
+        said = re.findall(r"^    (\w+):", "".join(args), flags=re.M)
+        args.append(described(known, method.own_options.keys() - set(said)))
     head = own[""] or f"{method.title}: {method.summary}"
     references = own.get("References") or f"    {method.paper or 'none'}\n"
     return f"{head}\n\nArgs:\n{''.join(args)}\n{_RETURNS}{own.get('Raises', '')}\nReferences:\n{references}"
+
+
+Method.__doc__ = _Composed(_doc, Method.__doc__)  # pyright: ignore[reportAttributeAccessIssue]
+Method.__signature__ = _Composed(_signature)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def described(function: Callable[..., Any], names: Collection[str]) -> str:
     """What a docstring says of some of a function's parameters."""
     entries = re.split(r"^(?=    \w)", sections(function).get("Args", ""), flags=re.M)
     return "".join(entry for entry in entries if entry.partition(":")[0].strip() in names)
-
-
-Method.__doc__ = _Composed(_doc, Method.__doc__)  # pyright: ignore[reportAttributeAccessIssue]
-Method.__signature__ = _Composed(_signature)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def sections(function: Callable[..., Any] | type) -> dict[str, str]:
@@ -312,39 +260,33 @@ def sections(function: Callable[..., Any] | type) -> dict[str, str]:
     return found | {name: text.rstrip() + "\n" for name, text in zip(rest[::2], rest[1::2], strict=True)}
 
 
-def groups(run: Callable[..., Any]) -> list[Any]:
-    """The groups of keywords that a formula takes as `**options: Unpack[Group]`."""
-    *_, last = inspect.signature(run).parameters.values()
-    if last.kind is not last.VAR_KEYWORD or last.annotation is last.empty:
-        return []
-    hint = typing.get_type_hints(run).get(last.name)
-    return [group for group in typing.get_args(hint) if group in GROUPS]
-
-
 def group_args(group: Any) -> str:
     """What the docstrings of a group, and of the groups that it is built on, say of its keywords."""
-    built_on = [one for one in GROUPS if set(typing.get_type_hints(one)) <= set(typing.get_type_hints(group))]
+    built_on = [one for one in GROUPS if set(GROUPS[one]) <= set(GROUPS[group])]
     return "".join(sections(one).get("Args", "") for one in built_on)
 
 
-def own_options(run: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """A formula's keywords by name, those of its groups among them."""
-    _, *own = inspect.signature(run).parameters.values()
-    named = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    found = {p.name: p for p in own if p.kind in named and p.name not in (*_SHARED, "inner")}
-    for group in groups(run):
-        for name, hint in typing.get_type_hints(group).items():
-            default = next(d._field_defaults[name] for d in GROUPS[group] if name in d._field_defaults)
-            given = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
-            found.setdefault(name, given)
-    return found
+def _groups(function: Callable[..., Any]) -> list[Any]:
+    """The groups of keywords that a formula takes as `**options: Unpack[Group]`, one or none."""
+    last = list(inspect.signature(function).parameters.values())[-1:]
+    hints = [hints_of(function).get(p.name) for p in last if p.kind is p.VAR_KEYWORD]
+    return [group for hint in hints for group in typing.get_args(hint) if group in GROUPS]
 
 
 def options_of(function: Callable[..., Any], given_by_caller: int) -> dict[str, inspect.Parameter]:
-    """A function's named parameters after those that its caller gives by position, as keywords."""
+    """A function's parameters after those that its caller gives by position, and those of its groups."""
+    hints, only = hints_of(function), inspect.Parameter.KEYWORD_ONLY
     after = list(inspect.signature(function).parameters.values())[given_by_caller:]
-    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return {p.name: p.replace(kind=p.KEYWORD_ONLY) for p in after if p.kind not in kinds}
+    found = {
+        p.name: p.replace(kind=only, annotation=hints.get(p.name, Any))
+        for p in after
+        if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name not in _SHARED
+    }
+    for group in _groups(function):
+        for name, hint in typing.get_type_hints(group, include_extras=True).items():
+            shared = inspect.Parameter(name, only, default=GROUPS[group][name], annotation=hint)
+            found.setdefault(name, shared)
+    return found
 
 
 _PLAIN = (bool, int, float, str, type(None))

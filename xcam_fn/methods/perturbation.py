@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Unpack
+from typing import Annotated, Any, Literal, Unpack
 
 import torch
 from torch import Tensor
 
-from xcam_fn import checks, weights
-from xcam_fn.maps import corners_minmax, heatmap, minmax, minmax_resized, resize, resized_minmax
+from xcam_fn import weights
+from xcam_fn.arguments import Count, NonNegative
+from xcam_fn.maps import corners_minmax, heatmap, minmax, minmax_resized, precise, resize, resized_minmax
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import method
 from xcam_fn.methods.method import comparable
-from xcam_fn.methods.options import Masking, MaskOf, MaskOptions, taken
+from xcam_fn.methods.options import MASKING, MaskOf, MaskOptions, Score
 from xcam_fn.perturb import (
     Baseline,
     baseline_images,
@@ -32,7 +32,7 @@ from xcam_fn.weights import Projection
 __all__ = ["groupcam", "iscam", "rise", "scorecam", "sscam"]
 
 _RESIZE_FIRST = functools.partial(heatmap, resize_first=True)
-_XPLAINCAM: dict[str, Any] = {"increase": False, "summed": "masks", "mask": minmax_resized}
+_CUMULATIVE: dict[str, Any] = {"scales": "cumulative"}
 _TORCHCAM: dict[str, Any] = {"score": "logit", "softmax": True, "mask": minmax_resized}
 
 # What the image looks like where a channel's map masks it, `(image, baseline, map) -> image`.
@@ -41,87 +41,70 @@ Mask = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def masking(mask: MaskOf, size: Sequence[int], share: float = 1.0) -> Mask:
     """Show a share of the image where the mask of a map does, and the baseline elsewhere."""
-
-    def shown(image: Tensor, base: Tensor, feature: Tensor) -> Tensor:
-        return base + share * mask(feature[None], size)[0] * (image - base)
-
-    return shown
+    return lambda image, base, one: base + share * mask(one[None], size)[0].to(image) * (image - base)
 
 
 def _masked_map(
     call: Call, masks: Sequence[tuple[Any, Mask]], options: MaskOptions, *, zero_mask_hides: bool = True
 ) -> Tensor:
-    """The map that Score-CAM, SS-CAM and IS-CAM share: channels weighted by the score of what they show.
+    """The maps (B, n, *spatial) of Score-CAM and its kin: channels weighted by the score of what they show.
 
-    Args:
-        call: the question.
-        masks: the ways in which a channel masks the image, each with a key under which methods that mask
-            alike find each other's scores, or None; a channel's score is the mean over them.
-        options: as `MaskOptions` says.
-        zero_mask_hides: a mask of zeros shows the baseline and nothing else.
+    A channel's score is the mean over the masks. Each has a key, or None, under which methods that mask alike
+    find each other's scores. Where a mask of zeros hides the image, constant channels need no forward.
     """
-    how, running = taken(Masking, options), taken(Running, options)
-    how.check()
+    how: Any = {**MASKING, **options}
+    running = Running(**{name: how[name] for name in Running._fields if name in how})
+    if how["summed"] == "masks" and how["projection"] is not None:
+        raise ValueError("summed='masks' with a projection: masks are only added up; use summed='features'")
     x, A = call.x, call.features
-    scoring = call.scoring(how.score, running)
-    base = baseline_images(how.baseline, x)
+    scoring = call.scoring(how["score"], running)
+    base = baseline_images(how["baseline"], x)
     found = distinct_maps(A)
     of_baseline = scoring.each(base)
     # Each score is compared before they are averaged: equal scores then cancel exactly.
-    reference = of_baseline if how.increase else torch.zeros_like(of_baseline)
+    reference = of_baseline if how["increase"] else torch.zeros_like(of_baseline)
+    alike = tuple(comparable(how[name]) for name in ("score", "baseline", "mask"))
+    alike += (running._replace(progress=False),)
 
     def scored(key: Any, mask: Mask) -> Tensor:
         compute = lambda: scoring.perturbed(mask, found.which, (found.maps,), beside=(base,))  # noqa: E731
-        if key is None:
-            return compute()
-        alike = (how.score, running._replace(progress=False), comparable(how.baseline), comparable(how.mask))
-        return call.once(("masked", key, alike), compute)
+        return compute() if key is None else call.once(("masked", key, alike), compute)
 
     shown: Any = sum(scored(key, mask) - reference[found.which] for key, mask in masks)
     constant: Any = of_baseline - reference
     if not zero_mask_hides:  # a constant map's mask is changed as well: it is scored, once an image
         every = torch.arange(len(x), device=x.device)
-        zeros = torch.zeros_like(A[:, 0])
-        changed: Any = sum(
-            scoring.perturbed(mask, every, (zeros,), beside=(base,)) - reference for _, mask in masks
-        )
-        constant = changed / len(masks)
+        zeros = (torch.zeros_like(A[:, 0]),)
+        changed = [scoring.perturbed(mask, every, zeros, beside=(base,)) - reference for _, mask in masks]
+        constant = sum(changed) / len(masks)
     scores = scatter_scores(shown / len(masks), found, constant)
-    scores = scores.softmax(1) if how.softmax else scores
-    if how.summed == "features":
-        return projected(A, scores, how.projection)
-    return _summed_masks(A, scores, how.mask, tuple(x.shape[2:]), scoring.chunk_size)
+    scores = scores.softmax(1) if how["softmax"] else scores
+    if how["summed"] == "features":
+        return projected(A, scores, how["projection"])
+    total: Any = 0.0
+    for chunk in torch.arange(A.shape[1], device=A.device).split(scoring.chunk_size):
+        M = precise(how["mask"](A[:, chunk], tuple(x.shape[2:])))
+        total = total + torch.einsum("bkn,bk...->bn...", precise(scores)[:, chunk], M)
+    return total
 
 
 def projected(A: Tensor, w: Tensor, projection: Projection | None) -> Tensor:
     """Σ_k w_k A_k, or another projection of the weighted features: weights (B, K, n) to maps (B, n, ...)."""
     if projection is None:
-        return torch.einsum("bkn,bk...->bn...", w, A)
+        return torch.einsum("bkn,bk...->bn...", precise(w), precise(A))
     one_class = lambda w: weights.weighted_sum(A, w, projection)  # noqa: E731
     return torch.vmap(one_class, in_dims=2, out_dims=1)(w)
 
 
-def _summed_masks(A: Tensor, w: Tensor, mask: MaskOf, size: tuple[int, ...], chunk_size: int) -> Tensor:
-    """Σ_k w_k M_k at the input's size: weights (B, K, n) to maps (B, n, ...)."""
-    total: Any = 0.0
-    for chunk in torch.arange(A.shape[1], device=A.device).split(chunk_size):
-        M = mask(A[:, chunk], size)
-        total = total + torch.einsum("bkn,bk...->bn...", w[:, chunk], M)
-    return total
-
-
 @method(
-    "Score-CAM",
-    family="perturbation",
-    paper="arXiv:1910.01279",
-    summary="each channel weighted by what its mask alone scores",
+    "Score-CAM", family="perturbation", paper="arXiv:1910.01279",
+    summary="each channel weighted by what its mask alone scores", cost=lambda channels: channels,
     variants={
-        "xplaincam": _XPLAINCAM,
+        "xplaincam": {"increase": False, "summed": "masks", "mask": minmax_resized},
         "torchcam": _TORCHCAM,
         "pytorch-grad-cam": {"score": "logit", "increase": False, "softmax": True, "mask": corners_minmax},
     },
-    cost=lambda channels: channels,
-)
+)  # fmt: skip
 def scorecam(call: Call, **options: Unpack[MaskOptions]) -> Tensor:
     """Score-CAM: each channel weighted by what the image scores where only that channel's mask shows it.
 
@@ -136,18 +119,16 @@ def scorecam(call: Call, **options: Unpack[MaskOptions]) -> Tensor:
 
 
 @method(
-    "SS-CAM",
-    family="perturbation",
-    paper="arXiv:2006.14255",
+    "SS-CAM", family="perturbation", paper="arXiv:2006.14255",
     summary="Score-CAM with scores averaged over noisy masks",
     variants={"xplaincam": {"postprocess": _RESIZE_FIRST}, "torchcam": {**_TORCHCAM, "noise": "mask"}},
     cost=lambda channels, num_samples: channels * num_samples,
-)
+)  # fmt: skip
 def sscam(
     call: Call,
     *,
-    num_samples: int = 35,
-    std: float = 2.0,
+    num_samples: Count = 35,
+    std: NonNegative = 2.0,
     seed: int = 0,
     noise: Literal["map", "mask"] = "map",
     **options: Unpack[MaskOptions],
@@ -167,10 +148,6 @@ def sscam(
     References:
         Wang et al. (arXiv:2006.14255).
     """
-    checks.check_count("num_samples", num_samples)
-    checks.check_number("std", std, at_least=0)
-    checks.check_seed(seed)
-    checks.check_choice("noise", noise, ("map", "mask"))
     size, mask = tuple(call.x.shape[2:]), options.get("mask", resized_minmax)
 
     def noisy(j: int) -> Mask:
@@ -188,22 +165,18 @@ def sscam(
 
 
 @method(
-    "IS-CAM",
-    family="perturbation",
-    paper="arXiv:2010.03023",
+    "IS-CAM", family="perturbation", paper="arXiv:2010.03023",
     summary="Score-CAM with scores averaged from faint to full masks",
-    variants={
-        "xplaincam": {
-            "scales": "cumulative", "score": "logit", "softmax": True, "postprocess": _RESIZE_FIRST,
-        },
-        "torchcam": {**_TORCHCAM, "scales": "cumulative"},
-    },
     cost=lambda channels, num_samples: channels * num_samples,
+    variants={
+        "xplaincam": {**_CUMULATIVE, "score": "logit", "softmax": True, "postprocess": _RESIZE_FIRST},
+        "torchcam": {**_CUMULATIVE, **_TORCHCAM},
+    },
 )  # fmt: skip
 def iscam(
     call: Call,
     *,
-    num_samples: int = 10,
+    num_samples: Count = 10,
     scales: Sequence[float] | Literal["even", "cumulative"] = "even",
     **options: Unpack[MaskOptions],
 ) -> Tensor:
@@ -221,38 +194,25 @@ def iscam(
         Naidu et al. (arXiv:2010.03023).
     """
     size, mask = tuple(call.x.shape[2:]), options.get("mask", resized_minmax)
-    masks = [(t, masking(mask, size, t)) for t in _checked_scales(scales, num_samples)]
-    return _masked_map(call, masks, options)
-
-
-def _checked_scales(scales: Sequence[float] | str, num_samples: int) -> list[float]:
-    checks.check_count("num_samples", num_samples)
     even = [(i + 1) / num_samples for i in range(num_samples)]
-    if isinstance(scales, str):
-        checks.check_choice("scales", scales, ("even", "cumulative"))
-        return even if scales == "even" else list(itertools.accumulate(even))
-    found = [float(t) for t in scales]
-    if not found or not all(math.isfinite(t) for t in found):
-        raise ValueError(f"scales={scales!r}; expected 'even', 'cumulative' or at least one finite number")
-    return found
+    named = {"even": even, "cumulative": list(itertools.accumulate(even))}
+    shares = named[scales] if isinstance(scales, str) else [float(t) for t in scales]
+    return _masked_map(call, [(t, masking(mask, size, t)) for t in shares], options)
 
 
 @method(
-    "Group-CAM",
-    family="perturbation",
-    paper="arXiv:2103.13859",
-    summary="groups of channels weighted by what they score on a blurred image",
-    variants={"xplaincam": {}},
+    "Group-CAM", family="perturbation", paper="arXiv:2103.13859",
+    summary="groups of channels weighted by what they score on a blurred image", variants={"xplaincam": {}},
     cost=lambda channels, num_groups: num_groups,  # noqa: ARG005
-)
+)  # fmt: skip
 def groupcam(
     call: Call,
     *,
-    num_groups: int = 32,
+    num_groups: Count = 32,
     cluster: Literal["chunks", "kmeans", "agglomerative"] = "chunks",
     seed: int = 0,
     baseline: Baseline = blurred,
-    score: Literal["probability", "logit"] = "probability",
+    score: Score = "probability",
     **options: Unpack[RunningOptions],
 ) -> Tensor:
     """Group-CAM: groups of channels weighted by what the image scores where only the group's mask is sharp.
@@ -265,17 +225,12 @@ def groupcam(
         cluster: "chunks" of neighboring channels, or by the likeness of their maps: "kmeans" or
             "agglomerative" (with scikit-learn, the extra `cluster`).
         seed: of k-means; the others draw nothing.
-        baseline: x₀, the value used for hidden pixels: a number, a tensor or a callable of x.
-        score: what is explained of a class, "probability" or "logit".
 
     References:
         Zhang et al. (arXiv:2103.13859).
     """
-    checks.check_count("num_groups", num_groups)
-    checks.check_seed(seed)
-    checks.check_choice("cluster", cluster, ("chunks", "kmeans", "agglomerative"))
     x = call.x
-    scoring = call.scoring(score, taken(Running, options))
+    scoring = call.scoring(score, Running(**options))
     G = call.gradient(scoring.explained.logit_of)
     A = call.features
     K = A.shape[1]
@@ -285,13 +240,13 @@ def groupcam(
     of_baseline = scoring.each(base)
     cams = []
     for n in range(G.shape[1]):
-        weighted = weights.gradcam(A, G[:, n]).reshape(*A.shape[:2], *[1] * (A.ndim - 2)) * A
+        weighted = weights.gradcam(A, G[:, n]).reshape(*A.shape[:2], *[1] * (A.ndim - 2)) * precise(A)
         grouped = torch.stack([_grouped(one, num_groups, cluster, seed) for one in weighted]).relu()
         found = distinct_maps(grouped)
         shown = masking(resized_minmax, tuple(x.shape[2:]))
         scores = scoring.perturbed(shown, found.which, (found.maps,), beside=(base,))
         w = (scatter_scores(scores, found, of_baseline) - of_baseline[:, None])[..., n].relu()
-        cams.append(torch.einsum("bg,bg...->b...", w, grouped))
+        cams.append(torch.einsum("bg,bg...->b...", w.to(grouped), grouped))
     return torch.stack(cams, 1)
 
 
@@ -315,53 +270,47 @@ def _grouped(weighted: Tensor, num_groups: int, cluster: str, seed: int) -> Tens
 
 
 @method(
-    "RISE",
-    family="perturbation",
-    paper="arXiv:1806.07421",
+    "RISE", family="perturbation", paper="arXiv:1806.07421",
     summary="random masks weighted by what they score; needs no layer",
     variants={"xplaincam": {"num_masks": 8000, "keep": 0.1, "score": "logit"}},
-    cost=lambda channels, num_masks: num_masks,  # noqa: ARG005
-)
+    cost=lambda channels, num_masks: num_masks, returns="scores",  # noqa: ARG005
+)  # fmt: skip
 def rise(
     call: Call,
     *,
-    num_masks: int = 4000,
-    grid: int = 7,
-    keep: float = 0.5,
+    num_masks: Count = 4000,
+    grid: Count = 7,
+    keep: Annotated[float, ("above", 0), ("at_most", 1)] = 0.5,
     seed: int = 0,
-    score: Literal["probability", "logit"] = "probability",
+    score: Score = "probability",
     **options: Unpack[RunningOptions],
 ) -> Tensor:
     """RISE: random masks added up, each weighted by what the image scores where it shows.
 
     Σ_n p(x ⊙ M_n) M_n / (N · P). `num_masks` forwards for each image; nothing is needed of the model but
-    its output: the layer is not used, and the model may be None where `scorer` stands in for it.
+    its output: the layer is not used, and the model may be None where `scorer` stands in for it. The zero of
+    a score is arbitrary, as a logit's: the heatmap reaches from the map's least value to its largest.
 
     Args:
         num_masks: N, ≥ 1.
         grid: cells of a mask along each axis, ≥ 1.
         keep: P, the probability that a cell is shown, in (0, 1].
         seed: of the masks, which are a function of it and their number.
-        score: what is explained of a class, "probability" or "logit".
 
     References:
         Petsiuk et al. (arXiv:1806.07421).
     """
-    checks.check_count("num_masks", num_masks)
-    checks.check_count("grid", grid)
-    checks.check_number("keep", keep, above=0, at_most=1)
-    checks.check_seed(seed)
     x = call.x
 
     def mask(index: Tensor) -> Tensor:
         return grid_mask(seed, index, tuple(x.shape[2:]), grid=grid, keep=keep, like=x)
 
-    scoring = call.scoring(score, taken(Running, options))
+    scoring = call.scoring(score, Running(**options))
     index = torch.arange(num_masks, device=x.device)
     which = torch.arange(len(x), device=x.device).repeat_interleave(num_masks)
     scores = scoring.perturbed(lambda image, i: image * mask(i), which, (index.repeat(len(x)),))
-    scores = scores.reshape(len(x), num_masks, -1)
+    scores = precise(scores).reshape(len(x), num_masks, -1)
     total: Any = 0.0
     for chunk in index.split(scoring.chunk_size):
-        total = total + torch.einsum("bmn,m...->bn...", scores[:, chunk], torch.vmap(mask)(chunk))
+        total = total + torch.einsum("bmn,m...->bn...", scores[:, chunk], torch.vmap(mask)(chunk).to(scores))
     return total / (num_masks * keep)

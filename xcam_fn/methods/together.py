@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from xcam_fn import checks
 from xcam_fn.methods.call import Call, fixed_class
-from xcam_fn.methods.catalog import METHODS, accepted, as_method, find_method, heatmaps_of
+from xcam_fn.methods.catalog import METHODS, accepted, as_method, find_method, heatmaps_of, name_of
 from xcam_fn.methods.method import Method
 from xcam_fn.network.target_layer import Layer
 from xcam_fn.targets import Classes
@@ -78,20 +78,12 @@ def explained_where_possible(
 
 
 def named_methods(methods: Methods, variant: str | None = None, **options: Any) -> dict[str, Run]:
-    """The methods as functions, by name.
-
-    Args:
-        methods: as for `explain_all`.
-        variant: whose definitions the names stand for.
-        **options: given to those methods that take them; at least one has to.
-
-    Raises:
-        ValueError: a method is not known, or two have one name.
-        TypeError: something is neither a name nor a function, or no method takes an option.
-    """
+    """The methods as functions, by name, each with those of the options that it takes; one has to."""
     if isinstance(methods, str):
         methods = [methods]
-    pairs = methods.items() if isinstance(methods, Mapping) else [(_name(given), given) for given in methods]
+    pairs = (
+        methods.items() if isinstance(methods, Mapping) else [(name_of(given), given) for given in methods]
+    )
     found: dict[str, Run] = {}
     for name, given in pairs:
         if not (isinstance(given, str) or callable(given)):
@@ -122,9 +114,3 @@ def _gives(run: Any, option: str) -> bool:
     """True where a method or a partial, or one that it hands on to, is given the option."""
     given = run.options if isinstance(run, Method) else getattr(run, "keywords", {})
     return option in given or any(_gives(value, option) for value in given.values() if callable(value))
-
-
-def _name(given: Any) -> str:
-    return (
-        given if isinstance(given, str) else getattr(given, "name", getattr(given, "__name__", repr(given)))
-    )

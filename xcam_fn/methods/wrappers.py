@@ -6,8 +6,8 @@ import functools
 import inspect
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Concatenate, Literal, ParamSpec
 
 import torch
 from jaxtyping import Float
@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xcam_fn import checks
+from xcam_fn.arguments import Count, NonNegative, Positive, Share
 from xcam_fn.maps import heatmap, own_size, resize
 from xcam_fn.methods.call import Call
-from xcam_fn.methods.catalog import as_method, enter_wrapper, heatmaps_of, method
+from xcam_fn.methods.catalog import as_method, enter_wrapper, heatmaps_of, method, name_of
 from xcam_fn.methods.gradient import gradcam_pp
 from xcam_fn.methods.method import Method, Postprocess, options_of
+from xcam_fn.methods.options import Score
 from xcam_fn.network.calls import run_model
 from xcam_fn.network.copies import unwrap
 from xcam_fn.network.places import pools
@@ -29,30 +31,72 @@ from xcam_fn.network.split import layers as layers_of
 from xcam_fn.network.target_layer import Layer, position_of
 from xcam_fn.perturb import blurred
 from xcam_fn.projections import principal_component
-from xcam_fn.scoring.score import TARGETS, check_score, explained_score
+from xcam_fn.scoring.score import TARGETS, explained_score
 
 __all__ = ["eigen_smooth", "multi_layer", "refinecam", "sess", "smooth"]
 
+P = ParamSpec("P")
 Images = Float[Tensor, "B C *size"]
 Run = Callable[..., Tensor]
+Explain = Callable[..., Tensor]  # a call and options to the heatmaps of the method that is wrapped
 Layers = Sequence[str | nn.Module]
 Pool = Literal["mean", "max"]
 
-_COMBINATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "mean": lambda maps: maps.mean(0),
-    "max": lambda maps: maps.amax(0),
-    "product": lambda maps: maps.prod(0),
-}
+_COMBINATIONS: dict[str, Any] = {"mean": torch.mean, "max": torch.amax, "product": torch.prod}
 Combine = Literal["mean", "max", "product"] | Callable[[Tensor], Tensor]
+
+
+Formula = Callable[Concatenate[Call, Explain, P], Tensor]
+Wrapping = Callable[Concatenate[str | Run, P], Method[...]]
+
+
+def wrapper(how: str, *, finishes: bool = False) -> Callable[[Formula[P]], Wrapping[P]]:
+    """Make of a formula over a call and a method's heatmaps a function of a method that returns a method.
+
+    The title says `how` the maps are made; those of a formula that finishes are not postprocessed again.
+    """
+
+    def entered(formula: Callable[..., Tensor]) -> Any:
+        own, (call, _, *after) = options_of(formula, 2), inspect.signature(formula).parameters.values()
+        method = call.replace(name="method", annotation="str | Method")
+        signature = inspect.Signature([method, *after], return_annotation=Method)
+
+        def run(call: Call, **options: Any) -> Tensor:
+            inner, mine = options.pop("inner"), {name: options.pop(name) for name in own if name in options}
+            explain = lambda call, **more: heatmaps_of(inner, call, options | more)  # noqa: E731
+            maps = formula(call, explain, **mine)
+            call.many = maps.ndim == call.x.ndim
+            return maps
+
+        @functools.wraps(formula)
+        def wrapping(*args: Any, **options: Any) -> Method[...]:
+            given = signature.bind(*args, **options).arguments
+            inner = as_method(given.pop("method"))
+            keywords = inner.own_options if isinstance(inner, Method) else options_of(inner, 4)
+            about: Any = {key: getattr(inner, key, "") for key in ("family", "paper", "summary", "needs")}
+            return Method(
+                run, f"{formula.__name__}({name_of(inner)})", f"{_title_of(inner)}, {how}", **about,
+                options={"inner": inner}, returns="heatmaps" if finishes else "maps",
+                keywords=own | keywords | own, explains=(formula, inner), made=(wrapping, inner),
+            ).with_options(**given)  # fmt: skip
+
+        vars(wrapping)["__signature__"] = signature
+        return enter_wrapper(wrapping)
+
+    return entered
+
+
+def _title_of(method: Any) -> str:
+    return getattr(method, "title", name_of(method))
 
 
 # -- test-time augmentation ----------------------------------------------------------------------------------
 
 
-@enter_wrapper
+@wrapper("smoothed", finishes=True)
 def smooth(
-    method: str | Run, *, flips: bool = True, scales: Sequence[float] = (0.9, 1.0, 1.1)
-) -> Method[...]:
+    call: Call, explain: Explain, *, flips: bool = True, scales: Sequence[float] = (0.9, 1.0, 1.1)
+) -> Tensor:
     """The method with its maps averaged over mirrored and brightened inputs, each mirrored back.
 
     Args:
@@ -67,23 +111,8 @@ def smooth(
         ValueError: scales is empty, or the name is not known.
         TypeError: a scale is no number.
     """
-    if not scales:
-        raise ValueError("scales is empty; expected one or more numbers, such as (0.9, 1, 1.1)")
-    for scale in scales:
-        checks.check_number("scales", scale)
-    return _wrapped(_smooth, method, "smoothed", finishes=True, flips=flips, scales=tuple(scales))
-
-
-def _smooth(
-    call: Call,
-    *,
-    inner: Run,
-    flips: bool = True,
-    scales: tuple[float, ...] = (0.9, 1.0, 1.1),
-    **options: Any,
-) -> Tensor:
     maps = [
-        _flipped(heatmaps_of(inner, call.of(_flipped(call.x * scale, flip), call.fixed), options), flip)
+        _flipped(explain(call.of(_flipped(call.x * scale, flip), call.fixed)), flip)
         for flip in (False, True)[: 1 + flips]
         for scale in scales
     ]
@@ -111,28 +140,29 @@ def eigen_smooth(method: str | Run) -> Method[...]:
         ValueError: the method does not add up weighted channels, or its name is not known.
     """
     inner = as_method(method)
-    name, title = _name_of(inner), _title_of(inner)
+    name = name_of(inner)
     if not isinstance(inner, Method) or "projection" not in inner.own_options:
         raise ValueError(
             f"eigen_smooth: {name!r} does not add up weighted channels; expected a method with "
             "the keyword `projection`, such as 'gradcam' or 'scorecam'"
         )
     return inner.with_options(
-        name=f"eigen_smooth({name})", title=f"{title}, first component", projection=principal_component
+        name=f"eigen_smooth({name})", title=f"{inner.title}, first component", projection=principal_component
     )
 
 
 # -- several layers ------------------------------------------------------------------------------------------
 
 
-@enter_wrapper
+@wrapper("several layers")
 def multi_layer(
-    method: str | Run,
+    call: Call,
+    explain: Explain,
     layers: Layers | None = None,
     combine: Combine = "mean",
     *,
     each: Postprocess | None = heatmap,
-) -> Method[...]:
+) -> Tensor:
     """The method's maps at several layers, combined into one.
 
     Args:
@@ -151,46 +181,17 @@ def multi_layer(
             ValueError) where the network has one resolution alone.
         TypeError: layers is a single name.
     """
-    _check_layers(layers)
-    _combination(combine)
-    layers = None if layers is None else tuple(layers)
-    return _wrapped(
-        _multi_layer, method, "several layers", finishes=True, layers=layers, combine=combine, each=each
-    )
-
-
-def _multi_layer(
-    call: Call,
-    *,
-    inner: Run,
-    layers: Layers | None = None,
-    combine: Combine = "mean",
-    each: Postprocess | None = heatmap,
-    postprocess: Postprocess | None = heatmap,
-    **options: Any,
-) -> Tensor:
     chosen = last_layers(call.model, call.x, call.layer) if layers is None else layers
-    maps = [heatmaps_of(inner, call.at(one), {**options, "postprocess": each}) for one in chosen]
+    maps = [explain(call.at(one), postprocess=each) for one in chosen]
     axes = call.x.ndim - 2
     largest = tuple(map(max, zip(*(cam.shape[-axes:] for cam in maps), strict=True)))
-    combined = _combination(combine)(torch.stack([resize(cam, largest) for cam in maps]))
-    return combined if postprocess is None else postprocess(combined, tuple(call.x.shape[2:]))
+    stacked = torch.stack([resize(cam, largest) for cam in maps])
+    return combine(stacked) if callable(combine) else _COMBINATIONS[combine](stacked, 0)
 
 
 def last_layers(model: nn.Module, x: Images, layer: Layer = None, *, count: int = 3) -> list[str]:
-    """The last layer of each of the last resolutions, shallow to deep, pooling and padding left out.
-
-    Args:
-        model: the network, in evaluation mode.
-        x: (B, C, *size), an input; only its shape matters.
-        layer: the deepest of them; None for `default_layer`.
-        count: how many resolutions at most, ≥ 2.
-
-    Raises:
-        StructureError: no layer before the deepest has a higher resolution.
-    """
-    root, found = unwrap(model), layers_of(model, x)
-    calls = checked_calls(model, x)
+    """The last layer of each of the last resolutions, shallow to deep, pooling and padding left out."""
+    root, found, calls = unwrap(model), layers_of(model, x), checked_calls(model, x)
     deepest = calls[position_of(root, layer, calls, Probe(root, x))].name
     shown = [name for name in found if deepest in (name, name.partition("#")[0])]
     if not shown:
@@ -200,7 +201,8 @@ def last_layers(model: nn.Module, x: Images, layer: Layer = None, *, count: int 
     names = list(found)
     of_size: dict[int, str] = {}
     for name in names[: names.index(shown[-1])]:
-        if not _only_resizes(root.get_submodule(name.partition("#")[0])):
+        module = root.get_submodule(name.partition("#")[0])
+        if not pools(module) and "Pad" not in type(module).__name__:
             of_size[math.prod(found[name][2:])] = name
     own = math.prod(found[shown[-1]][2:])
     before = [of_size[size] for size in sorted(of_size) if size > own][: count - 1]
@@ -212,45 +214,20 @@ def last_layers(model: nn.Module, x: Images, layer: Layer = None, *, count: int 
     return [*reversed(before), shown[-1]]
 
 
-def _only_resizes(module: nn.Module) -> bool:
-    return pools(module) or "Pad" in type(module).__name__
-
-
-def _check_layers(layers: Layers | None) -> None:
-    if isinstance(layers, (str, nn.Module)):
-        raise TypeError(
-            f"layers is a single layer, {layers!r}; expected several, such as ['layer3', 'layer4']"
-        )
-    if layers is not None and not len(layers):
-        raise ValueError("layers is empty; expected one or more names or modules, or None")
-
-
-def _combination(combine: Combine) -> Callable[[Tensor], Tensor]:
-    if callable(combine):
-        return combine
-    checks.check_choice("combine", combine, tuple(_COMBINATIONS))
-    return _COMBINATIONS[combine]
-
-
 @method(
-    "RefineCAM",
-    family="fusion",
-    paper="arXiv:2605.14641",
-    summary="Grad-CAM++ at several layers, multiplied",
-    needs="layers of several resolutions",
-    finishes=True,
+    "RefineCAM", family="fusion", paper="arXiv:2605.14641",
+    summary="Grad-CAM++ at several layers, multiplied", needs="layers of several resolutions",
     variants={
         "torchcam": {"method": gradcam_pp.variant("torchcam"), "each": own_size},
         "pytorch-grad-cam": {"method": gradcam_pp.variant("pytorch-grad-cam")},
     },
-)
+)  # fmt: skip
 def refinecam(
     call: Call,
     *,
     method: str | Run = gradcam_pp,
     layers: Layers | None = None,
     each: Postprocess | None = heatmap,
-    postprocess: Postprocess | None = heatmap,
 ) -> Tensor:
     """RefineCAM: the product of the heatmaps of several layers, from fine to deep.
 
@@ -268,29 +245,27 @@ def refinecam(
     References:
         Domeniconi et al., How to Evaluate and Refine your CAM (arXiv:2605.14641).
     """
-    _check_layers(layers)
-    return _multi_layer(
-        call, inner=as_method(method), layers=layers, combine="product", each=each, postprocess=postprocess
-    )
+    return multi_layer(method, layers, "product", each=each).raw(call)
 
 
 # -- scaling and sliding -------------------------------------------------------------------------------------
 
 
-@enter_wrapper
+@wrapper("SESS")
 def sess(
-    method: str | Run,
+    call: Call,
+    explain: Explain,
     *,
-    num_scales: int = 12,
-    growth: float = 2 / 7,
-    window: int | None = None,
-    step: int | None = None,
-    drop: float = 0.0,
-    theta: float = 0.0,
+    num_scales: Count = 12,
+    growth: Positive = 2 / 7,
+    window: Count | None = None,
+    step: Count | None = None,
+    drop: Share = 0.0,
+    theta: NonNegative = 0.0,
     pool: Pool = "mean",
     blur: bool = True,
-    score: str = "probability",
-) -> Method[...]:
+    score: Score = "probability",
+) -> Tensor:
     """The method's heatmaps of windows that slide over the scaled input, weighted by the windows' scores.
 
     The input is resized so that its shorter side is w, w + ⌊gw⌉, w + 2⌊gw⌉ …; a window of w pixels slides
@@ -301,7 +276,7 @@ def sess(
         method: a method, or its name.
         num_scales: sizes that the input is seen in, ≥ 1.
         growth: g, by how much of the window each is larger than the one before, > 0.
-        window: w, pixels; None for the shorter side of the input.
+        window: w, pixels, no more than the shorter side of the input; None for that.
         step: of the window, pixels; None for w.
         drop: the share of the windows, those with the lowest scores, that is left out, 0 to 1; the best one
             is kept.
@@ -320,47 +295,15 @@ def sess(
     References:
         Tursun et al. (arXiv:2207.01769).
     """
-    given = {"num_scales": num_scales, "growth": growth, "window": window, "step": step, "drop": drop}
-    given |= {"theta": theta, "pool": pool, "blur": blur, "score": score}
-    _check_sess(given)
-    return _wrapped(_sess, method, "SESS", finishes=False, **given)
-
-
-def _check_sess(given: Mapping[str, Any]) -> None:
-    checks.check_count("num_scales", given["num_scales"])
-    checks.check_number("growth", given["growth"], above=0)
-    for name in ("window", "step"):
-        if given[name] is not None:
-            checks.check_count(name, given[name])
-    checks.check_number("drop", given["drop"], at_least=0, at_most=1)
-    checks.check_number("theta", given["theta"], at_least=0)
-    checks.check_choice("pool", given["pool"], get_args(Pool))
-    check_score(given["score"])
-
-
-def _sess(
-    call: Call,
-    *,
-    inner: Run,
-    num_scales: int = 12,
-    growth: float = 2 / 7,
-    window: int | None = None,
-    step: int | None = None,
-    drop: float = 0.0,
-    theta: float = 0.0,
-    pool: Pool = "mean",
-    blur: bool = True,
-    score: str = "probability",
-    **options: Any,
-) -> Tensor:
-    given = {"num_scales": num_scales, "growth": growth, "window": window, "step": step, "drop": drop}
-    _check_sess(given | {"theta": theta, "pool": pool, "score": score})
     x, fixed = call.x, call.fixed
-    length = window or min(x.shape[2:])
-    sizes = [_scaled(x, length + i * round(length * growth)) for i in range(num_scales)]
+    side = min(x.shape[2:])
+    length = side if window is None else window
+    if length > side:
+        raise ValueError(f"window={length}, but the input's shorter side is {side} pixels; expected no more")
+    shorter = [length + i * round(length * growth) for i in range(num_scales)]
+    sizes = [tuple(int(one * size / side) for size in x.shape[2:]) for one in shorter]
     views = functools.partial(_views, x, sizes, length, step or length)
     explained = explained_score(run_model(call.model, x), len(x), fixed, TARGETS[score])
-    call.many = explained.many
     every = torch.arange(len(x), device=x.device)
     scores = torch.stack([explained.of(run_model(call.model, seen), every) for seen, _, _ in views()]).relu()
     shares, kept = _shares(scores, drop)
@@ -368,15 +311,19 @@ def _sess(
     for (seen, corner, size), share, keep in zip(views(), shares, kept, strict=True):
         if checks.is_readable(keep) and not keep.any():
             continue
-        cam = heatmaps_of(inner, call.of(seen, fixed), options)
+        cam = explain(call.of(seen, fixed))
         cam = cam if explained.many else cam[:, None]
-        there = resize(F.pad(cam * _per_map(share, x), _margins(corner, size, length)), x.shape[2:])
+        # The window lies at its corner again; `F.pad` is told of the last axis first.
+        ends = [(start, s - start - length) for start, s in zip(corner, size, strict=True)]
+        margins = [margin for pair in reversed(ends) for margin in pair]
+        there = resize(F.pad(cam * _per_map(share, x), margins), x.shape[2:])
         counts = (there > theta) & _per_map(keep, x)
         there = torch.where(counts, there, 0.0)
         total = total + there if pool == "mean" else torch.maximum(total, there)
         count = count + counts.to(there)
     fused = total / torch.where(count > 0, count, 1.0) if pool == "mean" else total
-    return blurred(fused, width=11, std=5.0) if blur else fused
+    fused = blurred(fused, width=11, std=5.0) if blur else fused
+    return fused if explained.many else fused.squeeze(1)
 
 
 def _shares(scores: Tensor, drop: float) -> tuple[Tensor, Tensor]:
@@ -385,10 +332,6 @@ def _shares(scores: Tensor, drop: float) -> tuple[Tensor, Tensor]:
     shares = torch.where(highest > 0, scores / torch.where(highest > 0, highest, 1.0), 1.0)
     rank = scores.argsort(dim=0, stable=True).argsort(dim=0)
     return shares, rank >= min(int(len(scores) * drop), len(scores) - 1)
-
-
-def _scaled(x: Tensor, shorter: int) -> tuple[int, ...]:
-    return tuple(int(shorter * side / min(x.shape[2:])) for side in x.shape[2:])
 
 
 def _views(
@@ -401,35 +344,5 @@ def _views(
             yield scaled[(..., *(slice(start, start + window) for start in corner))], corner, size
 
 
-def _margins(corner: Sequence[int], size: Sequence[int], window: int) -> list[int]:
-    """What `F.pad` puts around a window so that it lies at its corner again: the last axis first."""
-    ends = [(start, side - start - window) for start, side in zip(corner, size, strict=True)]
-    return [margin for pair in reversed(ends) for margin in pair]
-
-
 def _per_map(values: Tensor, images: Tensor) -> Tensor:
     return values.reshape(*values.shape, *[1] * (images.ndim - 2))
-
-
-# -- what they share -----------------------------------------------------------------------------------------
-
-
-def _wrapped(run: Run, method: str | Run, how: str, *, finishes: bool, **given: Any) -> Method[...]:
-    """`run` around the method, with the options that are not its defaults: a method that can be pickled."""
-    inner = as_method(method)
-    parameters = inspect.signature(run).parameters
-    given = {name: value for name, value in given.items() if value != parameters[name].default}
-    keywords = inner.own_options if isinstance(inner, Method) else options_of(inner, 4)
-    about: dict[str, Any] = {key: getattr(inner, key, "") for key in ("family", "paper", "summary", "needs")}
-    return Method(
-        run, name=f"{run.__name__.lstrip('_')}({_name_of(inner)})", title=f"{_title_of(inner)}, {how}",
-        options={"inner": inner, **given}, keywords=keywords, explains=inner, finishes=finishes, **about,
-    )  # fmt: skip
-
-
-def _name_of(method: Any) -> str:
-    return getattr(method, "name", getattr(method, "__name__", repr(method)))
-
-
-def _title_of(method: Any) -> str:
-    return getattr(method, "title", _name_of(method))

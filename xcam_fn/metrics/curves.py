@@ -44,8 +44,7 @@ def insertion(
 
     {images}
         baseline: where it begins: a number, a tensor or a callable of x; `blurred` by default.
-        steps: how many, ≥ 1; by default 112, which is 448 pixels each at 224 × 224.
-        pixels_per_step: in place of steps, ≥ 1.
+        {steps}
         {scoring}
 
     Returns:
@@ -76,8 +75,7 @@ def deletion(
     {images}
         baseline: where it ends: a number, a tensor or a callable of x; 0, the mean color of most networks, by
             default.
-        steps: how many, ≥ 1; by default 112, which is 448 pixels each at 224 × 224.
-        pixels_per_step: in place of steps, ≥ 1.
+        {steps}
         {scoring}
 
     Returns:
@@ -123,8 +121,7 @@ def step_pixels(x: Tensor, steps: int | None = None, pixels_per_step: int | None
         checks.check_count("steps", steps)
         return math.ceil(math.prod(x.shape[2:]) / steps)
     if steps is not None:
-        raise ValueError(
-            f"steps={steps} and pixels_per_step={pixels_per_step}: expected one of them, the other follows"
-        )
+        both = f"steps={steps} and pixels_per_step={pixels_per_step}"
+        raise ValueError(f"{both}: expected one of them, the other follows")
     checks.check_count("pixels_per_step", pixels_per_step)
     return pixels_per_step

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from numbers import Real
 from typing import NamedTuple, Unpack
 
 import numpy as np
@@ -35,7 +36,7 @@ class Road(NamedTuple):
 def road(
     judged: Judged,
     *,
-    fractions: Sequence[float] = (0.2, 0.4, 0.6, 0.8),
+    fractions: Iterable[float] = (0.2, 0.4, 0.6, 0.8),
     std: float = 0.01,
     seed: int = 0,
     **_: Unpack[ScoringOptions],
@@ -65,35 +66,28 @@ def road(
     checks.check_number("std", std, at_least=0)
     checks.check_seed(seed)
     if x.ndim != 4:
-        raise ValueError(
-            f"x has shape {tuple(x.shape)}; expected (B, C, H, W): pixels have neighbors in two axes"
-        )
-    if not fractions or not all(0 < f < 1 for f in fractions):
-        raise ValueError(
-            f"fractions={fractions!r}; expected one or more numbers between 0 and 1, both excluded"
-        )
+        wanted = "(B, C, H, W): pixels have neighbors in two axes"
+        raise ValueError(f"x has shape {tuple(x.shape)}; expected {wanted}")
+    shares = list(fractions) if isinstance(fractions, Iterable) else []
+    if not shares or not all(isinstance(share, Real) and 0 < share < 1 for share in shares):
+        wanted = "one or more numbers between 0 and 1, both excluded"
+        raise ValueError(f"fractions={fractions!r}; expected {wanted}")
     total = judged.rank[0].numel()
     scores = []
     for rank in (judged.rank, total - 1 - judged.rank):
-        for i, fraction in enumerate(fractions):
-            noise = normal(seed, i, tuple(x.shape[1:]), like=x) * std
-            gone = rank < round(fraction * total)
+        for i, share in enumerate(shares):
+            noise = normal(seed, i, tuple(x.shape[1:]), like=x) * float(std)
+            gone = rank < round(share * total)
             images = torch.stack([imputed(*pair, noise) for pair in zip(x, gone, strict=True)])
             scores.append(judged.scoring.each(images)[:, 0])
     most, least = torch.stack(scores, 1).reshape(len(x), 2, -1).unbind(1)
-    return Road(torch.tensor(list(fractions)).to(x), most, least, (least - most).mean(1) / 2)
+    return Road(torch.tensor(shares).to(x), most, least, (least - most).mean(1) / 2)
 
 
 def imputed(
     image: Float[Tensor, "C H W"], gone: Bool[Tensor, "H W"], noise: Float[Tensor, "C H W"]
 ) -> Float[Tensor, "C H W"]:
-    """Return the image with the pixels that are gone solved for, and noise where they were.
-
-    Args:
-        image: (C, H, W).
-        gone: (H, W), which pixels are removed.
-        noise: (C, H, W).
-    """
+    """Return the image with the pixels that are gone solved for, and noise where they were."""
     from scipy import sparse  # noqa: PLC0415, slow to import, and needed here alone
     from scipy.sparse.linalg import spsolve  # noqa: PLC0415
 

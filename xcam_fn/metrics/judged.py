@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import math
 import re
 import textwrap
 import typing
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from inspect import Parameter
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, Unpack, cast
 
 import numpy as np
@@ -21,6 +21,7 @@ from xcam_fn import checks
 from xcam_fn.perturb import Baseline, baseline_images
 from xcam_fn.scoring.running import Running, RunningOptions, Scoring, scoring_of
 from xcam_fn.targets import Classes
+from xcam_fn.targets.beyond_classes import finite
 
 Images = Float[Tensor, "B C *size"]
 Heatmap = Tensor | np.ndarray
@@ -29,10 +30,20 @@ Best = Literal["highest", "lowest"]
 P = ParamSpec("P")
 Found_co = TypeVar("Found_co", covariant=True)
 Function = TypeVar("Function", bound=Callable[..., Any])
+_SCORE = Parameter("score", Parameter.KEYWORD_ONLY, default="probability", annotation="str")
 
 
 class ScoringOptions(RunningOptions, total=False):
-    """How images are scored: "probability" or "logit" of a class, and `RunningOptions`."""
+    """How images are scored.
+
+    Args:
+        score: what is read off for a class, "probability" or "logit".
+        precision: "float32" or "bfloat16", of the forwards.
+        compile: compile the model once.
+        scorer: a callable from images to outputs in the model's place.
+        chunk_size: perturbed images in one forward; None chooses.
+        progress: show a bar that counts forwards.
+    """
 
     score: str
 
@@ -67,9 +78,7 @@ class Judged:
     def coherency(self) -> Tensor:
         """The correlation of the heatmap and of the heatmap of what it shows, scaled to [0, 1]; (B,)."""
         if self.explain is None:
-            raise ValueError(
-                "coherency and adcc need the method, not only its heatmap; use metrics.coherency"
-            )
+            raise ValueError("coherency and adcc need the method, not its heatmap alone: metrics.coherency")
         return (1 + pearson(self.mask, self.explain(self.x * self.mask[:, None]))) / 2
 
     def shown(self, baseline: Baseline = 0.0) -> Tensor:
@@ -99,7 +108,16 @@ class Metric(Protocol):
 
 
 class HeatmapMetric(Metric, Protocol, Generic[P, Found_co]):
-    """A metric that is called as `metric(model, x, heatmap, cls, **options)`."""
+    """A metric that is called as `metric(model, x, heatmap, cls, **options)`.
+
+    Args:
+        model: the network, in evaluation mode; it is never touched.
+        x: (B, C, *size), prepared images.
+        heatmap: (B, *size), a tensor or an array, from here or from elsewhere; in [0, 1] unless only its
+            order counts.
+        cls: None for the predicted class of each image, an int, B ints, or a target, a callable from the
+            output to one score for each image it is given. It is fixed once, on the images as they are.
+    """
 
     def __call__(
         self, model: Any, x: Any, heatmap: Any, cls: Any = None, *args: P.args, **options: P.kwargs
@@ -109,39 +127,30 @@ class HeatmapMetric(Metric, Protocol, Generic[P, Found_co]):
 def metric(
     title: str, *, best: Best, forwards: int | None = None
 ) -> Callable[[Callable[Concatenate[Judged, P], Found_co]], HeatmapMetric[P, Found_co]]:
-    """Make of a formula over `Judged` the function of a model, images and heatmaps that users call.
-
-    Args:
-        title: the name in print.
-        best: which end is the better.
-        forwards: how many images are scored for each; None for many.
-    """
+    """Make a metric of a formula over `Judged` that scores so many images for each, None for many."""
 
     def made(formula: Callable[..., Found_co]) -> HeatmapMetric[P, Found_co]:
-        own = [p for p in inspect.signature(formula).parameters.values() if p.kind is p.KEYWORD_ONLY]
-        names = {p.name for p in own}
+        signature = inspect.signature(formula)
+        own = {name: p for name, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY}
 
         def called(
             model: nn.Module, x: Images, heatmap: Heatmap, cls: Classes = None, **options: Any
         ) -> Found_co:
-            how = {name: value for name, value in options.items() if name not in names}
-            few = None if forwards is None else forwards * len(x)
-            with one_class_scoring(model, x, cls, forwards=few, **how) as scoring:
-                asked = {name: options[name] for name in names & options.keys()}
+            asked = {name: options.pop(name) for name in own.keys() & options.keys()}
+            with one_class_scoring(model, x, cls, forwards_each=forwards, **options) as scoring:
                 return formula(Judged(scoring, heatmap), **asked)
 
-        shared = list(inspect.signature(called).parameters.values())[:4]
-        how = [p.replace(kind=p.KEYWORD_ONLY) for p in inspect.signature(Running).parameters.values()]
-        score = inspect.Parameter(
-            "score", inspect.Parameter.KEYWORD_ONLY, default="probability", annotation="str"
-        )
-        returned = inspect.signature(formula).return_annotation
-        called.__dict__["__signature__"] = inspect.Signature(
-            [*shared, *own, score, *how], return_annotation=returned
-        )
+        *shared, _ = inspect.signature(called).parameters.values()
+        flat = [*shared, *own.values(), _SCORE, *by_name(Running)]
+        called.__dict__["__signature__"] = signature.replace(parameters=flat)
         return cast(HeatmapMetric[P, Found_co], entered(called, formula, title, best))
 
     return made
+
+
+def by_name(options: Callable[..., Any]) -> list[Parameter]:
+    """The parameters of a function or a named tuple, as keywords."""
+    return [p.replace(kind=p.KEYWORD_ONLY) for p in inspect.signature(options).parameters.values()]
 
 
 def entered(function: Function, formula: Callable[[Judged], Any], title: str, best: Best) -> Function:
@@ -155,14 +164,13 @@ def entered(function: Function, formula: Callable[[Judged], Any], title: str, be
 
 # -- docstrings ---------------------------------------------------------------------------------------------
 
+
+def _args(documents: Any) -> str:
+    return inspect.cleandoc(documents.__doc__).partition("\n\n")[2]
+
+
 _SHARED = {
-    "images": """Args:
-    model: the network, in evaluation mode; it is never touched.
-    x: (B, C, *size), prepared images.
-    heatmap: (B, *size), a tensor or an array, from here or from elsewhere; in [0, 1] unless only its order
-        counts.
-    cls: None for the predicted class of each image, an int, B ints, or a target, a callable from the output
-        to one score for each image it is given. It is fixed once, on the images as they are.""",
+    "images": _args(HeatmapMetric),
     "method": """Args:
     method: by name or as a function.
     model: the network, in evaluation mode; it is never touched.
@@ -170,12 +178,10 @@ _SHARED = {
     x: (B, C, *size), prepared images.
     cls: None for the predicted class of each image, an int, B ints, or a target. It is fixed once, on the
         images as they are.""",
-    "scoring": """score: what is read off for a class, "probability" or "logit".
-precision: "float32" or "bfloat16", of the forwards.
-compile: compile the model once.
-scorer: a callable from images to outputs in the model's place.
-chunk_size: perturbed images in one forward; None chooses.
-progress: show a bar that counts forwards.""",
+    "scoring": textwrap.dedent(_args(ScoringOptions).removeprefix("Args:\n")),
+    "shown": "baseline: what is seen where the heatmap hides: a number, a tensor or a callable of x.",
+    "steps": """steps: how many, ≥ 1; by default 112, which is 448 pixels each at 224 × 224.
+pixels_per_step: in place of steps, ≥ 1.""",
     "raises": """Raises:
     ValueError: a value is out of range or does not fit the model or the batch.
     TypeError: an argument is of the wrong kind.""",
@@ -200,7 +206,7 @@ def one_class_scoring(
     *,
     score: str = "probability",
     create_graph: bool = False,
-    forwards: int | None = None,
+    forwards_each: int | None = None,
     **running: Unpack[RunningOptions],
 ) -> Iterator[Scoring]:
     """The scoring of one call that explains one class of each image, its arguments checked."""
@@ -208,8 +214,10 @@ def one_class_scoring(
         if name not in Running._fields:
             known = ", ".join(sorted(("score", *Running._fields)))
             raise TypeError(f"there is no option {name!r}; the options are {known}")
+    checks.check_input(x)
+    few = None if forwards_each is None else forwards_each * len(x)
     how = Running(**running)
-    with scoring_of(model, x, cls, score, how, create_graph=create_graph, forwards=forwards) as scoring:
+    with scoring_of(model, x, cls, score, how, create_graph=create_graph, forwards=few) as scoring:
         if scoring.explained.many:
             raise ValueError(f"cls={cls!r}: expected one class for each image, as there is one heatmap")
         yield scoring
@@ -219,59 +227,57 @@ def checked(heatmap: Heatmap, x: Tensor | None = None, *, unit: bool = False) ->
     """The heatmap as a tensor of finite values, with `unit` in [0, 1], with x one for each image of x."""
     if not isinstance(heatmap, (Tensor, np.ndarray)):
         raise TypeError(f"heatmap is a {type(heatmap).__name__}; expected a tensor or an array (B, *size)")
-    maps = torch.as_tensor(heatmap, device=None if x is None else x.device)
-    maps = maps if maps.is_floating_point() else maps.float()
+    maps = finite("heatmap", heatmap)
+    maps = maps if x is None else maps.to(x.device)
+    shape = f"heatmap has shape {tuple(maps.shape)}"
     if maps.ndim < 2 or maps.numel() == 0:
-        raise ValueError(
-            f"heatmap has shape {tuple(maps.shape)}; expected (B, *size), as heatmap[None] of one"
-        )
-    if checks.is_readable(maps):
+        raise ValueError(f"{shape}; expected (B, *size), as heatmap[None] of one")
+    if unit and checks.is_readable(maps):
         low, high = (float(end) for end in maps.detach().aminmax())
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise ValueError("heatmap holds NaN or infinite values; expected finite ones")
-        if unit and not (low >= 0 and high <= 1):
-            raise ValueError(
-                f"heatmap has values from {low:.4g} to {high:.4g}; expected [0, 1] "
-                "(xcam_fn.heatmap(cam, size) makes that of a raw map)"
-            )
-    if x is not None and tuple(maps.shape) != (len(x), *x.shape[2:]):
-        raise ValueError(
-            f"heatmap has shape {tuple(maps.shape)}; expected {(len(x), *x.shape[2:])}, one for each image "
-            "at its size (xcam_fn.heatmap(cam, size) resizes a raw map)"
-        )
+        if low < 0 or high > 1:
+            remedy = "(xcam_fn.heatmap(cam, size) makes that of a raw map)"
+            raise ValueError(f"heatmap has values from {low:.4g} to {high:.4g}; expected [0, 1] {remedy}")
+    if x is not None and tuple(maps.shape) != (wanted := (len(x), *x.shape[2:])):
+        remedy = "one for each image at its size (xcam_fn.heatmap(cam, size) resizes a raw map)"
+        raise ValueError(f"{shape}; expected {wanted}, {remedy}")
     return maps
 
 
 # -- maps in order, and compared ----------------------------------------------------------------------------
 
 
-def relevance_rank(heatmap: Float[Tensor, "B *size"]) -> Int[Tensor, "B *size"]:
+def relevance_rank(heatmap: Heatmap) -> Int[Tensor, "B *size"]:
     """Return the place of each pixel when they are sorted by relevance, the most relevant first.
 
     Args:
-        heatmap: (B, *size).
+        heatmap: (B, *size), a tensor or an array.
 
     Returns:
         (B, *size), whole numbers from 0; equal values are in the order of their places.
     """
-    order = heatmap.flatten(1).argsort(dim=1, descending=True, stable=True)
+    maps = checked(heatmap)
+    order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
     places = torch.arange(order.shape[1], dtype=torch.int32, device=order.device).expand_as(order)
-    return torch.zeros_like(places).scatter(1, order, places).reshape(heatmap.shape)
+    return torch.zeros_like(places).scatter(1, order, places).reshape(maps.shape)
 
 
-def pearson(first: Tensor, second: Tensor) -> Values:
+def pearson(first: Heatmap, second: Heatmap) -> Values:
     """Pearson's correlation of maps (B, ...), (B,) in [−1, 1]; 0 where one is constant."""
-    flat = [maps.flatten(1) for maps in (first, second)]
+    flat = [checked(maps).flatten(1) for maps in (first, second)]
+    if flat[0].shape != flat[1].shape:
+        shapes = " and ".join(str(tuple(maps.shape)) for maps in (first, second))
+        raise ValueError(f"the heatmaps have shapes {shapes}; expected two of the same shape")
     one, other = (maps.double() - maps.double().mean(1, keepdim=True) for maps in flat)
     norm = one.norm(dim=1) * other.norm(dim=1)
     varies = (norm > 0) & torch.stack([maps.amax(1) > maps.amin(1) for maps in flat]).all(0)
     r = (one * other).sum(1) / torch.where(norm > 0, norm, 1.0)
-    return torch.where(varies, r, 0.0).clamp(-1, 1).to(first.dtype)
+    return torch.where(varies, r, 0.0).clamp(-1, 1).to(flat[0].dtype)
 
 
-def spearman(first: Tensor, second: Tensor) -> Values:
+def spearman(first: Heatmap, second: Heatmap) -> Values:
     """Spearman's rank correlation of maps (B, ...), (B,) in [−1, 1]; equal values share their mean rank."""
     from scipy.stats import rankdata  # noqa: PLC0415, slow to import, and needed here alone
 
-    ranks = (rankdata(maps.detach().flatten(1).cpu().numpy(), axis=1) for maps in (first, second))
-    return pearson(*(torch.from_numpy(r).to(first.device) for r in ranks)).to(first.dtype)
+    maps = [checked(heatmap) for heatmap in (first, second)]
+    ranks = (rankdata(one.detach().flatten(1).cpu().numpy(), axis=1) for one in maps)
+    return pearson(*(torch.from_numpy(r).to(maps[0].device) for r in ranks)).to(maps[0].dtype)

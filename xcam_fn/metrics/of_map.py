@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Unpack
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,10 +15,12 @@ from xcam_fn.metrics.judged import (
     ScoringOptions,
     Values,
     checked,
+    documented,
     entered,
     metric,
 )
 from xcam_fn.perturb import Baseline
+from xcam_fn.targets.beyond_classes import finite
 
 
 @metric("Average drop", best="lowest", forwards=2)
@@ -29,7 +30,7 @@ def average_drop(judged: Judged, *, baseline: Baseline = 0.0, **_: Unpack[Scorin
     max(0, p(x) − p(x ⊙ heatmap)) / p(x), and 0 where p(x) is 0.
 
     {images}
-        baseline: what is seen where the heatmap hides: a number, a tensor or a callable of x.
+        {shown}
         {scoring}
 
     Returns:
@@ -52,7 +53,7 @@ def increase_in_confidence(
     """1 where the score is higher with only what the heatmap shows, else 0; the more often the better.
 
     {images}
-        baseline: what is seen where the heatmap hides: a number, a tensor or a callable of x.
+        {shown}
         {scoring}
 
     Returns:
@@ -84,6 +85,7 @@ def complexity(heatmap: Heatmap) -> Values:
 entered(complexity, lambda judged: complexity(judged.heatmap), "Complexity", "lowest")
 
 
+@documented
 def pointing_game(heatmap: Heatmap, region: Tensor | Sequence[Any], *, tolerance: int = 0) -> Values:
     """1 where the heatmap's highest value is in the object's region, else 0.
 
@@ -96,8 +98,7 @@ def pointing_game(heatmap: Heatmap, region: Tensor | Sequence[Any], *, tolerance
     Returns:
         (B,), 0 or 1. A heatmap that is zero everywhere points at nothing.
 
-    Raises:
-        ValueError: the region does not fit the heatmap.
+    {raises}
 
     References:
         Zhang et al., Top-down Neural Attention by Excitation Backprop (arXiv:1608.00507).
@@ -105,14 +106,14 @@ def pointing_game(heatmap: Heatmap, region: Tensor | Sequence[Any], *, tolerance
     maps = checked(heatmap)
     checks.check_count("tolerance", tolerance, at_least=0)
     inside = _region(region, maps)
-    if tolerance:
-        wide = 2 * tolerance + 1
-        inside = nn.functional.max_pool2d(inside[:, None].float(), wide, 1, tolerance)[:, 0] > 0
+    if reach := min(tolerance, max(maps.shape[1:])):
+        inside = nn.functional.max_pool2d(inside[:, None].float(), 2 * reach + 1, 1, reach)[:, 0] > 0
     top = maps.flatten(1).argmax(1, keepdim=True)
     hit = inside.flatten(1).gather(1, top)[:, 0] & (maps.flatten(1) != 0).any(1)
     return hit.to(maps.dtype)
 
 
+@documented
 def energy_pointing_game(heatmap: Heatmap, region: Tensor | Sequence[Any]) -> Values:
     """The share of the heatmap's sum that is in the object's region.
 
@@ -124,8 +125,7 @@ def energy_pointing_game(heatmap: Heatmap, region: Tensor | Sequence[Any]) -> Va
     Returns:
         (B,), in [0, 1]; 0 for a heatmap that is zero everywhere.
 
-    Raises:
-        ValueError: the region does not fit the heatmap.
+    {raises}
 
     References:
         Wang et al., Score-CAM (arXiv:1910.01279), section 4.3.
@@ -138,20 +138,16 @@ def energy_pointing_game(heatmap: Heatmap, region: Tensor | Sequence[Any]) -> Va
 
 def _region(region: Any, maps: Tensor) -> Tensor:
     """Where the objects are, (B, H, W)."""
-    given = region if isinstance(region, Tensor) else torch.from_numpy(np.asarray(region))
-    given = given.to(maps.device)
+    given = finite("region", region).to(maps.device)
     if maps.ndim == 3 and given.shape == maps.shape:
         return given != 0
     if maps.ndim != 3 or given.shape != (len(maps), 4):
-        raise ValueError(
-            f"region has shape {tuple(given.shape)} for heatmaps of shape {tuple(maps.shape)}; expected "
-            f"boxes ({len(maps)}, 4) or masks of the heatmaps' shape"
-        )
+        has = f"region has shape {tuple(given.shape)} for heatmaps of shape {tuple(maps.shape)}"
+        raise ValueError(f"{has}; expected boxes ({len(maps)}, 4) or masks of the heatmaps' shape")
     left, top, right, bottom = (edge[:, None, None] for edge in given.T)
     if bool(((right <= left) | (bottom <= top)).any()):
-        raise ValueError(
-            f"region={given.tolist()}: expected boxes (left, top, right, bottom) that hold a pixel"
-        )
+        has = f"region={given.tolist()}"
+        raise ValueError(f"{has}: expected boxes (left, top, right, bottom) that hold a pixel")
     rows = torch.arange(maps.shape[1], device=maps.device)[None, :, None]
     columns = torch.arange(maps.shape[2], device=maps.device)[None, None, :]
     return (columns >= left) & (columns < right) & (rows >= top) & (rows < bottom)

@@ -47,16 +47,12 @@ def _method_metric(title: str):  # its type is that of the function within
         ) -> Values:
             run, recorded = _explainer(method, options), options.get("create_graph", False)
             with one_class_scoring(model, x, cls, create_graph=recorded) as scoring:
-                explain = functools.partial(_explained, run, model, layer, scoring.explained.cls)
+                explain = lambda images: run(model, layer, images, scoring.explained.cls)  # noqa: E731
                 return formula(Judged(scoring, explain(x) if heatmap is None else heatmap, explain))
 
         return entered(called, formula, title, "highest")
 
     return made
-
-
-def _explained(run: Explainer, model: nn.Module, layer: Layer, cls: Classes, images: Tensor) -> Tensor:
-    return run(model, layer, images, cls)
 
 
 def _explainer(method: str | Explainer, options: dict[str, Any]) -> Explainer:
@@ -184,9 +180,10 @@ def max_sensitivity(
         **options: passed to the method.
 
     Returns:
-        (B,), ≥ 0; 0 where the heatmap is zero and stays so, infinite where it is zero and does not.
+        (B,), ≥ 0; 0 where the heatmap is zero and stays so.
 
     {raises}
+        ValueError: a heatmap is zero and does not stay so, so that there is nothing to compare it with.
 
     References:
         Yeh et al., On the (In)fidelity and Sensitivity of Explanations (arXiv:1901.09392), definition 2.
@@ -198,10 +195,16 @@ def max_sensitivity(
     first = run(model, layer, x, fixed)
     worst = torch.zeros_like(first.flatten(1)[:, 0])
     for number in range(num_samples):
-        change = radius * (2 * uniform(seed, number, tuple(x.shape[1:]), like=x) - 1)  # of every image alike
+        change = float(radius) * (
+            2 * uniform(seed, number, tuple(x.shape[1:]), like=x) - 1
+        )  # of every image alike
         moved = run(model, layer, x + change, fixed)
         worst = torch.maximum(worst, (moved - first).flatten(1).norm(dim=1))
-    return torch.where(worst > 0, worst / first.flatten(1).norm(dim=1), 0.0)
+    own = first.flatten(1).norm(dim=1)
+    if checks.is_readable(own) and len(empty := ((own == 0) & (worst > 0)).nonzero()):
+        has = f"the heatmap of image {int(empty[0])} is zero everywhere and moves from there"
+        raise ValueError(f"max_sensitivity: {has}; leave the image out, or compare with postprocess=None")
+    return torch.where(worst > 0, worst / own, 0.0)
 
 
 def _fixed(model: nn.Module, x: Tensor, cls: Classes) -> Classes:

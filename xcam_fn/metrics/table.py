@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from xcam_fn import checks
 from xcam_fn.metrics.curves import Curve, deletion, insertion
 from xcam_fn.metrics.imputation import Road, road
-from xcam_fn.metrics.judged import Judged, Metric, Values, one_class_scoring
+from xcam_fn.metrics.judged import Heatmap, Judged, Metric, Values, checked, one_class_scoring
 from xcam_fn.metrics.of_map import average_drop, complexity, increase_in_confidence
 from xcam_fn.metrics.of_method import adcc, coherency
 from xcam_fn.scoring.running import RunningOptions
@@ -36,7 +36,7 @@ def scored(judged: Judged, metric_names: Sequence[str]) -> dict[str, Values | Cu
 def judged(
     model: nn.Module,
     x: Float[Tensor, "B C *size"],
-    heatmaps: Mapping[str, Float[Tensor, "B *size"]],
+    heatmaps: Mapping[str, Heatmap],
     cls: Classes = None,
     metric_names: Sequence[str] = STANDARD,
     **how: Unpack[RunningOptions],
@@ -61,7 +61,8 @@ def judged(
         checks.check_choice("metric_names", name, tuple(METRICS))
     found: dict[str, dict[str, Values | Curve]] = {}
     with one_class_scoring(model, x, cls, **how) as scoring:
-        for name, heatmap in heatmaps.items():
-            same = next((other for other in found if torch.equal(heatmaps[other], heatmap)), None)
+        maps = {name: checked(heatmap, x) for name, heatmap in heatmaps.items()}
+        for name, heatmap in maps.items():
+            same = next((other for other in found if torch.equal(maps[other], heatmap)), None)
             found[name] = scored(Judged(scoring, heatmap), metric_names) if same is None else found[same]
     return found

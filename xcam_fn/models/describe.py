@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from xcam_fn import checks
 from xcam_fn.methods.method import Method
 from xcam_fn.models.load import LoadedModel
+from xcam_fn.network.calls import run_model
 from xcam_fn.network.split import default_layer, layers
-from xcam_fn.targets import logits
+from xcam_fn.targets import logits, probability
 
 
 def percent(probability: float) -> str:
@@ -29,8 +29,10 @@ def class_name(cls: int, categories: Sequence[str]) -> str:
 
 def probabilities(loaded: LoadedModel, x: Float[Tensor, "1 C h w"]) -> Float[Tensor, " classes"]:
     """The probability of each class of one image."""
-    with torch.no_grad(), checks.explained(loaded.model, x):
-        return logits(loaded.model(x))[0].softmax(-1)
+    with torch.no_grad():
+        output = run_model(loaded.model, x)
+    every = torch.arange(logits(output).shape[-1], device=x.device)
+    return probability(every[None])(output)[0]
 
 
 def likeliest(found: Float[Tensor, " classes"]) -> list[tuple[int, float]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from xcam_fn.network.copies import Forward, is_leaf, private_copy
 from xcam_fn.torch_state import is_readable, pytree
 
 Change = Callable[..., Any]
+Key = tuple[str, int]  # of a call: the first name of its module, and its number
 
 
 class ModuleCall(NamedTuple):
@@ -40,9 +41,9 @@ class ModuleCall(NamedTuple):
         return type(self.module).__name__
 
     @property
-    def key(self) -> tuple[int, int]:
+    def key(self) -> Key:
         """What the call is asked for by in `run_changed`."""
-        return id(self.module), self.number
+        return self.name, self.number
 
     @property
     def shown(self) -> str:
@@ -53,10 +54,10 @@ class ModuleCall(NamedTuple):
 def run_changed(
     model: nn.Module,
     x: Tensor,
-    change: Mapping[tuple[int, int], Change] | None = None,
+    change: Mapping[Key, Change] | None = None,
     calls: list[ModuleCall] | None = None,
     *,
-    watched: Container[int] | None = None,
+    watched: Callable[[str], bool] | None = None,
     see: Callable[[ModuleCall, Any], None] | None = None,
     detached: bool = False,
 ) -> Any:
@@ -67,7 +68,7 @@ def run_changed(
         x: (B, C, *size); the forward may write to the copy that it is given.
         change: the key of a call to what runs in its place, `(forward, *args, **kwargs) -> output`.
         calls: takes up every call as it ends; None where nobody asks.
-        watched: the ids of the modules whose calls are taken up; None for all.
+        watched: a module's name to whether its calls are taken up; None for all.
         see: is handed every call with its output as it ends.
         detached: let parameters record nothing.
 
@@ -76,21 +77,20 @@ def run_changed(
         TypeError: x is not of the model's dtype.
     """
     changes = dict(change or {})
-    changed = {identity for identity, _ in changes}
-    counts: dict[int, int] = {}
+    changed = {name for name, _ in changes}
+    counts: dict[str, int] = {}
     batch = x.shape[0]
 
     def intercept(name: str, module: nn.Module) -> Callable[[Forward], Forward] | None:
-        identity = id(module)
-        taken = calls if watched is None or identity in watched else None
-        if taken is None and see is None and identity not in changed:
+        taken = calls if watched is None or watched(name) else None
+        if taken is None and see is None and name not in changed:
             return None
 
         def counted(forward: Forward) -> Forward:
             def called(*args: Any, **kwargs: Any) -> Any:
-                counts[identity] = number = counts.get(identity, 0) + 1
+                counts[name] = number = counts.get(name, 0) + 1
                 start = 0 if calls is None else len(calls)
-                new = changes.get((identity, number))
+                new = changes.get((name, number))
                 output = forward(*args, **kwargs) if new is None else new(forward, *args, **kwargs)
                 call = ModuleCall(name, number, module, *_kind_of(output, batch, start))
                 if taken is not None:

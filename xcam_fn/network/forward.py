@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from xcam_fn import checks
 from xcam_fn.network import trace
 from xcam_fn.network.calls import run_model
-from xcam_fn.network.halves import (
+from xcam_fn.network.halves import cut_at
+from xcam_fn.network.passes import (
     Change,
     Pass,
     Score,
     Site,
-    cut_at,
     differentiable_again,
     pulled,
     recorded_pass,
@@ -68,7 +68,7 @@ def _flat(trunk: tuple[Tensor, Any]) -> tuple[Any, ...]:
 
 def _compiling_pass(model: nn.Module, layer: Layer, x: Tensor, to_spatial: ToSpatial | None) -> Pass:
     root, shown, cut, place = _halves_while_compiling(model, layer, x, to_spatial)
-    site = Site(root, root, 0, shown, place, tuple(x.shape[2:]))
+    site = Site(root, "", 0, shown, place, tuple(x.shape[2:]))
     own, residual = cut.trunk(root, x)
 
     def scores_at(zero: Tensor, score: Score) -> Tensor:
@@ -103,7 +103,7 @@ def _prepare_while_compiling(
         sample = made_up(torch.empty((1, *shape), dtype=dtype, device=device))
         checks.check_call(model, sample)
         found = recorded_pass(model, layer, sample, to_spatial)
-        cut = cut_at(found.site, found.calls, sample)
+        cut = cut_at(found.site, found.calls, sample, differentiable=True)
     root = found.site.root
     if cut is None:
         raise ValueError(

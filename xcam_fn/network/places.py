@@ -58,13 +58,15 @@ def to_spatial_of(
     """
     call, shape, axes = calls[position], calls[position].shape, len(probe.size) + 2
     is_last = len(shape) == axes and _layout(calls, position) == "last"
+    if shape[:1] != (1,):  # windows of an image, or anything but a row for each
+        return None
     if len(shape) == axes:
         place = probe.maps(call, _grid_of(calls, position), is_last=is_last) if in_doubt else _AS_IT_IS
         if place == _AS_IT_IS or (place is not None and not place.turned):
             return _channels_first if is_last else None
         if place is not None:
             return functools.partial(_turned, is_last=is_last)
-    elif len(shape) == 3 and shape[0] == 1 and axes > 3:
+    elif len(shape) == 3 and axes > 3:
         place = probe.tokens(call)
         if place is not None:
             return functools.partial(place_tokens, **place._asdict())
@@ -152,21 +154,6 @@ def _layout(calls: Sequence[ModuleCall], position: int) -> str:
             return layout
         return "first" if is_first else "last"
     return "first"
-
-
-def are_maps(calls: Sequence[ModuleCall], size: tuple[int, ...]) -> list[bool]:
-    """Whether each call returns maps or tokens of whole images, as far as its shape and place tell.
-
-    Windows of an image do not. Nor do the heads of an attention, (1, heads, tokens, …): what is inside an
-    attention has to have the grid of its output or of a convolution in it.
-    """
-    axes = len(size) + 2
-    no_maps = {i for i, call in enumerate(calls) if call.shape[:1] != (1,) or "bias" in call.kind.lower()}
-    for i in _named_attentions(calls):
-        inside = [j for j in range(calls[i].start, i + 1) if len(calls[j].shape) == axes]
-        known = {_grid_of(calls, j) for j in inside if j == i or own_layout(calls[j]) == "first"}
-        no_maps |= {j for j in inside if _grid_of(calls, j) not in known}
-    return [i not in no_maps for i in range(len(calls))]
 
 
 def _grid_of(calls: Sequence[ModuleCall], position: int) -> tuple[int, ...]:

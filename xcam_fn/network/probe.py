@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from xcam_fn.network.calls import ModuleCall, features_of, run_changed
+from xcam_fn.network.calls import Key, ModuleCall, features_of, run_changed
 from xcam_fn.perturb import normal
 from xcam_fn.torch_state import is_readable, is_wrapped, outside_transforms
 
@@ -42,7 +42,7 @@ class Probe:
         self.root, self.x, self.size = root, x, tuple(x.shape[2:])
 
     @functools.cached_property
-    def _shares(self) -> dict[tuple[int, int, bool], Tensor]:
+    def _shares(self) -> dict[tuple[str, int, bool], Tensor]:
         """By call and layout (channels last), the share of each position's answers to each patch, (3, T)."""
         if is_wrapped(next(iter(self.root.parameters()), self.x.new_zeros(()))):
             return {}  # under vmap over models nothing can be read
@@ -96,10 +96,10 @@ def _changed(image: Tensor) -> Tensor:
     return torch.cat(images)
 
 
-def _measured(root: nn.Module, batches: list[Tensor]) -> dict[tuple[int, int, bool], Tensor]:
+def _measured(root: nn.Module, batches: list[Tensor]) -> dict[tuple[str, int, bool], Tensor]:
     rows = sum(map(len, batches))
-    seen: dict[tuple[int, int], list[Tensor]] = {}
-    found: dict[tuple[int, int, bool], Tensor] = {}
+    seen: dict[Key, list[Tensor]] = {}
+    found: dict[tuple[str, int, bool], Tensor] = {}
 
     def see(call: ModuleCall, output: Any) -> None:
         values = features_of(output)

@@ -11,11 +11,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from xcam_fn import checks
+from xcam_fn.network.bound import Bound
 from xcam_fn.network.calls import ModuleCall, module_calls
 from xcam_fn.network.copies import unwrap
 from xcam_fn.network.forward import forward_pass
-from xcam_fn.network.halves import Pass, Score, halves
-from xcam_fn.network.places import ToSpatial, are_maps, placed_shape
+from xcam_fn.network.halves import halves
+from xcam_fn.network.passes import Pass, Score
+from xcam_fn.network.places import ToSpatial, has_tokens, placed_shape
 from xcam_fn.network.probe import Probe
 from xcam_fn.network.target_layer import Layer
 from xcam_fn.network.vjp import recording
@@ -83,8 +85,11 @@ def split(
         ValueError: the layer is not in the model, is never reached, or is ambiguous.
         TypeError: an argument is of the wrong kind.
     """
+    x = checks.plain(x)
     with recording(x):
-        found = halves(checked_pass(model, layer, x, to_spatial, default_score(layer)), x)
+        found = halves(
+            checked_pass(model, layer, x, to_spatial, default_score(layer)), x, differentiable=True
+        )
     return Split(trunk=found.run_trunk, head=found.run_head)
 
 
@@ -107,6 +112,7 @@ def features(
         ValueError: bad x, unknown layer, a layer without spatial maps, or a model in training mode.
         TypeError: an argument is of the wrong kind.
     """
+    x = checks.plain(x)
     with recording(x):
         return checked_pass(model, layer, x, to_spatial, default_score(layer)).features
 
@@ -145,6 +151,9 @@ def feature_and_grad(
     References:
         Selvaraju et al., Grad-CAM (arXiv:1610.02391).
     """
+    x = checks.plain(x)
+    checks.check_call(model, x)
+    checks.check_flag("create_graph", create_graph)
     score = checked_scores(cls, x.shape[0])
     with recording(x, create_graph):
         found = checked_pass(model, layer, x, to_spatial, score)
@@ -155,13 +164,7 @@ def feature_and_grad(
 def checked_scores(cls: Classes, batch: int) -> Callable[[Any], Tensor]:
     """The function from the model's output to a batch's scores, (B,) or (B, n), their shape checked."""
     target = resolve(cls)
-
-    def scores_of(output: Any) -> Tensor:
-        scores = target(output)
-        checks.check_scores(scores, batch, many=isinstance(target, Target))
-        return scores
-
-    return scores_of
+    return lambda output: checks.scores_of(target, output, batch, many=isinstance(target, Target))
 
 
 def default_layer(model: nn.Module, x: Float[Tensor, "B C *size"]) -> str:
@@ -181,6 +184,7 @@ def default_layer(model: nn.Module, x: Float[Tensor, "B C *size"]) -> str:
         ValueError: the model runs neither a convolution with spatial maps nor an attention over patches.
         TypeError: an argument is of the wrong kind.
     """
+    x = checks.plain(x)
     with torch.no_grad():
         return checked_pass(model, None, x, None, default_score(None)).site.shown
 
@@ -221,12 +225,14 @@ def layers(model: nn.Module, x: Float[Tensor, "B C *size"]) -> dict[str, tuple[i
         ValueError: bad x or a model in training mode.
         TypeError: an argument is of the wrong kind.
     """
+    x = checks.plain(x)
     calls, probe = checked_calls(model, x), Probe(unwrap(model), x)
     last = {call.name: call.number for call in calls}
     listed: dict[str, tuple[int, ...]] = {}
-    for i, (call, has_maps) in enumerate(zip(calls, are_maps(calls, probe.size), strict=True)):
-        shape = placed_shape(calls, i, probe) if call.name and has_maps else ()
-        if len(shape) == x.ndim:
+    in_doubt = isinstance(unwrap(model), Bound) or has_tokens(calls, probe.size)
+    for i, call in enumerate(calls):
+        shape = placed_shape(calls, i, probe, in_doubt=in_doubt) if call.name else ()
+        if len(shape) == x.ndim and shape[0] == 1:
             listed[call.shown if last[call.name] > 1 else call.name] = shape
     return listed
 

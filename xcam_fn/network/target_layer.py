@@ -9,41 +9,47 @@ from torch import nn
 
 from xcam_fn import checks
 from xcam_fn.network.bound import Bound
-from xcam_fn.network.calls import ModuleCall
+from xcam_fn.network.calls import Key, ModuleCall
 from xcam_fn.network.copies import named, unwrap
 from xcam_fn.network.places import default_candidates, has_tokens, placed_shape
 from xcam_fn.network.probe import Probe
 
 Layer = str | nn.Module | None
-Carrying = Collection[tuple[int, int]] | None
+Carrying = Collection[Key] | None
 
 
-def find(root: nn.Module, layer: str | nn.Module) -> tuple[nn.Module, int | None]:
-    """The module that a layer names, and which of its calls is meant (None: the last).
+def find(root: nn.Module, layer: str | nn.Module) -> tuple[str, int | None]:
+    """The first name of the module that a layer stands for, and which of its calls (None: the last).
 
     Raises:
         ValueError: the layer is not in the model.
         TypeError: layer is neither a name nor a module.
     """
+    path, number = "", None
     if isinstance(layer, nn.Module):
         found = unwrap(layer)
-        if not any(module is found for _, module in named(root)):
-            raise ValueError(
-                f"layer={type(layer).__name__}(...) is not a module of this {type(root).__name__}; "
-                "pass one of its own modules, or a name"
-            )
-        return found, None
-    if not isinstance(layer, str):
+    elif isinstance(layer, str):
+        path, marked, digits = layer.partition("#")
+        if marked and not digits.isdecimal():
+            raise ValueError(f"layer {layer!r}: expected a call number after '#', such as {path + '#1'!r}")
+        number = int(digits) if marked else None
+        found = _submodule(root, path)
+        if found is None and isinstance(root, Bound):
+            found = _submodule(
+                root.model, path
+            )  # a bound model's layers go by the names that they have in it
+    else:
         raise TypeError(f"layer={layer!r} is a {type(layer).__name__}; expected a name, a module or None")
-    path, marked, number = layer.partition("#")
-    if marked and not number.isdecimal():
-        raise ValueError(f"layer {layer!r}: expected a call number after '#', such as {path + '#1'!r}")
-    found = _submodule(root, path)
-    if found is None and isinstance(root, Bound):
-        found = _submodule(root.model, path)  # a bound model's layers go by the names that they have in it
-    if found is None:
+    tree = named(root)
+    name = next((name for name, module in tree if module is found), None)
+    if name is not None:
+        return name, number
+    if isinstance(layer, str):
         raise ValueError(_unknown_layer(root, path))
-    return found, int(number) if marked else None
+    raise ValueError(
+        f"layer={type(layer).__name__}(...) is not a module of this {type(root).__name__}; pass one of its "
+        "own modules, or a name"
+    )
 
 
 def position_of(
@@ -63,12 +69,11 @@ def position_of(
     """
     if layer is None:
         return default_call(root, calls, probe, carrying)
-    module, number = find(root, layer)
-    positions = [i for i, call in enumerate(calls) if call.module is module]
+    name, number = find(root, layer)
+    positions = [i for i, call in enumerate(calls) if call.name == name]
     if not positions:
-        raise _never_reached(root, module)
+        raise _never_reached(root, name)
     if number is not None and not 1 <= number <= len(positions):
-        name = calls[positions[0]].name
         names = ", ".join(f"{name}#{i + 1}" for i in range(len(positions)))
         raise ValueError(
             f"layer {layer!r}: {name!r} runs {len(positions)} time(s) in a forward; expected one of {names}"
@@ -145,8 +150,7 @@ def _unknown_layer(root: nn.Module, path: str) -> str:
     return f"layer {path!r} is not in {type(root).__name__}; {hint} (xcam_fn.layers(model, x) lists them all)"
 
 
-def _never_reached(root: nn.Module, module: nn.Module) -> ValueError:
-    name = next(name for name, other in named(root) if other is module)
+def _never_reached(root: nn.Module, name: str) -> ValueError:
     remedy = "; xcam_fn.layers(model, x) lists the layers that run"
     if isinstance(root, Bound):
         remedy += (

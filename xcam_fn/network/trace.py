@@ -223,6 +223,11 @@ def audited(trace: Trace, model: nn.Module, x: Tensor, expected: Any) -> Trace |
     return Trace(trace.graph, calls, audit.writes)
 
 
+def run(trace: Trace, model: nn.Module, x: Tensor) -> Any:
+    """What the trace computes of x with the model's parameters."""
+    return _compiled(trace.graph)(model, x.clone())
+
+
 def _clone_input(graph: fx.Graph, user: fx.Node, value: fx.Node) -> None:
     with graph.inserting_before(user):
         clone = graph.call_method("clone", (value,))

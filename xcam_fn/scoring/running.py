@@ -104,7 +104,7 @@ def running_model(model: nn.Module, x: Tensor, how: Running, *, forwards: int | 
     """
     if how.scorer is not None:
         return how.scorer
-    root = unwrap(model)
+    root = private_copy(unwrap(model), clone_buffers=False)  # what another thread changes, changes no score
     detached = records_nothing(x)
     itself: Run = lambda images: run_model(root, images, detached=detached)  # noqa: E731
     plain = how.precision == "float32" and not how.compile
@@ -302,6 +302,7 @@ def scoring_of(
     forwards: int | None = None,
 ) -> Iterator[Scoring]:
     """The scoring of one call, its arguments checked; nothing is recorded meanwhile but what is asked for."""
+    x = checks.plain(x)
     checks.check_call(model, x)
     checks.check_model(model)
     with recording(x, create_graph):

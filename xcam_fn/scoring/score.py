@@ -53,15 +53,12 @@ def explained_score(
     if callable(cls) and not isinstance(cls, Target):
 
         def of_function(output: Any, which: Tensor) -> Tensor:
-            scores = cls(output)
-            checks.check_scores(scores, len(which))
-            return scores[:, None]
+            return checks.scores_of(cls, output, len(which))[:, None]
 
         return Explained(of_function, of_function(output, torch.arange(batch)), many=False, cls=cls)
     target = (cls if isinstance(cls, Target) else default(cls)).pinned(output)
     fixed = target.fixed(output)
-    own = fixed(output, None)
-    checks.check_scores(own, batch, many=True)
+    own = checks.scores_of(lambda output: fixed(output, None), output, batch, many=True)
     many = own.ndim == 2
 
     def of_target(output: Any, which: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,7 +31,8 @@ def segment(cls: int | Sequence[int] | Tensor, mask: Any = None) -> Target:
     Args:
         cls: a class, or one for each image.
         mask: (H, W) or (B, H, W), the pixels of the output that count (bool, or how much each counts);
-            None for those where the class has the highest logit, in the image as it is.
+            None for those where the class has the highest logit, in the image as it is, or where the logit is
+            positive in an output of one channel.
 
     Raises:
         TypeError: mask is no array of numbers, or cls is None.
@@ -43,31 +45,37 @@ def segment(cls: int | Sequence[int] | Tensor, mask: Any = None) -> Target:
     """
     if cls is None:
         raise TypeError("segment: cls is None; expected a class, or one for each image")
-    choose = functools.partial(_pixels, cls, None if mask is None else _array("mask", mask))
+    counted = None if mask is None else finite("mask", mask)
+    if counted is not None and checks.is_readable(counted) and bool((counted < 0).any()):
+        raise ValueError("segment: mask holds negative values; expected how much each pixel counts, ≥ 0")
+    choose = functools.partial(_pixels, cls, counted)
     return Reading(dense_logits, choose, _mean_over_pixels)
 
 
 def _pixels(cls: int | Sequence[int] | Tensor, given: Tensor | None, values: Tensor) -> tuple[Tensor, Tensor]:
     """The class of each image, and what each pixel counts, (B, pixels), 1 for each image in all."""
-    (batch, _, *size), index = values.shape, class_index(cls, values.flatten(2)[..., 0])
+    (batch, channels, *size), index = values.shape, class_index(cls, values.flatten(2)[..., 0])
     if index.ndim == 2:
         wanted = f"one class, or {batch} for the images"
         raise ValueError(f"segment: cls has shape {tuple(index.shape)}; expected {wanted}")
     if given is None:
-        mask = values.detach().argmax(1).flatten(1) == index[:, None]
+        found = values.detach().flatten(2)
+        mask = found[:, 0] > 0 if channels == 1 else found.argmax(1) == index[:, None]
     elif list(given.shape) in (size, [batch, *size]):
         mask = given.to(values.device).expand(batch, *size).flatten(1)
     else:
         shape, own = tuple(given.shape), tuple(size)
-        raise ValueError(
-            f"segment: mask has shape {shape}, the model's output has {own} pixels for each of {batch} "
-            f"image(s); expected {own} or {(batch, *own)} (resize it to the output, mode='nearest')"
-        )
+        has = f"mask has shape {shape}, the model's output has {own} pixels for each of {batch} image(s)"
+        remedy = f"expected {own} or {(batch, *own)} (resize it to the output, mode='nearest')"
+        raise ValueError(f"segment: {has}; {remedy}")
     mask = mask.to(values.dtype)
     if checks.is_readable(mask) and not bool(mask.any(1).all()):
         image = int((~mask.any(1)).nonzero()[0])
         if given is not None:
             raise ValueError(f"segment: mask holds no pixel for image {image}; expected one or more")
+        if channels == 1:
+            nowhere = f"the logit of the only class is positive at no pixel of image {image}"
+            raise ValueError(f"segment: {nowhere}; pass mask= the pixels to explain")
         there = values[image].argmax(0).unique().tolist()
         raise ValueError(
             f"segment: class {index[image]} has the highest logit at no pixel of image {image}, where the "
@@ -108,7 +116,7 @@ def detection(box: Any, label: int | Sequence[int] | Tensor | None = None) -> Ta
             that label), or box or label is for another number of images.
         TypeError: box or label is of the wrong kind.
     """
-    box = _array("box", box)
+    box = finite("box", box)
     if box.ndim not in (1, 2) or box.shape[-1] != 4 or box.numel() == 0:
         raise ValueError(f"box has shape {tuple(box.shape)}; expected (4,) or (B, 4): x1, y1, x2, y2")
     if checks.is_readable(box) and not bool((box[..., 2:] > box[..., :2]).all()):
@@ -128,15 +136,13 @@ def _wanted(
     box: Tensor, label: Tensor | None, values: list[dict[str, Tensor]]
 ) -> tuple[Tensor, Tensor | None]:
     """The box and the label that are looked for in each image."""
-    device = values[0]["boxes"].device
-    boxes = _of_images("detection: box", box, len(values), 4).to(device)
-    labels = None if label is None else _of_images("label", label, len(values)).to(device)
+    like = values[0]["boxes"]
+    boxes = _of_images("detection: box", box, len(values), 4).to(like)
+    labels = None if label is None else _of_images("label", label, len(values)).to(like.device)
     for image, detected in enumerate(values):
         if not len(detected["scores"]):
-            raise ValueError(
-                f"detection: image {image} has no detections; pass an image in which the model finds "
-                "something, or lower the score that it asks for (torchvision's box_score_thresh)"
-            )
+            remedy = "take one that has, or lower the score that counts (torchvision's box_score_thresh)"
+            raise ValueError(f"detection: image {image} has no detections; {remedy}")
         if labels is not None and not bool((detected["labels"] == labels[image]).any()):
             there = f"its labels are {detected['labels'].unique().tolist()}"
             wanted = f"label {int(labels[image])}; {there}: pass one of these, or label=None for any"
@@ -177,12 +183,13 @@ def similarity(embedding: Any) -> Target:
             embedding, or one of another width.
         TypeError: embedding is no array of numbers.
     """
-    wanted = _array("embedding", embedding)
+    wanted = finite("embedding", embedding)
     if wanted.ndim not in (1, 2) or wanted.numel() == 0:
         raise ValueError(f"embedding has shape {tuple(wanted.shape)}; expected (D,) or (B, D)")
     if checks.is_readable(wanted) and not bool(wanted.ne(0).any(-1).all()):
         raise ValueError("embedding is zero everywhere, which has no direction; expected another vector")
-    return Reading(embeddings, functools.partial(_wanted_embedding, wanted), _cosine)
+    cosine = functools.partial(torch.cosine_similarity, dim=-1)
+    return Reading(embeddings, functools.partial(_wanted_embedding, wanted), cosine)
 
 
 def _wanted_embedding(wanted: Tensor, values: Tensor) -> tuple[Tensor]:
@@ -190,11 +197,7 @@ def _wanted_embedding(wanted: Tensor, values: Tensor) -> tuple[Tensor]:
     if wanted.shape[-1] != width:
         has = f"embedding has shape {tuple(wanted.shape)}, but the model's output is {describe(values)}"
         raise ValueError(f"similarity: {has}; expected {width} numbers, an embedding from the same model")
-    return (_of_images("similarity: embedding", wanted, batch, width).to(values.device),)
-
-
-def _cosine(values: Tensor, wanted: Tensor) -> Tensor:
-    return torch.cosine_similarity(values, wanted.to(values), dim=-1)
+    return (_of_images("similarity: embedding", wanted, batch, width).to(values),)
 
 
 def regression(index: int = 0) -> Target:
@@ -224,12 +227,15 @@ def _number(index: int, output: Any, which: Tensor | None) -> Tensor:  # noqa: A
     return values[:, index]
 
 
-def _array(name: str, value: Any) -> Tensor:
+def finite(name: str, value: Any) -> Tensor:
     """Something like an array as a tensor of finite floating-point numbers."""
     try:
-        found = torch.as_tensor(value)
+        found = torch.as_tensor(np.array(value) if isinstance(value, np.ndarray) else value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name} is a {type(value).__name__}; expected a tensor or an array") from error
+    if found.is_complex() or found.layout != torch.strided or found.is_meta:
+        kind = f"{found.dtype}, {found.layout} on {found.device}"
+        raise TypeError(f"{name} is a tensor of {kind}; expected real numbers in a dense tensor")
     if checks.is_readable(found) and not bool(torch.isfinite(found.detach()).all()):
         raise ValueError(f"{name} holds NaN or infinite values; expected finite ones")
     return found if found.is_floating_point() else found.to(torch.float32)

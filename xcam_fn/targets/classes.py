@@ -65,6 +65,8 @@ def logit(cls: Classes = None) -> ClassScore:
 def probability(cls: Classes = None) -> ClassScore:
     """The target that is a class's probability, softmax over the logits, in [0, 1]; cls is as for `logit`.
 
+    Of a network with one logit it is the sigmoid: softmax over one number is always 1.
+
     logits     1.5   4.0  -2.0   3.1
     softmax   0.06  0.67  0.00  0.27
     cls=3                        ▲     score 0.27
@@ -115,7 +117,7 @@ def _logit(values: Tensor, index: Tensor) -> Tensor:
 
 
 def _probability(values: Tensor, index: Tensor) -> Tensor:
-    return values.softmax(-1).gather(-1, index)
+    return (values.softmax(-1) if values.shape[-1] > 1 else values.sigmoid()).gather(-1, index)
 
 
 def _sigmoid(values: Tensor, index: Tensor) -> Tensor:
@@ -185,8 +187,10 @@ def _compared(cls: Classes, others: Classes, count: int, values: Tensor) -> tupl
         raise ValueError("contrast: the model has 1 class; expected another to compare it with")
     if others is None:
         return index, _nearest(values.detach(), rows, count)
-    among = class_index(_for_every_image(others, batch), values, "others")
-    among = among.reshape(batch, 1, -1).expand(-1, rows.shape[1], -1)
+    each: Any = others
+    if is_sequence(others) and not any(map(is_sequence, each)):  # the same for all images
+        each = others.expand(batch, -1) if isinstance(others, Tensor) else [others] * batch
+    among = class_index(each, values, "others").reshape(batch, 1, -1).expand(-1, rows.shape[1], -1)
     is_own = (among == rows[..., None]).flatten(1).any(1)
     if checks.is_readable(among) and bool(is_own.any()):
         image = int(is_own.nonzero()[0])
@@ -210,15 +214,6 @@ def _nearest(values: Tensor, rows: Tensor, count: int) -> Tensor:
     return order[..., : min(count, values.shape[-1] - 1)]
 
 
-def _for_every_image(others: Classes, batch: int) -> Classes:
-    """The classes (B, m), also where they are given once for all images."""
-    if isinstance(others, Tensor) and others.ndim < 2:
-        return others.reshape(1, -1).expand(batch, -1)
-    if is_sequence(others) and not any(is_sequence(row) for row in others):  # type: ignore[union-attr]
-        return [list(others)] * batch  # type: ignore[arg-type]
-    return others
-
-
 def class_index(cls: Classes, values: Float[Tensor, "B classes"], name: str = "cls") -> Tensor:
     """The classes as indices (B,), or (B, n) for n classes of each image.
 
@@ -234,18 +229,25 @@ def class_index(cls: Classes, values: Float[Tensor, "B classes"], name: str = "c
     batch, count = values.shape
     if cls is None:
         return values.argmax(-1)
-    if isinstance(cls, Tensor):
-        index = _checked_tensor(cls, batch, count, name)
-    elif is_sequence(cls):
-        index = torch.tensor(_checked_sequence(cls, batch, count, name), device=values.device)
+    if not isinstance(cls, Tensor):
+        index = torch.tensor(_numbers(cls, batch, count, name))
+    elif is_whole(cls):
+        index = cls
     else:
-        index = torch.full((batch,), _checked_class(cls, count, name), device=values.device)
+        raise TypeError(f"{name} has dtype {cls.dtype}; expected whole numbers ({name}.long() makes them)")
+    index = index.expand(batch) if index.ndim == 0 else index
+    if index.ndim not in (1, 2) or index.shape[0] != batch or index.numel() == 0:
+        shape, wanted = tuple(index.shape), f"({batch},) or ({batch}, n)"
+        raise ValueError(f"{name} has shape {shape} for a batch of {batch}; expected {wanted}")
+    for one in index.flatten().tolist() if checks.is_readable(index) else ():
+        _number(one, count, name)
     return index.to(values.device, torch.int64)
 
 
 def is_sequence(cls: Any) -> bool:
-    """True for lists, tuples, arrays and the like; not for words."""
-    return hasattr(cls, "__len__") and hasattr(cls, "__getitem__") and not isinstance(cls, (str, bytes, dict))
+    """True for lists, tuples, arrays and the like; not for words and for arrays of no axes."""
+    is_one = isinstance(cls, (str, bytes, dict)) or getattr(cls, "ndim", 1) == 0
+    return hasattr(cls, "__len__") and hasattr(cls, "__getitem__") and not is_one
 
 
 def is_whole(cls: Tensor) -> bool:
@@ -253,37 +255,24 @@ def is_whole(cls: Tensor) -> bool:
     return not (cls.is_floating_point() or cls.is_complex() or cls.dtype == torch.bool)
 
 
-def _checked_sequence(cls: Any, batch: int, count: int, name: str) -> list[Any]:
+def _numbers(cls: Any, batch: int, count: int, name: str) -> Any:
+    """One class, or those in a sequence for each of B images, as plain numbers."""
+    if not is_sequence(cls):
+        return _number(cls, count, name)
     if len(cls) != batch:
         wanted = f"an int, {batch} ints, or {batch} rows of n ints"
         raise ValueError(f"{name}={cls!r} holds {len(cls)} classes for a batch of {batch}; expected {wanted}")
     widths = {len(row) if is_sequence(row) else None for row in cls}
     if len(widths) != 1 or widths == {0}:
         raise ValueError(f"{name}={cls!r}: expected the same number of classes, one or more, for every image")
-    return [
-        [_checked_class(c, count, name) for c in row]
-        if is_sequence(row)
-        else _checked_class(row, count, name)
-        for row in cls
-    ]
+    number = functools.partial(_number, count=count, name=name)
+    return [[*map(number, row)] if is_sequence(row) else number(row) for row in cls]
 
 
-def _checked_class(cls: Any, count: int, name: str) -> int:
+def _number(cls: Any, count: int, name: str) -> int:
     if isinstance(cls, bool) or not isinstance(cls, SupportsIndex):
         wanted = "None, an int, ints, or a callable from the model's output to scores"
         raise TypeError(f"{name}={cls!r} is a {type(cls).__name__}; expected {wanted}")
     if not 0 <= (index := operator.index(cls)) < count:
         raise ValueError(f"{name}={index} is out of range: the model has {count} classes, 0 to {count - 1}")
-    return index
-
-
-def _checked_tensor(cls: Tensor, batch: int, count: int, name: str) -> Tensor:
-    if not is_whole(cls):
-        raise TypeError(f"{name} has dtype {cls.dtype}; expected whole numbers ({name}.long() makes them)")
-    index = cls.expand(batch) if cls.ndim == 0 else cls
-    if index.ndim not in (1, 2) or index.shape[0] != batch or index.numel() == 0:
-        shape, wanted = tuple(index.shape), f"({batch},) or ({batch}, n)"
-        raise ValueError(f"{name} has shape {shape} for a batch of {batch}; expected {wanted}")
-    for one in index.flatten().tolist() if checks.is_readable(index) else ():
-        _checked_class(one, count, name)
     return index

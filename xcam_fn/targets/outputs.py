@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxtyping import Float
@@ -17,13 +17,18 @@ _WITH_LOGITS = "an object with .logits or a dict with 'logits' or 'out'"
 def logits(output: Any) -> Float[Tensor, "B classes"]:
     """The logits in a model's output: the output itself, its `.logits`, or its `"logits"` or `"out"`.
 
+    In a tuple or a list they are the one tensor of shape (B, classes). Logits of shape (B, classes, 1, 1), as
+    a convolution after pooling returns them, lose their spatial axes.
+
     Args:
         output: what the model returned.
 
     Raises:
         ValueError: no rule covers the output; another target or a callable does.
     """
-    return _read(output, _LOGITS, lambda y: y.ndim == 2, f"logits of shape (B, classes), {_WITH_LOGITS}")
+    fits = lambda y: y.ndim == 2 or (y.ndim > 3 and set(y.shape[2:]) == {1})  # noqa: E731
+    expected = f"logits of shape (B, classes), {_WITH_LOGITS}"
+    return _read(output, _LOGITS, fits, expected, in_parts=True).flatten(1)
 
 
 def dense_logits(output: Any) -> Float[Tensor, "B classes *size"]:
@@ -34,18 +39,15 @@ def dense_logits(output: Any) -> Float[Tensor, "B classes *size"]:
 
 def embeddings(output: Any) -> Float[Tensor, "B D"]:
     """The output itself, or its image_embeds, pooler_output or embedding; ValueError where there are none."""
+    fits = lambda y: y.ndim > 1 and set(y.shape[2:]) <= {1}  # noqa: E731  (pooling may keep spatial axes)
     expected = f"embeddings of shape (B, D), or a dict or an object with {str(_EMBEDDINGS)[1:-1]}"
-    # A pooled output may have kept its spatial axes.
-    found = _read(
-        output, _EMBEDDINGS, lambda y: y.ndim > 1 and set(y.shape[2:]) <= {1}, expected, "similarity: "
-    )
-    return found.flatten(1)
+    return _read(output, _EMBEDDINGS, fits, expected, "similarity: ").flatten(1)
 
 
 def numbers(output: Any) -> Float[Tensor, "B n"]:
     """The numbers that a regression returns, n = 1 for shape (B,); ValueError where there are none."""
     expected = f"shape (B,) or (B, n), {_WITH_LOGITS}"
-    found = _read(output, _LOGITS, lambda y: y.ndim in (1, 2), expected, "regression: ")
+    found = _read(output, _LOGITS, lambda y: y.ndim in (1, 2), expected, "regression: ", in_parts=True)
     return found if found.ndim == 2 else found[:, None]
 
 
@@ -54,39 +56,28 @@ def detections(output: Any) -> list[dict[str, Tensor]]:
     if not _is_detections(output):
         keys = str(_DETECTIONS)[1:-1]
         expected = f"a list with one dict for each image, with keys {keys}, as torchvision's detectors return"
-        raise _misfit(_entry(output, _LOGITS), output, expected, "detection: ")
+        raise _misfit(output, _LOGITS, expected, "detection: ")
     return list(output)
 
 
 def describe(output: Any) -> str:
     """The kind and shape of a model's output, in words."""
+    kind = "dict" if type(output).__name__ == "OrderedDict" else type(output).__name__
+    if output is None:
+        return "None"
     if isinstance(output, Tensor):
         return f"a tensor of shape {tuple(output.shape)}"
     if isinstance(output, dict):
-        kind = "dict" if type(output).__name__ in ("dict", "OrderedDict") else type(output).__name__
         parts = ", ".join(f"{key!r} ({describe(value)})" for key, value in output.items())
         return f"a {kind} with keys {parts}"
     if isinstance(output, (list, tuple)):
-        return f"a {type(output).__name__} of {len(output)}" + _describe_parts(output)
+        if output and all(isinstance(part, dict) and set(part) == set(output[0]) for part in output):
+            parts = f" dict{'s' * (len(output) > 1)} with keys {', '.join(map(repr, output[0]))}"
+        else:
+            parts = ": " * bool(output) + ", ".join(map(describe, output))
+        return f"a {kind} of {len(output)}{parts}"
     found = getattr(output, "logits", None)
-    return f"a {type(output).__name__}" + ("" if found is None else f" with .logits, {describe(found)}")
-
-
-def _describe_parts(parts: Any) -> str:
-    if parts and all(isinstance(part, dict) and set(part) == set(parts[0]) for part in parts):
-        return f" dict{'s' * (len(parts) > 1)} with keys {', '.join(map(repr, parts[0]))}"
-    return ": " + ", ".join(describe(part) for part in parts) if parts else ""
-
-
-def _entry(output: Any, names: tuple[str, ...]) -> Any:
-    """The output where it is a tensor, else the first of its entries or attributes with one of the names."""
-    if isinstance(output, Tensor):
-        return output
-    for name in names:
-        found = output.get(name) if isinstance(output, dict) else getattr(output, name, None)
-        if found is not None:
-            return found
-    return None
+    return f"a {kind}" + ("" if found is None else f" with .logits, {describe(found)}")
 
 
 def _is_detections(output: Any) -> bool:
@@ -95,28 +86,45 @@ def _is_detections(output: Any) -> bool:
 
 
 def _read(
-    output: Any, names: tuple[str, ...], fits: Callable[[Tensor], bool], expected: str, target: str = ""
+    output: Any,
+    names: tuple[str, ...],
+    fits: Callable[[Tensor], bool],
+    expected: str,
+    target: str = "",
+    *,
+    in_parts: bool = False,
 ) -> Tensor:
-    """The tensor under one of the names in an output; ValueError where there is none, or none that fits."""
-    found = _entry(output, names)
-    if not isinstance(found, Tensor) or not fits(found):
-        raise _misfit(found, output, expected, target)
+    """The tensor under one of the names or, with `in_parts`, the one part of a tuple or list that fits."""
+    found = _named(output, names)
+    if found is None and in_parts and isinstance(output, (list, tuple)):
+        parts = [y for y in output if isinstance(y, Tensor) and y.is_floating_point() and fits(y)]
+        found = parts[0] if len(parts) == 1 else None
+        expected += f" (there are {len(parts)} of that shape: say which)" * (len(parts) > 1)
+    if found is None or not fits(found):
+        raise _misfit(output, names, expected, target)
     return found
 
 
-def _misfit(found: Any, output: Any, expected: str, target: str) -> ValueError:
+def _named(output: Any, names: tuple[str, ...]) -> Tensor | None:
+    """The output where it is a tensor, else the first tensor among its entries or attributes of the names."""
+    is_mapping = isinstance(output, Mapping)
+    parts = (output.get(name) if is_mapping else getattr(output, name, None) for name in names)
+    return output if isinstance(output, Tensor) else next((y for y in parts if isinstance(y, Tensor)), None)
+
+
+def _misfit(output: Any, names: tuple[str, ...], expected: str, target: str) -> ValueError:
     """The error for an output that is not what a target reads, with what to pass for it."""
+    found = _named(output, names)
     if _is_detections(output):
         remedy = "xcam_fn.targets.detection(box, label)"
-    elif isinstance(found, Tensor) and found.ndim == 2:
+    elif found is not None and found.ndim == 2:
         remedy = "a class, or xcam_fn.targets.regression(index)"
-    elif isinstance(found, Tensor) and found.ndim > 0:
+    elif found is not None and found.ndim > 0:
         remedy = f"xcam_fn.targets.{'regression()' if found.ndim == 1 else 'segment(cls, mask)'}"
-    elif isinstance(_entry(output, _EMBEDDINGS), Tensor):
+    elif _named(output, _EMBEDDINGS) is not None:
         remedy = "xcam_fn.targets.similarity(embedding)"
     else:
-        remedy = (
-            "a callable to B scores, such as lambda output: output[0][:, 3], or use xcam_fn.bind(model, fn)"
-        )
+        example = "lambda output: output[0][:, 3]"
+        remedy = f"a callable to B scores, such as {example}, or use xcam_fn.bind(model, fn)"
     has = describe(output)
     return ValueError(f"{target}the model's output is {has}; expected {expected}. Pass cls={remedy}")

@@ -67,16 +67,10 @@ class Target(abc.ABC):
 
 @dataclass(frozen=True, eq=False)
 class Reading(Target):
-    """A target in three steps: find values in an output, choose by them, score the values by the choice.
-
-    Attributes:
-        find: an output to the values that are read; ValueError where it holds none.
-        choose: values to what is chosen by them, tensors with a row for each image, or None.
-        scores: values, and a row of each choice for each of them, to scores.
-    """
+    """A target in three steps: find values in an output, choose by them, score the values by the choice."""
 
     find: Callable[[Any], Any]
-    choose: Callable[[Any], tuple[Tensor | None, ...]]
+    choose: Callable[[Any], tuple[Tensor | None, ...]]  # a row for each image
     scores: Callable[..., Tensor]
 
     def fixed(self, output: Any) -> Fixed:
@@ -132,9 +126,7 @@ def _added(parts: list[Tensor]) -> Tensor:
     widths = {column.shape[1] for part, column in zip(parts, columns, strict=True) if part.ndim > 1}
     if len({part.shape[0] for part in parts}) > 1 or len(widths) > 1:
         shapes = ", ".join(str(tuple(part.shape)) for part in parts)
-        raise ValueError(
-            f"cls: targets that are added up return shapes {shapes}; expected one score for each image, or n "
-            "for each, from all"
-        )
+        wanted = "one score for each image, or n for each, from all"
+        raise ValueError(f"cls: targets that are added up return shapes {shapes}; expected {wanted}")
     total = functools.reduce(operator.add, columns)
     return total if widths else total.squeeze(1)

@@ -1,0 +1,115 @@
+"""What annotations say of arguments, held to: the kinds of numbers that options are, and one check of all."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin
+
+import numpy as np
+import torch
+from jaxtyping import AbstractArray, jaxtyped
+from torch import Tensor
+
+from xcam_fn import checks
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+Count = Annotated[int, ("at_least", 1)]
+Positive = Annotated[float, ("above", 0)]
+NonNegative = Annotated[float, ("at_least", 0)]
+Share = Annotated[float, ("at_least", 0), ("at_most", 1)]
+Percentile = Annotated[float, ("at_least", 0), ("at_most", 100)]
+
+_WORDS: dict[Any, str] = {
+    bool: "True or False", int: "a whole number", float: "a number", str: "a name", type(None): "None",
+    Callable: "a callable", Sequence: "a list",
+}  # fmt: skip
+
+
+def checked(function: Function) -> Function:
+    """The function, what it is given held to its annotations first; not where it is compiled."""
+    names = list(inspect.signature(function).parameters)
+
+    @functools.wraps(function)
+    def called(*args: Any, **options: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            hints = _hints(function)
+            with jaxtyped("context"):  # axes of one name are as long in all arguments
+                for name, value in (dict(zip(names, args, strict=False)) | options).items():
+                    check(name, value, hints.get(name, Any))
+        return function(*args, **options)
+
+    return cast(Function, called)
+
+
+@functools.lru_cache
+def _hints(function: Callable[..., Any]) -> Mapping[str, Any]:
+    return hints_of(function)
+
+
+def hints_of(function: Callable[..., Any]) -> Mapping[str, Any]:
+    """A function's annotations by the names of its parameters; none where they cannot be resolved."""
+    try:
+        return typing.get_type_hints(function, include_extras=True)
+    except (NameError, TypeError):  # a user's own, of names that only a type checker imports
+        return {}
+
+
+def check(name: str, value: Any, hint: Any) -> None:
+    """Raise where an argument is not what its annotation says, as far as that says it."""
+    kinds = get_args(hint) if get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    fitting = [kind for kind in kinds if _fits(value, kind)]
+    kind, bounds = _plain(fitting[0] if fitting else kinds[0])
+    is_word = isinstance(value, str) and get_origin(kind) is Literal
+    if not fitting and not is_word:
+        raise TypeError(f"{_found(name, value)}; expected {' or '.join(map(_words, kinds))}")
+    if is_word or get_origin(kind) is Literal:
+        checks.check_choice(name, value, get_args(kind))
+    elif kind is float:
+        checks.check_number(name, value, **bounds)
+    elif kind is int and bounds:
+        checks.check_count(name, value, **bounds)
+    elif get_origin(kind) is Sequence and len(fitting) == 1:
+        if len(value) == 0:
+            raise ValueError(f"{name} is empty; expected one or more")
+        for one in value:
+            check(name, one, get_args(kind)[0])
+
+
+def _plain(hint: Any) -> tuple[Any, dict[str, Any]]:
+    """A kind without its bounds, and these."""
+    return (hint.__origin__, dict(hint.__metadata__)) if get_origin(hint) is Annotated else (hint, {})
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    kind, _ = _plain(hint)
+    origin = get_origin(kind) or kind
+    if origin is Literal:
+        return any(type(value) is type(choice) for choice in get_args(kind))
+    if origin is Sequence:
+        return isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, str)
+    if origin in (int, float):  # a bool is a number to Python alone
+        return isinstance(value, (int, origin, torch.SymInt)) and not isinstance(value, bool)
+    return origin is Any or not isinstance(origin, type) or isinstance(value, origin)
+
+
+def _found(name: str, value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{name} has shape {tuple(value.shape)} and {value.dtype}"
+    shown = f"={value!r}" if type(value) in _WORDS else ""
+    return f"{name}{shown} is a {type(value).__name__}"
+
+
+def _words(hint: Any) -> str:
+    kind, bounds = _plain(hint)
+    origin = get_origin(kind) or kind
+    if origin is Literal:
+        return f"one of {', '.join(map(repr, get_args(kind)))}"
+    if isinstance(kind, type) and issubclass(kind, AbstractArray):
+        return f"a {'floating-point' if 'float32' in kind.dtypes else 'whole-number'} tensor ({kind.dim_str})"
+    bound = f" ≥ {bounds['at_least']}" if "at_least" in bounds else ""
+    return _WORDS.get(origin, f"a {origin.__name__.lower()}") + bound
