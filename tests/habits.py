@@ -74,7 +74,9 @@ class Maker:
         self.outside: list[Any] = []  # what a forward writes to that is no part of the network
         self.low_precision = False
 
-    def conv(self, into: int | None = None, out: int | None = None, size: int = 3, **options: Any) -> nn.Conv2d:
+    def conv(
+        self, into: int | None = None, out: int | None = None, size: int = 3, **options: Any
+    ) -> nn.Conv2d:
         into, out = into or self.channels, out or self.channels
         options = {"padding": size // 2, "bias": self.rng.random() < 0.8} | options
         return lively(nn.Conv2d(into, out, size, **options))
@@ -137,7 +139,9 @@ OUTPUTS: dict[str, Made] = {}
 WEIGHTS: dict[str, float] = {}
 
 
-def habit(name: str, inner: int = 0, *, into: dict[str, Made] = BLOCKS, weight: float = 1.0) -> Callable[[Any], Any]:
+def habit(
+    name: str, inner: int = 0, *, into: dict[str, Made] = BLOCKS, weight: float = 1.0
+) -> Callable[[Any], Any]:
     """Enter a class that is made of a Maker and inner blocks, or a function that does the making."""
 
     def entered(made: Any) -> Any:
@@ -352,7 +356,8 @@ class ImageBranch(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         rows = []
         for row in x.split(1):
-            rows.append((self.one if row.mean() > x.new_tensor(0.3) else self.other)(row))
+            block = self.one if row.mean() > x.new_tensor(0.3) else self.other
+            rows += [block(row)]
         return torch.cat(rows).relu()
 
 
@@ -867,10 +872,13 @@ class Stacked(nn.Module):
 class Mapped(nn.Module):
     def __init__(self, maker: Maker) -> None:
         super().__init__()
-        self.conv = maker.conv()
+        self.conv, self.plain = maker.conv(), maker.plain
+        self.conv.is_mapped = True
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.vmap(lambda row: self.conv(row[None])[0].tanh())(x)
+        if self.plain:  # what is mapped cannot be hooked
+            return self.conv(x).tanh().contiguous()
+        return torch.vmap(lambda row: self.conv(row[None])[0].tanh())(x).contiguous()
 
 
 @habit("scripted")
@@ -1125,10 +1133,14 @@ class AttentionHead(Head):
     def __init__(self, maker: Maker) -> None:
         super().__init__(maker)
         C = maker.channels
-        self.query, self.attend = nn.Parameter(torch.randn(1, 1, C)), nn.MultiheadAttention(C, 2, batch_first=True)
+        self.query, self.attend = (
+            nn.Parameter(torch.randn(1, 1, C)),
+            nn.MultiheadAttention(C, 2, batch_first=True),
+        )
 
     def forward(self, x: Tensor, batch: int) -> Tensor:
-        tokens = x.flatten(2).transpose(1, 2)
+        # Indexed, for torch's batch norm takes a gradient of one image in the strides of tokens for another one.
+        tokens = x[:, torch.arange(x.shape[1])].flatten(2).transpose(1, 2)
         y, _ = self.attend(self.query.expand(batch, -1, -1), tokens, tokens)
         return self.fc(y[:, 0] + tokens.mean(1))
 
@@ -1280,7 +1292,7 @@ def network(recipe: Recipe, *, opened: bool = False, plain: bool = False) -> tup
     Args:
         recipe: what it is made of.
         opened: leave out what stops gradients on purpose, as no_grad does.
-        plain: leave out what changes no value and no gradient, but how they are found: checkpoints.
+        plain: leave out what changes no value and no gradient, but how they are found: checkpoints and vmap.
     """
     maker = Maker(recipe.seed, opened=opened, plain=plain)
 

@@ -6,6 +6,7 @@
 import collections
 import contextlib
 import dataclasses
+import itertools
 import os
 import random
 import sys
@@ -17,13 +18,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from habits import CLASSES, Network, Recipe, network, read, recipe
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import xcam_fn as xf
+from habits import CLASSES, Network, Recipe, network, read, recipe
 
 # XCAM_EXAMPLES=5000 draws that many, for once by hand.
 EXAMPLES = int(os.environ.get("XCAM_EXAMPLES", "300"))
@@ -63,6 +64,7 @@ class Case:
     as_module: bool
     numbered: bool
     method: str
+    jitter: float = 0.0  # by which share of itself a score is off: what rounding may do
 
     def __str__(self) -> str:
         size = "×".join(map(str, self.x.shape))
@@ -172,7 +174,12 @@ def fresh(case: Case, *, opened: bool = False) -> Network:
 
 
 def hooked(
-    case: Case, x: Tensor, change: Callable[[Tensor], Tensor], *, opened: bool = False, call: Call | None = None
+    case: Case,
+    x: Tensor,
+    change: Callable[[Tensor], Tensor],
+    *,
+    opened: bool = False,
+    call: Call | None = None,
 ) -> Any:
     """The output for x where what the layer returns is changed; channels come first for `change`."""
     net = fresh(case, opened=opened)
@@ -215,7 +222,11 @@ def gradient(
         one = row_of(output, i, len(x))
         scorer.fix(one)
         for s in scorer(one):
-            (G,) = torch.autograd.grad(s, zero, retain_graph=True, allow_unused=True) if s.requires_grad else (None,)
+            (G,) = (
+                torch.autograd.grad(s, zero, retain_graph=True, allow_unused=True)
+                if s.requires_grad
+                else (None,)
+            )
             if G is None:
                 raise LostError
             rows.append(G[i])
@@ -233,7 +244,9 @@ def joined(case: Case, of_image: Callable[[int], Tensor]) -> Tensor:
 def of_weights(weighted: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
     """A gradient method's raw maps (B, n, H, W): Σ_k w_k A_k."""
 
-    def answer(case: Case, *, opened: bool = False, together: bool = False, call: Call | None = None) -> Tensor:
+    def answer(
+        case: Case, *, opened: bool = False, together: bool = False, call: Call | None = None
+    ) -> Tensor:
         def one(image: int | slice) -> Tensor:
             A, G = gradient(case, image, opened=opened, call=call)
             return torch.stack([weighted(A, g).sum(1) for g in G.unbind(1)], 1)
@@ -243,10 +256,12 @@ def of_weights(weighted: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Te
     return answer
 
 
-def whole_gradient(case: Case, *, opened: bool = False, together: bool = False) -> Tensor:
+def whole_gradient(
+    case: Case, *, opened: bool = False, together: bool = False, call: Call | None = None
+) -> Tensor:
     if together:
-        return gradient(case, slice(None), opened=opened)[1]
-    return joined(case, lambda image: gradient(case, image, opened=opened)[1])
+        return gradient(case, slice(None), opened=opened, call=call)[1]
+    return joined(case, lambda image: gradient(case, image, opened=opened, call=call)[1])
 
 
 def scores_of(case: Case, image: int, kind: str, x: Tensor, scorer: Scorer | None = None) -> Tensor:
@@ -258,12 +273,12 @@ def scores_of(case: Case, image: int, kind: str, x: Tensor, scorer: Scorer | Non
 
 
 @torch.no_grad()
-def ablation(case: Case) -> Tensor:
+def ablation(case: Case, *, call: Call | None = None) -> Tensor:
     """w_k = (s − s_k) / s and Σ_k w_k A_k."""
 
     def of_image(image: int) -> Tensor:
         x, seen, scorer = case.x[image : image + 1], [], Scorer(case.cls, image, "logit")
-        output = hooked(case, x, lambda value: seen.append(value.clone()) or value)
+        output = hooked(case, x, lambda value: seen.append(value.clone()) or value, call=call)
         scorer.fix(output)
         s, A = scorer(output), seen[0]
         total = torch.zeros(1, len(s), *A.shape[2:])
@@ -274,7 +289,7 @@ def ablation(case: Case) -> Tensor:
                 value[:, k] = 0
                 return value
 
-            w = (s - scorer(hooked(case, x, without))) / s
+            w = (s - scorer(hooked(case, x, without, call=call))) / s
             total += w[None, :, None, None] * A[:, None, k]
         return total
 
@@ -282,12 +297,12 @@ def ablation(case: Case) -> Tensor:
 
 
 @torch.no_grad()
-def masking(case: Case) -> Tensor:
+def masking(case: Case, *, call: Call | None = None) -> Tensor:
     """M_k = n(U(A_k)), w_k = p(x ⊙ M_k) − p(0) and Σ_k w_k A_k."""
 
     def of_image(image: int) -> Tensor:
         x, seen = case.x[image : image + 1], []
-        hooked(case, x, lambda value: seen.append(value.clone()) or value)
+        hooked(case, x, lambda value: seen.append(value.clone()) or value, call=call)
         A = seen[0].float()
         hidden = scores_of(case, image, "probability", torch.zeros_like(x))
         total = torch.zeros(1, len(hidden), *A.shape[2:])
@@ -351,15 +366,19 @@ def integrated(case: Case, *, opened: bool = False) -> Tensor:
         with torch.no_grad():
             scorer.fix(fresh(case)(x.clone()))
         nodes = []
-        for t in torch.linspace(0, 1, STEPS):
+        for i, t in enumerate(torch.linspace(0, 1, STEPS)):
             at = (t * x).requires_grad_()
             scores = scorer(fresh(case, opened=opened)(at.clone()))
-            G = [torch.autograd.grad(s, at, retain_graph=True, allow_unused=True)[0] for s in scores if s.requires_grad]
+            G = [
+                torch.autograd.grad(s, at, retain_graph=True, allow_unused=True)[0]
+                for s in scores
+                if s.requires_grad
+            ]
             if not G or any(g is None for g in G):
                 raise LostError
-            nodes.append((scores.detach(), torch.cat(G)))
+            nodes.append((scores.detach() * (1 + case.jitter * (-1) ** i), torch.cat(G)))
         total, owed, length = torch.zeros_like(nodes[0][1]), torch.zeros_like(nodes[0][0]), 1 / (STEPS - 1)
-        for (s0, g0), (s1, g1) in zip(nodes, nodes[1:], strict=False):
+        for (s0, g0), (s1, g1) in itertools.pairwise(nodes):
             before, after = ((g * x).flatten(1).sum(1) for g in (g0, g1))
             change = s1 - s0 + owed
             share = torch.full_like(change, 0.5)
@@ -432,19 +451,26 @@ class Right(NamedTuple):
     refusal: str
 
 
+def uses_layer(case: Case) -> bool:
+    return case.layer is not None and case.method not in ("rise", "insertion", "integrated_gradients")
+
+
 def is_empty(answer: Tensor) -> bool:
     return not bool(answer.abs().max() > 0)
 
 
-def right_for(case: Case) -> Right:
+def right_for(case: Case) -> Right:  # noqa: C901
     """All answers that are right for a case."""
     family, refusal = METHODS[case.method], why_refused(case)
     answers: dict[str, Tensor] = {}
     if refusal == "random":
         return Right({}, refusal)
-    calls = [None]
+    calls: list[Call | None] = [None]
     if case.method == "default layer":
-        calls = candidates(case.recipe, case.x, every=True)
+        calls = [*candidates(case.recipe, case.x, every=True)]
+    elif "two streams" in case.recipe.habits and not case.numbered and uses_layer(case):
+        # Without a number the call that is of the image as it is may be taken.
+        calls = [call for call in candidates(case.recipe, case.x) if call.name == case.layer.name]
 
     def add(name: str, call: Call | None, **options: Any) -> None:
         options = options if call is None else options | {"call": call}
@@ -465,11 +491,16 @@ def right_for(case: Case) -> Right:
         if family.differentiates and refusal == "mixes" and case.method != "integrated_gradients":
             add("together", call, together=True)
     empty = [name for name, answer in answers.items() if is_empty(answer)]
-    if len(empty) < len(answers):  # an empty map is right only where all are
-        if case.method == "default layer" or any(name.startswith("opened") for name in answers):
-            answers = {name: answer for name, answer in answers.items() if name not in empty}
+    is_opened = any(name.startswith("opened") for name in answers)
+    if len(empty) < len(answers) and (is_opened or case.method == "default layer"):
+        # An empty map is right only where all are.
+        answers = {name: answer for name, answer in answers.items() if name not in empty}
     if not refusal and (empty or not answers):
         refusal = "no gradient"
+    if case.method == "integrated_gradients" and "stem for one image" in case.recipe.habits:
+        refusal = refusal or "one image at a time"  # which the error says, and chunk_size=1 does
+    if uses_layer(case) and hasattr(network(case.recipe)[0].get_submodule(case.layer.name), "is_mapped"):
+        refusal = refusal or "inside vmap"
     if not refusal and family.differentiates and stops(case):
         refusal = "stopped gradient"
     return Right(answers, refusal)
@@ -512,7 +543,7 @@ def low_precision(case: Case) -> bool:
 # -- the network as it was ----------------------------------------------------------------------------------
 
 
-def state_of(value: Any, depth: int = 0) -> Any:
+def state_of(value: Any, depth: int = 0) -> Any:  # noqa: PLR0911
     """What may be compared of a value: numbers, and what a mutable holds."""
     if isinstance(value, Tensor):
         return "tensor", id(value), value.detach().clone(), value.requires_grad
@@ -551,7 +582,7 @@ def state(net: nn.Module, outside: list[Any]) -> dict[str, Any]:
 
 def same(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return one.shape == other.shape and bool(((one == other) | ((one != one) & (other != other))).all())
+        return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
         return len(one) == len(other) and all(map(same, one, other))
     return type(one) is type(other) and bool(one == other)
@@ -578,13 +609,24 @@ def difference(found: Tensor, right: Tensor, floor: float) -> Tensor:
         found = found.unsqueeze(1) if found.ndim < right.ndim else found
         if found.shape != right.shape:  # of another layer
             return torch.full((len(right), 1), torch.inf)
-    gap = (found - right).abs().flatten(2).amax(2) if found.ndim > 2 else (found - right).abs().amax(1, keepdim=True)
-    size = right.abs().flatten(2).amax(2) if found.ndim > 2 else right.abs().amax(1, keepdim=True)
+    gap = (
+        (found - right).abs().flatten(2).amax(2)
+        if found.ndim > 2
+        else (found - right).abs().amax(1, keepdim=True)
+    )
+    size: Tensor = right.abs().flatten(2).amax(2) if found.ndim > 2 else right.abs().amax(1, keepdim=True)
     return gap / size.clamp(min=floor)
 
 
+@torch.no_grad()
 def floor(case: Case) -> float:
     """What an answer is at least compared with: weights that are differences of scores are no more exact."""
+    if case.method == "ablationcam":  # the share of a score that may be near zero
+        least = min(
+            float(scores_of(case, i, "logit", case.x[i : i + 1]).abs().min().clamp(min=1e-6))
+            for i in range(len(case.x))
+        )
+        return 1e-3 / min(1.0, least)
     return 1e-9 if METHODS[case.method].differentiates else 1e-3
 
 
@@ -594,7 +636,7 @@ def steadiness(case: Case, name: str) -> Tensor:
     moved = []
     for sign in (1, -1):
         noise = torch.randn(case.x.shape, generator=torch.Generator().manual_seed(1))
-        near = dataclasses.replace(case, x=case.x * (1 + sign * size * noise))
+        near = dataclasses.replace(case, x=case.x * (1 + sign * size * noise), jitter=sign * 3e-7)
         moved.append(right_for(near).answers.get(name))
     if any(answer is None for answer in moved):
         return torch.zeros(())
@@ -603,16 +645,19 @@ def steadiness(case: Case, name: str) -> Tensor:
 
 
 def compared(case: Case, found: Tensor) -> str:
-    """"" where an answer is right, else the sizes of the differences."""
+    """ "" where an answer is right, else the sizes of the differences."""
     right = right_for(case)
     if not torch.isfinite(found).all():
         return "not finite"
     if not right.answers:
         return f"expected a refusal ({right.refusal}), found values up to {found.abs().max():.3g}"
-    gaps = {name: difference(found.float(), answer.float(), floor(case)) for name, answer in right.answers.items()}
+    gaps = {
+        name: difference(found.float(), answer.float(), floor(case)) for name, answer in right.answers.items()
+    }
     nearest = min(gaps, key=lambda name: float(gaps[name].nan_to_num(1e9).max()))
     gap = gaps[nearest]
-    if (gap <= TOLERANCE).all() or (gap <= TOLERANCE + 10 * steadiness(case, nearest)).all():
+    tolerance = 2e-2 if low_precision(case) else TOLERANCE
+    if (gap <= tolerance).all() or (gap <= tolerance + 10 * steadiness(case, nearest)).all():
         return ""
     if found.shape[-2:] != right.answers[nearest].shape[-2:]:
         return f"has shape {tuple(found.shape)}, expected {tuple(right.answers[nearest].shape)}"
@@ -676,7 +721,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(count)
 
 
-def test_networks_of_many_habits_are_explained_right_or_refused():
+def test_networks_of_many_habits_are_explained_right_or_refused(unchecked):
     verdicts: list[Verdict] = []
 
     @settings(
@@ -703,5 +748,11 @@ if __name__ == "__main__":
     if len(seeds) == 2 and seeds[1] > seeds[0]:
         seeds = list(range(*seeds))
     found = [judge(seed) for seed in seeds]
-    print(lines(found, {"WRONG", "CRASHED", "TOUCHED", "NO REFERENCE", "wrongly refused"} | ({"equal", "refused"} if len(seeds) == 1 else set())))
+    print(
+        lines(
+            found,
+            {"WRONG", "CRASHED", "TOUCHED", "NO REFERENCE", "wrongly refused"}
+            | ({"equal", "refused"} if len(seeds) == 1 else set()),
+        )
+    )
     print(dict(collections.Counter(v.kind for v in found)), f"{time.time() - start:.1f} s")
