@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from xcam_fn.torch_state import BatchNorm, Convolution, is_readable, pytree
+from xcam_fn.torch_state import BatchNorm, Convolution, is_readable
 
 _RANKS = {
     3: "(B, C, L), a batch of signals",
@@ -142,7 +142,7 @@ def is_out_of_memory(error: Exception) -> bool:
 def _runs(run: Callable[[Tensor], Any], x: Tensor) -> bool:
     with contextlib.suppress(Exception), torch.no_grad():
         if is_readable(x):
-            run(x)
+            run(x.clone())  # a forward may write to it
             return True
     return False
 
@@ -191,18 +191,12 @@ class LostGradientError(ValueError):
     """No gradient passes from the score to where it is asked for."""
 
 
-def lost_gradient(where: str, scores: Tensor, output: Any) -> LostGradientError:
-    """The error for scores that do not depend on something, as far as autograd knows."""
-    leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
-    if not scores.requires_grad and any(leaf.requires_grad for leaf in leaves):
-        return LostGradientError(
-            "cls: the target returns scores without a gradient; expected scores that are computed from the "
-            "output by differentiable operations (no .detach(), .item() or whole numbers)"
-        )
+def lost_gradient(where: str) -> LostGradientError:
+    """The error for a score that does not depend on something, as far as autograd knows."""
     return LostGradientError(
-        f"no gradient passes from the score to {where}: the forward detaches it on the way, computes in "
-        "torch.no_grad, torch.inference_mode or whole numbers, or the score is of another branch; explain a "
-        "layer that the score depends on, or use a method without gradients, such as rise"
+        f"no gradient passes from the score to {where}: the score is of another branch, a target of your own "
+        "(cls) detaches it, or the forward does, in torch.no_grad, torch.inference_mode or whole numbers; "
+        "explain a layer that the score depends on, or use a method without gradients, such as rise"
     )
 
 

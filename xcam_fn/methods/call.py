@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -21,7 +22,7 @@ from xcam_fn.network.split import checked_scores
 from xcam_fn.network.target_layer import Layer, find
 from xcam_fn.network.vjp import recording
 from xcam_fn.perturb import perturbation_scores
-from xcam_fn.scoring.running import Running, Scoring
+from xcam_fn.scoring.running import Running, Scoring, check_rows
 from xcam_fn.scoring.score import TARGETS, Explained, check_score, explained_score
 from xcam_fn.targets import Classes, logit
 from xcam_fn.torch_state import in_transform
@@ -250,7 +251,9 @@ class Call:
     def halves(self) -> Halves:
         """The network cut at the layer, its head alone where it can be traced."""
         if "halves" not in self._of_network:
-            self._of_network["halves"] = halves(self._pass(), self.x)
+            found = self._pass()
+            check_rows(found.output, functools.partial(run_model, self.model), self.x)
+            self._of_network["halves"] = halves(found, self.x)
         return self._of_network["halves"]
 
     def _one_by_one(

@@ -19,6 +19,7 @@ from xcam_fn.network.forward import whole
 from xcam_fn.network.split import checked_scores
 from xcam_fn.network.vjp import pulled_back, vjp
 from xcam_fn.perturb import Baseline, baseline_images
+from xcam_fn.scoring.running import check_rows, keeps_rows_apart
 from xcam_fn.scoring.score import explained_score
 from xcam_fn.targets import Target, logit
 
@@ -54,10 +55,14 @@ def integrated_gradients(
     x, cls = call.x, call.cls
     start = baseline_images(baseline, x)
     run = whole(call.model, x)
-    explained = explained_score(run(x), len(x), cls, logit)
+    output = run(x)
+    check_rows(output, run, x)
+    explained = explained_score(output, len(x), cls, logit)
     call.many = explained.many
     # A target of the user's own is handed whole batches, one step of the path at a time.
     per_forward = len(x) if callable(cls) and not isinstance(cls, Target) else chunk_size
+    if per_forward > 1 and not keeps_rows_apart(run, x[:1], start[:1]):
+        per_forward = 1
     with StepByStep():  # attention that can be mapped over classes
         return (x - start)[:, None] * _path_gradient(run, x, start, explained.of, steps, per_forward)
 
@@ -106,7 +111,8 @@ def _integral(
         before, after = slopes[i], slopes[i + 1]
         change = scores[i + 1] - scores[i] + owed
         jump = before - after
-        differs = jump.abs() > 1e-3 * torch.maximum(before.abs(), after.abs())
+        noise = 512 * torch.finfo(scores.dtype).eps * torch.maximum(*scores[i : i + 2].abs()) / length
+        differs = jump.abs() > torch.maximum(noise, 1e-3 * torch.maximum(before.abs(), after.abs()))
         share = (change / length - after) / torch.where(differs, jump, 1.0)
         share = torch.where(differs, share, 0.5).clamp(0, 1)
         owed = change - length * (share * before + (1 - share) * after)

@@ -155,9 +155,20 @@ def _check_repeats(model: nn.Module, x: Tensor, drawn: list[Tensor]) -> None:
         )
 
 
+def leaves_of(output: Any) -> list[Any]:
+    """All that an output holds, members of dataclasses and of other objects among it."""
+    leaves = pytree.tree_leaves(output)
+    if not any(hasattr(leaf, "__dict__") and not isinstance(leaf, Tensor) for leaf in leaves):
+        return leaves
+    opened = [
+        vars(leaf) if hasattr(leaf, "__dict__") and not isinstance(leaf, Tensor) else leaf for leaf in leaves
+    ]
+    return pytree.tree_leaves(opened)
+
+
 def outputs_agree(found: Any, expected: Any) -> bool:
     """Whether two outputs of a network are the same but for rounding."""
-    left, right = pytree.tree_leaves(found), pytree.tree_leaves(expected)
+    left, right = leaves_of(found), leaves_of(expected)
     if len(left) != len(right):
         return False
     for one, other in zip(left, right, strict=True):

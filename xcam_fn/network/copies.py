@@ -136,11 +136,15 @@ def private_copy(
             if clone_buffers and module._buffers and (not leaf or module.training):
                 twin.__dict__["_buffers"] = _each(Tensor.clone, module._buffers)
             if detached and module._parameters:
-                apart = (
-                    Tensor.clone if is_inference else Tensor.detach
-                )  # torch cannot record inference tensors
+                # torch cannot record inference tensors
+                apart = Tensor.clone if is_inference else Tensor.detach
                 twin.__dict__["_parameters"] = _each(apart, module._parameters)
-            if change:
+            if change and has_hooks(module):  # hooks belong to what the module returns
+                inner = _shallow_copy(twin, dict(children))
+                changed.append(inner)
+                vars(twin).update({hooks: OrderedDict() for hooks in _FORWARD_HOOKS})
+                forwards.append((twin, change(inner)))
+            elif change:
                 forwards.append((twin, change(_bound_forward(module, twin, copies))))
         copies[id(module)] = twin
     for module in wrappers:

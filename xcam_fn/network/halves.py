@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from xcam_fn.network import trace
-from xcam_fn.network.calls import ModuleCall, first_rows, outputs_agree, run_changed
+from xcam_fn.network.calls import ModuleCall, first_rows, leaves_of, outputs_agree, run_changed
 from xcam_fn.network.passes import Pass, Site
 from xcam_fn.network.places import replaced
 from xcam_fn.network.probe import made_up
 from xcam_fn.perturb import normal
-from xcam_fn.torch_state import is_readable, is_wrapped, outside_transforms, pytree
+from xcam_fn.torch_state import is_readable, is_wrapped, outside_transforms
 
 
 class Halves(NamedTuple):
@@ -142,9 +142,7 @@ def _input_gradient(run: Callable[[Tensor], Any], x: Tensor) -> Tensor:
     """The gradient of the sum of all that a network returns, each value by a weight of its own."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        leaves = [
-            leaf for leaf in pytree.tree_leaves(run(x)) if isinstance(leaf, Tensor) and leaf.requires_grad
-        ]
+        leaves = [leaf for leaf in leaves_of(run(x)) if isinstance(leaf, Tensor) and leaf.requires_grad]
         total = sum((leaf * normal(0, 0, tuple(leaf.shape), like=leaf)).sum() for leaf in leaves)
         (found,) = torch.autograd.grad(total, x, allow_unused=True) if leaves else (None,)
     return torch.zeros_like(x) if found is None else found

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from xcam_fn import checks
 from xcam_fn.network.attention import StepByStep
+from xcam_fn.network.bound import Bound
 from xcam_fn.network.calls import (
     Key,
     ModuleCall,
@@ -25,7 +26,7 @@ from xcam_fn.network.places import ToSpatial, is_settled, to_spatial_of
 from xcam_fn.network.probe import Probe, made_up
 from xcam_fn.network.target_layer import Carrying, Layer, find, is_in_doubt, position_of
 from xcam_fn.network.vjp import by_autograd, detached, gradient, pulled_back
-from xcam_fn.torch_state import is_readable, outside_transforms
+from xcam_fn.torch_state import is_readable, is_wrapped, outside_transforms
 
 Score = Callable[[Any], Tensor]
 Change = Callable[[Tensor], Tensor]
@@ -99,16 +100,27 @@ class Site(NamedTuple):
         detached: bool = False,
     ) -> Any:
         """The network's output for x with the layer's own output changed on its way."""
-        in_place = by_autograd(x) and is_in_place(unwrap(self.root.get_submodule(self.name)))
+        is_outside = by_autograd(x)
+        in_place = is_outside and is_in_place(unwrap(self.root.get_submodule(self.name)))
 
         def changed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            if in_place and args:  # what it returns may be ignored: its input has to hold the result
+            if (
+                in_place and args and not args[0]._is_view()
+            ):  # a view made without recording cannot be written
+                # What it returns may be ignored: its input has to hold the result.
                 return args[0].copy_(change(forward(args[0].clone(), *args[1:], **kwargs)))
+            if in_place and args:
+                args = (args[0].clone(), *args[1:])
             output = forward(*args, **kwargs)
             if features_of(output) is None:
                 raise checks.StructureError(
                     f"layer {self.shown!r} returns {checks.kind_of(output)}, not floating-point numbers, "
                     "which alone have a gradient; explain the network before it was quantized, or use rise"
+                )
+            if is_outside and is_wrapped(features_of(output)):
+                raise checks.StructureError(
+                    f"layer {self.shown!r} runs inside torch.vmap, where a layer's output cannot be read; "
+                    "explain a layer outside of it"
                 )
             return with_features(output, change)
 
@@ -229,8 +241,9 @@ def _carrying(root: nn.Module, x: Tensor, score: Score) -> set[Key]:
         scores = score(run_changed(root, x.detach().requires_grad_(), see=see, detached=True))
         if not seen or not scores.requires_grad:
             return set()
-        grads = torch.autograd.grad(scores.sum(), [values for _, values in seen], allow_unused=True)
-    return {key for (key, _), grad in zip(seen, grads, strict=True) if grad is not None and grad.any()}
+        keys, values = zip(*seen, strict=True)  # a checkpoint runs, and is seen, again in the backward
+        grads = torch.autograd.grad(scores.sum(), values, allow_unused=True)
+    return {key for key, grad in zip(keys, grads, strict=True) if grad is not None and grad.any()}
 
 
 def _pass_at(
@@ -367,7 +380,7 @@ def _by_autograd(
     def first(scores: Tensor, cotangent: Tensor, create_graph: bool) -> Tensor:
         found = gradient(scores, zero, cotangent, create_graph=create_graph)
         if found is None:
-            raise checks.lost_gradient(f"layer {site.shown!r}", scores, output)
+            raise checks.lost_gradient(f"layer {site.shown!r}")
         return found
 
     def pull(score: Score, *, twice: bool = False) -> tuple[Tensor, ...]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from xcam_fn import checks
 from xcam_fn.network.calls import ModuleCall
-from xcam_fn.network.probe import Place, Probe
+from xcam_fn.network.probe import Probe
 from xcam_fn.torch_state import BatchNorm, Convolution
 
 ToSpatial = Callable[[Tensor], Tensor]
@@ -22,7 +22,6 @@ _CHANNELS_FIRST = (Convolution, BatchNorm, nn.GroupNorm)
 _ATTENTION_KINDS = ("attention", "attn", "mhsa", "mla")
 _ATTENTION_NAMES = ("attn", "attention", "self_attn", "self_attention")
 _AXES = {1: "l", 2: "h w", 3: "d h w"}
-_AS_IT_IS = Place(0, (), turned=False)
 
 
 def own_layout(call: ModuleCall) -> str | None:
@@ -57,24 +56,23 @@ def to_spatial_of(
         UnplacedError: they were not found to lie on the image.
     """
     call, shape, axes = calls[position], calls[position].shape, len(probe.size) + 2
-    is_last = len(shape) == axes and _layout(calls, position) == "last"
-    if shape[:1] != (1,):  # windows of an image, or anything but a row for each
+    is_last, is_told = _layout(calls, position) if len(shape) == axes else (False, True)
+    is_map = len(shape) == axes or _is_narrow(shape, axes) or (len(shape) == 3 and axes > 3)
+    if shape[:1] != (1,) or not is_map:  # as windows of an image, or values without places
         return None
+    if len(shape) == axes and is_told and not in_doubt:
+        return _channels_first if is_last else None
     if len(shape) == axes:
-        place = probe.maps(call, _grid_of(calls, position), is_last=is_last) if in_doubt else _AS_IT_IS
-        if place == _AS_IT_IS or (place is not None and not place.turned):
-            return _channels_first if is_last else None
+        is_last = is_last if is_told else probe.is_last(call)
+        place = probe.maps(call, shape[1:-1] if is_last else shape[2:], is_last=is_last)
         if place is not None:
-            return functools.partial(_turned, is_last=is_last)
+            placed = _channels_first if is_last else None
+            return functools.partial(_turned, is_last=is_last) if place.turned else placed
     elif _is_narrow(shape, axes):
         if probe.maps(call, shape[2:axes], is_last=False) is not None:
             return functools.partial(torch.flatten, start_dim=axes - 1)
-    elif len(shape) == 3 and axes > 3:
-        place = probe.tokens(call)
-        if place is not None:
-            return functools.partial(place_tokens, **place._asdict())
-    else:
-        return None
+    elif (place := probe.tokens(call)) is not None:
+        return functools.partial(place_tokens, **place._asdict())
     what = f"tokens of shape {shape}" if len(shape) == 3 else f"shape {shape}"
     raise UnplacedError(
         f"layer {call.name!r} returns {what} for one image, and its values do not move most where a patch "
@@ -142,15 +140,16 @@ def replaced(to_spatial: ToSpatial, raw: Tensor, spatial: Tensor) -> Tensor:
     return raw * (1 - taken) + placed
 
 
-def _layout(calls: Sequence[ModuleCall], position: int) -> str:
-    """Whether a call returns its channels first or last, from the nearest call before that tells.
+def _layout(calls: Sequence[ModuleCall], position: int) -> tuple[bool, bool]:
+    """Whether a call returns its channels last, and whether modules tell so, or only its shape.
 
-    A block that turns its axes around after the last module that tells is seen by its shape.
+    The nearest call before that tells is taken; a block that turns its axes around after it is seen by its
+    shape.
     """
     call = calls[position]
     own = own_layout(call)
     if own is not None:
-        return own
+        return own == "last", True
     for near in reversed(calls[:position]):
         layout = own_layout(near)
         if layout is None or len(near.shape) != len(call.shape):
@@ -161,15 +160,9 @@ def _layout(calls: Sequence[ModuleCall], position: int) -> str:
             grid = near.shape[2:] if layout == "first" else near.shape[1:-1]
             is_first, is_last = call.shape[2:] == grid, call.shape[1:-1] == grid
         if is_first == is_last or near.shape == call.shape:
-            return layout
-        return "first" if is_first else "last"
-    return "first"
-
-
-def _grid_of(calls: Sequence[ModuleCall], position: int) -> tuple[int, ...]:
-    """The spatial size of maps, wherever their channels are."""
-    shape = calls[position].shape
-    return shape[2:] if _layout(calls, position) == "first" else shape[1:-1]
+            return layout == "last", True
+        return is_last, is_last == (layout == "last")
+    return False, True
 
 
 def default_candidates(calls: Sequence[ModuleCall], size: tuple[int, ...]) -> Iterator[int]:
@@ -256,7 +249,7 @@ def _is_map(calls: Sequence[ModuleCall], position: int, size: tuple[int, ...]) -
         and len(shape) == len(size) + 2
         and max(shape[2:]) > 1
         and call.is_alone
-        and _layout(calls, position) == "first"
+        and not _layout(calls, position)[0]
     )
 
 

@@ -66,6 +66,18 @@ class Probe:
                     return Place(int(fits.argmax()), grid, turned)
         return None
 
+    def moves(self, call: ModuleCall) -> bool:
+        """Whether a call's output depends on the image, as far as that could be measured."""
+        found = [shares for key, shares in self._shares.items() if key[:2] == call.key]
+        return not found or any(bool(shares.any()) for shares in found)
+
+    def is_last(self, call: ModuleCall) -> bool:
+        """Whether a call's maps lie on the image better with their channels last than first."""
+        found = {last: self._shares.get((*call.key, last)) for last in (False, True)}
+        grids = {False: call.shape[2:], True: call.shape[1:-1]}
+        slopes = {k: -1.0 if s is None else _slope(s, grids[k], turned=False) for k, s in found.items()}
+        return slopes[True] > slopes[False]
+
     def maps(self, call: ModuleCall, grid: Grid, *, is_last: bool) -> Place | None:
         """How maps of a grid lie on the image, their channels first or last; None where they do not.
 

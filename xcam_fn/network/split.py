@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from xcam_fn import checks
 from xcam_fn.network.bound import Bound
-from xcam_fn.network.calls import ModuleCall, module_calls
+from xcam_fn.network.calls import ModuleCall, leaves_of, module_calls
 from xcam_fn.network.copies import unwrap
 from xcam_fn.network.forward import forward_pass
 from xcam_fn.network.halves import halves
@@ -23,7 +23,6 @@ from xcam_fn.network.target_layer import Layer
 from xcam_fn.network.vjp import recording
 from xcam_fn.targets import Classes, Target, logit, resolve
 from xcam_fn.targets.outputs import dense_logits
-from xcam_fn.torch_state import pytree
 
 
 class Split(NamedTuple):
@@ -200,7 +199,7 @@ def default_score(layer: Layer) -> Score | None:
             return logit(None)(output)
         with contextlib.suppress(ValueError, TypeError):
             output = dense_logits(output)
-        parts = [leaf.square().sum() for leaf in pytree.tree_leaves(output) if checks.holds_numbers(leaf)]
+        parts = [leaf.square().sum() for leaf in leaves_of(output) if checks.holds_numbers(leaf)]
         return sum(parts[1:], parts[0])[None]
 
     return score if layer is None else None

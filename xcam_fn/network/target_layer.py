@@ -80,11 +80,8 @@ def position_of(
         )
     if number is not None:
         return positions[number - 1]
-    if is_in_doubt(root, calls, positions[-1]):  # of two streams, one may be of another image, or turned
-        for position in reversed(positions[1:]):
-            if placed_shape(calls, position, probe, in_doubt=True):
-                return position
-        return positions[0]
+    if is_in_doubt(root, calls, positions[-1]):  # of two streams, one may be of another image
+        return next((i for i in reversed(positions) if probe.moves(calls[i])), positions[-1])
     return positions[-1]
 
 

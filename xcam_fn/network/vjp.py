@@ -60,7 +60,7 @@ def vjp(run: Callable[[Tensor], Tensor], at: Tensor, where: str = "x") -> tuple[
     def pull(cotangent: Tensor) -> Tensor:
         found = gradient(scores, at, cotangent, create_graph=wanted)
         if found is None:
-            raise checks.lost_gradient(where, scores, None)
+            raise checks.lost_gradient(where)
         checks.check_finite(found, f"the gradient of the score with respect to {where}")
         return found
 

@@ -203,6 +203,31 @@ def default_chunk_size(x: Tensor, forwarded: nn.Module | None) -> int:
     return 4 if depthwise * 4 > len(convolutions) else 8
 
 
+def check_rows(output: Any, run: Run, x: Tensor) -> None:
+    """Raise where a network's answer for an image depends on the others in the batch."""
+    if len(x) > 1 and _is_exact(x) and not outputs_agree(first_rows(output, 1, len(x)), run(x[:1])):
+        raise ValueError(
+            f"model: its answer for an image depends on the other {len(x) - 1} in the batch, as a norm over "
+            "the batch makes it; explain one image at a time"
+        )
+
+
+def keeps_rows_apart(run: Run, one: Tensor, other: Tensor) -> bool:
+    """Whether a network takes two images at once, and computes of each what it computes of it alone."""
+    if not _is_exact(one):
+        return True
+    try:
+        return outputs_agree(first_rows(run(torch.cat([one, other])), 1, 2), run(one))
+    except (ValueError, RuntimeError) as error:
+        if checks.is_out_of_memory(error):
+            raise
+        return False
+
+
+def _is_exact(x: Tensor) -> bool:
+    return checks.is_readable(x) and x.dtype in (torch.float32, torch.float64)
+
+
 class Scoring:
     """The score of perturbed images of one call: a model ready to run, a class fixed for each image."""
 
@@ -223,10 +248,12 @@ class Scoring:
         self.run = running_model(model, x, how, forwards=forwards)
         if how.compile and how.scorer is None:
             self.run = _padded(self.run, self.chunk_size)
-        self.explained = explained_score(self.run(x), len(x), cls, TARGETS[score])
-        # Whether rows do not depend on their neighbors: found out by the first chunk of several.
-        is_exact = how.precision == "float32" and x.dtype in (torch.float32, torch.float64)
-        self._takes_many = None if is_exact and checks.is_readable(x) else True
+        output, is_exact = self.run(x), how.precision == "float32" and how.scorer is None
+        if is_exact:
+            check_rows(output, self.run, x)
+        self.explained = explained_score(output, len(x), cls, TARGETS[score])
+        # Whether images can be scored together: found out by the first two of different perturbations.
+        self._takes_many = None if is_exact else True
 
     def of(self, images: Tensor, which: Tensor) -> Tensor:
         """The scores (P, n) of images (P, C, *size) that stand for those of x that `which` says.
@@ -235,15 +262,7 @@ class Scoring:
         """
         count = images.shape[0]
         if self._takes_many is None and count > 1:
-            self._takes_many = False
-            try:
-                output = self.run(images)
-                self._takes_many = outputs_agree(first_rows(output, 1, count), self.run(images[:1]))
-                if self._takes_many:
-                    return self.explained.of(output, which)
-            except (ValueError, RuntimeError) as error:
-                if checks.is_out_of_memory(error):
-                    raise
+            self._takes_many = keeps_rows_apart(self.run, images[:1], images[1:2])
         if self._takes_many is not False:
             return self.explained.of(self.run(images), which)
         return torch.cat([self.explained.of(self.run(images[i, None]), which[i, None]) for i in range(count)])
