@@ -102,8 +102,9 @@ def _integral(
     Between two nodes the gradient of a network with ReLUs jumps from one node's value to the other's. Where
     it does so follows from the score, whose change over the interval is known: it has to be the slope before
     the jump for a share of the interval, and the slope after it for the rest. An equal share (the trapezoid
-    rule) is kept where the slopes do not differ. What no share can make up for, as where the gradient jumps
-    to and fro within one interval, is owed, (B, n), and made up for by the next.
+    rule) is kept where the slopes do not differ, or no more than the scores' rounding can tell. What no share
+    can make up for, as where the gradient jumps to and fro within one interval, is owed, (B, n), and made up
+    for by the next.
     """
     slopes = (grads * way[:, None]).flatten(3).sum(-1)
     total = torch.zeros_like(grads[0])

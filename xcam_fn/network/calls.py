@@ -192,6 +192,13 @@ def first_rows(output: Any, count: int, length: int) -> Any:
     return pytree.tree_map(lambda v: v[:count] if is_batched(v) else v, output)
 
 
+def first_agrees(output: Any, length: int, alone: Any) -> bool:
+    """Whether the output's first row, of a batch of some length, is the output for that image alone."""
+    leaves = leaves_of(first_rows(output, 1, length))
+    is_batched = lambda leaf: isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == length  # noqa: E731
+    return outputs_agree([leaf[:1] if is_batched(leaf) else leaf for leaf in leaves], leaves_of(alone))
+
+
 def _kind_of(output: Any, batch: int, start: int) -> tuple[tuple[int, ...], int, bool]:
     """The shape of an output for one image, the call's start, and whether the output is one tensor."""
     if isinstance(output, Tensor):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from xcam_fn.network import trace
-from xcam_fn.network.calls import ModuleCall, first_rows, leaves_of, outputs_agree, run_changed
+from xcam_fn.network.calls import ModuleCall, first_agrees, leaves_of, outputs_agree, run_changed
 from xcam_fn.network.passes import Pass, Site
 from xcam_fn.network.places import replaced
 from xcam_fn.network.probe import made_up
@@ -91,7 +91,7 @@ def _keeps_rows_apart(head: Callable[[Tensor], Any], own: Tensor) -> bool:
     with torch.no_grad(), contextlib.suppress(Exception):
         one = own[:1].detach()
         together = head(torch.cat([one, one / 2]))
-        return outputs_agree(first_rows(together, 1, 2), head(one.clone()))
+        return first_agrees(together, 2, head(one.clone()))
     return False
 
 

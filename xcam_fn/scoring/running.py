@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xcam_fn import checks
-from xcam_fn.network.calls import first_rows, outputs_agree, run_model
+from xcam_fn.network.calls import first_agrees, first_rows, outputs_agree, run_model
 from xcam_fn.network.copies import private_copy, unwrap
 from xcam_fn.network.halves import traced_model
 from xcam_fn.network.vjp import recording, records_nothing
@@ -205,7 +205,7 @@ def default_chunk_size(x: Tensor, forwarded: nn.Module | None) -> int:
 
 def check_rows(output: Any, run: Run, x: Tensor) -> None:
     """Raise where a network's answer for an image depends on the others in the batch."""
-    if len(x) > 1 and _is_exact(x) and not outputs_agree(first_rows(output, 1, len(x)), run(x[:1])):
+    if len(x) > 1 and _is_exact(x) and not first_agrees(output, len(x), run(x[:1])):
         raise ValueError(
             f"model: its answer for an image depends on the other {len(x) - 1} in the batch, as a norm over "
             "the batch makes it; explain one image at a time"
@@ -217,7 +217,7 @@ def keeps_rows_apart(run: Run, one: Tensor, other: Tensor) -> bool:
     if not _is_exact(one):
         return True
     try:
-        return outputs_agree(first_rows(run(torch.cat([one, other])), 1, 2), run(one))
+        return first_agrees(run(torch.cat([one, other])), 2, run(one))
     except (ValueError, RuntimeError) as error:
         if checks.is_out_of_memory(error):
             raise
