@@ -1104,7 +1104,7 @@ class Bidirectional(Head):
 
     def forward(self, x: Tensor, batch: int) -> Tensor:
         start = (torch.zeros(4, batch, 3), torch.zeros(4, batch, 3))
-        _, (hidden, _) = self.rnn(x.amax(2).permute(2, 0, 1), start)
+        _, (hidden, _) = self.rnn(x.logsumexp(2).permute(2, 0, 1), start)
         return self.fc(hidden[-2:].transpose(0, 1).reshape(batch, -1))
 
 

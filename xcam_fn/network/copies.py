@@ -68,7 +68,12 @@ def _is_leaf_type(kind: type[nn.Module]) -> bool:
 
 def has_hooks(module: nn.Module) -> bool:
     """True where a forward or backward hook is registered on the module itself."""
-    return any(module.__dict__.get(kind) for kind in (*_FORWARD_HOOKS, *_BACKWARD_HOOKS))
+    hooks = [
+        hook
+        for kind in (*_FORWARD_HOOKS, *_BACKWARD_HOOKS)
+        for hook in (vars(module).get(kind) or {}).values()
+    ]
+    return any(hook is not _does_nothing for hook in hooks)
 
 
 def named(model: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from xcam_fn import checks
 from xcam_fn.network import trace
-from xcam_fn.network.calls import ModuleCall, first_agrees, leaves_of, outputs_agree, run_changed
+from xcam_fn.network.calls import ModuleCall, first_agrees, is_in_place, leaves_of, outputs_agree, run_changed
 from xcam_fn.network.passes import Pass, Site
 from xcam_fn.network.places import replaced
 from xcam_fn.network.probe import made_up
 from xcam_fn.perturb import normal
-from xcam_fn.torch_state import is_readable, is_wrapped, outside_transforms
+from xcam_fn.torch_state import in_transform, is_readable, is_wrapped, outside_transforms
 
 
 class Halves(NamedTuple):
@@ -79,6 +80,10 @@ def halves(found: Pass, x: Tensor, *, differentiable: bool = False) -> Halves:
         return seen[0], x
 
     def head_by_replacing(features: Tensor, x: Tensor) -> Any:
+        if in_transform() and is_in_place(site.module):
+            raise checks.StructureError(
+                f"layer {site.shown!r} writes to its input, which torch.func cannot follow; choose another"
+            )
         return site.run(x, lambda _: features.clone())
 
     return Halves(site, trunk_by_replacing, head_by_replacing, takes_any_batch=False, is_traced=False)

@@ -68,6 +68,11 @@ class Site(NamedTuple):
     to_spatial: ToSpatial | None
     size: tuple[int, ...]
 
+    @property
+    def module(self) -> nn.Module:
+        """The layer itself."""
+        return unwrap(self.root.get_submodule(self.name))
+
     def placed(self, own: Tensor, *, classes: bool = False) -> Tensor:
         """Values in the shape of the layer's output, (B, ...) or (B, n, ...), placed on the image."""
         if self.to_spatial is None:
@@ -101,16 +106,13 @@ class Site(NamedTuple):
     ) -> Any:
         """The network's output for x with the layer's own output changed on its way."""
         is_outside = by_autograd(x)
-        in_place = is_outside and is_in_place(unwrap(self.root.get_submodule(self.name)))
+        in_place = is_outside and is_in_place(self.module)
 
         def changed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            if (
-                in_place and args and not args[0]._is_view()
-            ):  # a view made without recording cannot be written
-                # What it returns may be ignored: its input has to hold the result.
-                return args[0].copy_(change(forward(args[0].clone(), *args[1:], **kwargs)))
-            if in_place and args:
-                args = (args[0].clone(), *args[1:])
+            if in_place and args:  # what it returns may be ignored: its input has to hold the result
+                new = change(forward(args[0].clone(), *args[1:], **kwargs))
+                unwritable = new.requires_grad and args[0]._is_view()  # made without recording: torch refuses
+                return new if unwritable else args[0].copy_(new)
             output = forward(*args, **kwargs)
             if features_of(output) is None:
                 raise checks.StructureError(

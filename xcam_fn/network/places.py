@@ -63,9 +63,12 @@ def to_spatial_of(
     if len(shape) == axes and is_told and not in_doubt:
         return _channels_first if is_last else None
     if len(shape) == axes:
-        is_last = is_last if is_told else probe.is_last(call)
-        place = probe.maps(call, shape[1:-1] if is_last else shape[2:], is_last=is_last)
+        measured = is_last if is_told else probe.is_last(call)
+        place = probe.maps(call, shape[1:-1] if measured else shape[2:], is_last=measured)
+        if place is None and not in_doubt:  # too small to be measured, or moved all over: its shape has to do
+            return _channels_first if is_last else None
         if place is not None:
+            is_last = measured
             placed = _channels_first if is_last else None
             return functools.partial(_turned, is_last=is_last) if place.turned else placed
     elif _is_narrow(shape, axes):
