@@ -88,7 +88,7 @@ class Site(NamedTuple):
         axes = len(self.size) + 2
         if not checks.holds_numbers(placed):
             raise TypeError(f"to_spatial returns {checks.kind_of(placed)} for {returned}; {expected}")
-        if placed.ndim != axes or len(placed) != len(own):
+        if placed.ndim != axes or placed.shape[0] == 0 or own.shape[0] % placed.shape[0]:
             raise ValueError(
                 f"to_spatial makes shape {tuple(placed.shape)} of {returned}; {expected}, with {axes} axes "
                 "as x has"
