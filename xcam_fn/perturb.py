@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from xcam_fn import checks
-from xcam_fn.arguments import Count, Positive, check, checked
+from xcam_fn.arguments import Count, Length, Positive, check, checked, unchecked
 
 Perturb = Callable[..., Tensor]
 Baseline = Tensor | float | Callable[[Tensor], Tensor]
+Index = Int[Tensor, ""] | Length
 
 
 @checked
@@ -113,7 +114,8 @@ class DistinctMaps(NamedTuple):
     constant: Tensor
 
 
-def distinct_maps(A: Float[Tensor, "B K *spatial"]) -> DistinctMaps:
+@checked
+def distinct_maps(A: Float[Tensor, "B K L *spatial"]) -> DistinctMaps:
     """The maps that differ: constant ones are left out, equal ones of an image are kept once.
 
     Under a transform or a compilation, where values cannot be looked at, it is every channel, in order.
@@ -152,7 +154,8 @@ def scatter_scores(
     return torch.where(found.constant[:, None], shared, own).reshape(B, -1, scores.shape[-1])
 
 
-def baseline_images(baseline: Baseline, x: Tensor) -> Tensor:
+@checked
+def baseline_images(baseline: Baseline, x: Float[Tensor, "B C *size"]) -> Tensor:
     """The images that stand for "nothing seen", (B, C, *size).
 
     Args:
@@ -200,7 +203,8 @@ def blurred(x: Float[Tensor, "B C *size"], *, width: Count = 51, std: Positive =
 _GAMMA, _FIRST, _SECOND = (c - 2**64 for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
-def uniform(seed: int, index: Tensor | int, shape: tuple[int, ...], *, like: Tensor) -> Tensor:
+@checked
+def uniform(seed: int, index: Index, shape: tuple[Length, ...], *, like: Tensor) -> Tensor:
     """Numbers in [0, 1) that depend on the seed and the index alone (SplitMix64, a counter-based generator).
 
     Args:
@@ -212,6 +216,7 @@ def uniform(seed: int, index: Tensor | int, shape: tuple[int, ...], *, like: Ten
     References:
         Steele et al., Fast Splittable Pseudorandom Number Generators (doi:10.1145/2660193.2660195).
     """
+    checks.check_amount("shape", shape, *shape)
     count = math.prod(shape)
     counter = torch.arange(count, device=like.device) + torch.as_tensor(index, device=like.device) * count
     start = _mixed(torch.tensor((seed * 2 + 1) % 2**62, device=like.device) * _GAMMA)
@@ -219,9 +224,10 @@ def uniform(seed: int, index: Tensor | int, shape: tuple[int, ...], *, like: Ten
     return (bits.to(torch.float32) * 2.0**-24).reshape(shape).to(like.dtype)
 
 
-def normal(seed: int, index: Tensor | int, shape: tuple[int, ...], *, like: Tensor) -> Tensor:
+@checked
+def normal(seed: int, index: Index, shape: tuple[Length, ...], *, like: Tensor) -> Tensor:
     """Standard normal numbers that depend on the seed and the index alone (Box–Muller), as `uniform`."""
-    radius, angle = uniform(seed, index, (2, *shape), like=like.float())
+    radius, angle = unchecked(uniform)(seed, index, (2, *shape), like=like.float())
     return (torch.sqrt(-2 * torch.log1p(-radius)) * torch.cos(2 * math.pi * angle)).to(like.dtype)
 
 
@@ -235,8 +241,15 @@ def _shifted(z: Tensor, bits: int) -> Tensor:
     return (z >> bits) & ((1 << (64 - bits)) - 1)  # a logical shift; int64's own keeps the sign
 
 
+@checked
 def grid_mask(
-    seed: int, index: Tensor, size: tuple[int, ...], *, grid: int, keep: float, like: Tensor
+    seed: int,
+    index: Index,
+    size: tuple[Count, ...],
+    *,
+    grid: Count,
+    keep: Annotated[float, ("above", 0), ("at_most", 1)],
+    like: Tensor,
 ) -> Tensor:
     """RISE's mask, (*size), in [0, 1]: a random grid of kept and dropped cells, upsampled and shifted.
 
@@ -252,7 +265,9 @@ def grid_mask(
         Petsiuk et al. (arXiv:1806.07421), section 3.2.
     """
     axes = len(size)
-    draws = uniform(seed, index, ((grid + 1) ** axes + axes,), like=like.float())
+    checks.check_amount("grid", grid, *[grid + 1] * axes)
+    checks.check_amount("size", size, *size)
+    draws = unchecked(uniform)(seed, index, ((grid + 1) ** axes + axes,), like=like.float())
     mask = (draws[:-axes] < keep).to(like.dtype).reshape([grid + 1] * axes)
     for axis, length in enumerate(size):
         cell = math.ceil(length / grid)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -61,7 +62,8 @@ def combine(first: Maps, second: Maps, gains: Sequence[Tensor] | Tensor, *, axes
     Returns:
         The same shape, in [0, 1]; zero where the sum is constant.
     """
-    of_first, of_second = (_per_map(gain, first, axes) for gain in gains)
+    _check_alike("first", first, "second", second)
+    of_first, of_second = (_per_map(gain, first, axes) for gain in _gains_of(gains, 2, first, axes))
     return minmax(of_first * first + of_second * second, axes)
 
 
@@ -79,6 +81,7 @@ def agree(first: Maps, second: Maps, *, axes: Count = 2) -> Maps:
     Returns:
         The same shape, in [0, 1]; zero where that is constant.
     """
+    _check_alike("first", first, "second", second)
     sim = (1 - (first - second).abs()).clamp(0, 1)
     return minmax(sim * torch.maximum(first, second) + (1 - sim) * (first + second) / 2, axes)
 
@@ -109,16 +112,35 @@ def fuse(
     References:
         Fusion-CAM (arXiv:2603.05386).
     """
-    if gradient_map.shape != region_map.shape:
+    _check_alike("gradient_map", gradient_map, "region_map", region_map)
+    denoised = denoise(gradient_map, theta, axes=axes)
+    gains = _gains_of(gain(denoised, region_map), 2, region_map, axes)
+    combined = combine(denoised, region_map, gains, axes=axes)
+    (of_combined,) = _gains_of(gain(combined), 1, region_map, axes)
+    of_maps = ((of_combined, combined), (gains[1], region_map))
+    return agree(*(_per_map(beta, one, axes) * one for beta, one in of_maps), axes=axes)
+
+
+def _check_alike(name: str, first: Tensor, other: str, second: Tensor) -> None:
+    if first.shape != second.shape:
         raise ValueError(
-            f"gradient_map has shape {tuple(gradient_map.shape)} and region_map {tuple(region_map.shape)}; "
+            f"{name} has shape {tuple(first.shape)} and {other} {tuple(second.shape)}; "
             "expected the same shape, both at the input's size"
         )
-    denoised = denoise(gradient_map, theta, axes=axes)
-    gains = gain(denoised, region_map)
-    combined = combine(denoised, region_map, gains, axes=axes)
-    of_maps = ((gain(combined)[0], combined), (gains[1], region_map))
-    return agree(*(_per_map(beta, one, axes) * one for beta, one in of_maps), axes=axes)
+
+
+def _gains_of(gains: Any, count: int, maps: Tensor, axes: int) -> list[Tensor]:
+    """What so many maps gain, one number for each, in a tensor or a list."""
+    shape = maps.shape[: last_axes(maps, axes)[0]]
+    expected = f"{count} tensor(s) {tuple(shape)}, the gains of that many maps"
+    if not isinstance(gains, (Tensor, list, tuple)) or (isinstance(gains, Tensor) and not gains.ndim):
+        raise TypeError(f"the gains are a {type(gains).__name__}; expected {expected}")
+    if isinstance(gains, Tensor):
+        checks.check_tensor("gains", gains)
+    if len(gains) != count:
+        raise ValueError(f"there are {len(gains)} gains; expected {expected}")
+    fits = lambda gain: gain.numel() == math.prod(shape)  # noqa: E731
+    return [checks.check_returned("gain", gain, expected, fits) for gain in gains]
 
 
 def _per_map(values: Tensor, maps: Tensor, axes: int) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from xcam_fn import checks
+from xcam_fn.arguments import unchecked
 from xcam_fn.methods.catalog import find_method
 from xcam_fn.metrics.judged import (
     Heatmap,
     Images,
     Judged,
     Values,
+    checked,
     documented,
     entered,
     one_class_scoring,
@@ -56,7 +57,16 @@ def _method_metric(title: str):  # its type is that of the function within
 
 
 def _explainer(method: str | Explainer, options: dict[str, Any]) -> Explainer:
-    return functools.partial(find_method(method) if isinstance(method, str) else method, **options)
+    if not callable(run := find_method(method) if isinstance(method, str) else method):
+        raise TypeError(f"method is a {type(method).__name__}; expected a method, or its name")
+
+    def explained(model: nn.Module, layer: Layer, x: Tensor, cls: Classes) -> Tensor:
+        maps = checked(run(model, layer, x, cls, **options))
+        if len(maps) != len(x):
+            raise ValueError(f"method returned shape {tuple(maps.shape)}; expected {len(x)} heatmaps")
+        return maps
+
+    return explained
 
 
 @_method_metric("Coherency")
@@ -149,7 +159,7 @@ def parameter_randomization(
         for index, parameter in enumerate(twin.get_submodule(name).parameters(False)):
             values = parameter.detach()
             spread = values.std() if values.numel() > 1 else values.abs().squeeze()
-            draws = normal(seed, number * 64 + index, tuple(values.shape), like=values)
+            draws = unchecked(normal)(seed, number * 64 + index, tuple(values.shape), like=values)
             parameter.data = values.mean() + spread * draws
         found[name] = alike(expected, run(twin, layer, x, fixed))
     return found

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from xcam_fn import checks
+from xcam_fn.arguments import checked
 from xcam_fn.metrics import Curve, relevance_rank
 from xcam_fn.models.images import unit_floats
 from xcam_fn.perturb import baseline_images, blurred
@@ -38,6 +39,7 @@ _CONCEPTS = "Set1"  # colors that are told apart
 _MEAN_COLOR = (0.485, 0.456, 0.406)  # of ImageNet; zero once it is normalized
 
 
+@checked
 def overlay(
     image: Picture,
     heatmap: Map,
@@ -72,6 +74,7 @@ def overlay(
     return _blended(picture, colors, cover)
 
 
+@checked
 def heatmaps(
     image: Picture,
     maps: Mapping[str, Map],
@@ -107,6 +110,7 @@ def heatmaps(
     return panels_figure(panels, caption, colormap=style.get("colormap", _COLORMAP))
 
 
+@checked
 def grid(
     image: Picture,
     rows: Sequence[Mapping[str, Map]],
@@ -138,6 +142,7 @@ def grid(
     return panels_figure(panels, caption, colormap=style.get("colormap", _COLORMAP), columns=counts[0])
 
 
+@checked
 def concepts(
     image: Picture,
     maps: Sequence[Map] | Mapping[str, Map],
@@ -186,6 +191,7 @@ def concepts(
     return panels_figure([_photograph(picture), painted(slice(None), "all concepts"), *alone], caption)
 
 
+@checked
 def curves(
     curves: Mapping[str, Curve],
     image: Picture | None = None,
@@ -246,6 +252,7 @@ def curves(
     return figure
 
 
+@checked
 def frames(
     image: Picture,
     heatmap: Map,
@@ -306,10 +313,11 @@ def check_style(
     *,
     colormap: str = _COLORMAP,
     alpha: float = 0.5,
-    alpha_follows_heatmap: bool = False,  # noqa: ARG001
+    alpha_follows_heatmap: bool = False,
 ) -> None:
     """Raise what `overlay` and `heatmaps` would raise for these, before any heatmap is computed."""
     checks.check_number("alpha", alpha, at_least=0, at_most=1)
+    checks.check_flag("alpha_follows_heatmap", alpha_follows_heatmap)
     _colormap(colormap)
 
 
