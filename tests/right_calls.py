@@ -183,7 +183,7 @@ enter(
 enter(
     "find_method",
     lambda name, variant=None, options=None, **given: (
-        xf.find_method(name, variant=variant, **(options or {}))(**given)
+        xf.find_method(name, variant=variant, **({} if options is None else options))(**given)
     ),
     lambda w: {
         "name": w.rng.choice(["gradcam", "smooth(gradcam)", "gradcam+scorecam", "eigen_smooth(layercam)"]),

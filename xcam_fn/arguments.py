@@ -42,9 +42,14 @@ def checked(function: Function) -> Function:
     def called(*args: Any, **options: Any) -> Any:
         if torch.compiler.is_compiling():
             return function(*args, **options)
-        hints = _hints(function)
+        hints, given = _hints(function), dict(zip(names, args, strict=False)) | options
+        tensors = [(name, value) for name, value in given.items() if isinstance(value, Tensor)]
+        if torch.is_grad_enabled() and any(value.requires_grad for _, value in tensors):
+            for name, value in tensors:
+                if value.is_inference():
+                    raise ValueError(f"{name} is made in inference mode, beside what is recorded; clone it")
         with jaxtyped("context"):  # axes of one name are as long in all arguments
-            for name, value in (dict(zip(names, args, strict=False)) | options).items():
+            for name, value in given.items():
                 check(name, value, hints.get(name, Any))
         found = function(*args, **options)
         if isinstance(found, Tensor):
@@ -114,7 +119,8 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is Literal:
         return any(type(value) is type(choice) for choice in get_args(kind))
     if origin is Sequence:
-        return isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, str)
+        is_array = isinstance(value, np.ndarray) and value.ndim > 0
+        return is_array or (isinstance(value, Sequence) and not isinstance(value, str))
     if origin in (int, float):  # a bool is a number to Python alone
         return isinstance(value, (int, origin, torch.SymInt)) and not isinstance(value, bool)
     return origin is Any or not isinstance(origin, type) or isinstance(value, origin)

@@ -143,7 +143,7 @@ def _runs(run: Callable[[Tensor], Any], x: Tensor) -> bool:
 
 def plain(x: Any) -> Any:
     """The images as a plain tensor: subclasses (of MONAI, of torchvision) change what operations return."""
-    is_subclass = isinstance(x, Tensor) and type(x) not in (Tensor, nn.Parameter)
+    is_subclass = isinstance(x, Tensor) and type(x) not in (Tensor, nn.Parameter) and not x.is_nested
     return x.as_subclass(Tensor) if is_subclass and is_readable(x) else x
 
 
@@ -248,7 +248,7 @@ def check_flag(name: str, value: Any) -> None:
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raise where an option is not one of a few words."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name}={value!r}; expected one of {', '.join(map(repr, choices))}")
 
 

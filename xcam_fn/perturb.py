@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, NamedTuple
 
 import torch
@@ -48,6 +49,9 @@ def perturbation_scores(
         ValueError: a score that is not finite (it says of which perturbation), or a chunk_size out of range.
         MemoryError: a chunk does not fit; it says which chunk_size to try.
     """
+    for name, count, given in (("beside", len(x), beside), ("parameters", len(which), parameters)):
+        if any(each.ndim == 0 or len(each) != count for each in given):
+            raise ValueError(f"{name} have shapes {[tuple(e.shape) for e in given]}; expected ({count}, ...)")
     scores: list[Tensor] = []
     for chunk in _chunks(len(which), chunk_size, progress):
         images = which[chunk]
@@ -62,9 +66,15 @@ def perturbation_scores(
                 said = f"chunk_size={chunk_size}: a chunk of perturbed images does not fit into memory"
                 raise MemoryError(f"{said}; try chunk_size={max(1, chunk_size // 4)}") from error
             raise
+        fits = functools.partial(_has_rows, len(images))
+        checks.check_returned("score", found, f"scores ({len(images)}, n)", fits)
         _check_finite(found, images, chunk.start)
         _keep(scores, found, chunk, len(which))
     return scores[0] if len(scores) == 1 else torch.cat(scores)
+
+
+def _has_rows(count: int, found: Tensor) -> bool:
+    return found.ndim == 2 and len(found) == count
 
 
 def _keep(scores: list[Tensor], found: Tensor, chunk: slice, count: int) -> None:
@@ -217,6 +227,7 @@ def uniform(seed: int, index: Index, shape: tuple[Length, ...], *, like: Tensor)
         Steele et al., Fast Splittable Pseudorandom Number Generators (doi:10.1145/2660193.2660195).
     """
     checks.check_amount("shape", shape, *shape)
+    _check_float(like)
     count = math.prod(shape)
     counter = torch.arange(count, device=like.device) + torch.as_tensor(index, device=like.device) * count
     start = _mixed(torch.tensor((seed * 2 + 1) % 2**62, device=like.device) * _GAMMA)
@@ -227,8 +238,14 @@ def uniform(seed: int, index: Index, shape: tuple[Length, ...], *, like: Tensor)
 @checked
 def normal(seed: int, index: Index, shape: tuple[Length, ...], *, like: Tensor) -> Tensor:
     """Standard normal numbers that depend on the seed and the index alone (Box–Muller), as `uniform`."""
+    _check_float(like)
     radius, angle = unchecked(uniform)(seed, index, (2, *shape), like=like.float())
     return (torch.sqrt(-2 * torch.log1p(-radius)) * torch.cos(2 * math.pi * angle)).to(like.dtype)
+
+
+def _check_float(like: Tensor) -> None:
+    if not like.is_floating_point():
+        raise TypeError(f"like has dtype {like.dtype}; expected a floating-point tensor")
 
 
 def _mixed(z: Tensor) -> Tensor:
@@ -245,7 +262,7 @@ def _shifted(z: Tensor, bits: int) -> Tensor:
 def grid_mask(
     seed: int,
     index: Index,
-    size: tuple[Count, ...],
+    size: Sequence[Count],
     *,
     grid: Count,
     keep: Annotated[float, ("above", 0), ("at_most", 1)],
@@ -266,7 +283,8 @@ def grid_mask(
     """
     axes = len(size)
     checks.check_amount("grid", grid, *[grid + 1] * axes)
-    checks.check_amount("size", size, *size)
+    checks.check_amount("size", tuple(size), *size)
+    _check_float(like)
     draws = unchecked(uniform)(seed, index, ((grid + 1) ** axes + axes,), like=like.float())
     mask = (draws[:-axes] < keep).to(like.dtype).reshape([grid + 1] * axes)
     for axis, length in enumerate(size):

@@ -70,6 +70,8 @@ def from_features(
 
     run: Any = project
     check("projection", projection, Callable)
+    for key, value in {"name": name, "title": title, "paper": paper, "summary": summary}.items():
+        check(key, value, str | None)
     name = name or str(getattr(projection, "__name__", type(projection).__name__))
     return Method(
         run, name, title or name, family, paper, summary, variants=variants or {}, explains=(projection,),

@@ -134,6 +134,8 @@ def as_method(given: str | Callable[..., Any]) -> Any:
     """A method by its name, or as a function: partials of methods become methods, others stay as they are."""
     if isinstance(given, str):
         return find_method(given)
+    if not callable(given):
+        raise TypeError(f"method is a {type(given).__name__}; expected a method, or its name")
     if isinstance(given, functools.partial) and not given.args:
         inner = as_method(given.func)
         if isinstance(inner, Method):

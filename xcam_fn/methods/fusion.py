@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from xcam_fn import checks, weights
-from xcam_fn.arguments import Count, Percentile, checked
+from xcam_fn.arguments import Count, Percentile, check, checked
 from xcam_fn.maps import last_axes, minmax, resized_minmax
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import accepted, as_method, heatmaps_of, method
@@ -179,10 +179,16 @@ def gain(
 
 
 def _gain(scoring: Scoring, baseline: Baseline) -> Callable[..., Tensor]:
-    base = baseline_images(baseline, scoring.x)
+    base, shape = baseline_images(baseline, scoring.x), _shape_of(scoring)
     many = scoring.explained.many
 
     def of(*maps: Tensor) -> Tensor:
+        check("heatmap", maps, Sequence[Maps])
+        for one in maps:
+            if one.shape != shape:
+                raise ValueError(
+                    f"a heatmap has shape {tuple(one.shape)}; expected {shape}, the input's size"
+                )
         shown = torch.stack([torch.zeros_like(maps[0]), *maps])  # zeros show the baseline
         scores = scoring.shown(shown if many else shown[:, :, None], base)
         gains = scores[1:] - scores[:1]
@@ -276,6 +282,12 @@ def fusioncam(
     return fuse(D, R, _gain(scoring, baseline), theta=theta, axes=call.x.ndim - 2)
 
 
+def _shape_of(scoring: Scoring) -> tuple[int, ...]:
+    """The shape of heatmaps of the images and classes that are scored."""
+    classes = scoring.explained.own.shape[1:] if scoring.explained.many else ()
+    return (len(scoring.x), *classes, *scoring.x.shape[2:])
+
+
 def _heatmap_of(role: str, given: Component, call: Call, scoring: Scoring) -> Tensor:
     """The heatmaps that a part of a fusion stands for, (B, *size) or (B, n, *size)."""
     if isinstance(given, (Tensor, np.ndarray)):
@@ -285,8 +297,7 @@ def _heatmap_of(role: str, given: Component, call: Call, scoring: Scoring) -> Te
         how = {k: v for k, v in scoring.how._asdict().items() if v != Running._field_defaults[k]}
         how |= {"create_graph": True} if call.create_graph else {}
         maps = heatmaps_of(made, call.asking(scoring.explained.cls), accepted(made, how))
-    classes = scoring.explained.own.shape[1:] if scoring.explained.many else ()
-    expected = (len(call.x), *classes, *call.x.shape[2:])
+    expected = _shape_of(scoring)
     if maps.shape != expected:
         raise ValueError(
             f"{role}: the heatmaps have shape {tuple(maps.shape)}; expected {expected}, the input's size (a "

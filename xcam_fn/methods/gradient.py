@@ -94,6 +94,9 @@ def from_gradients(
 
     run: Any = weigh
     check("weighting", weighting, Callable)
+    check("projection", projection, Projection | None)
+    for key, value in {"name": name, "title": title, "paper": paper, "summary": summary}.items():
+        check(key, value, str | None)
     name = name or str(getattr(weighting, "__name__", type(weighting).__name__))
     return GradientMethod(
         run, name, title or name, "gradient", paper, summary, variants=variants or {}, explains=(weighting,),

@@ -279,5 +279,5 @@ def spearman(first: Heatmap, second: Heatmap) -> Values:
     from scipy.stats import rankdata  # noqa: PLC0415, slow to import, and needed here alone
 
     maps = [checked(heatmap) for heatmap in (first, second)]
-    ranks = (rankdata(one.detach().flatten(1).cpu().numpy(), axis=1) for one in maps)
+    ranks = (rankdata(one.detach().flatten(1).double().cpu().numpy(), axis=1) for one in maps)
     return pearson(*(torch.from_numpy(r).to(maps[0].device) for r in ranks)).to(maps[0].dtype)

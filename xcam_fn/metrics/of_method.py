@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from xcam_fn import checks
-from xcam_fn.arguments import unchecked
+from xcam_fn.arguments import check, unchecked
 from xcam_fn.methods.catalog import find_method
 from xcam_fn.metrics.judged import (
     Heatmap,
@@ -47,6 +47,7 @@ def _method_metric(title: str):  # its type is that of the function within
             **options: Any,
         ) -> Values:
             run, recorded = _explainer(method, options), options.get("create_graph", False)
+            checks.check_flag("create_graph", recorded)
             with one_class_scoring(model, x, cls, create_graph=recorded) as scoring:
                 explain = lambda images: run(model, layer, images, scoring.explained.cls)  # noqa: E731
                 return formula(Judged(scoring, explain(x) if heatmap is None else heatmap, explain))
@@ -146,10 +147,12 @@ def parameter_randomization(
         Adebayo et al., Sanity Checks for Saliency Maps (arXiv:1810.03292).
     """
     checks.check_seed(seed)
+    checks.check_flag("cascading", cascading)
+    check("similarity", similarity, Similarity | None)
     run, alike = _explainer(method, options), similarity or spearman
+    fixed = _fixed(model, x, cls)
     if isinstance(layer, nn.Module):
         layer = next((name for name, module in model.named_modules() if module is layer), layer)
-    fixed = _fixed(model, x, cls)
     expected = run(model, layer, x, fixed)
     learned = [name for name, module in model.named_modules() if any(True for _ in module.parameters(False))]
     twin, found = copy.deepcopy(model), {}

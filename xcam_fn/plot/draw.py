@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from xcam_fn import checks
-from xcam_fn.arguments import checked
+from xcam_fn.arguments import check, checked
 from xcam_fn.metrics import Curve, relevance_rank
 from xcam_fn.models.images import unit_floats
 from xcam_fn.perturb import baseline_images, blurred
@@ -101,6 +101,8 @@ def heatmaps(
     """
     inputs.check_titled("maps", maps, "titles to heatmaps", "map")
     notes = notes or {}
+    for title, note in notes.items():
+        check(f"notes[{title!r}]", note, str)
     if not notes.keys() <= maps.keys():
         unknown = sorted(notes.keys() - maps.keys())
         raise ValueError(f"notes has {unknown}, of which maps has none; expected titles of maps")

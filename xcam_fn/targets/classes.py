@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from xcam_fn import checks
-from xcam_fn.arguments import unchecked
+from xcam_fn.arguments import check, unchecked
 from xcam_fn.targets import outputs
 from xcam_fn.targets.target import Fixed, Reading, Score, Target
 
@@ -111,6 +111,7 @@ def resolve(cls: Classes, default: Callable[[Classes], Target] = logit) -> Score
         cls: as for every method.
         default: what is explained of a class.
     """
+    check("default", default, Callable)
     return cls if callable(cls) else default(cls)
 
 

@@ -61,15 +61,14 @@ def detections(output: Any) -> list[dict[str, Tensor]]:
         keys = str(_DETECTIONS)[1:-1]
         expected = f"a list with one dict for each image, with keys {keys}, as torchvision's detectors return"
         raise _misfit(output, _LOGITS, expected, "detection: ")
+    expected = "boxes (N, 4), labels (N,) and scores (N,), tensors"
     for one in output:
         for key, axes in zip(_DETECTIONS, (2, 1, 1), strict=True):
-            if (
-                not isinstance(one[key], Tensor)
-                or one[key].ndim != axes
-                or len(one[key]) != len(one["boxes"])
-            ):
-                raise _misfit(output, _LOGITS, "boxes (N, 4), labels (N,) and scores (N,)", "detection: ")
+            if not isinstance(one[key], Tensor):
+                raise _misfit(output, _LOGITS, expected, "detection: ")
             checks.check_dense(f"detection: {key}", one[key])
+            if one[key].shape != (len(one["boxes"]), 4)[:axes]:
+                raise _misfit(output, _LOGITS, expected, "detection: ")
     return list(output)
 
 
