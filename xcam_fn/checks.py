@@ -130,7 +130,9 @@ def failure(model: nn.Module, x: Tensor, error: Exception, run: Callable[[Tensor
 
 def is_out_of_memory(error: Exception) -> bool:
     """True for what torch and Python raise where there is not enough memory."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "not enough memory" in str(error)
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
+        words in str(error) for words in ("not enough memory", "can't allocate memory")
+    )
 
 
 def _runs(run: Callable[[Tensor], Any], x: Tensor) -> bool:

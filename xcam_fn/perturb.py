@@ -62,7 +62,7 @@ def perturbation_scores(
         try:  # a perturbed chunk gets no name, by which it would stay while the next one is made
             found = score(build(*given, *(p[chunk] for p in parameters)), images)
         except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error):
+            if checks.is_out_of_memory(error):
                 said = f"chunk_size={chunk_size}: a chunk of perturbed images does not fit into memory"
                 raise MemoryError(f"{said}; try chunk_size={max(1, chunk_size // 4)}") from error
             raise

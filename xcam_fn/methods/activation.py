@@ -70,6 +70,7 @@ def from_features(
 
     run: Any = project
     check("projection", projection, Callable)
+    check("variants", variants, Mapping | None)
     for key, value in {"name": name, "title": title, "paper": paper, "summary": summary}.items():
         check(key, value, str | None)
     name = name or str(getattr(projection, "__name__", type(projection).__name__))

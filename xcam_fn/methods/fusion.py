@@ -174,7 +174,9 @@ def gain(
         ValueError: a value is out of range or does not fit the model or the batch.
         TypeError: an argument is of the wrong kind.
     """
-    with scoring_of(model, x, cls, score, Running(**options), forwards=0) as scoring:
+    how = Running(**options)
+    checks.check_flag("compile", how.compile)
+    with scoring_of(model, x, cls, score, how, forwards=0) as scoring:
         return _gain(scoring, baseline)
 
 

@@ -95,6 +95,7 @@ def from_gradients(
     run: Any = weigh
     check("weighting", weighting, Callable)
     check("projection", projection, Projection | None)
+    check("variants", variants, Mapping | None)
     for key, value in {"name": name, "title": title, "paper": paper, "summary": summary}.items():
         check(key, value, str | None)
     name = name or str(getattr(weighting, "__name__", type(weighting).__name__))

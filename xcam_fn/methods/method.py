@@ -164,6 +164,7 @@ class Method(Generic[P]):
             found = unchecked(postprocess)(maps, size)
             if not isinstance(found, Tensor):
                 raise TypeError(f"postprocess returned a {type(found).__name__}; expected a tensor")
+            checks.check_dense("what postprocess returned", found)
             return found.to(call.x.dtype) if found.dtype == maps.dtype else found
 
     def _returned(self, maps: Any, options: Mapping[str, Any]) -> Tensor:

@@ -217,6 +217,8 @@ def one_class_scoring(
     checks.check_input(x)
     few = None if forwards_each is None else forwards_each * len(x)
     how = Running(**running)
+    checks.check_flag("compile", how.compile)
+    checks.check_flag("progress", how.progress)
     with scoring_of(model, x, cls, score, how, create_graph=create_graph, forwards=few) as scoring:
         if scoring.explained.many:
             raise ValueError(f"cls={cls!r}: expected one class for each image, as there is one heatmap")

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from xcam_fn import checks
-from xcam_fn.arguments import check, checked
+from xcam_fn.arguments import check
 from xcam_fn.metrics import Curve, relevance_rank
 from xcam_fn.models.images import unit_floats
 from xcam_fn.perturb import baseline_images, blurred
@@ -39,7 +39,6 @@ _CONCEPTS = "Set1"  # colors that are told apart
 _MEAN_COLOR = (0.485, 0.456, 0.406)  # of ImageNet; zero once it is normalized
 
 
-@checked
 def overlay(
     image: Picture,
     heatmap: Map,
@@ -74,7 +73,6 @@ def overlay(
     return _blended(picture, colors, cover)
 
 
-@checked
 def heatmaps(
     image: Picture,
     maps: Mapping[str, Map],
@@ -100,6 +98,7 @@ def heatmaps(
         TypeError: an argument is of the wrong kind.
     """
     inputs.check_titled("maps", maps, "titles to heatmaps", "map")
+    check("notes", notes, Mapping | None)
     notes = notes or {}
     for title, note in notes.items():
         check(f"notes[{title!r}]", note, str)
@@ -112,7 +111,6 @@ def heatmaps(
     return panels_figure(panels, caption, colormap=style.get("colormap", _COLORMAP))
 
 
-@checked
 def grid(
     image: Picture,
     rows: Sequence[Mapping[str, Map]],
@@ -136,6 +134,7 @@ def grid(
             colormap is unknown.
         TypeError: an argument is of the wrong kind.
     """
+    check("rows", rows, Sequence[Mapping])
     counts = [len(row) for row in rows]
     if len(set(counts)) != 1 or not counts[0]:
         raise ValueError(f"rows have {counts} maps; expected one row or more, each with the same number")
@@ -144,7 +143,6 @@ def grid(
     return panels_figure(panels, caption, colormap=style.get("colormap", _COLORMAP), columns=counts[0])
 
 
-@checked
 def concepts(
     image: Picture,
     maps: Sequence[Map] | Mapping[str, Map],
@@ -193,7 +191,6 @@ def concepts(
     return panels_figure([_photograph(picture), painted(slice(None), "all concepts"), *alone], caption)
 
 
-@checked
 def curves(
     curves: Mapping[str, Curve],
     image: Picture | None = None,
@@ -231,6 +228,8 @@ def curves(
         TypeError: an argument is of the wrong kind.
     """
     lines = inputs.lines_of(curves)
+    for name, words in {"title": title, "xlabel": xlabel, "ylabel": ylabel}.items():
+        check(name, words, str | None)
     checks.check_choice("best", best, ("highest", "lowest"))
     check_style(**style)
     if (image is None) != (heatmap is None):
@@ -254,7 +253,6 @@ def curves(
     return figure
 
 
-@checked
 def frames(
     image: Picture,
     heatmap: Map,
@@ -340,7 +338,7 @@ def _unseen(
         baseline = blurred if mode == "insertion" else _MEAN_COLOR
     if callable(baseline):
         x = torch.tensor(picture).permute(2, 0, 1)[None]
-        values = np.moveaxis(inputs.array_of(baseline_images(baseline, x)[0]), 0, -1)
+        values = np.moveaxis(inputs.array_of(baseline_images(baseline, x)[0], "baseline"), 0, -1)
     else:
         values = inputs.numbers_of(baseline, "baseline", None)
         if values.shape not in {(), (3,)}:
