@@ -389,7 +389,7 @@ enter("targets.describe", targets.describe, lambda w: {"output": {"logits": w.x}
 enter("targets.logits", targets.logits, lambda w: {"output": w.randn(w.batch, 5)})
 enter(
     "targets' sums",
-    lambda output, first, second, factor: (factor * first - second + first)(output),
+    lambda output, first, second, factor: (targets.resolve(first) * factor - second + first)(output),
     lambda w: {
         "output": w.randn(w.batch, 5),
         "first": targets.logit(1),
