@@ -65,7 +65,7 @@ def overlay(
         ValueError: a shape or a value is out of range, or the colormap is unknown.
         TypeError: an argument is of the wrong kind.
     """
-    check_style(colormap=colormap, alpha=alpha)
+    check_style(colormap=colormap, alpha=alpha, alpha_follows_heatmap=alpha_follows_heatmap)
     picture = inputs.picture_of(image)
     relevance = inputs.resized(inputs.relevance_of(heatmap, "heatmap"), picture.shape[:2]).clip(0, 1)
     colors = _colormap(colormap)(relevance)[..., :3]
