@@ -49,6 +49,9 @@ def perturbation_scores(
         ValueError: a score that is not finite (it says of which perturbation), or a chunk_size out of range.
         MemoryError: a chunk does not fit; it says which chunk_size to try.
     """
+    if checks.is_readable(which) and not (which.min() >= 0 and which.max() < len(x)):
+        ends = [int(end) for end in which.aminmax()]
+        raise ValueError(f"which holds {ends[0]} to {ends[1]}; expected images 0 to {len(x) - 1}")
     for name, count, given in (("beside", len(x), beside), ("parameters", len(which), parameters)):
         if any(each.ndim == 0 or len(each) != count for each in given):
             raise ValueError(f"{name} have shapes {[tuple(e.shape) for e in given]}; expected ({count}, ...)")
