@@ -219,6 +219,7 @@ def check_scores(scores: Any, batch: int, *, many: bool = False) -> None:
     returned = "cls: the target returned"
     if not isinstance(scores, Tensor):
         raise TypeError(f"{returned} a {_kind(scores)}; expected a tensor of {batch} scores")
+    check_dense("what the target in cls returned", scores)
     if scores.ndim not in ((1, 2) if many else (1,)) or scores.shape[0] != batch:
         wanted = f"({batch},), one score for each image"
         raise ValueError(f"{returned} shape {tuple(scores.shape)}; expected {wanted}")
