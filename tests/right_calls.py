@@ -183,7 +183,7 @@ enter(
 enter(
     "find_method",
     lambda name, variant=None, options=None, **given: (
-        xf.find_method(name, variant=variant, **(options or {}))(**given)
+        xf.find_method(name, variant=variant, **({} if options is None else options))(**given)
     ),
     lambda w: {
         "name": w.rng.choice(["gradcam", "smooth(gradcam)", "gradcam+scorecam", "eigen_smooth(layercam)"]),
@@ -389,7 +389,7 @@ enter("targets.describe", targets.describe, lambda w: {"output": {"logits": w.x}
 enter("targets.logits", targets.logits, lambda w: {"output": w.randn(w.batch, 5)})
 enter(
     "targets' sums",
-    lambda output, first, second, factor: (factor * first - second + first)(output),
+    lambda output, first, second, factor: (targets.resolve(first) * factor - second + first)(output),
     lambda w: {
         "output": w.randn(w.batch, 5),
         "first": targets.logit(1),

@@ -395,7 +395,7 @@ ODD_CALLS = {
     "nan": (lambda: xf.weights.xgradcam(FEATURES, FEATURES, eps=float("nan")), ValueError, r"eps=nan is out of range; expected a number ≥ 0"),
     "eps of a method": (lambda: xf.gradcam_pp(*linearized(0)[:1], None, linearized(0)[1], eps=float("nan")), ValueError, "eps=nan is out of range"),
     "percentile": (lambda: xf.weights.unioncam(FEATURES, FEATURES, theta=101), ValueError, "theta=101 is out of range"),
-    "complex": (lambda: xf.heatmap(FEATURES * 1j, (8, 8)), TypeError, r"cam has shape \(2, 3, 4, 5\) and torch.complex64; expected a floating-point tensor"),
+    "complex": (lambda: xf.heatmap(FEATURES * 1j, (8, 8)), TypeError, r"cam is a tensor of torch.complex64; expected a dense tensor of real numbers"),
     "array": (lambda: xf.heatmap(FEATURES.numpy(), (8, 8)), TypeError, r"cam is a ndarray; expected a floating-point tensor"),
     "size": (lambda: xf.heatmap(FEATURES, 8), TypeError, r"size=8 is a int; expected a list"),
     "size of words": (lambda: xf.heatmap(FEATURES, ("8", "8")), TypeError, r"size='8' is a str; expected a whole number"),

@@ -19,6 +19,7 @@ from xcam_fn import checks
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 Count = Annotated[int, ("at_least", 1)]
+Length = Annotated[int, ("at_least", 0)]
 Positive = Annotated[float, ("above", 0)]
 NonNegative = Annotated[float, ("at_least", 0)]
 Share = Annotated[float, ("at_least", 0), ("at_most", 1)]
@@ -31,19 +32,37 @@ _WORDS: dict[Any, str] = {
 
 
 def checked(function: Function) -> Function:
-    """The function, what it is given held to its annotations first; not where it is compiled."""
+    """The function, what it is given held to its annotations first; not where it is compiled.
+
+    What it returns is finite. It is itself as it was in `unchecked(function)`.
+    """
     names = list(inspect.signature(function).parameters)
 
     @functools.wraps(function)
     def called(*args: Any, **options: Any) -> Any:
-        if not torch.compiler.is_compiling():
-            hints = _hints(function)
-            with jaxtyped("context"):  # axes of one name are as long in all arguments
-                for name, value in (dict(zip(names, args, strict=False)) | options).items():
-                    check(name, value, hints.get(name, Any))
-        return function(*args, **options)
+        if torch.compiler.is_compiling():
+            return function(*args, **options)
+        hints, given = _hints(function), dict(zip(names, args, strict=False)) | options
+        tensors = [(name, value) for name, value in given.items() if isinstance(value, Tensor)]
+        if torch.is_grad_enabled() and any(value.requires_grad for _, value in tensors):
+            for name, value in tensors:
+                if value.is_inference():
+                    raise ValueError(f"{name} is made in inference mode, beside what is recorded; clone it")
+        with jaxtyped("context"):  # axes of one name are as long in all arguments
+            for name, value in given.items():
+                check(name, value, hints.get(name, Any))
+        found = function(*args, **options)
+        if isinstance(found, Tensor):
+            checks.check_finite(found, f"what {function.__name__} returns")
+        return found
 
+    called.__dict__["unchecked"] = function
     return cast(Function, called)
+
+
+def unchecked(function: Function) -> Function:
+    """The function without the checks of `checked`, for arguments that are known to be right."""
+    return getattr(function, "unchecked", function)
 
 
 @functools.lru_cache
@@ -61,6 +80,8 @@ def hints_of(function: Callable[..., Any]) -> Mapping[str, Any]:
 
 def check(name: str, value: Any, hint: Any) -> None:
     """Raise where an argument is not what its annotation says, as far as that says it."""
+    if isinstance(value, Tensor):
+        (checks.check_dense if hint is Tensor else checks.check_tensor)(name, value)
     kinds = get_args(hint) if get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     fitting = [kind for kind in kinds if _fits(value, kind)]
     kind, bounds = _plain(fitting[0] if fitting else kinds[0])
@@ -78,6 +99,13 @@ def check(name: str, value: Any, hint: Any) -> None:
             raise ValueError(f"{name} is empty; expected one or more")
         for one in value:
             check(name, one, get_args(kind)[0])
+    elif get_origin(kind) is tuple and len(fitting) == 1:
+        each = get_args(kind)
+        each = each[:1] * len(value) if each[-1] is ... else each
+        if len(value) != len(each):
+            raise ValueError(f"{name} has {len(value)} entries; expected {len(each)}")
+        for one, of_one in zip(value, each, strict=True):
+            check(name, one, of_one)
 
 
 def _plain(hint: Any) -> tuple[Any, dict[str, Any]]:
@@ -91,7 +119,8 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is Literal:
         return any(type(value) is type(choice) for choice in get_args(kind))
     if origin is Sequence:
-        return isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, str)
+        is_array = isinstance(value, np.ndarray) and value.ndim > 0
+        return is_array or (isinstance(value, Sequence) and not isinstance(value, str))
     if origin in (int, float):  # a bool is a number to Python alone
         return isinstance(value, (int, origin, torch.SymInt)) and not isinstance(value, bool)
     return origin is Any or not isinstance(origin, type) or isinstance(value, origin)

@@ -136,7 +136,9 @@ def failure(model: nn.Module, x: Tensor, error: Exception, run: Callable[[Tensor
 
 def is_out_of_memory(error: Exception) -> bool:
     """True for what torch and Python raise where there is not enough memory."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "not enough memory" in str(error)
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
+        words in str(error) for words in ("not enough memory", "can't allocate memory")
+    )
 
 
 def _runs(run: Callable[[Tensor], Any], x: Tensor) -> bool:
@@ -149,7 +151,7 @@ def _runs(run: Callable[[Tensor], Any], x: Tensor) -> bool:
 
 def plain(x: Any) -> Any:
     """The images as a plain tensor: subclasses (of MONAI, of torchvision) change what operations return."""
-    is_subclass = isinstance(x, Tensor) and type(x) not in (Tensor, nn.Parameter)
+    is_subclass = isinstance(x, Tensor) and type(x) not in (Tensor, nn.Parameter) and not x.is_nested
     return x.as_subclass(Tensor) if is_subclass and is_readable(x) else x
 
 
@@ -217,6 +219,7 @@ def check_scores(scores: Any, batch: int, *, many: bool = False) -> None:
     returned = "cls: the target returned"
     if not isinstance(scores, Tensor):
         raise TypeError(f"{returned} a {_kind(scores)}; expected a tensor of {batch} scores")
+    check_dense("what the target in cls returned", scores)
     if scores.ndim not in ((1, 2) if many else (1,)) or scores.shape[0] != batch:
         wanted = f"({batch},), one score for each image"
         raise ValueError(f"{returned} shape {tuple(scores.shape)}; expected {wanted}")
@@ -236,7 +239,7 @@ def check_count(name: str, value: Any, *, at_least: int = 1) -> None:
     wanted = f"expected a whole number ≥ {at_least}"
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name}={value!r} is a {_kind(value)}; {wanted}")
-    if value < at_least:
+    if not at_least <= value < 2**63:
         raise ValueError(f"{name}={value} is out of range; {wanted}")
 
 
@@ -248,7 +251,7 @@ def check_flag(name: str, value: Any) -> None:
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raise where an option is not one of a few words."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name}={value!r}; expected one of {', '.join(map(repr, choices))}")
 
 
@@ -258,6 +261,7 @@ def nearest(name: str, known: Iterable[str], otherwise: str) -> str:
     return f"did you mean {' or '.join(map(repr, near))}?" if near else otherwise
 
 
+_LARGEST = torch.finfo(torch.float32).max
 _BOUNDS = {"above": (">", operator.gt), "at_least": ("≥", operator.ge), "at_most": ("≤", operator.le)}
 
 
@@ -265,7 +269,8 @@ def check_number(name: str, value: Any, **bounds: int) -> None:
     """Raise where an option is not a finite number within bounds: above=, at_least=, at_most=."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}={value!r} is a {_kind(value)}; expected a number")
-    if not math.isfinite(value) or not all(_BOUNDS[kind][1](value, bounds[kind]) for kind in bounds):
+    largest = _LARGEST if isinstance(value, float) else 2**63 - 1  # of whole numbers torch takes no larger
+    if not abs(value) <= largest or not all(_BOUNDS[kind][1](value, bounds[kind]) for kind in bounds):
         words = " and ".join(f"{_BOUNDS[kind][0]} {bounds[kind]}" for kind in bounds)
         raise ValueError(f"{name}={value} is out of range; expected a number {words or 'that is finite'}")
 
@@ -274,3 +279,41 @@ def check_seed(seed: Any) -> None:
     """Raise where a seed is not a whole number."""
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"seed={seed!r} is a {_kind(seed)}; expected a whole number")
+
+
+def check_tensor(name: str, value: Tensor) -> None:
+    """Raise where a tensor is not a dense one of finite real numbers, one or more."""
+    check_dense(name, value)
+    if value.numel() == 0:
+        raise ValueError(f"{name} has shape {tuple(value.shape)}: it holds no values; expected one or more")
+    is_float = value.is_floating_point() and is_readable(value)
+    if is_float and not math.isfinite(float(value.detach().sum())) and not value.detach().isfinite().all():
+        raise ValueError(f"{name} holds NaN or infinite values; expected finite ones")
+
+
+def check_dense(name: str, value: Tensor) -> None:
+    """Raise where a tensor is not a dense one of real numbers, whatever these are."""
+    kinds = {"nested": value.is_nested, "meta": value.is_meta, "quantized": value.is_quantized}
+    kinds[f"{value.layout}"] = value.layout != torch.strided
+    is_odd = value.is_complex() or (value.is_floating_point() and value.dtype not in _DTYPES)
+    if is_odd or any(kinds.values()):
+        found = " ".join(["a", *(kind for kind, is_so in kinds.items() if is_so), f"tensor of {value.dtype}"])
+        raise TypeError(f"{name} is {found}; expected a dense tensor of real numbers")
+
+
+def check_returned(
+    name: str, found: Any, expected: str, fits: Callable[[Tensor], bool] = torch.is_tensor
+) -> Tensor:
+    """What a function returned, a dense floating-point tensor of a shape that fits."""
+    if not isinstance(found, Tensor):
+        raise TypeError(f"{name} returned a {_kind(found)}; expected {expected}")
+    check_dense(f"what {name} returned", found)
+    if not (found.is_floating_point() and fits(found)):
+        raise ValueError(f"{name} returned shape {tuple(found.shape)} and {found.dtype}; expected {expected}")
+    return found
+
+
+def check_amount(name: str, value: Any, *lengths: int) -> None:
+    """Raise where an argument asks for more numbers than any picture has."""
+    if math.prod(lengths) > 2**31:
+        raise ValueError(f"{name}={value} is out of range: {math.prod(lengths)} numbers at once")

@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from xcam_fn.arguments import checked
+from xcam_fn import checks
+from xcam_fn.arguments import Count, checked
 
 Maps = Float[Tensor, "..."]
 _MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
@@ -32,54 +33,72 @@ def heatmap(cam: Maps, size: Sequence[int], *, resize_first: bool = False) -> Ma
         TypeError: an argument is of the wrong kind, such as an array or a complex map.
     """
     size = tuple(size)
-    if len(size) not in _MODES or any(length < 1 for length in size):
-        raise ValueError(f"size={size!r}; expected 1 to 3 lengths of at least 1 pixel, such as (224, 224)")
     if cam.ndim <= len(size):
         wanted = f"(B, ...) with the {len(size)} spatial axes that size={size} has"
         raise ValueError(
             f"cam has shape {tuple(cam.shape)}; expected {wanted}; cam.unsqueeze(0) adds a batch"
         )
     if resize_first:
-        return _scaled(cam, resize(cam, size).relu(), len(size))
-    return resized_minmax(cam.relu(), size)
+        return _scaled(cam, _resized(cam, size).relu(), len(size))
+    cam = cam.relu()
+    return _scaled(cam, _resized(cam, size), len(size))
 
 
+@checked
 def resized_minmax(cam: Maps, size: Sequence[int]) -> Maps:
     """Each map resized and scaled to [0, 1], (..., *size); a constant map gives zeros, whatever rounds."""
-    return _scaled(cam, resize(cam, size), len(size))
+    return _scaled(cam, _resized(cam, size), len(size))
 
 
+@checked
 def minmax_resized(cam: Maps, size: Sequence[int]) -> Maps:
     """Each map scaled to [0, 1] and then resized, (..., *size): the order of some libraries for masks."""
-    return resize(minmax(cam, len(size)), size)
+    return _resized(_unit(cam, len(size)), size)
 
 
+@checked
 def own_size(cam: Maps, size: Sequence[int]) -> Maps:
     """Each map's positive part scaled to [0, 1] at the map's own size, as a library keeps it."""
-    return minmax(cam.relu(), len(size))
+    return _unit(cam.relu(), len(size))
 
 
+@checked
 def corners_minmax(cam: Maps, size: Sequence[int]) -> Maps:
     """Each map resized, its corners on the input's, and scaled to [0, 1], (..., *size), as a library does."""
-    return _scaled(cam, resize(cam, size, align_corners=True), len(size))
+    return _scaled(cam, _resized(cam, size, align_corners=True), len(size))
 
 
 def _scaled(cam: Tensor, resized: Tensor, axes: int) -> Tensor:
     low, high = _ends(cam, axes)
-    return torch.where(high > low, minmax(resized, axes), 0.0)
+    return torch.where(high > low, _unit(resized, axes), 0.0)
 
 
+@checked
 def resize(cam: Maps, size: Sequence[int], *, align_corners: bool = False) -> Maps:
     """The maps (..., *spatial) at another size, (..., *size), (bi-, tri-)linear, by areas or by corners."""
+    return _resized(cam, size, align_corners=align_corners)
+
+
+def _resized(cam: Tensor, size: Sequence[int], *, align_corners: bool = False) -> Tensor:
     axes = len(size)
+    if axes not in _MODES or any(length < 1 for length in size):
+        given = tuple(size)
+        raise ValueError(f"size={given!r}; expected 1 to 3 lengths of at least 1 pixel, such as (224, 224)")
+    maps = cam.shape[: last_axes(cam, axes)[0]]
+    checks.check_amount("size", tuple(size), *maps, *size)
     flat = cam.reshape(-1, 1, *cam.shape[-axes:])
     if tuple(flat.shape[2:]) != tuple(size):
         flat = F.interpolate(flat, size=tuple(size), mode=_MODES[axes], align_corners=align_corners)
-    return flat.reshape(*cam.shape[:-axes], *size)
+    return flat.reshape(*maps, *size)
 
 
-def minmax(cam: Maps, axes: int) -> Maps:
+@checked
+def minmax(cam: Maps, axes: Count) -> Maps:
     """Each map, the last axes, scaled to [0, 1] by its own ends; a constant map gives zeros, never NaN."""
+    return _unit(cam, axes)
+
+
+def _unit(cam: Tensor, axes: int) -> Tensor:
     low, high = _ends(cam, axes)
     spread = high - low
     return torch.where(spread > 0, (cam - low) / torch.where(spread > 0, spread, 1.0), 0.0)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -12,10 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from xcam_fn import checks
-from xcam_fn.arguments import Count, Positive, check, checked
+from xcam_fn.arguments import Count, Length, Positive, check, checked, unchecked
 
 Perturb = Callable[..., Tensor]
 Baseline = Tensor | float | Callable[[Tensor], Tensor]
+Index = Int[Tensor, ""] | Length
 
 
 @checked
@@ -47,6 +49,12 @@ def perturbation_scores(
         ValueError: a score that is not finite (it says of which perturbation), or a chunk_size out of range.
         MemoryError: a chunk does not fit; it says which chunk_size to try.
     """
+    if checks.is_readable(which) and not (which.min() >= 0 and which.max() < len(x)):
+        ends = [int(end) for end in which.aminmax()]
+        raise ValueError(f"which holds {ends[0]} to {ends[1]}; expected images 0 to {len(x) - 1}")
+    for name, count, given in (("beside", len(x), beside), ("parameters", len(which), parameters)):
+        if any(each.ndim == 0 or len(each) != count for each in given):
+            raise ValueError(f"{name} have shapes {[tuple(e.shape) for e in given]}; expected ({count}, ...)")
     scores: list[Tensor] = []
     for chunk in _chunks(len(which), chunk_size, progress):
         images = which[chunk]
@@ -57,13 +65,19 @@ def perturbation_scores(
         try:  # a perturbed chunk gets no name, by which it would stay while the next one is made
             found = score(build(*given, *(p[chunk] for p in parameters)), images)
         except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error):
+            if checks.is_out_of_memory(error):
                 said = f"chunk_size={chunk_size}: a chunk of perturbed images does not fit into memory"
                 raise MemoryError(f"{said}; try chunk_size={max(1, chunk_size // 4)}") from error
             raise
+        fits = functools.partial(_has_rows, len(images))
+        checks.check_returned("score", found, f"scores ({len(images)}, n)", fits)
         _check_finite(found, images, chunk.start)
         _keep(scores, found, chunk, len(which))
     return scores[0] if len(scores) == 1 else torch.cat(scores)
+
+
+def _has_rows(count: int, found: Tensor) -> bool:
+    return found.ndim == 2 and len(found) == count
 
 
 def _keep(scores: list[Tensor], found: Tensor, chunk: slice, count: int) -> None:
@@ -113,7 +127,8 @@ class DistinctMaps(NamedTuple):
     constant: Tensor
 
 
-def distinct_maps(A: Float[Tensor, "B K *spatial"]) -> DistinctMaps:
+@checked
+def distinct_maps(A: Float[Tensor, "B K L *spatial"]) -> DistinctMaps:
     """The maps that differ: constant ones are left out, equal ones of an image are kept once.
 
     Under a transform or a compilation, where values cannot be looked at, it is every channel, in order.
@@ -152,7 +167,8 @@ def scatter_scores(
     return torch.where(found.constant[:, None], shared, own).reshape(B, -1, scores.shape[-1])
 
 
-def baseline_images(baseline: Baseline, x: Tensor) -> Tensor:
+@checked
+def baseline_images(baseline: Baseline, x: Float[Tensor, "B C *size"]) -> Tensor:
     """The images that stand for "nothing seen", (B, C, *size).
 
     Args:
@@ -200,7 +216,8 @@ def blurred(x: Float[Tensor, "B C *size"], *, width: Count = 51, std: Positive =
 _GAMMA, _FIRST, _SECOND = (c - 2**64 for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
-def uniform(seed: int, index: Tensor | int, shape: tuple[int, ...], *, like: Tensor) -> Tensor:
+@checked
+def uniform(seed: int, index: Index, shape: tuple[Length, ...], *, like: Tensor) -> Tensor:
     """Numbers in [0, 1) that depend on the seed and the index alone (SplitMix64, a counter-based generator).
 
     Args:
@@ -212,6 +229,8 @@ def uniform(seed: int, index: Tensor | int, shape: tuple[int, ...], *, like: Ten
     References:
         Steele et al., Fast Splittable Pseudorandom Number Generators (doi:10.1145/2660193.2660195).
     """
+    checks.check_amount("shape", shape, *shape)
+    _check_float(like)
     count = math.prod(shape)
     counter = torch.arange(count, device=like.device) + torch.as_tensor(index, device=like.device) * count
     start = _mixed(torch.tensor((seed * 2 + 1) % 2**62, device=like.device) * _GAMMA)
@@ -219,10 +238,17 @@ def uniform(seed: int, index: Tensor | int, shape: tuple[int, ...], *, like: Ten
     return (bits.to(torch.float32) * 2.0**-24).reshape(shape).to(like.dtype)
 
 
-def normal(seed: int, index: Tensor | int, shape: tuple[int, ...], *, like: Tensor) -> Tensor:
+@checked
+def normal(seed: int, index: Index, shape: tuple[Length, ...], *, like: Tensor) -> Tensor:
     """Standard normal numbers that depend on the seed and the index alone (Box–Muller), as `uniform`."""
-    radius, angle = uniform(seed, index, (2, *shape), like=like.float())
+    _check_float(like)
+    radius, angle = unchecked(uniform)(seed, index, (2, *shape), like=like.float())
     return (torch.sqrt(-2 * torch.log1p(-radius)) * torch.cos(2 * math.pi * angle)).to(like.dtype)
+
+
+def _check_float(like: Tensor) -> None:
+    if not like.is_floating_point():
+        raise TypeError(f"like has dtype {like.dtype}; expected a floating-point tensor")
 
 
 def _mixed(z: Tensor) -> Tensor:
@@ -235,8 +261,15 @@ def _shifted(z: Tensor, bits: int) -> Tensor:
     return (z >> bits) & ((1 << (64 - bits)) - 1)  # a logical shift; int64's own keeps the sign
 
 
+@checked
 def grid_mask(
-    seed: int, index: Tensor, size: tuple[int, ...], *, grid: int, keep: float, like: Tensor
+    seed: int,
+    index: Index,
+    size: Sequence[Count],
+    *,
+    grid: Count,
+    keep: Annotated[float, ("above", 0), ("at_most", 1)],
+    like: Tensor,
 ) -> Tensor:
     """RISE's mask, (*size), in [0, 1]: a random grid of kept and dropped cells, upsampled and shifted.
 
@@ -252,7 +285,10 @@ def grid_mask(
         Petsiuk et al. (arXiv:1806.07421), section 3.2.
     """
     axes = len(size)
-    draws = uniform(seed, index, ((grid + 1) ** axes + axes,), like=like.float())
+    checks.check_amount("grid", grid, *[grid + 1] * axes)
+    checks.check_amount("size", tuple(size), *size)
+    _check_float(like)
+    draws = unchecked(uniform)(seed, index, ((grid + 1) ** axes + axes,), like=like.float())
     mask = (draws[:-axes] < keep).to(like.dtype).reshape([grid + 1] * axes)
     for axis, length in enumerate(size):
         cell = math.ceil(length / grid)

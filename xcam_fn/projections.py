@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from xcam_fn import checks
 from xcam_fn.arguments import Positive, checked
 from xcam_fn.maps import precise
 
@@ -101,6 +102,7 @@ def _leading(gram: Tensor) -> tuple[Tensor, Tensor]:
     What is added to the eigenvector is zero but for rounding; its derivative is the eigenvector's own. That
     of `torch.linalg.eigh` is NaN where any two eigenvalues are equal, as those of dead channels are.
     """
+    checks.check_finite(gram, "the products of the features")
     values, vectors = torch.linalg.eigh(gram.detach())
     first, others = vectors[..., -1], vectors[..., :-1]
     largest = values[..., -1:]

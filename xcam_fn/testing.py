@@ -16,6 +16,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from xcam_fn import checks
+from xcam_fn.arguments import Count, checked
 from xcam_fn.checks import StructureError
 from xcam_fn.methods.method import Method
 
@@ -58,7 +60,8 @@ class Case(NamedTuple):
     layer: str
 
 
-def small_case(seed: int = 0, batch: int = 3, size: tuple[int, int] = (20, 28)) -> Case:
+@checked
+def small_case(seed: int = 0, batch: Count = 3, size: tuple[Count, Count] = (20, 28)) -> Case:
     """A convolutional network with batch norm, pooling and one linear layer, and non-square images for it.
 
     Args:
@@ -66,27 +69,34 @@ def small_case(seed: int = 0, batch: int = 3, size: tuple[int, int] = (20, 28)) 
         batch: images, ≥ 1.
         size: of the images, pixels.
     """
-    features = nn.Sequential(
-        nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(inplace=True),
-        nn.Conv2d(6, 8, 3, stride=2), nn.ReLU(),
-    )  # fmt: skip
-    head = {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "fc": nn.Linear(8, 5)}
-    model = nn.Sequential(OrderedDict(features=features, **head))
+    with torch.device("meta"):  # where what modules are initialized with is not drawn
+        features = nn.Sequential(
+            nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(inplace=True),
+            nn.Conv2d(6, 8, 3, stride=2), nn.ReLU(),
+        )  # fmt: skip
+        head = {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "fc": nn.Linear(8, 5)}
+        model = nn.Sequential(OrderedDict(features=features, **head))
     return _case(model, "features.4", seed, batch, size)
 
 
-def small_transformer(seed: int = 0, batch: int = 3, size: tuple[int, int] = (20, 28)) -> Case:
+@checked
+def small_transformer(seed: int = 0, batch: Count = 3, size: tuple[Count, Count] = (20, 28)) -> Case:
     """A transformer of two blocks with a class token, and images for it, their size in multiples of 4 pixels.
 
     It takes the arguments of `small_case`.
     """
-    model = _Transformer(size[0] // 4 * (size[1] // 4))
+    with torch.device("meta"):
+        model = _Transformer(size[0] // 4 * (size[1] // 4))
     return _case(model, "blocks.1.norm1", seed + 11, batch, size)  # its patches speak for the class
 
 
 def _case(model: nn.Module, layer: str, seed: int, batch: int, size: tuple[int, int]) -> Case:
-    generator = torch.Generator().manual_seed(seed)
-    model.double().eval()
+    checks.check_amount("size", size, batch, *size)
+    generator = torch.Generator().manual_seed(seed % 2**63)
+    model.double().to_empty(device="cpu").eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.5)

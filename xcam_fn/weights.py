@@ -16,7 +16,8 @@ from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
-from xcam_fn.arguments import NonNegative, Percentile, checked
+from xcam_fn import checks
+from xcam_fn.arguments import Count, NonNegative, Percentile, checked
 from xcam_fn.maps import last_axes, precise
 
 Maps = Float[Tensor, "B K *spatial"]
@@ -179,7 +180,8 @@ def unioncam(A: Maps, G: Maps, theta: Percentile = 10.0) -> Maps:
     return _ratio(positive, _total(positive))
 
 
-def percentile(values: Tensor, theta: float, axes: int) -> Tensor:
+@checked
+def percentile(values: Float[Tensor, "..."], theta: Percentile, axes: Count) -> Float[Tensor, "..."]:
     """The θ-th percentile of each map, by linear interpolation, its axes kept as axes of length 1."""
     # torch.quantile has no batching rule.
     ordered = precise(values).flatten(last_axes(values, axes)[0]).sort(-1).values
@@ -202,6 +204,7 @@ def weighted_sum(
     Raises:
         ValueError: the weights are neither one a channel nor one a position.
     """
+    checks.check_returned("weighting", weights, "(B, K) or (B, K, *spatial) weights")
     if weights.shape == A.shape[:2]:
         weights = weights.reshape(*weights.shape, *[1] * (A.ndim - 2))
     elif weights.shape != A.shape:
@@ -210,4 +213,7 @@ def weighted_sum(
             f"{tuple(A.shape[:2])}, one a channel, or {tuple(A.shape)}, one a position"
         )
     weighted = precise(weights) * precise(A)
-    return weighted.sum(1) if projection is None else projection(weighted)
+    if projection is None:
+        return weighted.sum(1)
+    fits = lambda found: found.ndim == A.ndim - 1 and len(found) == len(A)  # noqa: E731
+    return checks.check_returned("projection", projection(weighted), f"({len(A)}, *spatial) maps", fits)

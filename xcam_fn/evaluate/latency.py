@@ -13,7 +13,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from xcam_fn import checks
+from xcam_fn.arguments import check
 from xcam_fn.methods.together import Methods, named_methods
+from xcam_fn.network.copies import unwrap
 from xcam_fn.network.split import Layer
 from xcam_fn.targets import Classes
 
@@ -71,15 +73,25 @@ def timings(
         TypeError: no method takes an option.
     """
     checks.check_call(model, x)
+    checks.check_model(unwrap(model))
     checks.check_count("rounds", rounds)
+    check("options", options, Mapping | None)
     chosen = named_methods(methods, variant, **(options or {}))
 
-    calls: dict[str, Callable[[], Any]] = {BARE: torch.no_grad()(functools.partial(model, x))}
+    calls: dict[str, Callable[[], Any]] = {BARE: functools.partial(_bare, model, x)}
     calls |= {name: functools.partial(run, model, layer, x, cls) for name, run in chosen.items()}
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for name in [*calls] * (1 + rounds):
         taken[name].append(_seconds(calls[name], x))
     return {name: _timing(*seconds) for name, seconds in taken.items()}
+
+
+@torch.no_grad()
+def _bare(model: nn.Module, x: Tensor) -> None:
+    try:
+        model(x)
+    except Exception as error:
+        raise checks.failure(model, x, error, model) from error
 
 
 def _timing(first: float, *rounds: float) -> Timing:

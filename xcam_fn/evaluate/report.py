@@ -18,6 +18,7 @@ from PIL import Image
 from scipy import stats
 
 from xcam_fn import plot
+from xcam_fn.arguments import checked
 from xcam_fn.evaluate.store import ImageRow, Result, Score, reading
 from xcam_fn.metrics.curves import Curve
 from xcam_fn.metrics.judged import pearson
@@ -209,6 +210,7 @@ def _shown(mean: Mean) -> str:
     return f"{mean.value:.4f}" + ("" if np.isnan(mean.low) else f" ({mean.low:.4f} to {mean.high:.4f})")
 
 
+@checked
 def markdown(rows: Sequence[Sequence[str]]) -> str:
     """The table in Markdown.
 

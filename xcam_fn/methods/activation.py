@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, Concatenate, Literal, ParamSpec
+from typing import Any, Concatenate, Literal, ParamSpec, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from xcam_fn import checks, weights
-from xcam_fn.arguments import NonNegative, check
+from xcam_fn.arguments import NonNegative, check, unchecked
 from xcam_fn.maps import precise
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import enter, method
@@ -60,14 +60,19 @@ def from_features(
     """
 
     def project(call: Call, **options: Any) -> Tensor:
-        cam: Any = projection
-        found = cam(precise(call.features), **options)[:, None]
+        A, cam = precise(call.features), cast(Any, unchecked(projection))
+        fits = lambda found: found.ndim == A.ndim - 1 and len(found) == len(A)  # noqa: E731
+        expected = f"({len(A)}, *spatial) maps"
+        found = checks.check_returned("projection", cam(A, **options), expected, fits)[:, None]
         if call.cls is None:
             return found
         return found.expand(-1, call.explained().own.shape[1], *found.shape[2:])
 
     run: Any = project
     check("projection", projection, Callable)
+    check("variants", variants, Mapping | None)
+    for key, value in {"name": name, "title": title, "paper": paper, "summary": summary}.items():
+        check(key, value, str | None)
     name = name or str(getattr(projection, "__name__", type(projection).__name__))
     return Method(
         run, name, title or name, family, paper, summary, variants=variants or {}, explains=(projection,),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType, ModuleType
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from xcam_fn import checks
 from xcam_fn.arguments import checked
+from xcam_fn.maps import heatmap
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.method import Method
 
@@ -132,6 +134,8 @@ def as_method(given: str | Callable[..., Any]) -> Any:
     """A method by its name, or as a function: partials of methods become methods, others stay as they are."""
     if isinstance(given, str):
         return find_method(given)
+    if not callable(given):
+        raise TypeError(f"method is a {type(given).__name__}; expected a method, or its name")
     if isinstance(given, functools.partial) and not given.args:
         inner = as_method(given.func)
         if isinstance(inner, Method):
@@ -149,7 +153,16 @@ def name_of(method: Any) -> str:
 def heatmaps_of(method: Any, call: Call, options: Mapping[str, Any] = MappingProxyType({})) -> Tensor:
     """The heatmaps of a method for a call that others share, or of a function of the user's own."""
     if not isinstance(method, Method):
-        return method(call.model, call.layer, call.x, call.cls, **options)
+        found, x = method(call.model, call.layer, call.x, call.cls, **options), call.x
+        fits = lambda maps: maps.ndim in (x.ndim - 1, x.ndim) and len(maps) == len(x)  # noqa: E731
+        is_heatmap = options.get("postprocess", heatmap) is heatmap
+        expected = f"({len(x)}, *size) {'heatmaps in [0, 1]' if is_heatmap else 'maps'}"
+        checks.check_returned("method", found, expected, fits)
+        if checks.is_readable(found):
+            low, high = (float(end) for end in found.detach().aminmax())
+            if not (low >= 0 and high <= 1 + 1e-5 if is_heatmap else math.isfinite(high - low)):
+                raise ValueError(f"method returned values from {low:.4g} to {high:.4g}; expected {expected}")
+        return found
     return method.on(call, **{name: value for name, value in options.items() if name != "create_graph"})
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import warnings
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -20,6 +22,7 @@ __all__ = ["Concepts", "concepts", "deep_feature_factorization"]
 
 Images = Float[Tensor, "B C *size"]
 Init = Literal["nndsvda", "random"]
+_FILTERS = threading.Lock()  # the filters of warnings are the process's own
 
 
 class Concepts(NamedTuple):
@@ -83,6 +86,7 @@ def _factorized(A: Tensor, count: int, **how: Any) -> Concepts:
     """The concepts of features (B, K, *spatial), by scikit-learn's factorization and its keywords."""
     try:
         from sklearn.decomposition import NMF  # noqa: PLC0415 (an extra)
+        from sklearn.exceptions import ConvergenceWarning  # noqa: PLC0415
     except ImportError:
         raise ValueError(
             "deep feature factorization needs scikit-learn; install it with pip install 'xcam-fn[cluster]'"
@@ -103,7 +107,9 @@ def _factorized(A: Tensor, count: int, **how: Any) -> Concepts:
     scale = float(above.max()) or 1.0
     settings: Any = {"n_components": count, **how}
     factorize = NMF(**settings)
-    vectors = factorize.fit_transform((above / scale).cpu().numpy()) * scale
+    with _FILTERS, warnings.catch_warnings():  # max_iter is what the caller grants: no news that it is spent
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        vectors = factorize.fit_transform((above / scale).cpu().numpy()) * scale
     maps = torch.as_tensor(factorize.components_).reshape(count, len(A), *A.shape[2:])
     return Concepts(torch.as_tensor(vectors.T.copy()).to(A), maps.movedim(0, 1).to(A), offset)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from xcam_fn import checks, weights
-from xcam_fn.arguments import Count, Percentile, checked
+from xcam_fn.arguments import Count, Percentile, check, checked
 from xcam_fn.maps import last_axes, minmax, resized_minmax
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import accepted, as_method, heatmaps_of, method
@@ -61,7 +62,8 @@ def combine(first: Maps, second: Maps, gains: Sequence[Tensor] | Tensor, *, axes
     Returns:
         The same shape, in [0, 1]; zero where the sum is constant.
     """
-    of_first, of_second = (_per_map(gain, first, axes) for gain in gains)
+    _check_alike("first", first, "second", second)
+    of_first, of_second = (_per_map(gain, first, axes) for gain in _gains_of(gains, 2, first, axes))
     return minmax(of_first * first + of_second * second, axes)
 
 
@@ -79,6 +81,7 @@ def agree(first: Maps, second: Maps, *, axes: Count = 2) -> Maps:
     Returns:
         The same shape, in [0, 1]; zero where that is constant.
     """
+    _check_alike("first", first, "second", second)
     sim = (1 - (first - second).abs()).clamp(0, 1)
     return minmax(sim * torch.maximum(first, second) + (1 - sim) * (first + second) / 2, axes)
 
@@ -109,16 +112,35 @@ def fuse(
     References:
         Fusion-CAM (arXiv:2603.05386).
     """
-    if gradient_map.shape != region_map.shape:
+    _check_alike("gradient_map", gradient_map, "region_map", region_map)
+    denoised = denoise(gradient_map, theta, axes=axes)
+    gains = _gains_of(gain(denoised, region_map), 2, region_map, axes)
+    combined = combine(denoised, region_map, gains, axes=axes)
+    (of_combined,) = _gains_of(gain(combined), 1, region_map, axes)
+    of_maps = ((of_combined, combined), (gains[1], region_map))
+    return agree(*(_per_map(beta, one, axes) * one for beta, one in of_maps), axes=axes)
+
+
+def _check_alike(name: str, first: Tensor, other: str, second: Tensor) -> None:
+    if first.shape != second.shape:
         raise ValueError(
-            f"gradient_map has shape {tuple(gradient_map.shape)} and region_map {tuple(region_map.shape)}; "
+            f"{name} has shape {tuple(first.shape)} and {other} {tuple(second.shape)}; "
             "expected the same shape, both at the input's size"
         )
-    denoised = denoise(gradient_map, theta, axes=axes)
-    gains = gain(denoised, region_map)
-    combined = combine(denoised, region_map, gains, axes=axes)
-    of_maps = ((gain(combined)[0], combined), (gains[1], region_map))
-    return agree(*(_per_map(beta, one, axes) * one for beta, one in of_maps), axes=axes)
+
+
+def _gains_of(gains: Any, count: int, maps: Tensor, axes: int) -> list[Tensor]:
+    """What so many maps gain, one number for each, in a tensor or a list."""
+    shape = maps.shape[: last_axes(maps, axes)[0]]
+    expected = f"{count} tensor(s) {tuple(shape)}, the gains of that many maps"
+    if not isinstance(gains, (Tensor, list, tuple)) or (isinstance(gains, Tensor) and not gains.ndim):
+        raise TypeError(f"the gains are a {type(gains).__name__}; expected {expected}")
+    if isinstance(gains, Tensor):
+        checks.check_tensor("gains", gains)
+    if len(gains) != count:
+        raise ValueError(f"there are {len(gains)} gains; expected {expected}")
+    fits = lambda gain: gain.numel() == math.prod(shape)  # noqa: E731
+    return [checks.check_returned("gain", gain, expected, fits) for gain in gains]
 
 
 def _per_map(values: Tensor, maps: Tensor, axes: int) -> Tensor:
@@ -152,15 +174,23 @@ def gain(
         ValueError: a value is out of range or does not fit the model or the batch.
         TypeError: an argument is of the wrong kind.
     """
-    with scoring_of(model, x, cls, score, Running(**options), forwards=0) as scoring:
+    how = Running(**options)
+    checks.check_flag("compile", how.compile)
+    with scoring_of(model, x, cls, score, how, forwards=0) as scoring:
         return _gain(scoring, baseline)
 
 
 def _gain(scoring: Scoring, baseline: Baseline) -> Callable[..., Tensor]:
-    base = baseline_images(baseline, scoring.x)
+    base, shape = baseline_images(baseline, scoring.x), _shape_of(scoring)
     many = scoring.explained.many
 
     def of(*maps: Tensor) -> Tensor:
+        check("heatmap", maps, Sequence[Maps])
+        for one in maps:
+            if one.shape != shape:
+                raise ValueError(
+                    f"a heatmap has shape {tuple(one.shape)}; expected {shape}, the input's size"
+                )
         shown = torch.stack([torch.zeros_like(maps[0]), *maps])  # zeros show the baseline
         scores = scoring.shown(shown if many else shown[:, :, None], base)
         gains = scores[1:] - scores[:1]
@@ -254,6 +284,12 @@ def fusioncam(
     return fuse(D, R, _gain(scoring, baseline), theta=theta, axes=call.x.ndim - 2)
 
 
+def _shape_of(scoring: Scoring) -> tuple[int, ...]:
+    """The shape of heatmaps of the images and classes that are scored."""
+    classes = scoring.explained.own.shape[1:] if scoring.explained.many else ()
+    return (len(scoring.x), *classes, *scoring.x.shape[2:])
+
+
 def _heatmap_of(role: str, given: Component, call: Call, scoring: Scoring) -> Tensor:
     """The heatmaps that a part of a fusion stands for, (B, *size) or (B, n, *size)."""
     if isinstance(given, (Tensor, np.ndarray)):
@@ -263,8 +299,7 @@ def _heatmap_of(role: str, given: Component, call: Call, scoring: Scoring) -> Te
         how = {k: v for k, v in scoring.how._asdict().items() if v != Running._field_defaults[k]}
         how |= {"create_graph": True} if call.create_graph else {}
         maps = heatmaps_of(made, call.asking(scoring.explained.cls), accepted(made, how))
-    classes = scoring.explained.own.shape[1:] if scoring.explained.many else ()
-    expected = (len(call.x), *classes, *call.x.shape[2:])
+    expected = _shape_of(scoring)
     if maps.shape != expected:
         raise ValueError(
             f"{role}: the heatmaps have shape {tuple(maps.shape)}; expected {expected}, the input's size (a "

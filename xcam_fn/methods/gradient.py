@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from xcam_fn import projections, weights
-from xcam_fn.arguments import Count, NonNegative, check
+from xcam_fn.arguments import Count, NonNegative, check, unchecked
 from xcam_fn.maps import heatmap, precise
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import as_method, enter, method
@@ -94,6 +94,10 @@ def from_gradients(
 
     run: Any = weigh
     check("weighting", weighting, Callable)
+    check("projection", projection, Projection | None)
+    check("variants", variants, Mapping | None)
+    for key, value in {"name": name, "title": title, "paper": paper, "summary": summary}.items():
+        check(key, value, str | None)
     name = name or str(getattr(weighting, "__name__", type(weighting).__name__))
     return GradientMethod(
         run, name, title or name, "gradient", paper, summary, variants=variants or {}, explains=(weighting,),
@@ -106,8 +110,9 @@ def weighted(
     A: Tensor, G: Tensor, weighting: Callable[..., Tensor], projection: Projection | None, **options: Any
 ) -> Tensor:
     """The maps of n classes, (B, n, *spatial): the projection of the features times their weights."""
-    A, G = precise(A), precise(G)
-    one_class = lambda G: weights.weighted_sum(A, weighting(A, G, **options), projection)  # noqa: E731
+    A, G, weigh, add = precise(A), precise(G), unchecked(weighting), unchecked(weights.weighted_sum)
+    project = None if projection is None else unchecked(projection)
+    one_class = lambda G: add(A, weigh(A, G, **options), project)  # noqa: E731
     return one_class(G[:, 0])[:, None] if G.shape[1] == 1 else torch.vmap(one_class, 1, 1)(G)
 
 

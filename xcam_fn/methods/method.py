@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec
 import torch
 from torch import Tensor, nn
 
-from xcam_fn.arguments import check, hints_of
+from xcam_fn import checks
+from xcam_fn.arguments import check, hints_of, unchecked
 from xcam_fn.maps import heatmap
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.options import GROUPS, Common
@@ -149,17 +150,37 @@ class Method(Generic[P]):
             options["postprocess"] = postprocess
         run: Any = self.run
         with call.running(once=self.single and not call.records):
-            maps = run(call, **options)
+            maps = self._returned(run(call, **options), options)
             if self.returns == "attributions":
                 maps = (maps if postprocess is None else maps.abs()).sum(2)
             maps = maps.squeeze(1) if maps.ndim == call.x.ndim and not call.many else maps
+            if not torch.compiler.is_compiling():
+                self._check_maps(maps, call)
             if postprocess is None or self.returns == "heatmaps":
                 return maps
             size = tuple(call.x.shape[2:])
             if self.returns == "scores":
                 maps = maps - maps.amin(tuple(range(-len(size), 0)), keepdim=True)
-            found = postprocess(maps, size)
+            found = unchecked(postprocess)(maps, size)
+            if not isinstance(found, Tensor):
+                raise TypeError(f"postprocess returned a {type(found).__name__}; expected a tensor")
+            checks.check_dense("what postprocess returned", found)
             return found.to(call.x.dtype) if found.dtype == maps.dtype else found
+
+    def _returned(self, maps: Any, options: Mapping[str, Any]) -> Tensor:
+        """What the formula returned, checked as far as its kind goes."""
+        own = [name for name, value in options.items() if callable(value)]
+        what = f"{self.name}{' with ' if own else ''}{', '.join(own)}"
+        return checks.check_returned(what, maps, "maps (B, *spatial) or (B, n, *spatial)")
+
+    def _check_maps(self, maps: Tensor, call: Call) -> None:
+        """Raise where raw maps are not one for each image, or n, or not finite."""
+        if maps.ndim != call.x.ndim - 1 + call.many or len(maps) != len(call.x) or maps.numel() == 0:
+            raise ValueError(
+                f"{self.name}: the raw maps have shape {tuple(maps.shape)}; expected {len(call.x)} of "
+                f"{call.x.ndim - 2} spatial axes: does a function that it was given return another shape?"
+            )
+        checks.check_finite(maps, f"{self.name}: the raw map")
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Raise where an option is not one of the method's, or not of its kind."""

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, Unpack
 import torch
 from torch import Tensor
 
-from xcam_fn import weights
-from xcam_fn.arguments import Count, NonNegative
+from xcam_fn import checks, weights
+from xcam_fn.arguments import Count, NonNegative, unchecked
 from xcam_fn.maps import corners_minmax, heatmap, minmax, minmax_resized, precise, resize, resized_minmax
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import method
@@ -41,7 +41,14 @@ Mask = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def masking(mask: MaskOf, size: Sequence[int], share: float = 1.0) -> Mask:
     """Show a share of the image where the mask of a map does, and the baseline elsewhere."""
-    return lambda image, base, one: base + share * mask(one[None], size)[0].to(image) * (image - base)
+    return lambda image, base, one: base + share * _mask_of(mask, one, size).to(image) * (image - base)
+
+
+def _mask_of(mask: MaskOf, one: Tensor, size: Sequence[int]) -> Tensor:
+    """The mask that a user's function, or the library's own, makes of one map."""
+    expected = f"masks (n, {', '.join(map(str, size))})"
+    found = unchecked(mask)(one[None], size)
+    return checks.check_returned("mask", found, expected, lambda found: found.shape == (1, *size))[0]
 
 
 def _masked_map(
@@ -154,7 +161,7 @@ def sscam(
         def shown(image: Tensor, base: Tensor, feature: Tensor) -> Tensor:
             delta = normal(seed, j, size, like=image) * std
             if noise == "mask":
-                M = mask(feature[None], size)[0] + delta
+                M = _mask_of(mask, feature, size) + delta
             else:
                 M = minmax(resize(feature[None], size)[0] + delta, len(size))
             return base + M * (image - base)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxtyping import Float
@@ -81,6 +81,8 @@ def named_methods(methods: Methods, variant: str | None = None, **options: Any) 
     """The methods as functions, by name, each with those of the options that it takes; one has to."""
     if isinstance(methods, str):
         methods = [methods]
+    if not isinstance(methods, Iterable):
+        raise TypeError(f"methods is a {type(methods).__name__}; expected names or functions")
     pairs = (
         methods.items() if isinstance(methods, Mapping) else [(name_of(given), given) for given in methods]
     )

@@ -186,7 +186,10 @@ def multi_layer(
     axes = call.x.ndim - 2
     largest = tuple(map(max, zip(*(cam.shape[-axes:] for cam in maps), strict=True)))
     stacked = torch.stack([resize(cam, largest) for cam in maps])
-    return combine(stacked) if callable(combine) else _COMBINATIONS[combine](stacked, 0)
+    if not callable(combine):
+        return _COMBINATIONS[combine](stacked, 0)
+    fits = lambda found: found.shape == stacked.shape[1:]  # noqa: E731
+    return checks.check_returned("combine", combine(stacked), f"maps {tuple(stacked.shape[1:])}", fits)
 
 
 def last_layers(model: nn.Module, x: Images, layer: Layer = None, *, count: int = 3) -> list[str]:

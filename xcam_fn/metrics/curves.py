@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from xcam_fn import checks
-from xcam_fn.metrics.judged import Judged, ScoringOptions, metric
+from xcam_fn.arguments import check
+from xcam_fn.metrics.judged import Images, Judged, ScoringOptions, metric
 from xcam_fn.perturb import Baseline, baseline_images, blurred
 
 STEPS = 112  # 448 of 224 × 224 pixels a step, as in the papers
@@ -116,6 +117,7 @@ def step_pixels(x: Tensor, steps: int | None = None, pixels_per_step: int | None
         steps: how many there are, ≥ 1; 112 by default.
         pixels_per_step: in place of steps, ≥ 1.
     """
+    check("x", x, Images)
     if pixels_per_step is None:
         steps = STEPS if steps is None else steps
         checks.check_count("steps", steps)

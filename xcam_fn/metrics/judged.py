@@ -217,6 +217,8 @@ def one_class_scoring(
     checks.check_input(x)
     few = None if forwards_each is None else forwards_each * len(x)
     how = Running(**running)
+    checks.check_flag("compile", how.compile)
+    checks.check_flag("progress", how.progress)
     with scoring_of(model, x, cls, score, how, create_graph=create_graph, forwards=few) as scoring:
         if scoring.explained.many:
             raise ValueError(f"cls={cls!r}: expected one class for each image, as there is one heatmap")
@@ -279,5 +281,5 @@ def spearman(first: Heatmap, second: Heatmap) -> Values:
     from scipy.stats import rankdata  # noqa: PLC0415, slow to import, and needed here alone
 
     maps = [checked(heatmap) for heatmap in (first, second)]
-    ranks = (rankdata(one.detach().flatten(1).cpu().numpy(), axis=1) for one in maps)
+    ranks = (rankdata(one.detach().flatten(1).double().cpu().numpy(), axis=1) for one in maps)
     return pearson(*(torch.from_numpy(r).to(maps[0].device) for r in ranks)).to(maps[0].dtype)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from xcam_fn import checks
+from xcam_fn.arguments import check, unchecked
 from xcam_fn.methods.catalog import find_method
 from xcam_fn.metrics.judged import (
     Heatmap,
     Images,
     Judged,
     Values,
+    checked,
     documented,
     entered,
     one_class_scoring,
@@ -46,6 +47,7 @@ def _method_metric(title: str):  # its type is that of the function within
             **options: Any,
         ) -> Values:
             run, recorded = _explainer(method, options), options.get("create_graph", False)
+            checks.check_flag("create_graph", recorded)
             with one_class_scoring(model, x, cls, create_graph=recorded) as scoring:
                 explain = lambda images: run(model, layer, images, scoring.explained.cls)  # noqa: E731
                 return formula(Judged(scoring, explain(x) if heatmap is None else heatmap, explain))
@@ -56,7 +58,16 @@ def _method_metric(title: str):  # its type is that of the function within
 
 
 def _explainer(method: str | Explainer, options: dict[str, Any]) -> Explainer:
-    return functools.partial(find_method(method) if isinstance(method, str) else method, **options)
+    if not callable(run := find_method(method) if isinstance(method, str) else method):
+        raise TypeError(f"method is a {type(method).__name__}; expected a method, or its name")
+
+    def explained(model: nn.Module, layer: Layer, x: Tensor, cls: Classes) -> Tensor:
+        maps = checked(run(model, layer, x, cls, **options))
+        if len(maps) != len(x):
+            raise ValueError(f"method returned shape {tuple(maps.shape)}; expected {len(x)} heatmaps")
+        return maps
+
+    return explained
 
 
 @_method_metric("Coherency")
@@ -136,10 +147,12 @@ def parameter_randomization(
         Adebayo et al., Sanity Checks for Saliency Maps (arXiv:1810.03292).
     """
     checks.check_seed(seed)
+    checks.check_flag("cascading", cascading)
+    check("similarity", similarity, Similarity | None)
     run, alike = _explainer(method, options), similarity or spearman
+    fixed = _fixed(model, x, cls)
     if isinstance(layer, nn.Module):
         layer = next((name for name, module in model.named_modules() if module is layer), layer)
-    fixed = _fixed(model, x, cls)
     expected = run(model, layer, x, fixed)
     learned = [name for name, module in model.named_modules() if any(True for _ in module.parameters(False))]
     twin, found = copy.deepcopy(model), {}
@@ -149,7 +162,7 @@ def parameter_randomization(
         for index, parameter in enumerate(twin.get_submodule(name).parameters(False)):
             values = parameter.detach()
             spread = values.std() if values.numel() > 1 else values.abs().squeeze()
-            draws = normal(seed, number * 64 + index, tuple(values.shape), like=values)
+            draws = unchecked(normal)(seed, number * 64 + index, tuple(values.shape), like=values)
             parameter.data = values.mean() + spread * draws
         found[name] = alike(expected, run(twin, layer, x, fixed))
     return found

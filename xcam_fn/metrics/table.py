@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from xcam_fn import checks
+from xcam_fn.arguments import check
 from xcam_fn.metrics.curves import Curve, deletion, insertion
 from xcam_fn.metrics.imputation import Road, road
 from xcam_fn.metrics.judged import Heatmap, Judged, Metric, Values, checked, one_class_scoring
@@ -57,6 +58,8 @@ def judged(
     Raises:
         ValueError: a metric is not known or needs the method, or a heatmap does not fit.
     """
+    check("heatmaps", heatmaps, Mapping)
+    check("metric_names", metric_names, Sequence[str])
     for name in metric_names:
         checks.check_choice("metric_names", name, tuple(METRICS))
     found: dict[str, dict[str, Values | Curve]] = {}

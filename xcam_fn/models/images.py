@@ -15,6 +15,7 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
 from xcam_fn import checks
+from xcam_fn.arguments import check, hints_of
 
 Source = str | os.PathLike[str] | Image.Image | np.ndarray
 
@@ -87,6 +88,8 @@ def prepare(image: Source, preset: Preset) -> tuple[Float32[Tensor, "1 3 h w"], 
         ValueError: the file is not an image, or the preset contradicts itself.
         TypeError: `image` is not of a kind that `load` takes.
     """
+    for key, hint in hints_of(Preset).items():
+        check(f"preset.{key}", getattr(preset, key, None), hint)
     sides = [preset.resize] if isinstance(preset.resize, int) else list(preset.resize)
     if not 0 < preset.crop <= min(sides):
         sizes = f"crop={preset.crop} with resize={preset.resize}"

@@ -17,6 +17,7 @@ import torchvision
 from torch import nn
 
 from xcam_fn import checks
+from xcam_fn.arguments import checked
 from xcam_fn.models.checkpoints import State, class_count, filled, read_state
 from xcam_fn.models.images import Preset
 
@@ -110,6 +111,7 @@ def download_place(name: str) -> Path | None:
     return Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
 
 
+@checked
 def find_class(query: str | int, categories: Sequence[str]) -> int:
     """Return the index of the class that a person means.
 

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from xcam_fn import checks
+from xcam_fn.arguments import check
 from xcam_fn.metrics import Curve, relevance_rank
 from xcam_fn.models.images import unit_floats
 from xcam_fn.perturb import baseline_images, blurred
@@ -64,7 +65,7 @@ def overlay(
         ValueError: a shape or a value is out of range, or the colormap is unknown.
         TypeError: an argument is of the wrong kind.
     """
-    check_style(colormap=colormap, alpha=alpha)
+    check_style(colormap=colormap, alpha=alpha, alpha_follows_heatmap=alpha_follows_heatmap)
     picture = inputs.picture_of(image)
     relevance = inputs.resized(inputs.relevance_of(heatmap, "heatmap"), picture.shape[:2]).clip(0, 1)
     colors = _colormap(colormap)(relevance)[..., :3]
@@ -97,7 +98,10 @@ def heatmaps(
         TypeError: an argument is of the wrong kind.
     """
     inputs.check_titled("maps", maps, "titles to heatmaps", "map")
+    check("notes", notes, Mapping | None)
     notes = notes or {}
+    for title, note in notes.items():
+        check(f"notes[{title!r}]", note, str)
     if not notes.keys() <= maps.keys():
         unknown = sorted(notes.keys() - maps.keys())
         raise ValueError(f"notes has {unknown}, of which maps has none; expected titles of maps")
@@ -130,6 +134,7 @@ def grid(
             colormap is unknown.
         TypeError: an argument is of the wrong kind.
     """
+    check("rows", rows, Sequence[Mapping])
     counts = [len(row) for row in rows]
     if len(set(counts)) != 1 or not counts[0]:
         raise ValueError(f"rows have {counts} maps; expected one row or more, each with the same number")
@@ -223,6 +228,8 @@ def curves(
         TypeError: an argument is of the wrong kind.
     """
     lines = inputs.lines_of(curves)
+    for name, words in {"title": title, "xlabel": xlabel, "ylabel": ylabel}.items():
+        check(name, words, str | None)
     checks.check_choice("best", best, ("highest", "lowest"))
     check_style(**style)
     if (image is None) != (heatmap is None):
@@ -306,10 +313,11 @@ def check_style(
     *,
     colormap: str = _COLORMAP,
     alpha: float = 0.5,
-    alpha_follows_heatmap: bool = False,  # noqa: ARG001
+    alpha_follows_heatmap: bool = False,
 ) -> None:
     """Raise what `overlay` and `heatmaps` would raise for these, before any heatmap is computed."""
     checks.check_number("alpha", alpha, at_least=0, at_most=1)
+    checks.check_flag("alpha_follows_heatmap", alpha_follows_heatmap)
     _colormap(colormap)
 
 
@@ -330,7 +338,7 @@ def _unseen(
         baseline = blurred if mode == "insertion" else _MEAN_COLOR
     if callable(baseline):
         x = torch.tensor(picture).permute(2, 0, 1)[None]
-        values = np.moveaxis(inputs.array_of(baseline_images(baseline, x)[0]), 0, -1)
+        values = np.moveaxis(inputs.array_of(baseline_images(baseline, x)[0], "baseline"), 0, -1)
     else:
         values = inputs.numbers_of(baseline, "baseline", None)
         if values.shape not in {(), (3,)}:

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 
+from xcam_fn.arguments import check
 from xcam_fn.plot.inputs import Line
 
 _COLUMNS = 4
@@ -50,6 +51,7 @@ def panels_figure(
     panels: list[Panel], caption: str | None, *, colormap: str | None = None, columns: int = _COLUMNS
 ) -> Figure:
     """The panels in rows, with a bar of the colors where there is a colormap."""
+    check("caption", caption, str | None)
     height, width = panels[0].pixels.shape[:2]
     columns = min(len(panels), columns)
     rows = math.ceil(len(panels) / columns)

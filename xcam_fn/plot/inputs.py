@@ -11,6 +11,7 @@ from jaxtyping import Float64
 from PIL import Image
 from torch import Tensor
 
+from xcam_fn import checks
 from xcam_fn.metrics import Curve
 from xcam_fn.models.images import shares_of_white, unit_floats
 
@@ -18,8 +19,9 @@ Picture = Image.Image | np.ndarray | Tensor
 Map = np.ndarray | Tensor
 
 
-def array_of(values: Tensor) -> np.ndarray:
+def array_of(values: Tensor, argument: str) -> np.ndarray:
     """The tensor's values as an array, floats in double precision."""
+    checks.check_dense(argument, values)
     values = values.detach().cpu()
     return (values.to(torch.float64) if values.is_floating_point() else values).numpy()
 
@@ -32,7 +34,8 @@ def picture_of(image: Picture) -> Float64[np.ndarray, "H W 3"]:
             raise ValueError(f"image has mode {image.mode!r}; expected 'RGB' or 'L' ({remedy})")
         values = np.asarray(image.convert("RGB"))
     elif isinstance(image, Tensor):
-        values = array_of(image[0] if image.ndim == 4 and len(image) == 1 else image)
+        values = array_of(image, "image")
+        values = values[0] if values.ndim == 4 and len(values) == 1 else values
         values = np.moveaxis(values, 0, -1) if values.ndim == 3 else values
     elif isinstance(image, np.ndarray):
         values = image
@@ -51,7 +54,7 @@ def map_of(heatmap: Map, argument: str) -> Float64[np.ndarray, "h w"]:
     """One map, whatever its values."""
     if not isinstance(heatmap, (Tensor, np.ndarray)):
         raise TypeError(f"{argument} is a {type(heatmap).__name__}; expected a tensor or an array (h, w)")
-    values = array_of(heatmap) if isinstance(heatmap, Tensor) else heatmap
+    values = array_of(heatmap, argument) if isinstance(heatmap, Tensor) else heatmap
     values = values[0] if values.ndim == 3 and len(values) == 1 else values
     if values.ndim != 2 or values.size == 0:
         wanted = "one map (h, w), as heatmaps[0] of a batch"
@@ -127,7 +130,7 @@ def _line(name: str, curve: Curve) -> Line:
 def numbers_of(values: Any, argument: str, axes: int | None = 1) -> Float64[np.ndarray, "..."]:
     """The values as an array, of any number of axes where that is None."""
     try:
-        found = np.asarray(array_of(values) if isinstance(values, Tensor) else values, np.float64)
+        found = np.asarray(array_of(values, argument) if isinstance(values, Tensor) else values, np.float64)
     except (TypeError, ValueError):
         wanted = "numbers, as a tensor, an array or a sequence"
         given = f"a {type(values).__name__}, {values!r}"

@@ -129,6 +129,7 @@ def _checked_label(label: Any) -> Tensor:
     found = torch.as_tensor(label) if is_sequence(label) or isinstance(label, int) else label
     if isinstance(label, bool) or not isinstance(found, Tensor) or not is_whole(found):
         raise TypeError(f"label={label!r}; expected None, a whole number, or one for each image")
+    checks.check_tensor("label", found)
     return found
 
 
@@ -233,11 +234,7 @@ def finite(name: str, value: Any) -> Tensor:
         found = torch.as_tensor(np.array(value) if isinstance(value, np.ndarray) else value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name} is a {type(value).__name__}; expected a tensor or an array") from error
-    if found.is_complex() or found.layout != torch.strided or found.is_meta:
-        kind = f"{found.dtype}, {found.layout} on {found.device}"
-        raise TypeError(f"{name} is a tensor of {kind}; expected real numbers in a dense tensor")
-    if checks.is_readable(found) and not bool(torch.isfinite(found.detach()).all()):
-        raise ValueError(f"{name} holds NaN or infinite values; expected finite ones")
+    checks.check_tensor(name, found)
     return found if found.is_floating_point() else found.to(torch.float32)
 
 

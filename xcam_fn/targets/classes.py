@@ -14,9 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from xcam_fn import checks
-from xcam_fn.targets.outputs import logits
+from xcam_fn.arguments import check, unchecked
+from xcam_fn.targets import outputs
 from xcam_fn.targets.target import Fixed, Reading, Score, Target
 
+logits = unchecked(outputs.logits)  # a class that is masked has a logit of -inf
 Classes = int | Sequence[int] | Sequence[Sequence[int]] | Tensor | Score | None
 Weighting = Literal["mean", "probability"]
 
@@ -109,6 +111,7 @@ def resolve(cls: Classes, default: Callable[[Classes], Target] = logit) -> Score
         cls: as for every method.
         default: what is explained of a class.
     """
+    check("default", default, Callable)
     return cls if callable(cls) else default(cls)
 
 
@@ -185,6 +188,8 @@ def _compared(cls: Classes, others: Classes, count: int, values: Tensor) -> tupl
     rows = index.reshape(batch, -1)
     if classes == 1:
         raise ValueError("contrast: the model has 1 class; expected another to compare it with")
+    if isinstance(others, Tensor):
+        checks.check_dense("others", others)
     if others is None:
         return index, _nearest(values.detach(), rows, count)
     each: Any = others
@@ -226,9 +231,12 @@ def class_index(cls: Classes, values: Float[Tensor, "B classes"], name: str = "c
         ValueError: a class out of range, or a wrong number of classes for the batch.
         TypeError: cls holds something else than whole numbers.
     """
-    batch, count = values.shape
+    fits = lambda values: values.ndim == 2 and values.numel() > 0  # noqa: E731
+    batch, count = checks.check_returned("the model", values, "logits (B, classes)", fits).shape
     if cls is None:
         return values.argmax(-1)
+    if isinstance(cls, Tensor):
+        checks.check_dense(name, cls)
     if not isinstance(cls, Tensor):
         index = torch.tensor(_numbers(cls, batch, count, name))
     elif is_whole(cls):

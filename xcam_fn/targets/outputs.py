@@ -8,12 +8,16 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from xcam_fn import checks
+from xcam_fn.arguments import checked
+
 _LOGITS = ("logits", "out")
 _EMBEDDINGS = ("image_embeds", "pooler_output", "embedding")
 _DETECTIONS = ("boxes", "labels", "scores")
 _WITH_LOGITS = "an object with .logits or a dict with 'logits' or 'out'"
 
 
+@checked
 def logits(output: Any) -> Float[Tensor, "B classes"]:
     """The logits in a model's output: the output itself, its `.logits`, or its `"logits"` or `"out"`.
 
@@ -57,6 +61,14 @@ def detections(output: Any) -> list[dict[str, Tensor]]:
         keys = str(_DETECTIONS)[1:-1]
         expected = f"a list with one dict for each image, with keys {keys}, as torchvision's detectors return"
         raise _misfit(output, _LOGITS, expected, "detection: ")
+    expected = "boxes (N, 4), labels (N,) and scores (N,), tensors"
+    for one in output:
+        for key, axes in zip(_DETECTIONS, (2, 1, 1), strict=True):
+            if not isinstance(one[key], Tensor):
+                raise _misfit(output, _LOGITS, expected, "detection: ")
+            checks.check_dense(f"detection: {key}", one[key])
+            if one[key].shape != (len(one["boxes"]), 4)[:axes]:
+                raise _misfit(output, _LOGITS, expected, "detection: ")
     return list(output)
 
 
@@ -66,7 +78,7 @@ def describe(output: Any) -> str:
     if output is None:
         return "None"
     if isinstance(output, Tensor):
-        return f"a tensor of shape {tuple(output.shape)}"
+        return "a nested tensor" if output.is_nested else f"a tensor of shape {tuple(output.shape)}"
     if isinstance(output, dict):
         parts = ", ".join(f"{key!r} ({describe(value)})" for key, value in output.items())
         return f"a {kind} with keys {parts}"
@@ -97,11 +109,16 @@ def _read(
     """The tensor under one of the names or, with `in_parts`, the one part of a tuple or list that fits."""
     found = _named(output, names)
     if found is None and in_parts and isinstance(output, (list, tuple)):
-        parts = [y for y in output if isinstance(y, Tensor) and y.is_floating_point() and fits(y)]
+        parts = [y for y in output if isinstance(y, Tensor) and y.is_floating_point() and not y.is_nested]
+        parts = [y for y in parts if fits(y)]
         found = parts[0] if len(parts) == 1 else None
         expected += f" (there are {len(parts)} of that shape: say which)" * (len(parts) > 1)
+    if found is not None:
+        found = checks.check_returned("the model", found, expected)
     if found is None or not fits(found):
         raise _misfit(output, names, expected, target)
+    if found.numel() == 0:
+        raise ValueError(f"{target}the model's output is {describe(output)}; it holds no values")
     return found
 
 

@@ -35,7 +35,9 @@ class Target(abc.ABC):
         """
 
     def __call__(self, output: Any) -> Tensor:
-        return self.fixed(output)(output, None)
+        scores = self.fixed(output)(output, None)
+        checks.check_finite(scores, "the score")
+        return scores
 
     def pinned(self, output: Any) -> Target:
         """The target itself with every choice made by this output, whatever output it is given then."""
