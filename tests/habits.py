@@ -1011,6 +1011,7 @@ class Normalizing(Stem):
     def __init__(self, maker: Maker) -> None:
         super().__init__(maker)
         self.mean, self.std = torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1), [0.5, 0.6, 0.7]
+        self.one: Tensor
         self.register_buffer("one", torch.ones(()))
 
     def prepared(self, x: Tensor) -> Tensor:

@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-import sklearn.decomposition  # noqa: F401, its first import draws from the random module
+
+# Its first import draws from the random module.
+import sklearn.decomposition  # noqa: F401  # pyright: ignore[reportUnusedImport]
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st

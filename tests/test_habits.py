@@ -50,7 +50,7 @@ class Call(NamedTuple):
 
     name: str
     number: int
-    count: int
+    times: int
 
 
 @dataclasses.dataclass
@@ -109,7 +109,7 @@ def draw(seed: int) -> Case | None:
         cls = [[rng.randrange(CLASSES) for _ in range(n)] for _ in range(batch)]
     if method == "insertion" and isinstance(cls, list):
         cls = [row[0] for row in cls]
-    numbered = layer.count > 1 and (layer.number < layer.count or rng.random() < 0.5)
+    numbered = layer.times > 1 and (layer.number < layer.times or rng.random() < 0.5)
     as_module = not numbered and rng.random() < 0.2
     chosen = None if method == "default layer" else layer
     return Case(made, x, cls, chosen, as_module, numbered, method)

@@ -212,7 +212,7 @@ def test_a_part_in_torchscript(script):
 
 def test_a_subclass_of_tensors():
     class Meta(Tensor):
-        def new_empty(self, size, **options):
+        def new_empty(self, size, **options):  # pyright: ignore[reportIncompatibleMethodOverride]
             raise AssertionError("not of a plain tensor's kind")
 
     model, x = seeded(Convolutional), images(1, 3, 16, 16)

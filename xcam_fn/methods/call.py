@@ -117,8 +117,9 @@ class Call:
 
     def _own(self, layer: Layer) -> Layer:
         """The layer by its name where it is a module of the user's model, of which there is a copy."""
-        is_module = self._origin is not None and isinstance(layer, nn.Module)
-        return find(self._origin, layer)[0] if is_module else layer
+        if self._origin is None or not isinstance(layer, nn.Module):
+            return layer
+        return find(self._origin, layer)[0]
 
     # -- at the layer ---------------------------------------------------------------------------------------
 

@@ -148,6 +148,6 @@ def _input_gradient(run: Callable[[Tensor], Any], x: Tensor) -> Tensor:
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         leaves = [leaf for leaf in leaves_of(run(x)) if isinstance(leaf, Tensor) and leaf.requires_grad]
-        total = sum((leaf * normal(0, 0, tuple(leaf.shape), like=leaf)).sum() for leaf in leaves)
-        (found,) = torch.autograd.grad(total, x, allow_unused=True) if leaves else (None,)
+        weights = [normal(0, 0, tuple(leaf.shape), like=leaf) for leaf in leaves]
+        (found,) = torch.autograd.grad(leaves, x, weights, allow_unused=True) if leaves else (None,)
     return torch.zeros_like(x) if found is None else found

@@ -114,12 +114,13 @@ class Site(NamedTuple):
                 unwritable = new.requires_grad and args[0]._is_view()  # made without recording: torch refuses
                 return new if unwritable else args[0].copy_(new)
             output = forward(*args, **kwargs)
-            if features_of(output) is None:
+            features = features_of(output)
+            if features is None:
                 raise checks.StructureError(
                     f"layer {self.shown!r} returns {checks.kind_of(output)}, not floating-point numbers, "
                     "which alone have a gradient; explain the network before it was quantized, or use rise"
                 )
-            if is_outside and is_wrapped(features_of(output)):
+            if is_outside and is_wrapped(features):
                 raise checks.StructureError(
                     f"layer {self.shown!r} runs inside torch.vmap, where a layer's output cannot be read; "
                     "explain a layer outside of it"

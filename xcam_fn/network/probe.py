@@ -58,7 +58,9 @@ class Probe:
     def tokens(self, call: ModuleCall) -> Place | None:
         """How a call's output (B, T, K) lies on the image; None where it does not, or not in order."""
         shares = self._shares.get((*call.key, True))
-        for grid in () if shares is None else _grids(call.shape[1], self.size):
+        if shares is None:
+            return None
+        for grid in _grids(call.shape[1], self.size):
             starts = torch.arange(call.shape[1] - math.prod(grid) + 1)
             for turned in (False, True):
                 fits = _fits(shares, grid, starts, turned=turned)

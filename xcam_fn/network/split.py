@@ -200,7 +200,11 @@ def default_score(layer: Layer) -> Score | None:
         with contextlib.suppress(ValueError, TypeError):
             output = dense_logits(output)
         parts = [leaf.square().sum() for leaf in leaves_of(output) if checks.holds_numbers(leaf)]
-        return sum(parts[1:], parts[0])[None]
+        if not parts:
+            raise ValueError(
+                "the model's output holds no floating-point numbers, of which a layer could be found"
+            )
+        return torch.stack(parts).sum()[None]
 
     return score if layer is None else None
 
@@ -227,7 +231,7 @@ def layers(model: nn.Module, x: Float[Tensor, "B C *size"]) -> dict[str, tuple[i
     in_doubt = isinstance(unwrap(model), Bound) or has_tokens(calls, probe.size)
     for i, call in enumerate(calls):
         shape = placed_shape(calls, i, probe, in_doubt=in_doubt) if call.name else ()
-        if len(shape) == x.ndim and shape[0] == 1:
+        if len(shape) == x.ndim and shape[:1] == (1,):
             listed[call.shown if last[call.name] > 1 else call.name] = shape
     return listed
 
