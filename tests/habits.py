@@ -464,7 +464,7 @@ class OwnParameters(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.conv2d(x, self.weight, self.bias, padding=1) * self.scale["a"] + self.shift
-        return self.act(torch.einsum("bchw,dc->bdhw", x, self.mixing[0]) * self.unsaved)
+        return self.act(torch.einsum("bchw,dc->bdhw", x, self.mixing[0]) * self.get_buffer("unsaved"))
 
 
 @habit("weights from the image")
