@@ -107,7 +107,7 @@ def failure(model: nn.Module, x: Tensor, error: Exception, run: Callable[[Tensor
         error: what it raised.
         run: the network as a function of other images.
     """
-    if is_out_of_memory(error) or isinstance(error, StructureError):
+    if is_out_of_memory(error) or isinstance(error, StructureError) or not is_readable(x):
         return error
     shape, said = f"x has shape {tuple(x.shape)}", f"{_kind(error)}: {error}"
     has = next((p for p in model.parameters() if p.is_floating_point()), x)

@@ -175,9 +175,10 @@ class Method(Generic[P]):
 
     def _check_maps(self, maps: Tensor, call: Call) -> None:
         """Raise where raw maps are not one for each image, or n, or not finite."""
-        if maps.ndim != call.x.ndim - 1 + call.many or len(maps) != len(call.x) or maps.numel() == 0:
+        batch = call.x.shape[0]
+        if maps.ndim != call.x.ndim - 1 + call.many or maps.shape[0] != batch or maps.numel() == 0:
             raise ValueError(
-                f"{self.name}: the raw maps have shape {tuple(maps.shape)}; expected {len(call.x)} of "
+                f"{self.name}: the raw maps have shape {tuple(maps.shape)}; expected {batch} of "
                 f"{call.x.ndim - 2} spatial axes: does a function that it was given return another shape?"
             )
         checks.check_finite(maps, f"{self.name}: the raw map")

@@ -205,7 +205,7 @@ def default_chunk_size(x: Tensor, forwarded: nn.Module | None) -> int:
 
 def check_rows(output: Any, run: Run, x: Tensor) -> None:
     """Raise where a network's answer for an image depends on the others in the batch."""
-    if len(x) > 1 and _is_exact(x) and not first_agrees(output, len(x), run(x[:1])):
+    if _is_exact(x) and len(x) > 1 and not first_agrees(output, len(x), run(x[:1])):
         raise ValueError(
             f"model: its answer for an image depends on the other {len(x) - 1} in the batch, as a norm over "
             "the batch makes it; explain one image at a time"
