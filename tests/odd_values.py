@@ -323,7 +323,7 @@ def _made(rng: random.Random, pool: dict[str, Callable[..., Any]], *given: Any) 
         warnings.simplefilter("ignore")
         try:
             return name, pool[name](*given)
-        except (RuntimeError, TypeError, IndexError, ValueError, NotImplementedError):
+        except (RuntimeError, TypeError, IndexError, ValueError):
             return None
 
 

@@ -107,10 +107,8 @@ def failure(model: nn.Module, x: Tensor, error: Exception, run: Callable[[Tensor
         error: what it raised.
         run: the network as a function of other images.
     """
-    if is_out_of_memory(error) or isinstance(error, StructureError):
-        return error
-    if not is_readable(x) and not isinstance(error, (ValueError, TypeError)):
-        return RuntimeError(f"{_kind(error)}: {error}")  # a tracer's or a transform's own
+    if is_out_of_memory(error) or isinstance(error, StructureError) or not is_readable(x):
+        return error  # a tracer's or a transform's own among them
     shape, said = f"x has shape {tuple(x.shape)}", f"{_kind(error)}: {error}"
     has = next((p for p in model.parameters() if p.is_floating_point()), x)
     first = next((m for m in model.modules() if isinstance(m, Convolution)), None)

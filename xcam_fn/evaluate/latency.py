@@ -91,7 +91,10 @@ def _bare(model: nn.Module, x: Tensor) -> None:
     try:
         model(x)
     except Exception as error:
-        raise checks.failure(model, x, error, model) from error
+        said = checks.failure(model, x, error, model)
+        if said is error:
+            raise
+        raise said from error
 
 
 def _timing(first: float, *rounds: float) -> Timing:

@@ -109,7 +109,10 @@ def run_changed(
     try:
         output = copied(x.clone())
     except Exception as error:
-        raise checks.failure(model, x, error, private_copy(model)) from error
+        said = checks.failure(model, x, error, private_copy(model))
+        if said is error:  # its own cause it must not be: who follows the causes would not come to an end
+            raise
+        raise said from error
     finally:
         changes.clear()  # the copy and its forwards refer to each other; no tensor is to wait with them
     if drawn and not all(map(torch.equal, drawn, _random_state(x))):
