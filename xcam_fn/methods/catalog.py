@@ -160,7 +160,9 @@ def heatmaps_of(method: Any, call: Call, options: Mapping[str, Any] = MappingPro
         checks.check_returned("method", found, expected, fits)
         if checks.is_readable(found):
             low, high = (float(end) for end in found.detach().aminmax())
-            if not (low >= 0 and high <= 1 + 1e-5 if is_heatmap else math.isfinite(high - low)):
+            if not math.isfinite(high - low):
+                raise ValueError("the heatmap holds NaN or infinite values")
+            if is_heatmap and not (low >= 0 and high <= 1 + 1e-5):
                 raise ValueError(f"method returned values from {low:.4g} to {high:.4g}; expected {expected}")
         return found
     return method.on(call, **{name: value for name, value in options.items() if name != "create_graph"})
