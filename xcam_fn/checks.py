@@ -174,11 +174,16 @@ def check_features(features: Any, x: Tensor, layer: str) -> None:
     )
 
 
+def _is_finite(values: Tensor) -> bool:
+    """Whether all values are finite, as far as they can be read; what is not stays in their sum."""
+    if not is_readable(values) or math.isfinite(float(values.detach().sum())):
+        return True
+    return bool(torch.isfinite(values.detach()).all())
+
+
 def check_finite(values: Tensor, what: str) -> None:
     """Raise where what a network computed is not finite."""
-    if not is_readable(values) or math.isfinite(float(values.detach().sum())):  # what is not stays in a sum
-        return
-    if not torch.isfinite(values.detach()).all():
+    if not _is_finite(values):
         raise ValueError(
             f"{what} holds NaN or infinite values, as a root or a logarithm at 0 makes, or a sum that is too "
             f"large for {values.dtype}; explain the network in float32, or at another layer"
@@ -286,8 +291,7 @@ def check_tensor(name: str, value: Tensor) -> None:
     check_dense(name, value)
     if value.numel() == 0:
         raise ValueError(f"{name} has shape {tuple(value.shape)}: it holds no values; expected one or more")
-    is_float = value.is_floating_point() and is_readable(value)
-    if is_float and not math.isfinite(float(value.detach().sum())) and not value.detach().isfinite().all():
+    if value.is_floating_point() and not _is_finite(value):
         raise ValueError(f"{name} holds NaN or infinite values; expected finite ones")
 
 

@@ -197,18 +197,14 @@ def first_rows(output: Any, count: int, length: int) -> Any:
 
 def first_agrees(output: Any, length: int, alone: Any) -> bool:
     """Whether the output's first row, of a batch of some length, is the output for that image alone."""
-    leaves = leaves_of(first_rows(output, 1, length))
-    is_batched = lambda leaf: isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == length  # noqa: E731
-    return outputs_agree([leaf[:1] if is_batched(leaf) else leaf for leaf in leaves], leaves_of(alone))
+    return outputs_agree(first_rows(leaves_of(first_rows(output, 1, length)), 1, length), alone)
 
 
 def _kind_of(output: Any, batch: int, start: int) -> tuple[tuple[int, ...], int, bool]:
     """The shape of an output for one image, the call's start, and whether the output is one tensor."""
     if isinstance(output, Tensor):
         return _for_one(output.shape, batch) if output.is_floating_point() else (), start, True
-    maps = [
-        leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()
-    ]
+    maps = list(_floats(pytree.tree_leaves(output)).values())
     return _for_one(maps[0].shape, batch) if maps else (), start, len(maps) == 1
 
 
@@ -236,18 +232,14 @@ def is_in_place(module: nn.Module) -> bool:
     return is_leaf(module) and bool(getattr(module, "inplace", False))
 
 
-def feature_position(output: Any) -> int | None:
-    """Which leaf of a layer's output is the features: the first floating-point tensor, or None."""
-    for position, value in enumerate(pytree.tree_leaves(output)):
-        if isinstance(value, Tensor) and value.is_floating_point():
-            return position
-    return None
+def _floats(leaves: list[Any]) -> dict[int, Tensor]:
+    """The floating-point tensors among leaves, by their places."""
+    return {i: v for i, v in enumerate(leaves) if isinstance(v, Tensor) and v.is_floating_point()}
 
 
 def features_of(output: Any) -> Tensor | None:
     """The features in a layer's output: the first floating-point tensor, or None."""
-    position = feature_position(output)
-    return None if position is None else pytree.tree_leaves(output)[position]
+    return next(iter(_floats(pytree.tree_leaves(output)).values()), None)
 
 
 def with_features(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -255,7 +247,6 @@ def with_features(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(output, Tensor):
         return change(output)
     leaves, spec = pytree.tree_flatten(output)
-    position = feature_position(output)
-    if position is not None:
-        leaves[position] = change(leaves[position])
+    for position, features in list(_floats(leaves).items())[:1]:
+        leaves[position] = change(features)
     return pytree.tree_unflatten(leaves, spec)

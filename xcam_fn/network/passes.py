@@ -24,7 +24,7 @@ from xcam_fn.network.calls import (
 from xcam_fn.network.copies import unwrap
 from xcam_fn.network.places import ToSpatial, is_settled, to_spatial_of
 from xcam_fn.network.probe import Probe, made_up
-from xcam_fn.network.target_layer import Carrying, Layer, find, is_in_doubt, position_of
+from xcam_fn.network.target_layer import Carrying, Layer, find, is_in_doubt, is_within, position_of
 from xcam_fn.network.vjp import by_autograd, detached, gradient, pulled_back
 from xcam_fn.torch_state import is_readable, is_wrapped, outside_transforms
 
@@ -291,7 +291,7 @@ def _pass_at(
 
 def _tells(layer: str) -> Callable[[str], bool]:
     """Which modules tell where a layer's output lies: itself, those in it and those that it is in."""
-    return lambda name: not name or f"{layer}.".startswith(f"{name}.") or name.startswith(f"{layer}.")
+    return lambda name: is_within(layer, name) or is_within(name, layer)
 
 
 def _pass_of(site: Site, calls: list[ModuleCall], found: _Found, x: Tensor) -> Pass:

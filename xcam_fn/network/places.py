@@ -56,28 +56,42 @@ def to_spatial_of(
         UnplacedError: they were not found to lie on the image.
     """
     call, shape, axes = calls[position], calls[position].shape, len(probe.size) + 2
-    is_last, is_told = _layout(calls, position) if len(shape) == axes else (False, True)
-    is_map = len(shape) == axes or _is_narrow(shape, axes) or (len(shape) == 3 and axes > 3)
-    if shape[:1] != (1,) or not is_map:  # as windows of an image, or values without places
+    if shape[:1] != (1,):  # as windows of an image
         return None
-    if len(shape) == axes and is_told and not in_doubt:
-        return _channels_first if is_last else None
     if len(shape) == axes:
+        return _to_spatial_of_maps(calls, position, probe, in_doubt=in_doubt)
+    if _is_narrow(shape, axes):
+        if probe.maps(call, shape[2:axes], is_last=False) is None:
+            raise _unplaced(call, probe)
+        return functools.partial(torch.flatten, start_dim=axes - 1)
+    if len(shape) != 3 or axes == 3:  # values without places
+        return None
+    place = probe.tokens(call)
+    if place is None:
+        raise _unplaced(call, probe)
+    return functools.partial(place_tokens, **place._asdict())
+
+
+def _to_spatial_of_maps(
+    calls: Sequence[ModuleCall], position: int, probe: Probe, *, in_doubt: bool
+) -> ToSpatial | None:
+    call, shape = calls[position], calls[position].shape
+    is_last, is_told = _layout(calls, position)
+    place = None
+    if in_doubt or not is_told:
         measured = is_last if is_told else probe.is_last(call)
         place = probe.maps(call, shape[1:-1] if measured else shape[2:], is_last=measured)
-        if place is None and not in_doubt:  # too small to be measured, or moved all over: its shape has to do
-            return _channels_first if is_last else None
-        if place is not None:
-            is_last = measured
-            placed = _channels_first if is_last else None
-            return functools.partial(_turned, is_last=is_last) if place.turned else placed
-    elif _is_narrow(shape, axes):
-        if probe.maps(call, shape[2:axes], is_last=False) is not None:
-            return functools.partial(torch.flatten, start_dim=axes - 1)
-    elif (place := probe.tokens(call)) is not None:
-        return functools.partial(place_tokens, **place._asdict())
-    what = f"tokens of shape {shape}" if len(shape) == 3 else f"shape {shape}"
-    raise UnplacedError(
+        is_last = is_last if place is None else measured
+    if place is None and in_doubt:
+        raise _unplaced(call, probe)
+    if place is not None and place.turned:
+        return functools.partial(_turned, is_last=is_last)
+    return _channels_first if is_last else None  # too small to be measured, its shape has to do
+
+
+def _unplaced(call: ModuleCall, probe: Probe) -> UnplacedError:
+    what = f"tokens of shape {call.shape}" if len(call.shape) == 3 else f"shape {call.shape}"
+    return UnplacedError(
         f"layer {call.name!r} returns {what} for one image, and its values do not move most where a patch "
         "of the image is changed; choose another layer or call (xcam_fn.layers(model, x) lists them), or "
         f"pass to_spatial=a function that arranges what it returns as {checks.maps_of(probe.x)}, such as "

@@ -11,15 +11,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from xcam_fn import checks
-from xcam_fn.network.bound import Bound
 from xcam_fn.network.calls import ModuleCall, leaves_of, module_calls
 from xcam_fn.network.copies import unwrap
 from xcam_fn.network.forward import forward_pass
 from xcam_fn.network.halves import halves
 from xcam_fn.network.passes import Pass, Score
-from xcam_fn.network.places import ToSpatial, has_tokens, placed_shape
+from xcam_fn.network.places import ToSpatial, placed_shape
 from xcam_fn.network.probe import Probe
-from xcam_fn.network.target_layer import Layer
+from xcam_fn.network.target_layer import Layer, is_measured
 from xcam_fn.network.vjp import recording
 from xcam_fn.targets import Classes, Target, logit, resolve
 from xcam_fn.targets.outputs import dense_logits
@@ -228,7 +227,7 @@ def layers(model: nn.Module, x: Float[Tensor, "B C *size"]) -> dict[str, tuple[i
     calls, probe = checked_calls(model, x), Probe(unwrap(model), x)
     last = {call.name: call.number for call in calls}
     listed: dict[str, tuple[int, ...]] = {}
-    in_doubt = isinstance(unwrap(model), Bound) or has_tokens(calls, probe.size)
+    in_doubt = is_measured(unwrap(model), calls, probe.size)
     for i, call in enumerate(calls):
         shape = placed_shape(calls, i, probe, in_doubt=in_doubt) if call.name else ()
         if len(shape) == x.ndim and shape[:1] == (1,):

@@ -35,9 +35,7 @@ def find(root: nn.Module, layer: str | nn.Module) -> tuple[str, int | None]:
         number = int(digits) if marked else None
         found = _submodule(root, path)
         if found is None and isinstance(root, Bound):
-            found = _submodule(
-                root.model, path
-            )  # a bound model's layers go by the names that they have in it
+            found = _submodule(root.model, path)  # its layers go by the names that they have in the model
     else:
         raise TypeError(f"layer={layer!r} is a {type(layer).__name__}; expected a name, a module or None")
     tree = named(root)
@@ -88,11 +86,18 @@ def position_of(
 def is_in_doubt(root: nn.Module, calls: Sequence[ModuleCall], position: int) -> bool:
     """Whether a call may be of something else than the image, or more than one call are of it."""
     name = calls[position].name
-    around = [
-        call for call in calls if name == call.name or name.startswith(f"{call.name}.") or not call.name
-    ]
-    twice = [call.module for call in around if call.number > 1]
+    twice = [call.module for call in calls if call.number > 1 and is_within(name, call.name)]
     return isinstance(root, Bound) or any(any(True for _ in module.parameters()) for module in twice)
+
+
+def is_within(name: str, outer: str) -> bool:
+    """Whether a module's name is another's, or that of a module in it."""
+    return not outer or f"{name}.".startswith(f"{outer}.")
+
+
+def is_measured(root: nn.Module, calls: Sequence[ModuleCall], size: tuple[int, ...]) -> bool:
+    """Whether shapes do not tell what is a map: a network is bound, attends, or ends in tokens."""
+    return isinstance(root, Bound) or has_tokens(calls, size)
 
 
 def default_call(
@@ -103,13 +108,13 @@ def default_call(
     Raises:
         ValueError: there is none.
     """
-    is_measured = isinstance(root, Bound) or has_tokens(calls, probe.size)
+    in_doubt = is_measured(root, calls, probe.size)
     single: list[int] = []
     for position in default_candidates(calls, probe.size):
         call = calls[position]
         if not call.name or not call.is_alone or (carrying is not None and call.key not in carrying):
             continue
-        shape = placed_shape(calls, position, probe, in_doubt=is_measured)
+        shape = placed_shape(calls, position, probe, in_doubt=in_doubt)
         if len(shape) == len(probe.size) + 2 and max(shape[2:]) > 1:
             if shape[1] > 1:
                 return position
