@@ -6,6 +6,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+# Options with which methods are quick on networks as small as these.
+QUICK: dict[str, dict[str, Any]] = {
+    "smoothgradcam_pp": {"num_samples": 2},
+    "integrated_gradients": {"steps": 4},
+    "sscam": {"num_samples": 2},
+    "iscam": {"num_samples": 2},
+    "groupcam": {"num_groups": 3},
+    "rise": {"num_masks": 20},
+    "deep_feature_factorization": {"num_concepts": 3},
+}
+
 
 def seeded(module: nn.Module, seed: int = 0) -> nn.Module:
     """The module in evaluation mode with weights that depend on the seed alone."""

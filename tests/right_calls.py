@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import networks
 import xcam_fn as xf
 from odd_values import theirs
 from xcam_fn import maps, perturb, projections, targets, weights
@@ -105,22 +106,12 @@ def enter(
 
 # -- methods --------------------------------------------------------------------------------------------------
 
-CHEAP: dict[str, dict[str, Any]] = {
-    "rise": {"num_masks": 20, "grid": 3},
-    "sscam": {"num_samples": 2},
-    "iscam": {"num_samples": 2},
-    "integrated_gradients": {"steps": 3},
-    "groupcam": {"num_groups": 3},
-    "smoothgradcam_pp": {"num_samples": 2},
-    "deep_feature_factorization": {"num_concepts": 2},
-}
-
 
 def _method(name: str, world: World) -> dict[str, Any]:
     world.is_transformer = name == "legrad" or (
         world.is_transformer and name not in ("cam", "refinecam", "guided_backprop", "fullgrad")
     )
-    found = {**world.called(), **CHEAP.get(name, {})}
+    found = {**world.called(), **networks.QUICK.get(name, {})}
     if name == "cam":
         found["layer"] = world.rng.choice(["relu#2", "relu"])
     if name == "legrad":

@@ -5,19 +5,11 @@ import functools
 import pytest
 import torch
 
+import networks
 import xcam_fn as xf
 from xcam_fn.checks import StructureError
 from xcam_fn.testing import Case, check_method, small_case, small_transformer
 
-QUICK = {
-    "smoothgradcam_pp": {"num_samples": 2},
-    "integrated_gradients": {"steps": 4},
-    "sscam": {"num_samples": 2},
-    "iscam": {"num_samples": 2},
-    "groupcam": {"num_groups": 3},
-    "rise": {"num_masks": 20},
-    "deep_feature_factorization": {"num_concepts": 3},
-}
 LACKING = ("cam", "guided_backprop", "refinecam")  # what a transformer has no structure for
 OF_METHODS = ["smooth(gradcam)", "eigen_smooth(gradcam)", "multi_layer(layercam)", "smooth(eigen_smooth(ablationcam))"]  # fmt: skip
 OF_ONES_OWN = {
@@ -29,7 +21,7 @@ OF_ONES_OWN = {
 
 @pytest.mark.parametrize("name", [*xf.METHODS, *OF_METHODS])
 def test_every_method_passes_the_battery(name):
-    check_method(xf.find_method(name), **QUICK.get(name, {}))
+    check_method(xf.find_method(name), **networks.QUICK.get(name, {}))
 
 
 @pytest.mark.parametrize("name", OF_ONES_OWN)
@@ -64,7 +56,7 @@ def check_in_short(method, case: Case) -> None:
 
 @pytest.mark.parametrize("name", [name for name in xf.METHODS if name not in LACKING])
 def test_every_method_works_on_tokens(name):
-    check_in_short(functools.partial(xf.METHODS[name], **QUICK.get(name, {})), small_transformer(1))
+    check_in_short(functools.partial(xf.METHODS[name], **networks.QUICK.get(name, {})), small_transformer(1))
 
 
 @pytest.mark.parametrize("name", LACKING)
@@ -84,7 +76,7 @@ def of_family(family: str) -> list[str]:
 )
 def test_every_method_is_half_of_a_pair(gradient, region):
     gradient_half, region_half = (
-        functools.partial(xf.METHODS[name], **QUICK.get(name, {})) for name in (gradient, region)
+        functools.partial(xf.METHODS[name], **networks.QUICK.get(name, {})) for name in (gradient, region)
     )
     case = (small_transformer if gradient == "legrad" else small_case)(1)
     check_in_short(functools.partial(xf.fusioncam, gradient=gradient_half, region=region_half), case)

@@ -17,16 +17,7 @@ import xcam_fn as xf
 
 GRADIENT = [n for n, method in xf.METHODS.items() if method.family == "gradient" and n != "legrad"]
 REGION = [name for name, method in xf.METHODS.items() if method.family == "perturbation"]
-QUICK = {
-    "sscam": {"num_samples": 2},
-    "iscam": {"num_samples": 2},
-    "groupcam": {"num_groups": 3},
-    "rise": {"num_masks": 20},
-    "integrated_gradients": {"steps": 4},
-    "smoothgradcam_pp": {"num_samples": 2},
-    "deep_feature_factorization": {"num_concepts": 3},
-    "refinecam": {"layers": ["conv1", "conv2"]},
-}
+QUICK = networks.QUICK | {"refinecam": {"layers": ["conv1", "conv2"]}}
 
 
 def quick(name: str):

@@ -90,8 +90,10 @@ def _has_compiler() -> bool:
     return any(shutil.which(name) for name in ([named] if named else ["g++", "clang++", "c++", "cl"]))
 
 
-def running_model(model: nn.Module, x: Tensor, how: Running, *, forwards: int | None = None) -> Run:
-    """The callable that scores: the user's own, the model itself, or a copy made for this call.
+def running_model(
+    model: nn.Module, x: Tensor, how: Running, *, forwards: int | None = None, length: int = 1
+) -> tuple[Run, Any]:
+    """What scores (the user's own callable, the model, or a copy made for this call), and its output for x.
 
     The model itself runs where gradients or transforms have to pass through it, where a copy is not worth its
     making, and where a copy fails on x or computes something else.
@@ -101,9 +103,10 @@ def running_model(model: nn.Module, x: Tensor, how: Running, *, forwards: int | 
         x: (B, C, *size), the images to perturb.
         how: precision, compilation and scorer.
         forwards: how many images are going to be scored; None for many.
+        length: images in a forward of what is compiled, at least.
     """
     if how.scorer is not None:
-        return how.scorer
+        return how.scorer, how.scorer(x)
     root = private_copy(unwrap(model), clone_buffers=False)  # what another thread changes, changes no score
     detached = records_nothing(x)
     itself: Run = lambda images: run_model(root, images, detached=detached)  # noqa: E731
@@ -115,16 +118,19 @@ def running_model(model: nn.Module, x: Tensor, how: Running, *, forwards: int | 
         or torch.is_autocast_enabled(x.device.type)
         or (plain and forwards is not None and forwards < _FEW)
     ):
-        return itself
+        return itself, itself(x)
     if not plain:
-        return _copied(root, x, how)
+        copied = _copied(root, x, how)
+        copied = _padded(copied, length) if how.compile else copied
+        return copied, copied(x)
     expected = itself(x)
     try:
         copied = _copied(root, x, how)
-        agrees = outputs_agree(copied(x), expected)
+        found = copied(x)
+        agrees = outputs_agree(found, expected)
     except Exception:  # what a network's copy may do wrong is beyond counting; the model itself is there
-        return itself
-    return _instead(copied, itself) if agrees else itself
+        return itself, expected
+    return (_instead(copied, itself), found) if agrees else (itself, expected)
 
 
 def _instead(run: Run, itself: Run) -> Run:
@@ -245,10 +251,8 @@ class Scoring:
         check_score(score)
         self.x, self.how = x, how
         self.chunk_size = how.chunk_size or default_chunk_size(x, None if how.scorer else model)
-        self.run = running_model(model, x, how, forwards=forwards)
-        if how.compile and how.scorer is None:
-            self.run = _padded(self.run, self.chunk_size)
-        output, is_exact = self.run(x), how.precision == "float32" and how.scorer is None
+        self.run, output = running_model(model, x, how, forwards=forwards, length=self.chunk_size)
+        is_exact = how.precision == "float32" and how.scorer is None
         if is_exact:
             check_rows(output, self.run, x)
         self.explained = explained_score(output, len(x), cls, TARGETS[score])
