@@ -1,5 +1,6 @@
 # make demo   explain a photograph, from a fresh clone
 # make test   the tests
+# make test-lowest, make test-highest   what computes, with the lowest and the highest versions that pyproject.toml allows
 # make lint   ruff and pyright
 # make docs   the documentation into site/, warnings are errors; make docs-serve shows it at localhost:8000
 # make bench  every library on this machine; make bench-check: did ours get slower?
@@ -8,7 +9,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test lint docs docs-serve bench bench-check clean
+.PHONY: demo test test-lowest test-highest lint docs docs-serve bench bench-check clean
 
 demo: $(VENV)/.installed-demo
 	@$(VENV)/bin/xcam explain \
@@ -17,6 +18,18 @@ demo: $(VENV)/.installed-demo
 
 test: $(VENV)/.installed-test
 	$(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal $(PYTEST_ARGS)
+
+# A test needs nothing here but the library's own dependencies.
+COMPUTING := $(addprefix tests/test_,$(addsuffix .py,battery habits split stateless transforms images errors plot))
+
+test-lowest: RESOLUTION := lowest-direct
+test-highest: RESOLUTION := highest
+test-lowest test-highest: test-%: $(VENV)/.installed-dev
+	$(VENV)/bin/uv venv --quiet --clear --python $(PY) $(VENV)-$*
+	$(VENV)/bin/uv pip compile --quiet --resolution $(RESOLUTION) pyproject.toml --output-file $(VENV)-$*/versions.txt
+	VIRTUAL_ENV=$(VENV)-$* $(VENV)/bin/uv pip install --quiet --requirement $(VENV)-$*/versions.txt \
+	    pytest pytest-xdist hypothesis beartype
+	PYTHONPATH=$(CURDIR) $(VENV)-$*/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(COMPUTING) $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check

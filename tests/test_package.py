@@ -58,6 +58,18 @@ def test_nothing_is_loaded_that_is_not_used(code, absent):
     assert not absent & set(done.stdout.split())
 
 
+def test_a_torch_that_lacks_a_private_name_is_said():
+    code = (
+        "import torch._C._functorch as private\n"
+        "del private.peek_interpreter_stack\n"
+        "from xcam_fn import gradcam\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "lacks a private name that xcam_fn uses" in done.stderr
+    assert "install one of these, or a newer xcam-fn" in done.stderr
+
+
 @pytest.mark.parametrize("before", ["", "import xcam_fn.split, xcam_fn.heatmap"])
 def test_split_and_heatmap_are_the_functions(before):
     code = (

@@ -8,16 +8,25 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _len_torch_dispatch_stack  # torch.overrides has no public count of dispatch modes yet
-from torch._C._functorch import peek_interpreter_stack  # a fresh thread has none: threading.Thread
-from torch._decomp import (
-    get_decompositions,  # torch.export.default_decompositions, once it has backward passes
-)
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack  # likewise
-from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # nn.BatchNorm1d to 3d and SyncBatchNorm
-from torch.nn.modules.conv import _ConvNd as Convolution  # nn.Conv1d to 3d and their transposed kinds
-from torch.utils import _pytree as pytree  # torch.utils.pytree, once the lowest torch that we take has it
-from torch.utils._python_dispatch import _disable_current_modes  # a fresh thread again
+
+try:
+    from torch._C import (
+        _len_torch_dispatch_stack,
+    )  # torch.overrides has no public count of dispatch modes yet
+    from torch._C._functorch import peek_interpreter_stack  # a fresh thread has none: threading.Thread
+    from torch._decomp import (
+        get_decompositions,  # torch.export.default_decompositions, once it has backward passes
+    )
+    from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack  # likewise
+    from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # nn.BatchNorm1d to 3d and SyncBatchNorm
+    from torch.nn.modules.conv import _ConvNd as Convolution  # nn.Conv1d to 3d and their transposed kinds
+    from torch.utils import _pytree as pytree  # torch.utils.pytree, once the lowest torch that we take has it
+    from torch.utils._python_dispatch import _disable_current_modes  # a fresh thread again
+except ImportError as error:
+    raise ImportError(
+        f"torch {torch.__version__} lacks a private name that xcam_fn uses ({error}); xcam_fn is tested with "
+        "torch 2.10 to 2.15: install one of these, or a newer xcam-fn"
+    ) from error
 
 __all__ = [
     "BatchNorm", "Convolution", "decompositions", "in_transform", "is_readable", "is_wrapped",
