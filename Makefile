@@ -19,7 +19,7 @@ demo: $(VENV)/.installed-demo
 test: $(VENV)/.installed-test
 	$(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal $(PYTEST_ARGS)
 
-# A test needs nothing here but the library's own dependencies.
+# These tests need nothing but the library's own dependencies, and scikit-learn.
 COMPUTING := $(addprefix tests/test_,$(addsuffix .py,battery habits split stateless transforms images errors plot))
 
 test-lowest: RESOLUTION := lowest-direct
@@ -28,7 +28,7 @@ test-lowest test-highest: test-%: $(VENV)/.installed-dev
 	$(VENV)/bin/uv venv --quiet --clear --python $(PY) $(VENV)-$*
 	$(VENV)/bin/uv pip compile --quiet --resolution $(RESOLUTION) pyproject.toml --output-file $(VENV)-$*/versions.txt
 	VIRTUAL_ENV=$(VENV)-$* $(VENV)/bin/uv pip install --quiet --requirement $(VENV)-$*/versions.txt \
-	    pytest pytest-xdist hypothesis beartype
+	    pytest pytest-xdist hypothesis beartype scikit-learn
 	PYTHONPATH=$(CURDIR) $(VENV)-$*/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(COMPUTING) $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev

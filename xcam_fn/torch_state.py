@@ -25,7 +25,7 @@ try:
 except ImportError as error:
     raise ImportError(
         f"torch {torch.__version__} lacks a private name that xcam_fn uses ({error}); xcam_fn is tested with "
-        "torch 2.10 to 2.15: install one of these, or a newer xcam-fn"
+        "torch 2.12 to 2.15: install one of these, or a newer xcam-fn"
     ) from error
 
 __all__ = [
