@@ -113,7 +113,7 @@ def weighted(
     A, G, weigh, add = precise(A), precise(G), unchecked(weighting), unchecked(weights.weighted_sum)
     project = None if projection is None else unchecked(projection)
     one_class = lambda G: add(A, weigh(A, G, **options), project)  # noqa: E731
-    return one_class(G[:, 0])[:, None] if G.shape[1] == 1 else torch.vmap(one_class, 1, 1)(G)
+    return one_class(G[:, 0])[:, None] if G.shape[1] == 1 else torch.vmap(one_class, 1)(G).movedim(0, 1)
 
 
 gradcam = enter(from_gradients(

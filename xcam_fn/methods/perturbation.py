@@ -100,7 +100,7 @@ def projected(A: Tensor, w: Tensor, projection: Projection | None) -> Tensor:
     if projection is None:
         return torch.einsum("bkn,bk...->bn...", precise(w), precise(A))
     one_class = lambda w: weights.weighted_sum(A, w, projection)  # noqa: E731
-    return torch.vmap(one_class, in_dims=2, out_dims=1)(w)
+    return torch.vmap(one_class, 2)(w).movedim(0, 1)
 
 
 @method(
