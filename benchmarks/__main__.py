@@ -30,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     load = timing.load()
     known = {name: LIBRARIES[name] for name in options.libraries}
     known |= dict(libraries.from_file(path) for path in options.library)
+    if options.xplaincam is not None:
+        known[libraries.XPLAINCAM] = libraries.xplaincam(options.xplaincam)
     memory_seconds = 0 if options.no_memory else options.memory_seconds
     options.output.mkdir(parents=True, exist_ok=True)
     if options.growth:
@@ -100,6 +102,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="FILE",
         help="libraries of your own: files with NAME and build(task, model, layer, x, cls)",
     )
+    parser.add_argument("--xplaincam", type=Path, metavar="PATH", help="a checkout of Xplain-CAM")
     parser.add_argument("--seconds", type=float, default=45, help="for the rounds of each case")
     parser.add_argument("--sample", type=int, default=96, help="maps or steps that a plain loop runs")
     parser.add_argument("--peer-sample", type=int, default=96, help="maps that another library runs")

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import importlib.util
 import io
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +33,7 @@ LOOP = "plain loop"
 OURS = "ours"
 COMPILED = "ours, compiled"
 BFLOAT16 = "ours, bfloat16"
+XPLAINCAM = "XplainCAM"
 
 
 class Job(NamedTuple):
@@ -217,6 +219,21 @@ _TORCHCAM = {
 }
 
 
+_XPLAINCAM = {
+    "gradcam": "GradCAM",
+    "gradcam_pp": "GradCAMpp",
+    "xgradcam": "XGradCAM",
+    "layercam": "LayerCAM",
+    "groupcam": "GroupCAM",
+    "scorecam": "ScoreCAM",
+    "sscam": "SSCAM",
+    "iscam": "ISCAM",
+    "ablationcam": "AblationCAM",
+    "unioncam": "UnionCAM",
+    "fusioncam": "FusionCAM",
+}
+
+
 def _several(one: Library, setting: Setting, stack: contextlib.ExitStack) -> Job | None:
     """Many methods are as many calls."""
     names = setting.case.task.split(",")
@@ -290,6 +307,27 @@ def torchcam(setting: Setting, stack: contextlib.ExitStack) -> Job | None:
     return Job(_quiet(run), share)
 
 
+def xplaincam(checkout: Path) -> Library:
+    """XplainCAM from a checkout of it, with its own batch sizes; it takes one image of 224 x 224 a call."""
+    if not (checkout / "xplaincam" / "cam").is_dir():
+        raise ValueError(
+            f"--xplaincam {str(checkout)!r} holds no xplaincam/cam; expected a checkout of Xplain-CAM"
+        )
+    sys.path.insert(0, str(checkout.resolve()))
+    cams = importlib.import_module("xplaincam.cam")
+
+    def library(setting: Setting, stack: contextlib.ExitStack) -> Job | None:
+        task, x = setting.case.task, setting.x
+        if task not in _XPLAINCAM or x.shape[0] > 1 or setting.cls is not None or x.shape[2:] != (224, 224):
+            return None
+        model, layer = networks.for_peer(setting.network)
+        make = getattr(cams, _XPLAINCAM[task])
+        cam = stack.enter_context(make(model, target_layer=layer, **cases.OPTIONS.get(task, {})))
+        return Job(_quiet(lambda: cam(x).detach().reshape(1, 224, 224)))
+
+    return library
+
+
 def captum(setting: Setting, _: contextlib.ExitStack) -> Job | None:
     """Captum's Grad-CAM, upsampled; it explains the largest logit, so no forward goes into finding it."""
     x, cls = setting.x, setting.cls
@@ -337,7 +375,7 @@ LIBRARIES: dict[str, Library] = {
     "torchcam": torchcam,
     "Captum": captum,
 }
-VARIANT_OF = {"grad-cam": "pytorch-grad-cam", "torchcam": "torchcam"}
+VARIANT_OF = {"grad-cam": "pytorch-grad-cam", "torchcam": "torchcam", XPLAINCAM: "xplaincam"}
 
 
 def from_file(path: Path) -> tuple[str, Library]:
@@ -372,5 +410,5 @@ def expected(name: str, setting: Setting, exact: Any) -> Any:
         return exact
     if task not in cases.GRADIENT and setting.network.name != "lite0":
         return exact
-    method = xf.find_method(task, variant=variant)
+    method = functools.partial(xf.find_method(task, variant=variant), **cases.OPTIONS.get(task, {}))
     return method(networks.fresh(setting.network).model, setting.network.layer, setting.x, setting.cls)

@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import pytest
 
-from benchmarks import cases, check, records, report
+from benchmarks import cases, check, libraries, records, report
 from benchmarks.libraries import BARE, LOOP, OURS
 from benchmarks.records import Record
 
@@ -69,29 +70,40 @@ def test_a_case_goes_to_another_process_and_back():
     assert set(cases.quick()) <= set(cases.default())
 
 
+# What the program calls of XplainCAM, which has no release.
+XPLAINCAM = """
+import torch
+class GradCAM:
+    def __init__(self, model, target_layer): model.get_submodule(target_layer)
+    def __enter__(self): return self
+    def __exit__(self, *exception): pass
+    def __call__(self, x): return torch.zeros(1, 1, 224, 224)
+"""
+
+
 def test_the_program_with_a_library_of_ones_own(tmp_path):
     (tmp_path / "mine.py").write_text(
         "NAME = 'mine'\n"
         "def build(task, model, layer, x, cls):\n"
         "    return (lambda: x.mean(1)) if task == 'gradcam' else None\n"
     )
-    command = [
-        "-m",
-        "benchmarks",
-        "--tasks",
-        "gradcam",
-        "--libraries",
-        OURS,
-        "--library",
-        tmp_path / "mine.py",
-    ]
+    (tmp_path / "xplaincam" / "cam").mkdir(parents=True)
+    (tmp_path / "xplaincam" / "cam" / "__init__.py").write_text(XPLAINCAM)
+    command = ["-m", "benchmarks", "--tasks", "gradcam", "--libraries", OURS]
+    command += ["--library", tmp_path / "mine.py", "--xplaincam", tmp_path]
     done = subprocess.run(
         [sys.executable, *command, "--seconds", "0", "--no-memory", "--output", tmp_path],
         cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = records.read(tmp_path / "selection.csv")
-    assert [r.library for r in found] == [OURS, BARE, "mine"]
+    assert [r.library for r in found] == [OURS, BARE, "mine", "XplainCAM"]
+    assert found[-1].difference == 1  # of a map of zeros from ours, which reaches 1
     assert all(r.error == "" and r.seconds for r in found)
     assert (tmp_path / "selection.md").read_text() in done.stdout
     assert (tmp_path / "selection.png").stat().st_size > 1000
+
+
+def test_a_checkout_without_the_package_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="expected a checkout of Xplain-CAM"):
+        libraries.xplaincam(tmp_path)
