@@ -47,7 +47,9 @@ def ablationcam(
     every = s[:, None].expand(-1, A.shape[1], -1)
     s_k = every.index_put((which, channel), ablated) if len(which) else every
     share = (every - s_k) / torch.where(every != 0, every, 1.0)
-    return projected(A, torch.where(every != 0, share, 0.0), projection)
+    # Of a layer that the score does not read, rounding alone would be drawn as a map.
+    is_lost = (every != 0) & (share.abs() > 16 * torch.finfo(share.dtype).eps)
+    return projected(A, torch.where(is_lost, share, 0.0), projection)
 
 
 def _channels_to_ablate(A: Tensor) -> tuple[Tensor, Tensor]:

@@ -61,7 +61,7 @@ def integrated_gradients(
     call.many = explained.many
     # A target of the user's own is handed whole batches, one step of the path at a time.
     per_forward = len(x) if callable(cls) and not isinstance(cls, Target) else chunk_size
-    if per_forward > 1 and not keeps_rows_apart(run, x[:1], start[:1]):
+    if per_forward > 1 and not keeps_rows_apart(run, x[:1]):
         per_forward = 1
     with StepByStep():  # attention that can be mapped over classes
         return (x - start)[:, None] * _path_gradient(run, x, start, explained.of, steps, per_forward)

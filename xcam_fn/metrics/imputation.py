@@ -80,6 +80,7 @@ def road(
             gone = rank < round(share * total)
             images = torch.stack([imputed(*pair, noise) for pair in zip(x, gone, strict=True)])
             scores.append(judged.scoring.each(images)[:, 0])
+            checks.check_finite(scores[-1], "the score")
     most, least = torch.stack(scores, 1).reshape(len(x), 2, -1).unbind(1)
     return Road(torch.tensor(shares).to(x), most, least, (least - most).mean(1) / 2)
 

@@ -25,6 +25,7 @@ FORMATS = [name for name in _WANTED if name in set(Image.registered_extensions()
 
 _EXPECTED = "a path, a PIL image, or an array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4)"
 _LONGEST_RATIO = 32
+_LONGEST_SIDE = 2**15  # PIL counts bytes of an image in 32 bits
 _ROUNDING = 1e-4
 
 
@@ -91,9 +92,11 @@ def prepare(image: Source, preset: Preset) -> tuple[Float32[Tensor, "1 3 h w"], 
     for key, hint in hints_of(Preset).items():
         check(f"preset.{key}", getattr(preset, key, None), hint)
     sides = [preset.resize] if isinstance(preset.resize, int) else list(preset.resize)
-    if not 0 < preset.crop <= min(sides):
+    if not (0 < preset.crop <= min(sides) and max(sides) <= _LONGEST_SIDE):
         sizes = f"crop={preset.crop} with resize={preset.resize}"
-        wanted = "0 < crop <= resize, or the picture would be padded with black"
+        wanted = (
+            f"0 < crop <= resize, or the picture would be padded with black, and resize <= {_LONGEST_SIDE}"
+        )
         raise ValueError(f"preset: {sizes}; expected {wanted}")
     modes = tuple(mode.value for mode in InterpolationMode)
     checks.check_choice("preset: interpolation", preset.interpolation, modes)

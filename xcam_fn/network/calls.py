@@ -109,6 +109,7 @@ def run_changed(
     try:
         output = copied(x.clone())
     except Exception as error:
+        _put_back(drawn, x)
         said = checks.failure(model, x, error, private_copy(model))
         if said is error:  # its own cause it must not be: who follows the causes would not come to an end
             raise
@@ -125,6 +126,14 @@ def _random_state(x: Tensor) -> list[Tensor]:
     if not is_readable(x):
         return []
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state(x.device)] if x.is_cuda else [])]
+
+
+def _put_back(drawn: list[Tensor], x: Tensor) -> None:
+    """Give the generators the states that they had."""
+    for state, put in zip(
+        drawn, (torch.set_rng_state, lambda s: torch.cuda.set_rng_state(s, x.device)), strict=False
+    ):
+        put(state)
 
 
 def _check_repeats(model: nn.Module, x: Tensor, drawn: list[Tensor]) -> None:
@@ -148,9 +157,7 @@ def _check_repeats(model: nn.Module, x: Tensor, drawn: list[Tensor]) -> None:
         with torch.no_grad():
             first, second = private_copy(model, intercept)(x.clone()), private_copy(model)(x.clone())
     finally:
-        torch.set_rng_state(drawn[0])
-        if x.is_cuda:
-            torch.cuda.set_rng_state(drawn[1], x.device)
+        _put_back(drawn, x)
     if not outputs_agree(first, second):
         raise ValueError(
             f"model: {drawing[0]} draws random numbers in evaluation mode, so that no two answers are alike; "

@@ -95,7 +95,7 @@ def _keeps_rows_apart(head: Callable[[Tensor], Any], own: Tensor) -> bool:
         return True
     with torch.no_grad(), contextlib.suppress(Exception):
         one = own[:1].detach()
-        together = head(torch.cat([one, one / 2]))
+        together = head(torch.cat([one, 1 - 2 * one]))
         return first_agrees(together, 2, head(one.clone()))
     return False
 

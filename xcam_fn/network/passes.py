@@ -25,7 +25,7 @@ from xcam_fn.network.copies import unwrap
 from xcam_fn.network.places import ToSpatial, is_settled, to_spatial_of
 from xcam_fn.network.probe import Probe, made_up
 from xcam_fn.network.target_layer import Carrying, Layer, find, is_in_doubt, is_within, position_of
-from xcam_fn.network.vjp import by_autograd, detached, gradient, pulled_back
+from xcam_fn.network.vjp import by_autograd, detached, differentiated, gradient, pulled_back
 from xcam_fn.torch_state import is_readable, is_wrapped, outside_transforms
 
 Score = Callable[[Any], Tensor]
@@ -245,7 +245,7 @@ def _carrying(root: nn.Module, x: Tensor, score: Score) -> set[Key]:
         if not seen or not scores.requires_grad:
             return set()
         keys, values = zip(*seen, strict=True)  # a checkpoint runs, and is seen, again in the backward
-        grads = torch.autograd.grad(scores.sum(), values, allow_unused=True)
+        grads = differentiated(scores.sum(), values)
     return {key for key, grad in zip(keys, grads, strict=True) if grad is not None and grad.any()}
 
 

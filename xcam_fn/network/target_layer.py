@@ -137,7 +137,7 @@ def _submodule(root: nn.Module, path: str) -> nn.Module | None:
     module: nn.Module | None = root
     for part in path.split(".") if path else ():
         module = unwrap(module)
-        child = module._modules.get(part)
+        child = dict(module._modules.items()).get(part)  # a script's has no get
         if child is None and part not in ("module", "_orig_mod"):
             return None
         module = module if child is None else child

@@ -72,18 +72,21 @@ def gradient(scores: Tensor, at: Tensor, cotangent: Tensor, *, create_graph: boo
     if not scores.requires_grad:
         return None
     with torch.enable_grad() if create_graph else contextlib.nullcontext():
-        try:
-            (found,) = torch.autograd.grad(
-                scores, at, cotangent, create_graph=create_graph, retain_graph=True, allow_unused=True
-            )
-        except RuntimeError as error:
-            if checks.is_out_of_memory(error):
-                raise
-            raise ValueError(
-                f"the gradient of the score cannot be computed: {error}; give a checkpoint "
-                "use_reentrant=False; where an operation has no derivative, use rise, which needs none"
-            ) from error
+        (found,) = differentiated(scores, at, cotangent, create_graph=create_graph, retain_graph=True)
     return found
+
+
+def differentiated(*args: Any, **options: Any) -> tuple[Tensor | None, ...]:
+    """torch.autograd.grad, None for what the scores do not depend on; its errors become ours."""
+    try:
+        return torch.autograd.grad(*args, **options, allow_unused=True)
+    except RuntimeError as error:
+        if checks.is_out_of_memory(error):
+            raise
+        raise ValueError(
+            f"the gradient of the score cannot be computed: {error}; give a checkpoint "
+            "use_reentrant=False; where an operation has no derivative, use rise, which needs none"
+        ) from error
 
 
 def pulled_back(pullback: Pullback, scores: Tensor) -> Tensor:

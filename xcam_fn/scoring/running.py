@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, TypedDict, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from xcam_fn import checks
 from xcam_fn.network.calls import first_agrees, first_rows, outputs_agree, run_model
@@ -209,21 +210,47 @@ def default_chunk_size(x: Tensor, forwarded: nn.Module | None) -> int:
     return 4 if depthwise * 4 > len(convolutions) else 8
 
 
+class _Reads(TorchFunctionMode):
+    """Notes whether a forward reads values, as one does that branches on them."""
+
+    found = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.found |= func in _READING
+        return func(*args, **(kwargs or {}))
+
+
+_READING = {Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__, Tensor.item, Tensor.tolist}
+
+
 def check_rows(output: Any, run: Run, x: Tensor) -> None:
-    """Raise where a network's answer for an image depends on the others in the batch."""
-    if _is_exact(x) and len(x) > 1 and not first_agrees(output, len(x), run(x[:1])):
+    """Raise where a network's answer for an image depends on the others in the batch.
+
+    The first image is run alone, and where a forward reads values the others too: it may branch on the batch.
+    """
+    if not _is_exact(x) or len(x) == 1:
+        return
+    with _Reads() as reads:
+        agrees = first_agrees(output, len(x), run(x[:1]))
+    others = range(1, len(x) if reads.found else 1)
+    if not agrees or not all(first_agrees(run(x.roll(-i, 0)), len(x), run(x[i, None])) for i in others):
         raise ValueError(
             f"model: its answer for an image depends on the other {len(x) - 1} in the batch, as a norm over "
             "the batch makes it; explain one image at a time"
         )
 
 
-def keeps_rows_apart(run: Run, one: Tensor, other: Tensor) -> bool:
-    """Whether a network takes two images at once, and computes of each what it computes of it alone."""
+def keeps_rows_apart(run: Run, one: Tensor) -> bool:
+    """Whether a network computes of an image beside a very different one what it computes of it alone.
+
+    One that reads values is taken not to: it may branch on other images than these.
+    """
     if not _is_exact(one):
         return True
     try:
-        return first_agrees(run(torch.cat([one, other])), 2, run(one))
+        with _Reads() as reads:
+            together = run(torch.cat([one, 1 - 2 * one]))
+        return not reads.found and first_agrees(together, 2, run(one))
     except (ValueError, RuntimeError) as error:
         if checks.is_out_of_memory(error):
             raise
@@ -253,10 +280,10 @@ class Scoring:
         self.chunk_size = how.chunk_size or default_chunk_size(x, None if how.scorer else model)
         self.run, output = running_model(model, x, how, forwards=forwards, length=self.chunk_size)
         is_exact = how.precision == "float32" and how.scorer is None
+        self.explained = explained_score(output, len(x), cls, TARGETS[score])
         if is_exact:
             check_rows(output, self.run, x)
-        self.explained = explained_score(output, len(x), cls, TARGETS[score])
-        # Whether images can be scored together: found out by the first two of different perturbations.
+        # Whether images can be scored together: found out by the first of the perturbations.
         self._takes_many = None if is_exact else True
 
     def of(self, images: Tensor, which: Tensor) -> Tensor:
@@ -266,7 +293,7 @@ class Scoring:
         """
         count = images.shape[0]
         if self._takes_many is None and count > 1:
-            self._takes_many = keeps_rows_apart(self.run, images[:1], images[1:2])
+            self._takes_many = keeps_rows_apart(self.run, images[:1])
         if self._takes_many is not False:
             return self.explained.of(self.run(images), which)
         return torch.cat([self.explained.of(self.run(images[i, None]), which[i, None]) for i in range(count)])
