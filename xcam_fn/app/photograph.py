@@ -204,7 +204,7 @@ def explain(loaded: LoadedModel, asked: Asked, x: Float[Tensor, "1 C h w"], watc
 def _watched(model: nn.Module, x: Tensor, watch: Watch) -> dict[str, Any]:
     """The keywords with which methods and metrics run the network as they do by themselves, but watched."""
     with torch.no_grad():
-        run, _ = running_model(model, x, Running())
+        run, *_ = running_model(model, x, Running())
 
     def scorer(batch: Tensor) -> Any:
         watch(len(batch))

@@ -22,7 +22,7 @@ from xcam_fn.network.split import checked_scores
 from xcam_fn.network.target_layer import Layer, find
 from xcam_fn.network.vjp import recording
 from xcam_fn.perturb import perturbation_scores
-from xcam_fn.scoring.running import Running, Scoring, check_rows
+from xcam_fn.scoring.running import Running, Scoring, check_rows, watched
 from xcam_fn.scoring.score import TARGETS, Explained, check_score, explained_score
 from xcam_fn.targets import Classes, logit
 from xcam_fn.torch_state import in_transform
@@ -253,7 +253,8 @@ class Call:
         """The network cut at the layer, its head alone where it can be traced."""
         if "halves" not in self._of_network:
             found = self._pass()
-            check_rows(found.output, functools.partial(run_model, self.model), self.x)
+            run = functools.partial(run_model, self.model)
+            check_rows(found.output, run, self.x, reads=len(self.x) > 1 and watched(run, self.x[:1])[1])
             self._of_network["halves"] = halves(found, self.x)
         return self._of_network["halves"]
 

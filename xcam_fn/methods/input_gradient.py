@@ -19,7 +19,7 @@ from xcam_fn.network.forward import whole
 from xcam_fn.network.split import checked_scores
 from xcam_fn.network.vjp import pulled_back, vjp
 from xcam_fn.perturb import Baseline, baseline_images
-from xcam_fn.scoring.running import check_rows, keeps_rows_apart
+from xcam_fn.scoring.running import check_rows, keeps_rows_apart, watched
 from xcam_fn.scoring.score import explained_score
 from xcam_fn.targets import Target, logit
 
@@ -55,13 +55,13 @@ def integrated_gradients(
     x, cls = call.x, call.cls
     start = baseline_images(baseline, x)
     run = whole(call.model, x)
-    output = run(x)
-    check_rows(output, run, x)
+    output, reads = watched(run, x)
+    check_rows(output, run, x, reads=reads)
     explained = explained_score(output, len(x), cls, logit)
     call.many = explained.many
     # A target of the user's own is handed whole batches, one step of the path at a time.
     per_forward = len(x) if callable(cls) and not isinstance(cls, Target) else chunk_size
-    if per_forward > 1 and not keeps_rows_apart(run, x[:1]):
+    if reads or (per_forward > 1 and not keeps_rows_apart(run, x[:1])):
         per_forward = 1
     with StepByStep():  # attention that can be mapped over classes
         return (x - start)[:, None] * _path_gradient(run, x, start, explained.of, steps, per_forward)

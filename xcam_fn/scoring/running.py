@@ -93,11 +93,12 @@ def _has_compiler() -> bool:
 
 def running_model(
     model: nn.Module, x: Tensor, how: Running, *, forwards: int | None = None, length: int = 1
-) -> tuple[Run, Any]:
+) -> tuple[Run, Any, bool]:
     """What scores (the user's own callable, the model, or a copy made for this call), and its output for x.
 
-    The model itself runs where gradients or transforms have to pass through it, where a copy is not worth its
-    making, and where a copy fails on x or computes something else.
+    The model itself runs where gradients or transforms have to pass through it, where it reads values, where
+    a copy is not worth its making, and where a copy fails on x or computes something else. Last comes whether
+    it reads values, as one does that branches on them.
 
     Args:
         model: the network, in evaluation mode.
@@ -107,31 +108,32 @@ def running_model(
         length: images in a forward of what is compiled, at least.
     """
     if how.scorer is not None:
-        return how.scorer, how.scorer(x)
+        return how.scorer, how.scorer(x), False
     root = private_copy(unwrap(model), clone_buffers=False)  # what another thread changes, changes no score
     detached = records_nothing(x)
     itself: Run = lambda images: run_model(root, images, detached=detached)  # noqa: E731
+    expected, reads = watched(itself, x)
     plain = how.precision == "float32" and not how.compile
     if (
-        torch.is_grad_enabled()
+        reads
+        or torch.is_grad_enabled()
         or in_transform()
         or not checks.is_readable(x)
         or torch.is_autocast_enabled(x.device.type)
         or (plain and forwards is not None and forwards < _FEW)
     ):
-        return itself, itself(x)
+        return itself, expected, reads
     if not plain:
         copied = _copied(root, x, how)
         copied = _padded(copied, length) if how.compile else copied
-        return copied, copied(x)
-    expected = itself(x)
+        return copied, copied(x), False
     try:
         copied = _copied(root, x, how)
         found = copied(x)
         agrees = outputs_agree(found, expected)
     except Exception:  # what a network's copy may do wrong is beyond counting; the model itself is there
-        return itself, expected
-    return (_instead(copied, itself), found) if agrees else (itself, expected)
+        return itself, expected, False
+    return (_instead(copied, itself), found, False) if agrees else (itself, expected, False)
 
 
 def _instead(run: Run, itself: Run) -> Run:
@@ -223,17 +225,23 @@ class _Reads(TorchFunctionMode):
 _READING = {Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__, Tensor.item, Tensor.tolist}
 
 
-def check_rows(output: Any, run: Run, x: Tensor) -> None:
+def watched(run: Run, x: Tensor) -> tuple[Any, bool]:
+    """The output for x, and whether the forward reads values, as one does that branches on them."""
+    with _Reads() as reads:
+        return run(x), reads.found
+
+
+def check_rows(output: Any, run: Run, x: Tensor, *, reads: bool) -> None:
     """Raise where a network's answer for an image depends on the others in the batch.
 
     The first image is run alone, and where a forward reads values the others too: it may branch on the batch.
     """
     if not _is_exact(x) or len(x) == 1:
         return
-    with _Reads() as reads:
-        agrees = first_agrees(output, len(x), run(x[:1]))
-    others = range(1, len(x) if reads.found else 1)
-    if not agrees or not all(first_agrees(run(x.roll(-i, 0)), len(x), run(x[i, None])) for i in others):
+    others = range(1, len(x) if reads else 1)
+    if not first_agrees(output, len(x), run(x[:1])) or not all(
+        first_agrees(run(x.roll(-i, 0)), len(x), run(x[i, None])) for i in others
+    ):
         raise ValueError(
             f"model: its answer for an image depends on the other {len(x) - 1} in the batch, as a norm over "
             "the batch makes it; explain one image at a time"
@@ -241,16 +249,11 @@ def check_rows(output: Any, run: Run, x: Tensor) -> None:
 
 
 def keeps_rows_apart(run: Run, one: Tensor) -> bool:
-    """Whether a network computes of an image beside a very different one what it computes of it alone.
-
-    One that reads values is taken not to: it may branch on other images than these.
-    """
+    """Whether a network computes of an image beside a very different one what it computes of it alone."""
     if not _is_exact(one):
         return True
     try:
-        with _Reads() as reads:
-            together = run(torch.cat([one, 1 - 2 * one]))
-        return not reads.found and first_agrees(together, 2, run(one))
+        return first_agrees(run(torch.cat([one, 1 - 2 * one])), 2, run(one))
     except (ValueError, RuntimeError) as error:
         if checks.is_out_of_memory(error):
             raise
@@ -278,13 +281,13 @@ class Scoring:
         check_score(score)
         self.x, self.how = x, how
         self.chunk_size = how.chunk_size or default_chunk_size(x, None if how.scorer else model)
-        self.run, output = running_model(model, x, how, forwards=forwards, length=self.chunk_size)
+        self.run, output, reads = running_model(model, x, how, forwards=forwards, length=self.chunk_size)
         is_exact = how.precision == "float32" and how.scorer is None
         self.explained = explained_score(output, len(x), cls, TARGETS[score])
         if is_exact:
-            check_rows(output, self.run, x)
+            check_rows(output, self.run, x, reads=reads)
         # Whether images can be scored together: found out by the first of the perturbations.
-        self._takes_many = None if is_exact else True
+        self._takes_many = False if reads else None if is_exact else True
 
     def of(self, images: Tensor, which: Tensor) -> Tensor:
         """The scores (P, n) of images (P, C, *size) that stand for those of x that `which` says.
