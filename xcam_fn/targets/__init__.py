@@ -34,5 +34,6 @@ from xcam_fn.targets.target import Score, Target
 
 __all__ = [
     "ClassScore", "Classes", "Score", "Target", "class_index", "contrast", "describe", "detection",
-    "log_odds", "logit", "logits", "per_image", "probability", "regression", "resolve", "segment", "sigmoid", "similarity",
+    "log_odds", "logit", "logits", "per_image", "probability", "regression", "resolve", "segment", "sigmoid",
+    "similarity",
 ]  # fmt: skip

@@ -1,0 +1,22 @@
+"""TorchCAM's public names: `from xcam_fn.compat.torchcam.methods import LayerCAM`.
+
+An extractor remembers its arguments, registers no hook, and each call is a pure call of our functions. TorchCAM
+hooks the network and sees the forward that was run before an extractor is called; here it is told of it, in one
+of two ways:
+
+    extractor(cls, scores, input_tensor=x)           # the images themselves
+    model = xcam_fn.compat.torchcam.remember(model)  # or a model that remembers its last input and output
+    extractor = LayerCAM(model)
+
+What runs TorchCAM's own tests on this package can tell of it in a third way, which leaves them as they are: replace
+`xcam_fn.compat.torchcam.methods.core.last_call` by a function from a model to the last (input, output) of its
+forward, or None; the output is needed only where scores are made of it, such as its softmax.
+"""
+
+from importlib.metadata import version
+
+from xcam_fn import __version__
+from xcam_fn.compat.torchcam import explain, methods, metrics, utils
+from xcam_fn.compat.torchcam.methods.core import remember
+
+__all__ = ["__version__", "explain", "methods", "metrics", "remember", "utils", "version"]

@@ -1,0 +1,3 @@
+"""The search for a default layer, where TorchCAM has it."""
+
+from xcam_fn.compat.torchcam.methods.core import locate_candidate_layer as locate_candidate_layer
