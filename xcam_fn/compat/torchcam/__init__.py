@@ -13,10 +13,10 @@ What runs TorchCAM's own tests on this package can tell of it in a third way, wh
 forward, or None; the output is needed only where scores are made of it, such as its softmax.
 """
 
-from importlib.metadata import version
+import lazy_loader
 
-from xcam_fn import __version__
-from xcam_fn.compat.torchcam import explain, methods, metrics, utils
-from xcam_fn.compat.torchcam.methods.core import remember
-
-__all__ = ["__version__", "explain", "methods", "metrics", "remember", "utils", "version"]
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=["explain", "methods", "metrics", "utils"],
+    submod_attrs={"methods.core": ["remember"]},
+)

@@ -37,6 +37,7 @@ class _Metric:
     """
 
     sums: ClassVar[dict[str, str]]
+    baseline: Any = 0.0
 
     def __init__(self, cam_extractor: Any, logits_fn: Callable[[Any], Any] | None = None) -> None:
         self.cam_extractor, self.logits_fn = cam_extractor, logits_fn
@@ -85,13 +86,13 @@ class _Metric:
             return
         rows = kept.nonzero()[:, 0]
         asked = per_image([functions[i] for i in rows.tolist()]) if index is None else logit(index[rows])
-        x = x[rows].detach()
-        found = self._judged(x, resize(cam[rows], tuple(x.shape[2:])), _Read(read, asked))
+        base, x = baseline_images(self.baseline, x)[rows].detach(), x[rows].detach()
+        found = self._judged(x, resize(cam[rows], tuple(x.shape[2:])), _Read(read, asked), base)
         for name, values in zip(self.sums, found, strict=True):
             setattr(self, name, getattr(self, name) + float(values.sum()))
         self.total += len(x)
 
-    def _judged(self, x: Tensor, heatmaps: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+    def _judged(self, x: Tensor, heatmaps: Tensor, target: Target, base: Tensor) -> tuple[Tensor, Tensor]:
         """What is added up of each image, in the order of `sums`."""
         raise NotImplementedError
 
@@ -111,10 +112,10 @@ class ClassificationMetric(_Metric):
 
     sums: ClassVar[dict[str, str]] = {"drop": "avg_drop", "increase": "conf_increase"}
 
-    def _judged(self, x: Tensor, heatmaps: Tensor, target: Target) -> tuple[Tensor, Tensor]:
-        model = self.cam_extractor.model
-        drop, increase = metrics.average_drop, metrics.increase_in_confidence
-        return drop(model, x, heatmaps, target), increase(model, x, heatmaps, target)
+    def _judged(self, x: Tensor, heatmaps: Tensor, target: Target, base: Tensor) -> tuple[Tensor, Tensor]:
+        given: Any = (self.cam_extractor.model, x, heatmaps, target)
+        how: Any = {"baseline": base}
+        return metrics.average_drop(*given, **how), metrics.increase_in_confidence(*given, **how)
 
 
 class DeletionInsertionMetric(_Metric):
@@ -148,11 +149,11 @@ class DeletionInsertionMetric(_Metric):
         if not (baseline is None or isinstance(baseline, Tensor) or callable(baseline)):
             raise TypeError(f"baseline={baseline!r}; expected a tensor, a callable of the images, or None")
         super().__init__(cam_extractor, logits_fn)
-        self.steps, self.baseline, self.batch_size = steps, baseline, batch_size
+        self.steps, self.batch_size = steps, batch_size
+        self.baseline = 0.0 if baseline is None else baseline
 
-    def _judged(self, x: Tensor, heatmaps: Tensor, target: Target) -> tuple[Tensor, Tensor]:
-        how: Any = {"steps": self.steps, "chunk_size": self.batch_size}
-        how["baseline"] = baseline_images(0.0 if self.baseline is None else self.baseline, x)
+    def _judged(self, x: Tensor, heatmaps: Tensor, target: Target, base: Tensor) -> tuple[Tensor, Tensor]:
+        how: Any = {"steps": self.steps, "chunk_size": self.batch_size, "baseline": base}
         model = self.cam_extractor.model
         curves = [curve(model, x, heatmaps, target, **how) for curve in (metrics.deletion, metrics.insertion)]
         return curves[0].auc, curves[1].auc

@@ -28,6 +28,10 @@ def overlay_mask(
         raise ValueError(f"alpha argument is expected to be of type float between 0 and 1, and is {alpha!r}")
     if len(img.getbands()) not in (1, 3):
         raise ValueError(f"img argument needs to be a grayscale or RGB image, and is {img.mode}")
+    if len(mask.getbands()) != 1:
+        raise ValueError(f"mask argument needs to be a grayscale image, and is {mask.mode}")
     relevance = np.asarray(mask.resize(img.size, resample=Image.Resampling.BICUBIC))
     colors = Image.fromarray(mpl.colormaps.get_cmap(colormap)(relevance**2, bytes=True)[..., :3])
-    return Image.blend(colors, img.convert("RGB"), alpha)
+    bands = np.asarray(img).astype(np.uint8)  # as they are, whatever they mean
+    picture = Image.fromarray(bands if bands.ndim == 3 else np.stack([bands] * 3, -1))
+    return Image.blend(colors, picture, alpha)

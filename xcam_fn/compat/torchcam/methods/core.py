@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from xcam_fn.arguments import Count, Length, NonNegative, check
+from xcam_fn.arguments import Count, Length, check
 from xcam_fn.maps import last_axes, resize
 from xcam_fn.methods import METHODS
 from xcam_fn.methods.method import Method
@@ -114,9 +114,13 @@ def _stacked(cams: Any, shape: Sequence[int] | None, change: Callable[[Tensor], 
 class _Extractor:
     """What extractors do with hooks in TorchCAM: nothing, as there are none."""
 
-    hook_handles: ClassVar[tuple[()]] = ()
     model: nn.Module
     target_names: list[str]
+
+    @property
+    def hook_handles(self) -> list[Any]:
+        """None."""
+        return []
 
     def __enter__(self) -> Self:
         return self
@@ -169,6 +173,10 @@ class _CAM(_Extractor):
         for name in self.own:
             setattr(self, name, given[name])
         self.target_names = self._names(layer, given["input_shape"])
+        if given.get("fc_layer") is not None:
+            find(_network(self.model), given["fc_layer"])  # which is found by itself, and need only be there
+        if type(self) is CAM and len(self.target_names) > 1:
+            raise ValueError(f"target_layer={self.target_names}; CAM expects one layer")
 
     def _names(self, layer: Any, input_shape: tuple[int, ...]) -> list[str]:
         if layer is None:
@@ -350,7 +358,7 @@ class LeGrad(_CAM):
         enable_hooks: bool = True,  # noqa: ARG002
     ) -> None:
         if target_layer is None or target_layer == []:
-            raise ValueError(f"target_layer={target_layer}; LeGrad has no default: expected one block or more")
+            raise ValueError(f"target_layer={target_layer}; LeGrad has no default: expected one explicit target block or more")
         check("score_projection", score_projection, Callable | None)
         check("prefix_tokens", prefix_tokens, Length)
         if not (grid_shape is None or (isinstance(grid_shape, tuple) and len(grid_shape) == 2)):
@@ -472,8 +480,15 @@ class FinerCAM(_Around):
     ) -> None:
         if base_method not in (GradCAM, GradCAMpp, LayerCAM):
             raise TypeError(f"base_method={base_method!r}; expected GradCAM, GradCAMpp, or LayerCAM")
-        check("gamma", gamma, NonNegative)
-        check("num_references", num_references, Count)
+        real = "a real number, finite and non-negative"
+        for name, value, kind, expected in (
+            ("gamma", gamma, (int, float), real),
+            ("num_references", num_references, int, "a positive integer"),
+        ):
+            if isinstance(value, bool) or not isinstance(value, kind):
+                raise TypeError(f"{name}={value!r}; expected {expected}")
+            if not (expected != real) <= value < math.inf:
+                raise ValueError(f"{name}={value}; expected {expected}")
         self.gamma, self.num_references = float(gamma), num_references
         super().__init__(base_method(model, target_layer, input_shape=input_shape, **base_kwargs))
 
