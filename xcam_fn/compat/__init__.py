@@ -1,1 +1,1 @@
-"""Other libraries' public names over this library's functions, so that one import line is all that changes."""
+"""Other libraries' public names over this library's functions: one import line is all that changes."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from xcam_fn import metrics
 from xcam_fn.arguments import Count, check
-from xcam_fn.compat.torchcam.methods.core import _Extractor
+from xcam_fn.compat.torchcam.methods.core import _CAM
 from xcam_fn.maps import resize
 from xcam_fn.perturb import baseline_images
 from xcam_fn.targets import Target, class_index, logit, per_image
@@ -29,15 +30,11 @@ class _Read(Target):
 
 
 class _Metric:
-    """Sums over images, by the names of attributes.
+    """Sums over images of what metrics say of them: each metric, the sum's attribute and the mean's name."""
 
-    Args:
-        cam_extractor: what explains: it is called with a class and scores, and has a model.
-        logits_fn: what is done to the model's output before a class is read off, such as a softmax.
-    """
-
-    sums: ClassVar[dict[str, str]]
+    metrics: ClassVar[tuple[tuple[Any, str, str], ...]]
     baseline: Any = 0.0
+    how: Any = MappingProxyType({})
 
     def __init__(self, cam_extractor: Any, logits_fn: Callable[[Any], Any] | None = None) -> None:
         self.cam_extractor, self.logits_fn = cam_extractor, logits_fn
@@ -45,8 +42,7 @@ class _Metric:
 
     def reset(self) -> None:
         """Begin anew."""
-        for name in (*self.sums, "total", "nan_count"):
-            setattr(self, name, 0)
+        vars(self).update({total: 0.0 for _, total, _ in self.metrics}, total=0, nan_count=0)
 
     def update(
         self,
@@ -60,66 +56,61 @@ class _Metric:
         Args:
             input_tensor: (B, C, *size).
             class_idx: a class, one for each image, or None for the predicted ones.
-            targets: in place of class_idx, a function from an image's output to a score, or one for each image.
+            targets: in place of class_idx, a function from an image's output to a score, or one for each.
 
         Raises:
-            ValueError: both or a value out of range are given.
+            ValueError: both are given, or a value is out of range.
         """
         if targets is not None and class_idx is not None:
             raise ValueError("expected either class_idx or targets, not both")
-        x, read = input_tensor, self.logits_fn or (lambda output: output)
-        functions = targets if isinstance(targets, list) else [targets] * len(x)
-        output = self.cam_extractor.model(x)
+        extractor, x, read = self.cam_extractor, input_tensor, self.logits_fn or (lambda output: output)
+        output = extractor.model(x)
         scores = read(output)
-        more = {"input_tensor": (x, output)} if isinstance(self.cam_extractor, _Extractor) else {}
+        more: Any = {"input_tensor": (x, output)} if isinstance(extractor, _CAM) else {}
+        functions: Any = targets if isinstance(targets, list) else [targets] * len(x)
         if targets is None:
             index = class_index(class_idx, scores, "class_idx")
-            given = index.tolist() if class_idx is None else class_idx
-            cams = self.cam_extractor(given, scores, **more)
+            cams = extractor(index.tolist() if class_idx is None else class_idx, scores, **more)
         else:
             index = None
-            cams = self.cam_extractor(scores=scores, targets=functions, **more)
-        cam = self.cam_extractor.fuse_cams(cams).detach()
-        kept = ~cam.isnan().flatten(1).any(1)
-        self.nan_count += int((~kept).sum())
-        if not kept.any():
+            cams = extractor(scores=scores, targets=functions, **more)
+        cam = extractor.fuse_cams(cams).detach()
+        is_nan = cam.isnan().flatten(1).any(1)
+        self.nan_count += int(is_nan.sum())
+        rows = (~is_nan).nonzero()[:, 0]
+        if not len(rows):
             return
-        rows = kept.nonzero()[:, 0]
         asked = per_image([functions[i] for i in rows.tolist()]) if index is None else logit(index[rows])
         base, x = baseline_images(self.baseline, x)[rows].detach(), x[rows].detach()
-        found = self._judged(x, resize(cam[rows], tuple(x.shape[2:])), _Read(read, asked), base)
-        for name, values in zip(self.sums, found, strict=True):
-            setattr(self, name, getattr(self, name) + float(values.sum()))
+        given: Any = (extractor.model, x, resize(cam[rows], tuple(x.shape[2:])), _Read(read, asked))
+        for metric, total, _ in self.metrics:
+            found = metric(*given, baseline=base, **self.how)
+            setattr(self, total, getattr(self, total) + float(getattr(found, "auc", found).sum()))
         self.total += len(x)
 
-    def _judged(self, x: Tensor, heatmaps: Tensor, target: Target, base: Tensor) -> tuple[Tensor, Tensor]:
-        """What is added up of each image, in the order of `sums`."""
-        raise NotImplementedError
-
     def summary(self) -> dict[str, float]:
-        """The means over all images that were added.
-
-        Raises:
-            AssertionError: there are none.
-        """
+        """The means over all images that were added; AssertionError where there are none."""
         if not self.total:
             raise AssertionError("there are no images yet; update the metric before getting the summary")
-        return {name: getattr(self, total) / self.total for total, name in self.sums.items()}
+        return {name: getattr(self, total) / self.total for _, total, name in self.metrics}
 
 
 class ClassificationMetric(_Metric):
-    """Average drop and increase in confidence: `avg_drop` and `conf_increase`."""
+    """Average drop and increase in confidence.
 
-    sums: ClassVar[dict[str, str]] = {"drop": "avg_drop", "increase": "conf_increase"}
+    Args:
+        cam_extractor: what explains: it is called with a class and scores, and has a model.
+        logits_fn: what is done to the model's output before a class is read off, such as a softmax.
+    """
 
-    def _judged(self, x: Tensor, heatmaps: Tensor, target: Target, base: Tensor) -> tuple[Tensor, Tensor]:
-        given: Any = (self.cam_extractor.model, x, heatmaps, target)
-        how: Any = {"baseline": base}
-        return metrics.average_drop(*given, **how), metrics.increase_in_confidence(*given, **how)
+    metrics = (
+        (metrics.average_drop, "drop", "avg_drop"),
+        (metrics.increase_in_confidence, "increase", "conf_increase"),
+    )
 
 
 class DeletionInsertionMetric(_Metric):
-    """The areas under the curves of deletion and insertion: `deletion_auc` and `insertion_auc`.
+    """The areas under the curves of deletion and insertion.
 
     Args:
         cam_extractor: as for ClassificationMetric.
@@ -133,7 +124,10 @@ class DeletionInsertionMetric(_Metric):
         TypeError: an argument is of the wrong kind.
     """
 
-    sums: ClassVar[dict[str, str]] = {"deletion": "deletion_auc", "insertion": "insertion_auc"}
+    metrics = (
+        (metrics.deletion, "deletion", "deletion_auc"),
+        (metrics.insertion, "insertion", "insertion_auc"),
+    )
 
     def __init__(
         self,
@@ -146,14 +140,7 @@ class DeletionInsertionMetric(_Metric):
     ) -> None:
         check("steps", steps, Count)
         check("batch_size", batch_size, Count)
-        if not (baseline is None or isinstance(baseline, Tensor) or callable(baseline)):
-            raise TypeError(f"baseline={baseline!r}; expected a tensor, a callable of the images, or None")
-        super().__init__(cam_extractor, logits_fn)
-        self.steps, self.batch_size = steps, batch_size
+        check("baseline", baseline, Tensor | Callable | None)
+        self.how = {"steps": steps, "chunk_size": batch_size}
         self.baseline = 0.0 if baseline is None else baseline
-
-    def _judged(self, x: Tensor, heatmaps: Tensor, target: Target, base: Tensor) -> tuple[Tensor, Tensor]:
-        how: Any = {"steps": self.steps, "chunk_size": self.batch_size, "baseline": base}
-        model = self.cam_extractor.model
-        curves = [curve(model, x, heatmaps, target, **how) for curve in (metrics.deletion, metrics.insertion)]
-        return curves[0].auc, curves[1].auc
+        super().__init__(cam_extractor, logits_fn)
