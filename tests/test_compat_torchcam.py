@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 import networks
 import xcam_fn as xf
-from xcam_fn.compat.torchcam import methods, metrics, remember, utils
+from xcam_fn.compat.torchcam import explain, methods, metrics, remember, utils
 from xcam_fn.compat.torchcam.methods._utils import locate_candidate_layer
 from xcam_fn.perturb import normal
 
@@ -290,7 +290,7 @@ def test_what_is_printed_is_theirs(small):
         (lambda m, x: metrics.ClassificationMetric(methods.CAM(m, "second")).summary(), AssertionError, "update the metric"),
         (lambda m, x: metrics.DeletionInsertionMetric(None, steps=0), ValueError, "steps=0"),
         (lambda m, x: metrics.DeletionInsertionMetric(None, baseline=0), TypeError, "baseline"),
-        (lambda m, x: __import__("xcam_fn.compat.torchcam.explain").compat.torchcam.explain.explain(m, x), ValueError, "no counterpart"),
+        (explain.explain, ValueError, "no counterpart"),
     ],
 )  # fmt: skip
 def test_errors_name_the_argument(small, unchecked, call, kind, words):

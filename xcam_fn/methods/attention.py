@@ -100,10 +100,9 @@ def _names_of(
 ) -> list[str]:
     """The names of the blocks that were asked for, checked to be among those with attention."""
     names, known = [find(root, call.at(one).layer or "")[0] for one in blocks], [one.name for one in found]
-    strange = [name for name in names if name not in known]
-    if strange or not names:
-        holds = f"blocks holds {strange[0]!r}, which is" if strange else "blocks is empty, which is"
-        raise ValueError(f"{holds} no block with attention; expected one or more of {', '.join(known)}")
+    if strange := [name for name in names if name not in known]:
+        expected = f"expected one or more of {', '.join(known)}"
+        raise ValueError(f"blocks holds {strange[0]!r}, which is no block with attention; {expected}")
     return names
 
 
