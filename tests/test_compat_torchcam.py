@@ -99,7 +99,7 @@ def test_small_networks_agree(small, name):
 
 @pytest.mark.parametrize("name", [*GRADIENT, *MASKING])
 def test_lite0_agrees(lite0, photographs, name):
-    x = photographs if name in GRADIENT else F.interpolate(photographs, size=64, mode="bilinear")
+    x = photographs if name in GRADIENT else F.interpolate(photographs, size=40, mode="bilinear")
     layer = ["_blocks.10", "_blocks.15"] if name == "RefineCAM" else "_blocks.15"
     few = {"num_samples": 1} if name in ("ISCAM", "SSCAM") else {}
     assert_alike(*both(name, lite0, layer, x, **few))
