@@ -99,7 +99,7 @@ def test_small_networks_agree(small, name):
 
 @pytest.mark.parametrize("name", [*GRADIENT, *MASKING])
 def test_lite0_agrees(lite0, photographs, name):
-    x = photographs if name in GRADIENT else F.interpolate(photographs, size=40, mode="bilinear")
+    x = photographs if name in GRADIENT else F.interpolate(photographs, size=64, mode="bilinear")
     layer = ["_blocks.10", "_blocks.15"] if name == "RefineCAM" else "_blocks.15"
     few = {"num_samples": 1} if name in ("ISCAM", "SSCAM") else {}
     assert_alike(*both(name, lite0, layer, x, **few))
@@ -111,7 +111,7 @@ def test_resnet18_agrees(resnet18, photographs, name):
     if name == "CAM":
         layer = None
     elif name in MASKING:
-        layer, photographs = "layer1", F.interpolate(photographs, size=48, mode="bilinear")
+        layer, photographs = "layer1", F.interpolate(photographs, size=32, mode="bilinear")
     assert_alike(*both(name, resnet18, layer, photographs))
 
 
