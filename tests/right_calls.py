@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import operator
 import random
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -372,6 +373,11 @@ enter(
 )
 enter(
     "targets.regression", _scored(targets.regression), lambda w: {"output": w.randn(w.batch, 5), "index": 1}
+)
+enter(
+    "targets.per_image",
+    _scored(targets.per_image),
+    lambda w: {"output": w.randn(w.batch, 5), "functions": [operator.itemgetter(1)] * w.batch},
 )
 enter("targets.class_index", targets.class_index, lambda w: {"cls": 1, "values": w.randn(w.batch, 5)})
 enter("targets.resolve", lambda output, **given: targets.resolve(**given)(output), lambda w: {

@@ -16,6 +16,7 @@ from PIL import Image
 
 import xcam_fn as xf
 from xcam_fn import cli
+from xcam_fn.cli.options import Question
 
 XCAM = Path(sysconfig.get_path("scripts")) / "xcam"
 SMALL = "squeezenet1_1"
@@ -118,6 +119,15 @@ def test_a_photograph_is_never_written_over(folder, capsys):
     assert explain("cat.png", "--output", ".") == 0
     assert (folder / "cat.png").read_bytes() == before
     assert "  wrote cat_2.png" in capsys.readouterr().out
+
+
+def test_methods_go_by_familiar_names_and_in_lists_with_commas():
+    question = Question()
+    found = question.methods(["Grad-CAM++, ScoreCAM", "Grad-CAM, elementwise", "XGradCAM"])
+    assert list(found) == ["gradcam_pp", "scorecam", "gradcam_elementwise", "xgradcam"]
+    assert list(question.methods(["all"])) == list(xf.METHODS)
+    with pytest.raises(ValueError, match="method 'ScoreCM' is not known; did you mean 'scorecam'"):
+        question.methods(["gradcam,ScoreCM"])
 
 
 def test_methods_may_be_named_in_one_go_or_one_by_one(folder):

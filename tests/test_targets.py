@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -304,6 +305,18 @@ def test_a_batch_is_its_images(residual, method, target):
     run = xf.find_method(method, postprocess=None)
     singles = torch.cat([run(residual, "conv2", x[i : i + 1], target) for i in range(3)])
     torch.testing.assert_close(run(residual, "conv2", x, target), singles, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["gradcam", "scorecam", "ablationcam", "integrated_gradients"])
+def test_a_function_for_each_image_scores_its_own_image(residual, method):
+    x, run = made(3, 3, 8, 9), xf.find_method(method, postprocess=None)
+    expected = run(residual, "conv2", x, [1, 0, 3])
+    found = run(residual, "conv2", x, T.per_image([itemgetter(i) for i in (1, 0, 3)]))
+    if method == "scorecam":  # which explains the probability of a class, and of a function what it returns
+        expected = run(residual, "conv2", x, T.logit([1, 0, 3]))
+    torch.testing.assert_close(found, expected)
+    rows = [{"score": row} for row in residual(x)[:, 2:3]]
+    torch.testing.assert_close(T.per_image([itemgetter("score")] * 3)(rows), residual(x)[:, 2])
 
 
 def test_what_a_contrast_compares_stays_that_of_the_image_as_it_is(residual):
@@ -634,6 +647,8 @@ LOGITS = torch.zeros(2, 6)
         (T.contrast(), LOGITS[:, :1], r"contrast: the model has 1 class"),
         (T.log_odds(), LOGITS[:, :1], r"log_odds: the model has 1 class; .*regression\(\)"),
         (T.logit([[0, 1]] * 2) + T.logit([[0, 1, 2]] * 2), LOGITS, r"added up return shapes \(2, 2\), \(2, 3\)"),
+        (T.per_image([len, len]), LOGITS[:1], r"per_image: functions holds 2 function\(s\) for a batch of 1"),
+        (T.per_image([torch.exp] * 2), LOGITS, r"per_image: .*shape \(6,\); expected a scalar tensor"),
         (T.logit() + (lambda y: y), LOGITS, r"the target returned shape \(2, 6\); expected \(2,\)"),
     ],
 )  # fmt: skip
@@ -659,6 +674,13 @@ def test_a_target_that_does_not_fit_says_what_the_output_is(target, output, mess
         (lambda: T.contrast(count=0), ValueError, "count=0 is out of range"),
         (lambda: T.contrast(weighting="max"), ValueError, "weighting='max'; expected one of 'mean'"),
         (lambda: T.regression(-1), ValueError, "index=-1 is out of range"),
+        (lambda: T.per_image([3]), TypeError, "functions holds 3; expected one function for each image"),
+        (
+            lambda: T.per_image([len] * 2)(LOGITS[0, 0]),
+            TypeError,
+            "expected a tensor with a row for each image",
+        ),
+        (lambda: T.per_image([len] * 2)(LOGITS), TypeError, "a function returned a int; expected a scalar"),
         (lambda: np.nan * T.logit(), ValueError, "factor=nan is out of range"),
     ],
 )

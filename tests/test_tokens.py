@@ -500,3 +500,30 @@ def test_torchcam_legrad_agrees():
         theirs = extractor([1, 2], scores, normalized=False)
     ours = xf.legrad(vit, None, x, [1, 2], postprocess=None)
     torch.testing.assert_close(ours, theirs[0].reshape(ours.shape), rtol=0, atol=1e-5)
+
+
+def test_torchcam_legrad_of_chosen_blocks_agrees():
+    """Over a block that is not the last, and with a head that the network does not have."""
+    import torchcam.methods
+
+    vit, x = seeded(torchvision_vit()), images((32, 32))
+    first, last = vit.encoder.layers[0], vit.encoder.layers[-1]
+    chosen = {"first": [first], "both, by name": ["encoder.layers.encoder_layer_0", last]}
+    for blocks in chosen.values():
+        with torchcam.methods.LeGrad(vit, blocks) as extractor:
+            theirs = extractor([1, 2], vit(x), normalized=False)
+        head = lambda tokens: vit.heads(vit.encoder.ln(tokens.mean(1)))  # noqa: E731
+        ours = xf.legrad(vit, None, x, [1, 2], blocks=blocks, head=head, postprocess=None)
+        torch.testing.assert_close(ours, theirs[0].reshape(ours.shape), rtol=0, atol=1e-5)
+    last_of_all = xf.legrad(vit, None, x, 1, num_blocks=1)
+    torch.testing.assert_close(xf.legrad(vit, None, x, 1, blocks=[last]), last_of_all)
+
+
+def test_legrad_says_which_blocks_there_are():
+    vit, x = seeded(torchvision_vit()), images((32, 32))
+    with pytest.raises(
+        ValueError, match=r"'encoder.ln', .* no block with attention; expected .*encoder_layer_0, "
+    ):
+        xf.legrad(vit, None, x, 1, blocks=["encoder.ln"])
+    with pytest.raises(ValueError, match=r"num_blocks=1 and blocks=\['encoder.layers.*expected one of them"):
+        xf.legrad(vit, None, x, 1, blocks=["encoder.layers.encoder_layer_0"], num_blocks=1)

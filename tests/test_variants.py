@@ -13,6 +13,7 @@ from torchvision.transforms.functional import normalize, to_tensor
 
 import networks
 import xcam_fn as xf
+from xcam_fn.methods.catalog import own_name
 
 PHOTOGRAPHS = ("n02099601_golden_retriever", "n02123045_tabby", "n02391049_zebra", "n04285008_sports_car")
 KEYS = {
@@ -126,3 +127,37 @@ for library, methods in xf.VARIANTS.items():
 def test_the_error_says_what_there_is(arguments, words):
     with pytest.raises(ValueError, match=words):
         xf.find_method(arguments[0], variant=arguments[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("Grad-CAM++", "gradcam_pp"),
+        ("gradcam++", "gradcam_pp"),
+        ("GradCAMpp", "gradcam_pp"),
+        ("GradCAMPlusPlus", "gradcam_pp"),
+        ("Smooth Grad-CAM++", "smoothgradcam_pp"),
+        ("XGradCAM", "xgradcam"),
+        ("integrated-gradients", "integrated_gradients"),
+        ("Grad-CAM+SS-CAM", "gradcam+sscam"),
+        ("GradCAM+++ScoreCAM", "gradcam_pp+scorecam"),
+        ("Smooth(Layer-CAM)", "smooth(layercam)"),
+        ("eigen-smooth(smooth(Score CAM))", "eigen_smooth(smooth(scorecam))"),
+    ],
+)
+def test_methods_go_by_familiar_names(name, own):
+    assert own_name(name) == own_name(own) == own
+    if own in xf.METHODS:
+        assert xf.find_method(name) is xf.METHODS[own]
+
+
+def test_titles_are_names():
+    assert [own_name(method.title) for method in xf.METHODS.values()] == list(xf.METHODS)
+    for strange in ("gradcam+", "(gradcam", "gradcam!", "+"):
+        assert own_name(strange) == strange
+
+
+def test_a_near_miss_of_a_familiar_name_suggests():
+    for wrong, near in (("Grad-CM", "gradcam"), ("ScorCAM", "scorecam"), ("smooth(LayrCAM)", "layercam")):
+        with pytest.raises(ValueError, match=f"is not known; did you mean .*'{near}'"):
+            xf.find_method(wrong)

@@ -50,19 +50,18 @@ def gradcam_pp(
         eps: added to the denominator, ≥ 0; other libraries do, and it is not small beside G².
         local: take Σ A · G³ with each position's own G³ in place of Σ (A G³), another reading of equation 19;
             the two agree where the gradient is the same at every position.
-        divide: False leaves α at its numerator, G², as a library does; only the map's shape then means
-            anything, not its scale.
+        divide: False leaves α at its numerator, G², as a library does.
 
     References:
         Chattopadhyay et al. (arXiv:1710.11063), equations 10 and 19.
     """
     A, G = precise(A), precise(G)
+    if not divide:
+        return reduce(G**2 * G.relu(), "b k ... -> b k", "sum")
     # Divided by max|G|² above and below, α is the same, and G² does not underflow.
     scale = reduce(G.abs(), "b k ... -> b k", "max").amax(1)
     scale = torch.where(scale > 0, scale, 1.0).reshape(-1, *[1] * (G.ndim - 1))
     g = G / scale
-    if not divide:
-        return reduce(g**2 * G.relu(), "b k ... -> b k", "sum")
     third = _total(A) * g**3 if local else _total(A * g**3)
     denominator = 2 * g**2 + third * scale + eps / scale / scale
     return reduce(_ratio(g**2, denominator) * G.relu(), "b k ... -> b k", "sum")

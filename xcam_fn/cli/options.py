@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import runpy
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -81,11 +82,12 @@ class Question(LayerOf):
         return found
 
     def methods(self, names: Iterable[str], **more: Any) -> dict[str, xf.Method]:
-        """The methods of these names ("all" is `METHODS`), with the options that they take."""
+        """The methods of these names ("all" is `METHODS`) with the options they take, by own name."""
         from xcam_fn.methods.together import named_methods
 
         options = self.options
-        names = list(xf.METHODS) if list(names) == ["all"] else names
+        names = [name for listed in names for name in _listed(listed)]
+        names = list(xf.METHODS) if names == ["all"] else names
         found = {name: _method(name, self.variant, more | options) for name in names}
         try:
             named_methods({method.name: method for method in found.values()}, **options)
@@ -118,6 +120,21 @@ class Drawing(Question):
 def class_index(name: str | None, loaded: xf.models.LoadedModel) -> int | None:
     """Return the index of the class of that name, if one was named."""
     return None if name is None else xf.models.find_class(name, loaded.categories)
+
+
+def method_name(name: str) -> str:
+    """The name of a method as it is here; the reader's own keep theirs."""
+    from xcam_fn.methods.catalog import own_name
+
+    return name if ":" in name else own_name(name)
+
+
+def _listed(text: str) -> list[str]:
+    """The names of methods in a list with commas, which titles and wrappers may have within them."""
+    name = method_name(text)
+    if name in xf.METHODS:
+        return [name]
+    return [method_name(part.strip()) for part in re.split(r",(?![^(]*\))", text) if part.strip()]
 
 
 def _method(name: str, variant: str | None, options: dict[str, Any]) -> xf.Method:

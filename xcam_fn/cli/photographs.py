@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from tqdm import tqdm
 
 import xcam_fn as xf
-from xcam_fn.cli.options import ClassName, Drawing, Flag, Names, class_index
+from xcam_fn.cli.options import ClassName, Drawing, Flag, Names, class_index, method_name
 from xcam_fn.cli.text import NOTHING_READ, say, say_left_out, show, table
 
 _LEGEND = "drop and increase of confidence, area of insertion and of deletion"
@@ -116,7 +116,7 @@ def gallery(
         class_: a class to explain, an index or a name; once for each. [default: the likeliest]
         pairs: methods to fuse. [default: gradcam+sscam gradcam_pp+iscam xgradcam+ablationcam]
     """
-    names = list(dict.fromkeys(pairs or _PAIRS))
+    names = list(dict.fromkeys(map(method_name, pairs or _PAIRS)))
     for name in names:
         if name.count("+") != 1:
             raise ValueError(f"--pairs {name!r}: expected two methods and a plus, such as gradcam+scorecam")

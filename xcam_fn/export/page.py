@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from xcam_fn import checks
 from xcam_fn.export.file import onnx
 from xcam_fn.methods import METHODS
+from xcam_fn.methods.catalog import own_name
 from xcam_fn.models.load import LoadedModel
 from xcam_fn.network.split import default_layer
 from xcam_fn.network.target_layer import Layer
@@ -57,7 +58,7 @@ def page(
     settings = {
         "file": "model.onnx",
         "model": loaded.name,
-        "method": METHODS[method].title,
+        "method": METHODS[own_name(method)].title,
         "layer": name if isinstance(name, str) else type(name).__name__,
         "categories": loaded.categories,
         **preset._asdict(),

@@ -21,6 +21,7 @@ from xcam_fn.export.operators import PlainMean, table
 from xcam_fn.maps import heatmap
 from xcam_fn.methods import METHODS
 from xcam_fn.methods.call import Call
+from xcam_fn.methods.catalog import own_name
 from xcam_fn.network.split import default_layer
 from xcam_fn.network.target_layer import Layer
 from xcam_fn.targets import class_index, logits
@@ -111,6 +112,7 @@ class Explanation:
 
 def explanation(model: nn.Module, layer: Layer, x: Tensor, method: str, cls: int | None) -> Explanation:
     """What a file for this call computes; raises as the call itself does, untraced."""
+    method = own_name(method)
     if method not in METHODS_THAT_EXPORT:
         reason = "cannot be exported" if method in METHODS else "is not known"
         known = f"{', '.join(METHODS_THAT_EXPORT)}, which decide nothing on their way"

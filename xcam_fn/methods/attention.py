@@ -17,6 +17,7 @@ from xcam_fn.network.calls import Key, ModuleCall, module_calls, run_changed, wi
 from xcam_fn.network.copies import unwrap
 from xcam_fn.network.places import attention_positions, to_spatial_of
 from xcam_fn.network.probe import Probe
+from xcam_fn.network.target_layer import find
 from xcam_fn.network.vjp import pulled_back, records_nothing, vjp
 from xcam_fn.scoring.score import explained_score
 from xcam_fn.targets import logit
@@ -39,7 +40,13 @@ class _Block(NamedTuple):
     summary="how the score of each block's tokens rises with its attention to each patch",
     needs="attention over all patches", variants={"torchcam": {}},
 )  # fmt: skip
-def legrad(call: Call, *, num_blocks: Count | None = None) -> Tensor:
+def legrad(
+    call: Call,
+    *,
+    num_blocks: Count | None = None,
+    blocks: Sequence[str | nn.Module] | None = None,
+    head: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """LeGrad: how much the score of each block's tokens rises with the attention that it pays to each patch.
 
     s_l is the score that the network's head gives to block l's own tokens, A_l the block's attention; the map
@@ -49,6 +56,8 @@ def legrad(call: Call, *, num_blocks: Count | None = None) -> Tensor:
 
     Args:
         num_blocks: how many of the last blocks take part, ≥ 1; None takes all.
+        blocks: in place of num_blocks, the blocks that take part, names or modules.
+        head: what makes logits (B, classes) of a block's tokens (B, T, K); None takes the network's own.
 
     References:
         Bousselham et al. (arXiv:2404.03214), equations 6 to 9.
@@ -56,14 +65,21 @@ def legrad(call: Call, *, num_blocks: Count | None = None) -> Tensor:
     x, root = call.x, unwrap(call.model)
     calls = module_calls(root, x)
     found = [calls[position] for position in attention_positions(calls)]
+    names = None if blocks is None else _names_of(call, root, blocks, found)
+    if names is not None and num_blocks is not None:
+        raise ValueError(f"num_blocks={num_blocks} and blocks={names}: expected one of them")
     if num_blocks is not None:
         found = found[-num_blocks:]
-    blocks, output = _recorded(root, x, found)
+    recorded, output = _recorded(root, x, found)
     explained = explained_score(output, len(x), call.cls, logit)
     call.many = explained.many
     every = torch.arange(len(x), device=x.device)
-    head = _head_of(root, x, blocks)
-    relevances = [_relevance(block, lambda tokens: explained.of(head(tokens), every)) for block in blocks]
+    logits_of = head or _head_of(root, x, recorded)
+    relevances = [
+        _relevance(block, lambda tokens: explained.of(logits_of(tokens), every))
+        for block in recorded
+        if names is None or block.call.name in names
+    ]
     relevances = [one for one in relevances if one is not None]
     if not relevances:
         raise checks.StructureError(
@@ -77,6 +93,17 @@ def legrad(call: Call, *, num_blocks: Count | None = None) -> Tensor:
     maps = values if place is None else place(values)
     checks.check_features(maps, x, found[-1].name)
     return maps
+
+
+def _names_of(
+    call: Call, root: nn.Module, blocks: Sequence[str | nn.Module], found: Sequence[ModuleCall]
+) -> list[str]:
+    """The names of the blocks that were asked for, checked to be among those with attention."""
+    names, known = [find(root, call.at(one).layer or "")[0] for one in blocks], [one.name for one in found]
+    if strange := [name for name in names if name not in known]:
+        expected = f"expected one or more of {', '.join(known)}"
+        raise ValueError(f"blocks holds {strange[0]!r}, which is no block with attention; {expected}")
+    return names
 
 
 def _recorded(root: nn.Module, x: Tensor, found: Sequence[ModuleCall]) -> tuple[list[_Block], Any]:

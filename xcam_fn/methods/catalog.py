@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType, ModuleType
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -97,7 +98,8 @@ def find_method(name: str, *, variant: str | None = None, **options: Any) -> Met
 
     Args:
         name: a key of `METHODS`, or two of them with a plus: a gradient method's and a perturbation method's.
-            Around either, "smooth(…)", "eigen_smooth(…)", "multi_layer(…)" and "sess(…)".
+            Around either, "smooth(…)", "eigen_smooth(…)", "multi_layer(…)" and "sess(…)". Upper case,
+            hyphens, spaces and the like do not count: "Grad-CAM++" is "gradcam_pp".
         variant: a library of `VARIANTS` whose definitions to take; None for the papers'.
         **options: other defaults, such as num_samples=10, for the method and for what it fuses. Those that
             neither takes are left out.
@@ -112,6 +114,7 @@ def find_method(name: str, *, variant: str | None = None, **options: Any) -> Met
     """
     if variant is not None and variant not in _LIBRARIES:
         raise ValueError(f"variant {variant!r} is not known; expected one of {', '.join(_LIBRARIES)}")
+    name = own_name(name)
     gradient, region = _around_plus(name)
     if region:
         parts = [find_method(part, variant=variant, **options) for part in (gradient, region)]
@@ -128,6 +131,27 @@ def find_method(name: str, *, variant: str | None = None, **options: Any) -> Met
         known = ", ".join(m.name for m in METHODS.values() if variant in m.variants)
         raise ValueError(f"variant {variant!r} has no method {name!r}; it has {known}")
     return with_accepted(found if variant is None else found.variant(variant), options)
+
+
+def own_name(name: str) -> str:
+    """The name here of a method as others write it, "gradcam_pp" of "Grad-CAM++"; unknown ones stay."""
+    spelled = name.replace("++", "pp")
+    gradient, region = _around_plus(spelled)
+    if region:
+        return f"{own_name(gradient)}+{own_name(region)}"
+    wrapper, opened, inner = spelled.strip().removesuffix(")").partition("(")
+    if opened and spelled.rstrip().endswith(")"):
+        return f"{_by_letters(WRAPPERS).get(_letters(wrapper), wrapper)}({own_name(inner)})"
+    return _by_letters(METHODS).get(_letters(spelled), name)
+
+
+def _letters(name: str) -> str:
+    """A name without what libraries spell in different ways."""
+    return re.sub(r"[\s_,-]", "", name.casefold()).replace("plusplus", "pp")
+
+
+def _by_letters(registry: Mapping[str, Any]) -> dict[str, str]:
+    return {_letters(name): name for name in registry}
 
 
 def as_method(given: str | Callable[..., Any]) -> Any:
@@ -195,6 +219,7 @@ def _unknown(name: str) -> str:
     if "(" in name:
         around = ", ".join(f"{wrapper}(…)" for wrapper in WRAPPERS)
         return f"method {name!r} is not known; expected one of {around} around a method"
-    hint = checks.nearest(name, METHODS, "")
+    near = checks.nearest(_letters(name), METHODS, "")
+    hint = checks.nearest(name, METHODS, near)
     hint = f"{hint} (xcam methods lists them)" if hint else f"expected one or more of {', '.join(METHODS)}"
     return f"method {name!r} is not known; {hint}"

@@ -1,9 +1,10 @@
-"""The targets of dense outputs, detections, embeddings and numbers."""
+"""The targets of dense outputs, detections, embeddings and numbers, and of a function for each image."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from xcam_fn import checks
 from xcam_fn.targets.classes import class_index, is_sequence, is_whole
 from xcam_fn.targets.outputs import dense_logits, describe, detections, embeddings, numbers
-from xcam_fn.targets.target import Chosen, Reading, Target
+from xcam_fn.targets.target import Chosen, Fixed, Reading, Target
 
 
 def segment(cls: int | Sequence[int] | Tensor, mask: Any = None) -> Target:
@@ -244,3 +245,56 @@ def _of_images(name: str, value: Tensor, batch: int, *width: int) -> Tensor:
         wanted = f"{(*width,)} for all images or {(batch, *width)}"
         raise ValueError(f"{name} has shape {tuple(value.shape)} for a batch of {batch}; expected {wanted}")
     return value.expand(batch, *width)
+
+
+def per_image(functions: Sequence[Callable[[Any], Tensor]]) -> Target:
+    """The target that scores each image's own part of the output by a function of its own.
+
+        output      y₀      y₁      y₂
+                    ▼       ▼       ▼
+        functions   f₀      f₁      f₂     scores f₀(y₀), f₁(y₁), f₂(y₂)
+
+    The output is a tensor, one row for each image, or a list with something for each image.
+
+    Args:
+        functions: one for each image, from its part of the output to one score, a tensor of one value.
+
+    Raises:
+        TypeError: something in functions cannot be called; when called, one returns something else than a
+            tensor.
+        ValueError: when called: there are not as many functions as images, or one returns several values.
+    """
+    given = tuple(functions)
+    for function in given:
+        if not callable(function):
+            raise TypeError(f"per_image: functions holds {function!r}; expected one function for each image")
+    return _PerImage(given)
+
+
+@dataclass(frozen=True, eq=False)
+class _PerImage(Target):
+    """A function for each image, of its own part of the output."""
+
+    functions: tuple[Callable[[Any], Tensor], ...]
+
+    def fixed(self, output: Any) -> Fixed:
+        if not isinstance(output, (Tensor, list)) or (isinstance(output, Tensor) and output.ndim == 0):
+            expected = "a tensor with a row for each image, or a list with something for each"
+            raise TypeError(f"per_image: the model's output is {describe(output)}; expected {expected}")
+        if len(output) != len(self.functions):
+            has = f"{len(self.functions)} function(s) for a batch of {len(output)}"
+            raise ValueError(f"per_image: functions holds {has}; expected one function for each image")
+        return self._scores
+
+    def _scores(self, output: Any, which: Tensor | None) -> Tensor:
+        images = range(len(self.functions)) if which is None else which.tolist()
+        return torch.stack([_one_score(self.functions[i](o)) for i, o in zip(images, output, strict=True)])
+
+
+def _one_score(found: Any) -> Tensor:
+    returned = "per_image: a function returned"
+    if not isinstance(found, Tensor):
+        raise TypeError(f"{returned} a {type(found).__name__}; expected a scalar tensor")
+    if found.numel() != 1:
+        raise ValueError(f"{returned} a tensor of shape {tuple(found.shape)}; expected a scalar tensor")
+    return found.reshape(())

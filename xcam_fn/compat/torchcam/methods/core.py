@@ -1,0 +1,291 @@
+"""TorchCAM's extractors: their arguments and scaling as there, the maps from our methods."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from inspect import Parameter, Signature
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from xcam_fn.maps import last_axes, resize
+from xcam_fn.methods import METHODS
+from xcam_fn.network.calls import module_calls
+from xcam_fn.network.copies import private_copy
+from xcam_fn.network.target_layer import find
+from xcam_fn.targets import class_index, per_image, resolve
+from xcam_fn.torch_state import is_readable
+
+__all__ = ["OutputTarget"]
+
+OutputTarget = Callable[[Any], Tensor]
+logger = logging.getLogger(__name__)
+
+_OURS = {"batch_size": "chunk_size"}  # options that go by another name here
+_SHARED = {"input_shape": (3, 224, 224), "enable_hooks": True, "reshape_transform": None}
+_UNSEEN = (
+    "the forward to explain is not known, as no hook is there to see it: pass input_tensor=x, the images, or "
+    "make the extractor of model = xcam_fn.compat.torchcam.remember(model) and run that"
+)
+_OTHER = (
+    "scores is not what the model returns for the input; expected its output or, of what is computed of it, "
+    "input_tensor=(input, output) or a model that remembers both, xcam_fn.compat.torchcam.remember(model)"
+)
+
+
+class Remembering(nn.Module):
+    """A model that remembers the input and output of its last forward in each thread; `remember` makes it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.training, self.here = model, model.training, threading.local()
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        output = self.model(x, *args, **kwargs)
+        self.here.last = (x.detach().clone(), output)
+        return output
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("model"), name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "here"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({**state, "here": threading.local()})
+
+
+def remember(model: nn.Module) -> Remembering:
+    """The model as one that remembers its last forward, which an extractor made of it then explains.
+
+    Args:
+        model: the network; it is not copied, and its layers keep their names.
+
+    Returns:
+        A module that computes what the model does and has its attributes. Input and output, with the graph
+        that was recorded, stay in memory until the next forward of the same thread.
+    """
+    return Remembering(model)
+
+
+def last_call(model: nn.Module) -> tuple[Tensor, Any] | None:
+    """The last input and output of a model that remembers them, else None."""
+    return getattr(model.here, "last", None) if isinstance(model, Remembering) else None
+
+
+def locate_candidate_layer(mod: nn.Module, input_shape: tuple[int, ...] = (3, 224, 224)) -> str | None:
+    """The name of the last module whose output has more than one position; None where there is none.
+
+    Args:
+        mod: the network; it is run on zeros.
+        input_shape: of one image, (C, *size).
+    """
+    zeros = next(mod.parameters()).new_zeros(1, *input_shape)
+    calls = module_calls(private_copy(network_of(mod)).eval(), zeros)
+    spatial = [call.name for call in calls if len(call.shape) == zeros.ndim and set(call.shape[2:]) != {1}]
+    return next((name for name in reversed(spatial) if name), None)
+
+
+def network_of(model: nn.Module) -> Any:
+    return model.model if isinstance(model, Remembering) else model
+
+
+class _CAM:
+    """An extractor: it remembers its arguments, and is called as TorchCAM's are.
+
+    Args:
+        model: the network, in evaluation mode, or what `remember` made of it.
+        target_layer: a name, a module of the model, or a list of them; None for `locate_candidate_layer`.
+        input_shape: of one image, (C, *size), where target_layer is None.
+        enable_hooks: accepted; there are no hooks.
+        reshape_transform: arranges the layer's output as (B, K, *spatial).
+
+    Raises:
+        ValueError: the layer is not in the model.
+        TypeError: an argument is of the wrong kind.
+    """
+
+    method: ClassVar[Any] = None
+    own: ClassVar[dict[str, Any]] = {}
+    explains_scores: ClassVar[bool] = False
+    base_cam: Any = None  # the extractor that is asked, where there is one
+    scaled: Callable[[Tensor], Tensor] = staticmethod(lambda cam: cam)  # before maps of layers are fused
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        found = _signature(self.own).bind(*args, **kwargs)
+        found.apply_defaults()
+        given = found.arguments
+        self.model, layers, place = given["model"], given["target_layer"], given["reshape_transform"]
+        if not (place is None or callable(place)):
+            raise TypeError(f"reshape_transform is a {type(place).__name__}; expected a function")
+        if layers is None:
+            name = None if place else locate_candidate_layer(self.model, given["input_shape"])
+            if name is None:
+                raise ValueError("target_layer=None finds no layer; expected its name, or a module")
+            logger.warning(f"target_layer=None: {name!r} is explained")
+            layers = name
+        self.target_names = [self._name(one) for one in (layers if isinstance(layers, list) else [layers])]
+        if given.get("fc_layer") is not None:
+            self._name(given["fc_layer"])  # it has to be there; which it is, our method finds by itself
+        if "fc_layer" in self.own and len(self.target_names) > 1:
+            raise ValueError(f"target_layer={self.target_names}; CAM expects one layer")
+        self.reshape_transform = place
+        vars(self).update({name: given[name] for name in self.own})
+
+    def _name(self, layer: Any) -> str:
+        found, _ = find(network_of(self.model), layer)
+        return layer if isinstance(layer, str) else found
+
+    def __call__(
+        self,
+        class_idx: int | list[int] | None = None,
+        scores: Any = None,
+        normalized: bool = True,
+        *,
+        targets: OutputTarget | list[OutputTarget] | None = None,
+        input_tensor: Tensor | tuple[Tensor, Any] | None = None,
+        **options: Any,
+    ) -> list[Tensor]:
+        """The maps of a class, (B, *spatial) for each layer.
+
+        Args:
+            class_idx: a class, or one for each image.
+            scores: the model's output (B, classes), or what was computed of it, such as its softmax, which a
+                method of gradients then explains.
+            normalized: scale each map to [0, 1].
+            targets: in place of class_idx, a function from an image's output to a score, or one for each.
+            input_tensor: (B, C, *size), what the model was run on, or (input, output) of that; None where the
+                model remembers it.
+            **options: `retain_graph`, which is accepted, and the method's own, such as `eps`.
+
+        Raises:
+            ValueError: a value is out of range, or the forward is not known.
+            TypeError: an argument is of the wrong kind.
+        """
+        if (class_idx is None) == (targets is None):
+            raise ValueError("expected exactly one of class_idx and targets")
+        if targets is not None and self.method.name in ("cam", "legrad"):
+            raise ValueError(f"{type(self).__name__} does not support targets; expected class_idx")
+        seen = self.seen(input_tensor)
+        cls: Any = class_idx
+        if targets is not None:
+            cls = per_image(targets if isinstance(targets, list) else [targets] * len(seen[0]))
+        elif isinstance(scores, Tensor):
+            cls = class_index(class_idx, scores, "class_idx")
+        return self.maps(cls, scores, normalized, seen, **options)
+
+    def compute_cams(self, *args: Any, **options: Any) -> list[Tensor]:
+        """As the call."""
+        return self(*args, **options)
+
+    def seen(self, given: Any) -> tuple[Tensor, Any]:
+        """The input and, where it is known, the output of the forward to explain."""
+        found = given if isinstance(given, tuple) else (given, None)
+        found = last_call(self.model) if given is None else found
+        if found is None:
+            raise ValueError(_UNSEEN)
+        return found[0].detach(), found[1]
+
+    def maps(self, cls: Any, scores: Any, normalized: bool, seen: Any, **options: Any) -> list[Tensor]:
+        """The maps of a class or of a target as our methods take it."""
+        if self.explains_scores and scores is None:
+            raise ValueError("scores is required: expected what the model returned")
+        if self.explains_scores and scores is not seen[1]:
+            cls = _explained(cls, scores, seen[1])
+        options.pop("retain_graph", None)
+        options |= {_OURS.get(name, name): getattr(self, name) for name in self.own if name != "fc_layer"}
+        run = lambda layer, **more: self.method(  # noqa: E731
+            network_of(self.model), layer, seen[0], cls, postprocess=None, **more, **options
+        ).detach()
+        cams = self.raw(run)
+        return [unit(cam) for cam in cams] if normalized else cams
+
+    def raw(self, run: Callable[..., Tensor]) -> list[Tensor]:
+        """The maps of a function of a layer as they are before they are scaled."""
+        cams = [run(name, to_spatial=self.reshape_transform) for name in self.target_names]
+        return cams if self.method.name == "cam" else [cam.relu() for cam in cams]
+
+    @classmethod
+    def fuse_cams(cls, cams: list[Tensor], target_shape: tuple[int, ...] | None = None) -> Tensor:
+        """The largest value of several layers' maps at each position, (B, *target_shape).
+
+        Args:
+            cams: the maps, (B, *spatial) for each layer.
+            target_shape: of the result; None for the largest of the maps.
+        """
+        every = stacked(cams, target_shape, cls.scaled)
+        return cams[0] if len(cams) == 1 else every.amax(0)
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def enable_hooks(self) -> None:
+        """Do nothing: there are none."""
+
+    disable_hooks = remove_hooks = reset_hooks = enable_hooks
+    hook_handles = property(lambda _: [])
+
+    def __repr__(self) -> str:
+        shown = {} if self.base_cam is None else {"base_method": type(self.base_cam).__name__}
+        shown |= {} if "batch_size" in self.own else {"target_layer": self.target_names}
+        shown |= {name: getattr(self, name) for name in self.own if name != "fc_layer"}
+        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in shown.items())})"
+
+
+def _explained(cls: Any, scores: Any, output: Any) -> Callable[[Any], Tensor]:
+    """The target that is the class's score in `scores`, which are the output's values or computed of it."""
+    score = resolve(cls)
+    if isinstance(scores, Tensor) and scores.requires_grad and isinstance(output, Tensor):
+        try:
+            (G,) = torch.autograd.grad(score(scores).sum(), output, retain_graph=True)
+        except RuntimeError as error:
+            raise ValueError(_OTHER) from error
+        return lambda y: (G * y).flatten(1).sum(1)
+
+    def compared(y: Any) -> Tensor:
+        if isinstance(scores, Tensor) and isinstance(y, Tensor) and is_readable(y):
+            near = 0.01 * float(y.detach().abs().max())  # what reduced precision may do
+            if scores.shape != y.shape or bool(((scores - y).abs() > near).any()):
+                raise ValueError(_OTHER)
+        return score(y)
+
+    return compared
+
+
+def unit(cams: Tensor) -> Tensor:
+    """Each map from 0 to nearly 1: TorchCAM adds 1e-8 to what it divides by, which small maps show."""
+    over = last_axes(cams, cams.ndim - 1)
+    above = cams - cams.amin(over, keepdim=True)
+    return above / (above.amax(over, keepdim=True) + 1e-8)
+
+
+def stacked(cams: Any, shape: Sequence[int] | None, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """Maps (B, *spatial) of several layers, changed and then resized to one shape, (L, B, *shape)."""
+    if not isinstance(cams, list) or not all(isinstance(cam, Tensor) for cam in cams):
+        raise TypeError(f"cams is a {type(cams).__name__}; expected a list of tensors, one for each layer")
+    if not cams:
+        raise ValueError("cams is an empty list; expected the maps of one layer or more")
+    largest = tuple(map(max, zip(*(cam.shape[1:] for cam in cams), strict=True)))
+    return torch.stack([resize(change(cam), shape or largest) for cam in cams])
+
+
+def _signature(own: dict[str, Any]) -> Signature:
+    """The parameters of an extractor, its own after the layer."""
+    kind, every = Parameter.POSITIONAL_OR_KEYWORD, {"target_layer": None, **own, **_SHARED}
+    return Signature([Parameter("model", kind), *(Parameter(n, kind, default=d) for n, d in every.items())])
+
+
+def extractor(module: str, name: str, method: str, scores: bool = False, **own: Any) -> Any:
+    """One of TorchCAM's classes: our method as TorchCAM defines it, and the class's own arguments."""
+    found = METHODS[method].variant("torchcam")
+    about = {"__doc__": f"{found.title}: {found.summary}.", "__signature__": _signature(own)}
+    about |= {"__module__": module, "method": found, "own": own, "explains_scores": scores}
+    return type(name, (_CAM,), about)

@@ -1,0 +1,146 @@
+"""TorchCAM's metrics: what ours say of an extractor's heatmaps, added up over batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from xcam_fn import metrics
+from xcam_fn.arguments import Count, check
+from xcam_fn.compat.torchcam.methods.core import _CAM
+from xcam_fn.maps import resize
+from xcam_fn.perturb import baseline_images
+from xcam_fn.targets import Target, class_index, logit, per_image
+
+
+@dataclass(frozen=True, eq=False)
+class _Read(Target):
+    """A target of what is made of an output first."""
+
+    read: Callable[[Any], Any]
+    target: Target
+
+    def fixed(self, output: Any) -> Any:
+        scores = self.target.fixed(self.read(output))
+        return lambda output, which: scores(self.read(output), which)
+
+
+class _Metric:
+    """Sums over images of what metrics say of them: each metric, the sum's attribute and the mean's name."""
+
+    metrics: ClassVar[tuple[tuple[Any, str, str], ...]]
+    baseline: Any = 0.0
+    how: Any = MappingProxyType({})
+
+    def __init__(self, cam_extractor: Any, logits_fn: Callable[[Any], Any] | None = None) -> None:
+        self.cam_extractor, self.logits_fn = cam_extractor, logits_fn
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew."""
+        vars(self).update({total: 0.0 for _, total, _ in self.metrics}, total=0, nan_count=0)
+
+    def update(
+        self,
+        input_tensor: Tensor,
+        class_idx: int | list[int] | None = None,
+        *,
+        targets: Callable[[Any], Tensor] | list[Callable[[Any], Tensor]] | None = None,
+    ) -> None:
+        """Explain images and add up what their heatmaps are worth; those that hold NaN are only counted.
+
+        Args:
+            input_tensor: (B, C, *size).
+            class_idx: a class, one for each image, or None for the predicted ones.
+            targets: in place of class_idx, a function from an image's output to a score, or one for each.
+
+        Raises:
+            ValueError: both are given, or a value is out of range.
+        """
+        if targets is not None and class_idx is not None:
+            raise ValueError("expected either class_idx or targets, not both")
+        extractor, x, read = self.cam_extractor, input_tensor, self.logits_fn or (lambda output: output)
+        output = extractor.model(x)
+        scores = read(output)
+        more: Any = {"input_tensor": (x, output)} if isinstance(extractor, _CAM) else {}
+        functions: Any = targets if isinstance(targets, list) else [targets] * len(x)
+        if targets is None:
+            index = class_index(class_idx, scores, "class_idx")
+            cams = extractor(index.tolist() if class_idx is None else class_idx, scores, **more)
+        else:
+            index = None
+            cams = extractor(scores=scores, targets=functions, **more)
+        cam = extractor.fuse_cams(cams).detach()
+        is_nan = cam.isnan().flatten(1).any(1)
+        self.nan_count += int(is_nan.sum())
+        rows = (~is_nan).nonzero()[:, 0]
+        if not len(rows):
+            return
+        asked = per_image([functions[i] for i in rows.tolist()]) if index is None else logit(index[rows])
+        base, x = baseline_images(self.baseline, x)[rows].detach(), x[rows].detach()
+        given: Any = (extractor.model, x, resize(cam[rows], tuple(x.shape[2:])), _Read(read, asked))
+        for metric, total, _ in self.metrics:
+            found = metric(*given, baseline=base, **self.how)
+            setattr(self, total, getattr(self, total) + float(getattr(found, "auc", found).sum()))
+        self.total += len(x)
+
+    def summary(self) -> dict[str, float]:
+        """The means over all images that were added; AssertionError where there are none."""
+        if not self.total:
+            raise AssertionError("there are no images yet; update the metric before getting the summary")
+        return {name: getattr(self, total) / self.total for _, total, name in self.metrics}
+
+
+class ClassificationMetric(_Metric):
+    """Average drop and increase in confidence.
+
+    Args:
+        cam_extractor: what explains: it is called with a class and scores, and has a model.
+        logits_fn: what is done to the model's output before a class is read off, such as a softmax.
+    """
+
+    metrics = (
+        (metrics.average_drop, "drop", "avg_drop"),
+        (metrics.increase_in_confidence, "increase", "conf_increase"),
+    )
+
+
+class DeletionInsertionMetric(_Metric):
+    """The areas under the curves of deletion and insertion.
+
+    Args:
+        cam_extractor: as for ClassificationMetric.
+        logits_fn: as for ClassificationMetric.
+        steps: how many, ≥ 1.
+        baseline: what pixels are replaced by, a tensor, a callable of the images, or None for zeros.
+        batch_size: perturbed images in one forward, ≥ 1.
+
+    Raises:
+        ValueError: steps or batch_size is out of range.
+        TypeError: an argument is of the wrong kind.
+    """
+
+    metrics = (
+        (metrics.deletion, "deletion", "deletion_auc"),
+        (metrics.insertion, "insertion", "insertion_auc"),
+    )
+
+    def __init__(
+        self,
+        cam_extractor: Any,
+        logits_fn: Callable[[Any], Any] | None = None,
+        *,
+        steps: int = 20,
+        baseline: Tensor | Callable[[Tensor], Tensor] | None = None,
+        batch_size: int = 32,
+    ) -> None:
+        check("steps", steps, Count)
+        check("batch_size", batch_size, Count)
+        check("baseline", baseline, Tensor | Callable | None)
+        self.how = {"steps": steps, "chunk_size": batch_size}
+        self.baseline = 0.0 if baseline is None else baseline
+        super().__init__(cam_extractor, logits_fn)
