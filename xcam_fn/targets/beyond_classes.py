@@ -1,9 +1,9 @@
-"""The targets of dense outputs, detections, embeddings and numbers."""
+"""The targets of dense outputs, detections, embeddings and numbers, and of a callable for each image."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from xcam_fn import checks
 from xcam_fn.targets.classes import class_index, is_sequence, is_whole
-from xcam_fn.targets.outputs import dense_logits, describe, detections, embeddings, numbers
+from xcam_fn.targets.outputs import dense_logits, describe, detections, embeddings, numbers, of_images
 from xcam_fn.targets.target import Chosen, Reading, Target
 
 
@@ -226,6 +226,46 @@ def _number(index: int, output: Any, which: Tensor | None) -> Tensor:  # noqa: A
         has = f"the model's output is {describe(values)}"
         raise ValueError(f"regression: index={index} is out of range: {has}; expected 0 to {count - 1}")
     return values[:, index]
+
+
+def each(targets: Sequence[Callable[[Any], Tensor]]) -> Target:
+    """The target that scores each image by a callable of its own.
+
+        output (B, ...)     row 0    row 1
+        targets               f        g       scores f(row 0), g(row 1)
+
+    A callable is handed what the network returns for its image: a row of the logits or, of a list such as
+    a detector's, the entry.
+
+    Args:
+        targets: a callable for each image, from its part of the output to one floating-point number.
+
+    Raises:
+        TypeError: targets is no list of callables.
+        ValueError: targets is empty; when called: there are not as many as images, the output has no rows, or
+            a callable returns something else than one number.
+    """
+    if not is_sequence(targets) or not all(callable(target) for target in targets):
+        raise TypeError(f"each: targets={targets!r}; expected a list of callables, one for each image")
+    if len(targets) == 0:
+        raise ValueError("each: targets is empty; expected a callable for each image")
+    return Chosen(functools.partial(_each, tuple(targets)))
+
+
+def _each(targets: tuple[Callable[[Any], Tensor], ...], output: Any, which: Tensor | None) -> Tensor:
+    rows, images = of_images(output), range(len(targets)) if which is None else which.tolist()
+    if len(rows) != len(images):
+        has = f"{len(images)} targets, but the model's output is for {len(rows)} images"
+        raise ValueError(f"each: {has}; expected a callable for each image")
+    return torch.stack([_one_number(targets[image], row) for image, row in zip(images, rows, strict=True)])
+
+
+def _one_number(target: Callable[[Any], Tensor], row: Any) -> Tensor:
+    found = target(row)
+    if not isinstance(found, Tensor) or found.numel() != 1:
+        remedy = "expected a tensor of one number, the score of one image"
+        raise ValueError(f"each: a target returned {describe(found)}; {remedy}")
+    return found.reshape(())
 
 
 def finite(name: str, value: Any) -> Tensor:
