@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -184,21 +185,6 @@ def test_regression_is_the_number_itself():
     torch.testing.assert_close((-T.regression())({"logits": y}), -y[:, 0])
 
 
-def test_each_image_has_a_callable_of_its_own():
-    y = made(2, 7)
-    wanted = torch.stack([y[0, 1], y[1].max()])
-    target = T.each([lambda row: row[1], lambda row: row.max()[None]])
-    assert torch.equal(target(y), wanted)
-    assert torch.equal(target({"logits": y}), wanted)
-    changed = torch.cat([y, y.flip(0)])
-    assert torch.equal(
-        target.fixed(y)(changed, torch.tensor([0, 1, 1, 0]))[2:], torch.stack([y[1].max(), y[0, 1]])
-    )
-    detected = [{"scores": torch.tensor([0.5, 0.25])}, {"scores": torch.tensor([0.125])}]
-    found = T.each([lambda one: one["scores"].sum()] * 2)(detected)
-    assert found.tolist() == [0.75, 0.125]
-
-
 def test_the_probability_of_one_logit_is_its_sigmoid():
     y = made(4, 1).requires_grad_(True)
     for cls in (None, 0, [[0]] * 4):
@@ -305,20 +291,11 @@ COMPOSED = {
     "regression": T.regression(2),
     "similarity": T.similarity(made(5, seed=4)),
 }
-PLAIN = [lambda row: row[1], lambda row: row.softmax(-1)[2], lambda row: row[0] - row[3]]
 
 
 @pytest.fixture(scope="module")
 def residual() -> nn.Module:
     return seeded(Residual(), 8)
-
-
-@pytest.mark.parametrize("method", ["gradcam", "scorecam", "ablationcam", "integrated_gradients"])
-def test_each_callable_explains_its_own_image(residual, method):
-    x = made(3, 3, 8, 9)
-    run = lambda x, targets: xf.METHODS[method](residual, "conv2", x, T.each(targets), postprocess=None)  # noqa: E731
-    alone = [run(x[i : i + 1], PLAIN[i : i + 1]) for i in range(3)]
-    torch.testing.assert_close(run(x, PLAIN), torch.cat(alone), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("target", COMPOSED.values(), ids=COMPOSED)
@@ -328,6 +305,18 @@ def test_a_batch_is_its_images(residual, method, target):
     run = xf.find_method(method, postprocess=None)
     singles = torch.cat([run(residual, "conv2", x[i : i + 1], target) for i in range(3)])
     torch.testing.assert_close(run(residual, "conv2", x, target), singles, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["gradcam", "scorecam", "ablationcam", "integrated_gradients"])
+def test_a_function_for_each_image_scores_its_own_image(residual, method):
+    x, run = made(3, 3, 8, 9), xf.find_method(method, postprocess=None)
+    expected = run(residual, "conv2", x, [1, 0, 3])
+    found = run(residual, "conv2", x, T.per_image([itemgetter(i) for i in (1, 0, 3)]))
+    if method == "scorecam":  # which explains the probability of a class, and of a function what it returns
+        expected = run(residual, "conv2", x, T.logit([1, 0, 3]))
+    torch.testing.assert_close(found, expected)
+    rows = [{"score": row} for row in residual(x)[:, 2:3]]
+    torch.testing.assert_close(T.per_image([itemgetter("score")] * 3)(rows), residual(x)[:, 2])
 
 
 def test_what_a_contrast_compares_stays_that_of_the_image_as_it_is(residual):
@@ -658,8 +647,8 @@ LOGITS = torch.zeros(2, 6)
         (T.contrast(), LOGITS[:, :1], r"contrast: the model has 1 class"),
         (T.log_odds(), LOGITS[:, :1], r"log_odds: the model has 1 class; .*regression\(\)"),
         (T.logit([[0, 1]] * 2) + T.logit([[0, 1, 2]] * 2), LOGITS, r"added up return shapes \(2, 2\), \(2, 3\)"),
-        (T.each([torch.max] * 3), LOGITS, "each: 3 targets, but the model's output is for 2 images"),
-        (T.each([torch.relu] * 2), LOGITS, r"each: a target returned a tensor of shape \(6,\); expected a tensor of one"),
+        (T.per_image([len, len]), LOGITS[:1], r"per_image: functions holds 2 function\(s\) for a batch of 1"),
+        (T.per_image([torch.exp] * 2), LOGITS, r"per_image: .*shape \(6,\); expected a scalar tensor"),
         (T.logit() + (lambda y: y), LOGITS, r"the target returned shape \(2, 6\); expected \(2,\)"),
     ],
 )  # fmt: skip
@@ -685,8 +674,13 @@ def test_a_target_that_does_not_fit_says_what_the_output_is(target, output, mess
         (lambda: T.contrast(count=0), ValueError, "count=0 is out of range"),
         (lambda: T.contrast(weighting="max"), ValueError, "weighting='max'; expected one of 'mean'"),
         (lambda: T.regression(-1), ValueError, "index=-1 is out of range"),
-        (lambda: T.each(torch.max), TypeError, "each: targets=.*; expected a list of callables"),
-        (lambda: T.each([]), ValueError, "each: targets is empty"),
+        (lambda: T.per_image([3]), TypeError, "functions holds 3; expected one function for each image"),
+        (
+            lambda: T.per_image([len] * 2)(LOGITS[0, 0]),
+            TypeError,
+            "expected a tensor with a row for each image",
+        ),
+        (lambda: T.per_image([len] * 2)(LOGITS), TypeError, "a function returned a int; expected a scalar"),
         (lambda: np.nan * T.logit(), ValueError, "factor=nan is out of range"),
     ],
 )

@@ -7,7 +7,7 @@
 | a list of detections       | `detection`, for torchvision's detectors                                   |
 | embeddings (B, D)          | `similarity`: image_embeds and pooler_output too                           |
 | numbers (B,) or (B, n)     | `regression`                                                               |
-| anything, a row an image   | `each`, of a callable for each image                                       |
+| something for each image   | `per_image`, a function for each                                           |
 
 Each takes the model's output to scores (B,), or (B, n) where n classes of each image are asked for.
 Targets are added, subtracted and multiplied by numbers, also with callables of your own:
@@ -17,7 +17,7 @@ Targets are added, subtracted and multiplied by numbers, also with callables of 
 the search for logits, embeddings or detections in an output. Nothing here runs a network.
 """
 
-from xcam_fn.targets.beyond_classes import detection, each, regression, segment, similarity
+from xcam_fn.targets.beyond_classes import detection, per_image, regression, segment, similarity
 from xcam_fn.targets.classes import (
     Classes,
     ClassScore,
@@ -33,6 +33,7 @@ from xcam_fn.targets.outputs import describe, logits
 from xcam_fn.targets.target import Score, Target
 
 __all__ = [
-    "ClassScore", "Classes", "Score", "Target", "class_index", "contrast", "describe", "detection", "each",
-    "log_odds", "logit", "logits", "probability", "regression", "resolve", "segment", "sigmoid", "similarity",
+    "ClassScore", "Classes", "Score", "Target", "class_index", "contrast", "describe", "detection",
+    "log_odds", "logit", "logits", "per_image", "probability", "regression", "resolve", "segment", "sigmoid",
+    "similarity",
 ]  # fmt: skip

@@ -1,9 +1,10 @@
-"""The targets of dense outputs, detections, embeddings and numbers, and of a callable for each image."""
+"""The targets of dense outputs, detections, embeddings and numbers, and of a function for each image."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,8 @@ from torch import Tensor
 
 from xcam_fn import checks
 from xcam_fn.targets.classes import class_index, is_sequence, is_whole
-from xcam_fn.targets.outputs import dense_logits, describe, detections, embeddings, numbers, of_images
-from xcam_fn.targets.target import Chosen, Reading, Target
+from xcam_fn.targets.outputs import dense_logits, describe, detections, embeddings, numbers
+from xcam_fn.targets.target import Chosen, Fixed, Reading, Target
 
 
 def segment(cls: int | Sequence[int] | Tensor, mask: Any = None) -> Target:
@@ -228,46 +229,6 @@ def _number(index: int, output: Any, which: Tensor | None) -> Tensor:  # noqa: A
     return values[:, index]
 
 
-def each(targets: Sequence[Callable[[Any], Tensor]]) -> Target:
-    """The target that scores each image by a callable of its own.
-
-        output (B, ...)     row 0    row 1
-        targets               f        g       scores f(row 0), g(row 1)
-
-    A callable is handed what the network returns for its image: a row of the logits or, of a list such as
-    a detector's, the entry.
-
-    Args:
-        targets: a callable for each image, from its part of the output to one floating-point number.
-
-    Raises:
-        TypeError: targets is no list of callables.
-        ValueError: targets is empty; when called: there are not as many as images, the output has no rows, or
-            a callable returns something else than one number.
-    """
-    if not is_sequence(targets) or not all(callable(target) for target in targets):
-        raise TypeError(f"each: targets={targets!r}; expected a list of callables, one for each image")
-    if len(targets) == 0:
-        raise ValueError("each: targets is empty; expected a callable for each image")
-    return Chosen(functools.partial(_each, tuple(targets)))
-
-
-def _each(targets: tuple[Callable[[Any], Tensor], ...], output: Any, which: Tensor | None) -> Tensor:
-    rows, images = of_images(output), range(len(targets)) if which is None else which.tolist()
-    if len(rows) != len(images):
-        has = f"{len(images)} targets, but the model's output is for {len(rows)} images"
-        raise ValueError(f"each: {has}; expected a callable for each image")
-    return torch.stack([_one_number(targets[image], row) for image, row in zip(images, rows, strict=True)])
-
-
-def _one_number(target: Callable[[Any], Tensor], row: Any) -> Tensor:
-    found = target(row)
-    if not isinstance(found, Tensor) or found.numel() != 1:
-        remedy = "expected a tensor of one number, the score of one image"
-        raise ValueError(f"each: a target returned {describe(found)}; {remedy}")
-    return found.reshape(())
-
-
 def finite(name: str, value: Any) -> Tensor:
     """Something like an array as a tensor of finite floating-point numbers."""
     try:
@@ -284,3 +245,56 @@ def _of_images(name: str, value: Tensor, batch: int, *width: int) -> Tensor:
         wanted = f"{(*width,)} for all images or {(batch, *width)}"
         raise ValueError(f"{name} has shape {tuple(value.shape)} for a batch of {batch}; expected {wanted}")
     return value.expand(batch, *width)
+
+
+def per_image(functions: Sequence[Callable[[Any], Tensor]]) -> Target:
+    """The target that scores each image's own part of the output by a function of its own.
+
+        output      y₀      y₁      y₂
+                    ▼       ▼       ▼
+        functions   f₀      f₁      f₂     scores f₀(y₀), f₁(y₁), f₂(y₂)
+
+    The output is a tensor, one row for each image, or a list with something for each image.
+
+    Args:
+        functions: one for each image, from its part of the output to one score, a tensor of one value.
+
+    Raises:
+        TypeError: something in functions cannot be called; when called, one returns something else than a
+            tensor.
+        ValueError: when called: there are not as many functions as images, or one returns several values.
+    """
+    given = tuple(functions)
+    for function in given:
+        if not callable(function):
+            raise TypeError(f"per_image: functions holds {function!r}; expected one function for each image")
+    return _PerImage(given)
+
+
+@dataclass(frozen=True, eq=False)
+class _PerImage(Target):
+    """A function for each image, of its own part of the output."""
+
+    functions: tuple[Callable[[Any], Tensor], ...]
+
+    def fixed(self, output: Any) -> Fixed:
+        if not isinstance(output, (Tensor, list)) or (isinstance(output, Tensor) and output.ndim == 0):
+            expected = "a tensor with a row for each image, or a list with something for each"
+            raise TypeError(f"per_image: the model's output is {describe(output)}; expected {expected}")
+        if len(output) != len(self.functions):
+            has = f"{len(self.functions)} function(s) for a batch of {len(output)}"
+            raise ValueError(f"per_image: functions holds {has}; expected one function for each image")
+        return self._scores
+
+    def _scores(self, output: Any, which: Tensor | None) -> Tensor:
+        images = range(len(self.functions)) if which is None else which.tolist()
+        return torch.stack([_one_score(self.functions[i](o)) for i, o in zip(images, output, strict=True)])
+
+
+def _one_score(found: Any) -> Tensor:
+    returned = "per_image: a function returned"
+    if not isinstance(found, Tensor):
+        raise TypeError(f"{returned} a {type(found).__name__}; expected a scalar tensor")
+    if found.numel() != 1:
+        raise ValueError(f"{returned} a tensor of shape {tuple(found.shape)}; expected a scalar tensor")
+    return found.reshape(())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxtyping import Float
@@ -15,7 +15,6 @@ _LOGITS = ("logits", "out")
 _EMBEDDINGS = ("image_embeds", "pooler_output", "embedding")
 _DETECTIONS = ("boxes", "labels", "scores")
 _WITH_LOGITS = "an object with .logits or a dict with 'logits' or 'out'"
-_ROWS = f"a row or an entry for each image, {_WITH_LOGITS}"
 
 
 @checked
@@ -54,14 +53,6 @@ def numbers(output: Any) -> Float[Tensor, "B n"]:
     expected = f"shape (B,) or (B, n), {_WITH_LOGITS}"
     found = _read(output, _LOGITS, lambda y: y.ndim in (1, 2), expected, "regression: ", in_parts=True)
     return found if found.ndim == 2 else found[:, None]
-
-
-def of_images(output: Any) -> Sequence[Any]:
-    """What the network returned for each image: entries of a list without tensors, else rows of a tensor."""
-    is_list = isinstance(output, (list, tuple)) and not any(isinstance(one, Tensor) for one in output)
-    if is_list and len(output) > 0:
-        return output
-    return _read(output, _LOGITS, lambda y: y.ndim > 0, _ROWS, "each: ", in_parts=True).unbind()
 
 
 def detections(output: Any) -> list[dict[str, Tensor]]:

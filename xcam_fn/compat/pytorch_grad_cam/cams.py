@@ -16,7 +16,7 @@ from xcam_fn.compat.pytorch_grad_cam.utils.model_targets import ClassifierOutput
 from xcam_fn.methods.call import Call
 from xcam_fn.network.copies import private_copy, unwrap
 from xcam_fn.network.target_layer import find
-from xcam_fn.targets import Classes, each, logits
+from xcam_fn.targets import Classes, logits, per_image
 from xcam_fn.targets.target import Reading
 
 __all__ = [
@@ -50,7 +50,7 @@ def class_of(targets: Targets, batch: int) -> Classes:
     classes = [vars(one)["category"] for one in targets if type(one) is ClassifierOutputTarget]
     if len(classes) == batch and all(isinstance(c, (int, np.integer)) and c >= 0 for c in classes):
         return [int(c) for c in classes]
-    return each(targets)
+    return per_image(targets)
 
 
 def _scaled(cam: Tensor, size: Sequence[int]) -> Tensor:
