@@ -17,7 +17,7 @@ def _target(title: str, names: str, score: Callable[..., Tensor]) -> type[Any]:
     return make_dataclass(title, names.split(), eq=False, namespace=own)
 
 
-def _finer(y: Tensor, main_category: int, comparison_categories: Any, alpha: float) -> Tensor:
+def _finer(y: Tensor, main_category: Any, comparison_categories: Any, alpha: Any) -> Tensor:
     shares, others = y.softmax(-1)[..., comparison_categories], y[..., comparison_categories]
     compared = shares * (y[..., main_category, None] - alpha * others)
     return compared.sum(-1) / (shares.sum(-1) + 1e-9)
