@@ -12,7 +12,7 @@ import pytest
 import pytorch_grad_cam
 import torch
 import torchvision
-from pytorch_grad_cam.metrics import arcc, cam_mult_image, perturbation_confidence, road
+from pytorch_grad_cam.metrics import arcc, cam_mult_image, road
 from pytorch_grad_cam.utils import find_layers, image, model_targets, reshape_transforms, svd_on_activations
 from torch import Tensor, nn
 
@@ -306,7 +306,6 @@ def test_metrics_agree(cases, monkeypatch):
     theirs = arcc.ARCC(pytorch_grad_cam.GradCAM(model, layers))(*given, targets_of(pytorch_grad_cam), model)
     ours = compat.metrics.ARCC(compat.GradCAM(model, layers))(*given, targets_of(compat), model)
     assert np.abs(ours - theirs).max() <= 1e-4
-    assert perturbation_confidence.AveragerAcrossThresholds(lambda p: lambda: p)()
 
 
 # -- what an object is --------------------------------------------------------------------------------------
