@@ -88,7 +88,7 @@ def random_weights() -> None:
         pass
 
     load, module = torch.nn.Module.load_state_dict, torch.nn.Module
-    WeightsEnum.get_state_dict = lambda self, *_, **__: Downloaded()  # type: ignore[method-assign]
+    WeightsEnum.get_state_dict = lambda self, *_, **__: Downloaded()
     module.load_state_dict = lambda self, state, *a, **k: (
         None if type(state) is Downloaded else load(self, state, *a, **k)
     )
