@@ -109,8 +109,8 @@ def _factorized(A: Tensor, count: int, **how: Any) -> Concepts:
     factorize = NMF(**settings)
     with _FILTERS, warnings.catch_warnings():  # max_iter is what the caller grants: no news that it is spent
         warnings.simplefilter("ignore", ConvergenceWarning)
-        vectors = factorize.fit_transform((above / scale).cpu().numpy()) * scale
-    maps = torch.as_tensor(factorize.components_).reshape(count, len(A), *A.shape[2:])
+        vectors = factorize.fit_transform((above / scale).cpu().numpy()) * scale**0.5
+    maps = torch.as_tensor(factorize.components_ * scale**0.5).reshape(count, len(A), *A.shape[2:])
     return Concepts(torch.as_tensor(vectors.T.copy()).to(A), maps.movedim(0, 1).to(A), offset)
 
 

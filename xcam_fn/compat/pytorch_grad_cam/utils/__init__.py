@@ -1,0 +1,59 @@
+"""Functions that arrange tokens, find modules and project features; pictures and targets beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from xcam_fn import projections
+
+
+def swinT_reshape_transform(tensor: Tensor, height: int = 7, width: int = 7) -> Tensor:  # noqa: N802
+    """Tokens (B, height · width, K) as maps (B, K, height, width)."""
+    return rearrange(tensor, "b (h w) k -> b k h w", h=height, w=width)
+
+
+def vit_reshape_transform(tensor: Tensor, height: int = 14, width: int = 14) -> Tensor:
+    """Tokens (B, 1 + height · width, K) as maps (B, K, height, width), without the first."""
+    return swinT_reshape_transform(tensor[:, 1:], height, width)
+
+
+def fasterrcnn_reshape_transform(_: Any) -> Tensor:
+    """Not built, ValueError; a layer with one tensor needs no such function."""
+    raise ValueError(
+        "fasterrcnn_reshape_transform is not built; explain one layer, model.backbone.body.layer4"
+    )
+
+
+def find_layer_predicate_recursive(
+    model: nn.Module, predicate: Callable[[nn.Module], Any]
+) -> list[nn.Module]:
+    """The modules within a model of which the predicate is true, in order."""
+    return [
+        one for _, one in model.named_modules(remove_duplicate=False) if one is not model and predicate(one)
+    ]
+
+
+def find_layer_types_recursive(model: nn.Module, layer_types: Any) -> list[nn.Module]:
+    """The modules within a model of one of the types."""
+    return find_layer_predicate_recursive(model, lambda layer: type(layer) in layer_types)
+
+
+def _of_array(projection: Callable[..., Tensor]) -> Callable[..., np.ndarray]:
+    """A projection of ours, its sign too, of an array (B, K, *spatial) whose NaNs are zeros."""
+
+    def project(activation_batch: np.ndarray, *kernel_and_gamma: Any, **options: Any) -> np.ndarray:
+        options |= zip(("kernel", "gamma"), kernel_and_gamma, strict=False)
+        return projection(torch.from_numpy(np.nan_to_num(activation_batch)), **options).float().numpy()
+
+    return project
+
+
+get_2d_projection = _of_array(projections.principal_component)
+get_2d_projection_kernel = _of_array(projections.kernel_component)
+get_2d_projection_with_sign_correction = _of_array(projections.peak_component)
