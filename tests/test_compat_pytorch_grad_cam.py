@@ -224,7 +224,7 @@ def test_guided_backprop_agrees(cases):
 def test_concepts_agree(cases):
     model, (layer,), x = cases["resnet18"]
     head = lambda concepts: model.fc(concepts.float())  # noqa: E731
-    theirs = pytorch_grad_cam.DeepFeatureFactorization(model, layer, None, head)(x, 4)
+    theirs: Any = pytorch_grad_cam.DeepFeatureFactorization(model, layer, None, head)(x, 4)
     ours: Any = compat.DeepFeatureFactorization(model, layer, computation_on_concepts=head)(x, 4)
     assert np.abs(ours[0] - theirs[0]).max() <= 1e-4 * np.abs(theirs[0]).max()
     assert all(np.abs(o - t).max() <= 1e-4 for o, t in zip(ours[1], theirs[1], strict=True))
