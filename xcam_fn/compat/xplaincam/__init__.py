@@ -1,0 +1,3 @@
+"""XplainCAM's classes, utilities, metrics and scripts: `from xcam_fn.compat.xplaincam.cam import GradCAM`."""
+
+__all__ = ["cam", "metrics", "utils"]
