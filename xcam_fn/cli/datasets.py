@@ -14,7 +14,6 @@ import xcam_fn as xf
 from xcam_fn.cli.options import Flag, Names, Question
 from xcam_fn.cli.text import NOTHING_READ, say, say_left_out, show, table
 
-
 Photos = Annotated[list[Path] | None, Parameter(consume_multiple=True, negative=())]
 
 
@@ -145,7 +144,9 @@ def latency(
     checks.check_count("batch_size", batch_size)
     loaded, chosen = _loaded(how, methods)
     side, noise = loaded.preset.crop, torch.Generator().manual_seed(0)
-    batches = [xf.images.prepare(each, loaded.preset)[0].expand(batch_size, -1, -1, -1) for each in photo or ()]
+    batches = [
+        xf.images.prepare(each, loaded.preset)[0].expand(batch_size, -1, -1, -1) for each in photo or ()
+    ]
     batches = batches or [torch.randn(batch_size, 3, side, side, generator=noise)]
     settings = {"rounds": rounds, "variant": how.variant, "options": how.options}
     xs = [batch.contiguous().to(how.device) for batch in batches]

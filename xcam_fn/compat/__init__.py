@@ -1,1 +1,1 @@
-"""Other libraries' public names over `xcam_fn`: change one import, keep the code. Nothing else imports this room."""
+"""Other libraries' public names over `xcam_fn`: change one import. No other room imports this one."""

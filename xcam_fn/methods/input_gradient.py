@@ -80,7 +80,9 @@ def _path_gradient(
     chunk_size: int,
 ) -> Tensor:
     """The gradient of n scores of each image, averaged over the path from start to x: (B, n, C, *size)."""
-    positions = (torch.linspace(0, 1, steps) if rule == "jumps" else torch.linspace(0, 1, steps + 1)[1:]).to(x)
+    positions = (torch.linspace(0, 1, steps) if rule == "jumps" else torch.linspace(0, 1, steps + 1)[1:]).to(
+        x
+    )
     averages = []
     for images in torch.arange(len(x), device=x.device).split(chunk_size):
         first, way = start[images], (x - start)[images]

@@ -47,7 +47,9 @@ class BaseCAM:
     _method: ClassVar[str] = ""
     _call: ClassVar[Signature] = _signature("x", class_idx=None, retain_graph=False)
     __signature__ = _signature("model", target_layer=None, input_shape=_SHAPE)
+    layered: ClassVar[bool] = True
     model: nn.Module
+    target_layer_name: str
 
     def __init__(self, *args: Any, **arguments: Any) -> None:
         given = self.__signature__.bind(*args, **arguments)
@@ -55,7 +57,7 @@ class BaseCAM:
         vars(self).update(given.arguments)
         if not isinstance(self.model, nn.Module):
             raise TypeError(f"model is a {type(self.model).__name__}; expected a torch.nn.Module")
-        if "target_layer" in given.arguments:
+        if self.layered:
             self.target_layer_name = _layer_name(self.model, given.arguments["target_layer"])
 
     def method(self, **options: Any) -> Method[...]:
@@ -87,8 +89,8 @@ class BaseCAM:
             cls = [cls]  # one image, of which each class has a map
         elif self._method == "integrated_gradients" and cls is None:
             cls = lambda output: output.amax(1)  # noqa: E731, the class that each point on the path is seen as
-        model, layer = at_hook(self.model, self.target_layer_name) if hasattr(self, "target_layer") else (self.model, None)
-        maps = method(model, layer, x, cls, **shared)
+        place = at_hook(self.model, self.target_layer_name) if self.layered else (self.model, None)
+        maps = method(*place, x, cls, **shared)
         if self._method == "layercam" and is_list:
             return maps[0, :, None, None] if maps.shape[1] > 1 else maps
         return maps[:, None]
@@ -149,12 +151,13 @@ def _made(
     name: str, method: str, call: Signature = BaseCAM._call, *, layered: bool = True, **arguments: Any
 ) -> type[BaseCAM]:
     first: Any = {"target_layer": None} if layered else {}
-    doc = f"{METHODS[method].title} as XplainCAM's class: see `BaseCAM`, and `xcam_fn.{method}` for what it computes."
-    about = {"_method": method, "_call": call, "__signature__": _signature("model", **first, **arguments)}
-    return type(name, (BaseCAM,), {**about, "__doc__": doc, "__module__": __name__})
+    about: dict[str, Any] = {"_method": method, "_call": call, "layered": layered, "__module__": __name__}
+    about["__signature__"] = _signature("model", **first, **arguments)
+    about["__doc__"] = f"{METHODS[method].title}, of what `xcam_fn.{method}` computes; see `BaseCAM`."
+    return type(name, (BaseCAM,), about)
 
 
-_WITH_THETA = _signature("x", class_idx=None, theta=10)
+_WITH_THETA = _signature("x", class_idx=None, theta=10.0)
 
 GradCAM = _made("GradCAM", "gradcam", input_shape=_SHAPE)
 GradCAMpp = _made("GradCAMpp", "gradcam_pp", input_shape=_SHAPE)
@@ -164,7 +167,9 @@ ScoreCAM = _made("ScoreCAM", "scorecam", input_shape=_SHAPE, batch_size=32)
 SSCAM = _made("SSCAM", "sscam", num_samples=35, std=2.0, batch_size=32)
 ISCAM = _made("ISCAM", "iscam", num_samples=10, batch_size=32)
 GroupCAM = _made("GroupCAM", "groupcam", input_shape=_SHAPE, groups=32, cluster_method=None)
-AblationCAM = _made("AblationCAM", "ablationcam", _signature("x", class_idx=None, batch_size=32), input_shape=_SHAPE)
+AblationCAM = _made(
+    "AblationCAM", "ablationcam", _signature("x", class_idx=None, batch_size=32), input_shape=_SHAPE
+)
 RISE = _made(
     "RISE", "rise", _signature("x", class_idx=None), layered=False, input_shape=_SHAPE, batch_size=100,
     N=8000, s=7, p1=0.1, device=None,
@@ -180,6 +185,18 @@ FusionCAM = _made(
 )  # fmt: skip
 
 __all__ = [
-    "AblationCAM", "BaseCAM", "FusionCAM", "GradCAM", "GradCAMpp", "GroupCAM", "ISCAM", "IntegratedGradients",
-    "LayerCAM", "RISE", "SSCAM", "ScoreCAM", "UnionCAM", "XGradCAM",
+    "ISCAM",
+    "RISE",
+    "SSCAM",
+    "AblationCAM",
+    "BaseCAM",
+    "FusionCAM",
+    "GradCAM",
+    "GradCAMpp",
+    "GroupCAM",
+    "IntegratedGradients",
+    "LayerCAM",
+    "ScoreCAM",
+    "UnionCAM",
+    "XGradCAM",
 ]  # fmt: skip
