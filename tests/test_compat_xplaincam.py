@@ -1,5 +1,6 @@
 """XplainCAM's names over ours: its README, its maps and scores, its scripts, and the library itself where it is."""
 
+import importlib
 import inspect
 import json
 import os
@@ -184,9 +185,7 @@ def theirs() -> Any:
     sys.path += os.environ["XPLAINCAM"].split(os.pathsep)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import xplaincam.cam
-        import xplaincam.utils
-    return xplaincam
+        return {name: importlib.import_module(f"xplaincam.{name}") for name in ("cam", "utils")}
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -200,7 +199,7 @@ def test_its_classes_return_the_same(theirs, shared, lite0, name, network):
         given["target_layer"] = "_blocks.15" if network == "lite0" else None
     x, _ = picture(shared)
     cls = int(model(x).argmax())
-    with getattr(theirs.cam, name)(model, **given) as extractor:
+    with getattr(theirs["cam"], name)(model, **given) as extractor:
         expected = extractor(x, class_idx=cls)
     found = getattr(cam, name)(model, **given)(x, class_idx=cls)
     assert found.shape == expected.shape
@@ -211,7 +210,7 @@ def test_its_classes_return_the_same(theirs, shared, lite0, name, network):
 @pytest.mark.parametrize("name", ["resnet18", "squeezenet1_0", "densenet121"])
 def test_its_candidate_layer(theirs, name):
     model = torchvision.models.get_model(name, weights=None).eval()
-    assert utils.locate_candidate_layer(model) == theirs.utils.locate_candidate_layer(model)
+    assert utils.locate_candidate_layer(model) == theirs["utils"].locate_candidate_layer(model)
 
 
 # -- the objects --------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import itertools
 from inspect import Parameter, Signature
 from typing import Any, ClassVar
 
@@ -80,20 +80,19 @@ class BaseCAM:
         """The maps of images x, (B, 1, h, w)."""
         asked = self._call.bind(*args, **arguments).arguments
         x, cls = asked.pop("x").detach(), asked.pop("class_idx", None)
-        method, shared, is_list = self.method(**asked), {}, isinstance(cls, list)
+        method, listed = self.method(**asked), self._method == "layercam" and isinstance(cls, list)
         if self._method == "gradcam":
-            shared["postprocess"] = lambda cam, _: heatmap(cam, vars(self)["input_shape"][1:])
+            method = method.with_options(postprocess=lambda c, _: heatmap(c, vars(self)["input_shape"][1:]))
         elif self._method == "rise":
-            shared["postprocess"] = None
-        elif self._method == "layercam" and is_list:
-            cls = [cls]  # one image, of which each class has a map
+            method = method.with_options(postprocess=None)
         elif self._method == "integrated_gradients" and cls is None:
             cls = lambda output: output.amax(1)  # noqa: E731, the class that each point on the path is seen as
-        place = at_hook(self.model, self.target_layer_name) if self.layered else (self.model, None)
-        maps = method(*place, x, cls, **shared)
-        if self._method == "layercam" and is_list:
-            return maps[0, :, None, None] if maps.shape[1] > 1 else maps
-        return maps[:, None]
+        layer = self.target_layer_name if self.layered else None
+        model = at_hook(self.model, layer) if layer else self.model
+        maps = method(model, layer, x, [cls] if listed else cls)
+        if not listed:
+            return maps[:, None]
+        return maps[0, :, None, None] if len(cls) > 1 else maps  # one image, of which each class has a map
 
     def __call__(self, *args: Any, **arguments: Any) -> Tensor:
         return self.forward(*args, **arguments)
@@ -121,30 +120,22 @@ def _layer_name(model: nn.Module, layer: Any) -> str:
     return names[-1]
 
 
-def at_hook(model: nn.Module, layer: str) -> tuple[nn.Module, str]:
-    """The network whose layer returns what a hook sees where a ReLU follows it in place.
+def at_hook(model: nn.Module, layer: str) -> nn.Module:
+    """The network whose layer returns what a hook there sees, which differs where a ReLU follows in place.
 
-    The hook holds the tensor that the ReLU writes to, and so features after the ReLU; the gradient that it is
-    given is that before the ReLU. Both are those of a ReLU in the layer itself, for the one that follows
-    changes its output no more, and stops the same gradients.
+    The hook holds the tensor that the ReLU writes to, and so the features after it, and is given the gradient
+    before it. A ReLU in the layer itself makes both: the one that follows then changes nothing, and stops the
+    same gradients.
     """
-    home, _, name = layer.rpartition(".")
-    try:
-        siblings = list(unwrap(model).get_submodule(home)._modules)
-    except AttributeError:  # a name that wrappers add to
-        return model, layer
-    own = private_copy(model, clone_buffers=False)
-    parent = own.get_submodule(home)
-    after = siblings[siblings.index(name) + 1 :] if isinstance(parent, nn.Sequential) else []
-    relu = parent._modules[after[0]] if after else None
-    if not isinstance(relu, (nn.ReLU, nn.ReLU6)) or not relu.inplace:
-        return model, layer
-    out_of_place = copy.copy(relu)
-    out_of_place.inplace = False
-    both = nn.Sequential(parent._modules[name], out_of_place)  # type: ignore
-    both.training = False
-    parent._modules[name] = both
-    return own, layer
+    home, _, name = find(unwrap(model), layer)[0].rpartition(".")
+    parent = unwrap(model).get_submodule(home)
+    siblings = list(parent._modules.items()) if isinstance(parent, nn.Sequential) else []
+    for (key, module), (_, relu) in itertools.pairwise(siblings):
+        if key == name and isinstance(relu, (nn.ReLU, nn.ReLU6)) and relu.inplace and module is not None:
+            model = private_copy(model, clone_buffers=False)
+            both = nn.Sequential(module, type(relu)()).train(module.training)
+            model.get_submodule(home)._modules[key] = both
+    return model
 
 
 def _made(
@@ -185,18 +176,6 @@ FusionCAM = _made(
 )  # fmt: skip
 
 __all__ = [
-    "ISCAM",
-    "RISE",
-    "SSCAM",
-    "AblationCAM",
-    "BaseCAM",
-    "FusionCAM",
-    "GradCAM",
-    "GradCAMpp",
-    "GroupCAM",
-    "IntegratedGradients",
-    "LayerCAM",
-    "ScoreCAM",
-    "UnionCAM",
-    "XGradCAM",
+    "ISCAM", "RISE", "SSCAM", "AblationCAM", "BaseCAM", "FusionCAM", "GradCAM", "GradCAMpp", "GroupCAM",
+    "IntegratedGradients", "LayerCAM", "ScoreCAM", "UnionCAM", "XGradCAM",
 ]  # fmt: skip

@@ -68,7 +68,8 @@ def evaluate(
     device, timed = device or ("cuda" if torch.cuda.is_available() else "cpu"), script == "eval_latency"
     own = xf.models.load(model, weights=weights, device=device).model
     chosen = {name: _method(name, own, target_layer) for name in methods or _NAMES}
-    net, layer = cam.at_hook(own, cam.BaseCAM(own, target_layer).target_layer_name)
+    layer = cam.BaseCAM(own, target_layer).target_layer_name
+    net = cam.at_hook(own, layer)
     paths = sample_images_flat(data_path, num_images or (50 if timed else 100), seed)
     xs = (load_image(path, image_size).to(device) for path in tqdm(paths, unit="photo", disable=None))
     if timed:
