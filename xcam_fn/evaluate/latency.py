@@ -76,8 +76,6 @@ def timings(
     """
     batches = [x] if isinstance(x, Tensor) else x
     check("x", batches, Sequence[Tensor])
-    if not batches:
-        raise ValueError("x is empty; expected one batch (B, C, *size) or more")
     for batch in batches:
         checks.check_call(model, batch)
     checks.check_model(unwrap(model))

@@ -92,7 +92,9 @@ class BaseCAM:
         maps = method(model, layer, x, [cls] if listed else cls)
         if not listed:
             return maps[:, None]
-        return maps[0, :, None, None] if len(cls) > 1 else maps  # one image, of which each class has a map
+        return (
+            maps[0, :, None, None] if maps.shape[1] > 1 else maps
+        )  # one image, of which each class has a map
 
     def __call__(self, *args: Any, **arguments: Any) -> Tensor:
         return self.forward(*args, **arguments)
