@@ -570,6 +570,33 @@ def test_nothing_that_can_be_read(tmp_path):
     assert "not an image" in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_latency_of_several_photographs_takes_the_next_in_each_round(data, network, capsys):
+    photos = [str(data / f"{i}.png") for i in range(3)]
+    size = ("--image-size", "64")
+    assert (
+        cli.main(["latency", *SMALL, "--methods", "gradcam", *size, "--rounds", "4", "--photo", *photos]) == 0
+    )
+    assert capsys.readouterr().out.startswith("seconds an image, of 3 photographs, in 4 rounds; first: of a")
+    seen = []
+    method = lambda _model, _layer, x, _cls: seen.append(x) or torch.zeros(1, 32, 32)  # noqa: E731
+    xs = list(torch.randn(2, 1, 3, 32, 32))
+    xf.latency.timings(network.model, None, xs, {"mine": method}, rounds=3)
+    assert [int(torch.equal(x, xs[1])) for x in seen] == [0, 0, 1, 0]
+    with pytest.raises(ValueError, match="x is empty; expected one or more"):
+        xf.latency.timings(network.model, None, [], ["gradcam"])
+
+
+def test_whole_photographs_at_a_size_of_one_s_own(data, tmp_path, capsys):
+    command = ["evaluate", str(data), *SMALL, "--metrics", "complexity", "--output", str(tmp_path / "out")]
+    assert cli.main([*command, "--image-size", "48"]) == 0
+    found = xf.report.read(tmp_path / "out")
+    assert found.settings["preset"][:2] == [48, [48, 48]]
+    assert cli.main(command) == 2
+    assert "holds a run with other settings: preset was [48, [48, 48], " in capsys.readouterr().err
+    assert cli.main([*command, "--image-size", "0"]) == 2
+    assert "--image-size 0 is out of range; expected at least 1 pixel" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -187,6 +187,19 @@ def test_integrated_gradients_are_complete(seed):
     assert (raw.sum((1, 2)) - difference).abs().max() <= 1e-3 * scale
 
 
+def test_integrated_gradients_by_the_right_ends():
+    model, x = networks.seeded(networks.Residual()), torch.randn(1, 3, 9, 9)
+    total = torch.zeros_like(x)
+    for share in torch.linspace(0, 1, 6)[1:]:
+        point = (share * x).requires_grad_()
+        total += torch.autograd.grad(model(point)[0, 2], point)[0]
+    for chunk_size in (1, 3, 16):
+        found = xf.integrated_gradients(
+            model, None, x, 2, steps=5, rule="right", chunk_size=chunk_size, postprocess=None
+        )
+        torch.testing.assert_close(found, (x * total / 5).sum(1), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("chunk_size", [1, 3, 1000])
 def test_integrated_gradients_do_not_depend_on_the_chunk(chunk_size):
     model, x = linearized(0)

@@ -473,6 +473,16 @@ def test_frames_are_titled_by_share_and_score():
         assert [axis.get_title() for axis in figure.axes] == ["12.5 %\np = 0.83", "100 %\np = 1.00"]
 
 
+def test_pictures_in_a_row():
+    maps = {f"map {i}": np.full((8, 8), i / 4) for i in range(4)}
+    figure = plot.heatmaps(np.zeros((8, 8, 3)), maps, columns=2)
+    grid = figure.axes[0].get_subplotspec()
+    assert grid is not None
+    assert grid.get_gridspec().get_geometry() == (3, 2)
+    with pytest.raises(ValueError, match="columns=0"):
+        plot.heatmaps(np.zeros((8, 8, 3)), maps, columns=0)
+
+
 def test_frames_resize_a_heatmap_as_overlays_do():
     small = torch.rand((3, 5), generator=torch.Generator().manual_seed(0))
     large = F.interpolate(small[None, None], PICTURE.shape[:2], mode="bilinear", align_corners=False)[0, 0]

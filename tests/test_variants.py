@@ -103,6 +103,11 @@ def test_a_variant_is_keywords_of_ours():
         xf.VARIANTS["torchcam"]["gradcam"]["eps"] = 1
 
 
+def test_options_that_are_given_win_over_the_variant_s():
+    found = xf.find_method("rise", variant="xplaincam", num_masks=8)
+    assert found.options == {"num_masks": 8, "keep": 0.1, "score": "logit"}
+
+
 def test_variants_can_be_sent_to_other_processes():
     code = """
 import pickle, xcam_fn as xf

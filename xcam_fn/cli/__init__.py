@@ -32,7 +32,7 @@ for command in (latency, export, open_app, methods, layers):
     app.command(command)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, app: App = app) -> int:
     """The exit status: 0, 1 where no photograph could be read, 2 for bad input, 130 for Ctrl-C."""
     try:
         status = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")

@@ -14,6 +14,8 @@ import xcam_fn as xf
 from xcam_fn.cli.options import Flag, Names, Question
 from xcam_fn.cli.text import NOTHING_READ, say, say_left_out, show, table
 
+Photos = Annotated[list[Path] | None, Parameter(consume_multiple=True, negative=())]
+
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
@@ -117,9 +119,9 @@ def latency(
     *,
     how: Question = Question(),
     methods: Names = None,
-    photo: Path | None = None,
+    photo: Photos = None,
     batch_size: int = 1,
-    rounds: int = 5,
+    rounds: int | None = None,
     output: Path | None = None,
 ) -> None:
     """Time methods: seconds an image after warm-up, in turn, the bare forward beside them.
@@ -127,27 +129,32 @@ def latency(
     Args:
         how: the network, and how the maps are computed.
         methods: one or more methods, or all; `xcam methods` lists them. [default: gradcam]
-        photo: what to explain. [default: noise, for which perturbation methods have most to do]
-        batch_size: images at a time.
-        rounds: how often each is timed.
+        photo: photographs to explain, the next in each round. [default: noise, for which perturbation
+            methods have most to do]
+        batch_size: copies of an image at a time.
+        rounds: how often each is timed. [default: 5, or once for each photograph where there are more]
         output: a CSV file to write the table to.
     """
     import torch
 
     from xcam_fn import checks
 
+    rounds = max(5, len(photo or ())) if rounds is None else rounds
     checks.check_count("rounds", rounds)
     checks.check_count("batch_size", batch_size)
     loaded, chosen = _loaded(how, methods)
-    if photo is None:
-        side = loaded.preset.crop
-        x = torch.randn(batch_size, 3, side, side, generator=torch.Generator().manual_seed(0))
-    else:
-        x = xf.images.prepare(photo, loaded.preset)[0].expand(batch_size, -1, -1, -1).contiguous()
+    side, noise = loaded.preset.crop, torch.Generator().manual_seed(0)
+    batches = [
+        xf.images.prepare(each, loaded.preset)[0].expand(batch_size, -1, -1, -1) for each in photo or ()
+    ]
+    batches = batches or [torch.randn(batch_size, 3, side, side, generator=noise)]
     settings = {"rounds": rounds, "variant": how.variant, "options": how.options}
-    found = xf.latency.timings(loaded.model, how.layer, x.to(how.device), chosen, **settings)
+    xs = [batch.contiguous().to(how.device) for batch in batches]
+    found = xf.latency.timings(loaded.model, how.layer, xs, chosen, **settings)
     rows = [("method", *xf.latency.Timing._fields)]
     rows += [(name, *(f"{seconds:.6f}" for seconds in timing)) for name, timing in found.items()]
+    images = f"{len(xs)} photograph{'s' * (len(xs) > 1)}" if photo else "noise"
+    show(f"seconds an image, of {images}, in {rounds} rounds; first: of a first call, which they leave out")
     show(table(rows))
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -57,15 +57,23 @@ class Question(LayerOf):
         variant: whose definitions to compute: xplaincam, torchcam or pytorch-grad-cam. [default: the papers']
         option: a keyword of the methods, such as num_samples=10, once for each. [default: the methods' own]
         device: where to compute, such as cpu or cuda.
+        image_size: of the square that whole photographs are resized to, pixels. [default: as the model was
+            trained, which crops the center]
     """
 
     variant: str | None = None
     option: Annotated[list[str] | None, Parameter(negative=())] = None
     device: str = "cpu"
+    image_size: int | None = None
 
     def load(self) -> xf.models.LoadedModel:
         """Return the network on its device."""
-        return xf.models.load(self.model, weights=self.weights, device=self.device)
+        loaded = xf.models.load(self.model, weights=self.weights, device=self.device)
+        if (side := self.image_size) is None:
+            return loaded
+        if side < 1:
+            raise ValueError(f"--image-size {side} is out of range; expected at least 1 pixel")
+        return loaded._replace(preset=loaded.preset._replace(crop=side, resize=(side, side)))
 
     @property
     def options(self) -> dict[str, Any]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from xcam_fn.network.split import Layer
 from xcam_fn.targets import Classes
 
 BARE = "bare forward"
+Batch = Float[Tensor, "B C *size"]
 
 
 class Timing(NamedTuple):
@@ -45,7 +47,7 @@ class Timing(NamedTuple):
 def timings(
     model: nn.Module,
     layer: Layer,
-    x: Float[Tensor, "B C *size"],
+    x: Batch | Sequence[Batch],
     methods: Methods,
     cls: Classes = None,
     *,
@@ -58,7 +60,7 @@ def timings(
     Args:
         model: the network, in evaluation mode.
         layer: a name, a module of the model, or None for `default_layer`.
-        x: (B, C, *size), prepared images.
+        x: (B, C, *size), prepared images; or several batches, of which each round takes the next.
         methods: names of methods.
         cls: as for every method.
         rounds: how often each is timed after its first call, ≥ 1.
@@ -72,17 +74,21 @@ def timings(
         ValueError: a method is not known, or a value is out of range.
         TypeError: no method takes an option.
     """
-    checks.check_call(model, x)
+    batches = [x] if isinstance(x, Tensor) else x
+    check("x", batches, Sequence[Tensor])
+    for batch in batches:
+        checks.check_call(model, batch)
     checks.check_model(unwrap(model))
     checks.check_count("rounds", rounds)
     check("options", options, Mapping | None)
     chosen = named_methods(methods, variant, **(options or {}))
 
-    calls: dict[str, Callable[[], Any]] = {BARE: functools.partial(_bare, model, x)}
-    calls |= {name: functools.partial(run, model, layer, x, cls) for name, run in chosen.items()}
+    calls: dict[str, Callable[[Tensor], Any]] = {BARE: functools.partial(_bare, model)}
+    calls |= {name: lambda x, run=run: run(model, layer, x, cls) for name, run in chosen.items()}
     taken: dict[str, list[float]] = {name: [] for name in calls}
-    for name in [*calls] * (1 + rounds):
-        taken[name].append(_seconds(calls[name], x))
+    for batch in [batches[0], *itertools.islice(itertools.cycle(batches), rounds)]:
+        for name, call in calls.items():
+            taken[name].append(_seconds(call, batch))
     return {name: _timing(*seconds) for name, seconds in taken.items()}
 
 
@@ -102,11 +108,11 @@ def _timing(first: float, *rounds: float) -> Timing:
     return Timing(mean, median, min(rounds), max(rounds), deviation, first)
 
 
-def _seconds(call: Callable[[], Any], x: Tensor) -> float:
+def _seconds(call: Callable[[Tensor], Any], x: Tensor) -> float:
     """What a call takes for each image, to the end of what it asked of the device."""
     wait = functools.partial(torch.get_device_module(x.device).synchronize, x.device)
     wait()
     start = time.perf_counter()
-    call()
+    call(x)
     wait()
     return (time.perf_counter() - start) / len(x)

@@ -206,6 +206,7 @@ def _settings(
     return {
         "model": plan.network.name,
         "weights": _fingerprint(plan.network.model),
+        "preset": plan.network.preset,
         "categories": plan.network.categories,
         "photographs": _digest(f"{p.name}\n{p.label}\n".encode() for p in plan.photographs),
         **about,

@@ -130,7 +130,8 @@ def find_method(name: str, *, variant: str | None = None, **options: Any) -> Met
     if variant is not None and variant not in found.variants:
         known = ", ".join(m.name for m in METHODS.values() if variant in m.variants)
         raise ValueError(f"variant {variant!r} has no method {name!r}; it has {known}")
-    return with_accepted(found if variant is None else found.variant(variant), options)
+    defined = found.variants[variant] if variant is not None else {}
+    return with_accepted(found, {**defined, **options})
 
 
 def own_name(name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -29,12 +29,13 @@ __all__ = ["guided_backprop", "integrated_gradients"]
 @method(
     "Integrated Gradients", family="gradient", paper="arXiv:1703.01365",
     summary="the input's own gradient, averaged on the path from a baseline; needs no layer",
-    returns="attributions",
+    returns="attributions", variants={"xplaincam": {"rule": "right"}},
 )  # fmt: skip
 def integrated_gradients(
     call: Call,
     *,
     steps: Annotated[int, ("at_least", 2)] = 50,
+    rule: Literal["jumps", "right"] = "jumps",
     baseline: Baseline = 0.0,
     chunk_size: Count = 16,
 ) -> Tensor:
@@ -46,6 +47,8 @@ def integrated_gradients(
 
     Args:
         steps: points on the path, ≥ 2, its ends included.
+        rule: how the gradient between two points is found: "jumps" finds from the scores where it jumps;
+            "right" takes the gradient at the right end of each of `steps` intervals, as other libraries do.
         baseline: where the path begins: a number, a tensor that broadcasts against x, or a callable of x.
         chunk_size: images in one forward and backward, ≥ 1; it changes the memory, not the result.
 
@@ -64,7 +67,7 @@ def integrated_gradients(
     if reads or (per_forward > 1 and not keeps_rows_apart(run, x[:1])):
         per_forward = 1
     with StepByStep():  # attention that can be mapped over classes
-        return (x - start)[:, None] * _path_gradient(run, x, start, explained.of, steps, per_forward)
+        return (x - start)[:, None] * _path_gradient(run, x, start, explained.of, steps, rule, per_forward)
 
 
 def _path_gradient(
@@ -73,10 +76,13 @@ def _path_gradient(
     start: Tensor,
     score: Callable[[Any, Tensor], Tensor],
     steps: int,
+    rule: str,
     chunk_size: int,
 ) -> Tensor:
     """The gradient of n scores of each image, averaged over the path from start to x: (B, n, C, *size)."""
-    positions = torch.linspace(0, 1, steps).to(x)
+    positions = (torch.linspace(0, 1, steps) if rule == "jumps" else torch.linspace(0, 1, steps + 1)[1:]).to(
+        x
+    )
     averages = []
     for images in torch.arange(len(x), device=x.device).split(chunk_size):
         first, way = start[images], (x - start)[images]
@@ -87,6 +93,9 @@ def _path_gradient(
             scores, pullback = vjp(lambda x, i=repeated: score(run(x), i), on_path)
             of_nodes = (scores, pulled_back(pullback, scores))
             nodes = [each.reshape(len(chunk), len(images), *each.shape[1:]) for each in of_nodes]
+            if rule == "right":
+                total = total + nodes[1].sum(0) / steps
+                continue
             nodes = nodes if last is None else [torch.cat(pair) for pair in zip(last, nodes, strict=True)]
             part, owed = _integral(*nodes, way, 1 / (steps - 1), owed)
             total, last = total + part, [each[-1:] for each in nodes]

@@ -128,7 +128,10 @@ def scorecam(call: Call, **options: Unpack[MaskOptions]) -> Tensor:
 @method(
     "SS-CAM", family="perturbation", paper="arXiv:2006.14255",
     summary="Score-CAM with scores averaged over noisy masks",
-    variants={"xplaincam": {"postprocess": _RESIZE_FIRST}, "torchcam": {**_TORCHCAM, "noise": "mask"}},
+    variants={
+        "xplaincam": {"score": "logit", "softmax": True, "postprocess": _RESIZE_FIRST},
+        "torchcam": {**_TORCHCAM, "noise": "mask"},
+    },
     cost=lambda channels, num_samples: channels * num_samples,
 )  # fmt: skip
 def sscam(

@@ -19,7 +19,7 @@ from xcam_fn.metrics import Curve, relevance_rank
 from xcam_fn.models.images import unit_floats
 from xcam_fn.perturb import baseline_images, blurred
 from xcam_fn.plot import inputs
-from xcam_fn.plot.figures import Panel, curve_figure, curves_figure, panels_figure
+from xcam_fn.plot.figures import COLUMNS, Panel, curve_figure, curves_figure, panels_figure
 from xcam_fn.plot.inputs import Map, Picture
 
 Numbers = Sequence[float] | np.ndarray | Tensor
@@ -79,6 +79,7 @@ def heatmaps(
     *,
     caption: str | None = None,
     notes: Mapping[str, str] | None = None,
+    columns: int = COLUMNS,
     **style: Unpack[Style],
 ) -> Figure:
     """A figure of the picture and, beside it, of the picture under each heatmap.
@@ -88,6 +89,7 @@ def heatmaps(
         maps: titles to heatmaps, as for `overlay`; the title of a map that is zero everywhere says so.
         caption: a line below the pictures.
         notes: titles to what is said below their pictures, such as scores.
+        columns: how many pictures stand in a row, ≥ 1.
         **style: colormap, alpha and alpha_follows_heatmap, as for `overlay`.
 
     Returns:
@@ -99,6 +101,7 @@ def heatmaps(
     """
     inputs.check_titled("maps", maps, "titles to heatmaps", "map")
     check("notes", notes, Mapping | None)
+    checks.check_count("columns", columns)
     notes = notes or {}
     for title, note in notes.items():
         check(f"notes[{title!r}]", note, str)
@@ -108,7 +111,7 @@ def heatmaps(
     picture = inputs.picture_of(image)
     shown = zip(maps, _overlaid(picture, maps, "maps", style), strict=True)
     panels = [_photograph(picture), *(panel._replace(note=notes.get(title, "")) for title, panel in shown)]
-    return panels_figure(panels, caption, colormap=style.get("colormap", _COLORMAP))
+    return panels_figure(panels, caption, colormap=style.get("colormap", _COLORMAP), columns=columns)
 
 
 def grid(

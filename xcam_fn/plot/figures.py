@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from xcam_fn.arguments import check
 from xcam_fn.plot.inputs import Line
 
-_COLUMNS = 4
+COLUMNS = 4
 _PANEL_INCHES = 2.6
 _CURVE_INCHES = (4.4, 3.4)
 _LINE_INCHES = 0.19
@@ -48,7 +48,7 @@ class Panel(NamedTuple):
 
 
 def panels_figure(
-    panels: list[Panel], caption: str | None, *, colormap: str | None = None, columns: int = _COLUMNS
+    panels: list[Panel], caption: str | None, *, colormap: str | None = None, columns: int = COLUMNS
 ) -> Figure:
     """The panels in rows, with a bar of the colors where there is a colormap."""
     check("caption", caption, str | None)
