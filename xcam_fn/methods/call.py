@@ -234,7 +234,7 @@ class Call:
             chunk_size: changed features in one run of the head, ≥ 1.
             progress: show a bar that counts runs of the head.
         """
-        head, explained = self.halves, self.explained(score)
+        explained, head = self.explained(score), self.halves
         if not len(which):
             return self.x.new_zeros(0, explained.own.shape[-1])
         if not head.takes_any_batch:
