@@ -88,11 +88,13 @@ def largest(name: str, case: Any, *, signs: bool = False, **how: Any) -> float:
     return np.minimum(*either).max()
 
 
-@pytest.mark.parametrize("network", ["small", "resnet18", "lite0"])
-@pytest.mark.parametrize("name", CAMS)
+# Its AblationCAM puts −1e7, −2e7 … in the place of features that may be negative, by their place in its batch.
+PAIRS = [(name, network) for name in CAMS for network in ("small", "resnet18", "lite0")]
+PAIRS.remove(("AblationCAM", "lite0"))
+
+
+@pytest.mark.parametrize(("name", "network"), PAIRS)
 def test_classes_agree(cases, name, network):
-    if (name, network) == ("AblationCAM", "lite0"):
-        return  # it puts −1e7, −2e7 … where features may be negative, by the place in its batch
     model, layers, x = cases[network]
     x = x[..., :64, :64] if network == "lite0" and name != "SESS" else x
     if name in ("ScoreCAM", "AblationCAM") and network == "resnet18":
@@ -224,7 +226,7 @@ def test_guided_backprop_agrees(cases):
 def test_concepts_agree(cases):
     model, (layer,), x = cases["resnet18"]
     head = lambda concepts: model.fc(concepts.float())  # noqa: E731
-    theirs = pytorch_grad_cam.DeepFeatureFactorization(model, layer, None, head)(x, 4)
+    theirs: Any = pytorch_grad_cam.DeepFeatureFactorization(model, layer, None, head)(x, 4)
     ours: Any = compat.DeepFeatureFactorization(model, layer, computation_on_concepts=head)(x, 4)
     assert np.abs(ours[0] - theirs[0]).max() <= 1e-4 * np.abs(theirs[0]).max()
     assert all(np.abs(o - t).max() <= 1e-4 for o, t in zip(ours[1], theirs[1], strict=True))
