@@ -88,11 +88,13 @@ def largest(name: str, case: Any, *, signs: bool = False, **how: Any) -> float:
     return np.minimum(*either).max()
 
 
-@pytest.mark.parametrize("network", ["small", "resnet18", "lite0"])
-@pytest.mark.parametrize("name", CAMS)
+# Its AblationCAM puts −1e7, −2e7 … in the place of features that may be negative, by their place in its batch.
+PAIRS = [(name, network) for name in CAMS for network in ("small", "resnet18", "lite0")]
+PAIRS.remove(("AblationCAM", "lite0"))
+
+
+@pytest.mark.parametrize(("name", "network"), PAIRS)
 def test_classes_agree(cases, name, network):
-    if (name, network) == ("AblationCAM", "lite0"):
-        return  # it puts −1e7, −2e7 … where features may be negative, by the place in its batch
     model, layers, x = cases[network]
     x = x[..., :64, :64] if network == "lite0" and name != "SESS" else x
     if name in ("ScoreCAM", "AblationCAM") and network == "resnet18":
