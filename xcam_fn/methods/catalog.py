@@ -130,8 +130,10 @@ def find_method(name: str, *, variant: str | None = None, **options: Any) -> Met
     if variant is not None and variant not in found.variants:
         known = ", ".join(m.name for m in METHODS.values() if variant in m.variants)
         raise ValueError(f"variant {variant!r} has no method {name!r}; it has {known}")
-    defined = found.variants[variant] if variant is not None else {}
-    return with_accepted(found, {**defined, **options})
+    if variant is not None:
+        defined = {key: value for key, value in found.variants[variant].items() if key not in options}
+        found = found.with_options(**defined)
+    return with_accepted(found, options)
 
 
 def own_name(name: str) -> str:

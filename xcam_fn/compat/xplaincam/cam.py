@@ -79,7 +79,8 @@ class BaseCAM:
     def forward(self, *args: Any, **arguments: Any) -> Tensor:
         """The maps of images x, (B, 1, h, w)."""
         asked = self._call.bind(*args, **arguments).arguments
-        x, cls = asked.pop("x").detach(), asked.pop("class_idx", None)
+        x: Tensor = asked.pop("x").detach()
+        cls: Any = asked.pop("class_idx", None)
         method, listed = self.method(**asked), self._method == "layercam" and isinstance(cls, list)
         if self._method == "gradcam":
             method = method.with_options(postprocess=lambda c, _: heatmap(c, vars(self)["input_shape"][1:]))
@@ -89,7 +90,8 @@ class BaseCAM:
             cls = lambda output: output.amax(1)  # noqa: E731, the class that each point on the path is seen as
         layer = self.target_layer_name if self.layered else None
         model = at_hook(self.model, layer) if layer else self.model
-        maps = method(model, layer, x, [cls] if listed else cls)
+        classes: Any = [cls] if listed else cls  # one image, of which each class has a map
+        maps = method(model, layer, x, classes)
         if not listed:
             return maps[:, None]
         return (
