@@ -254,7 +254,8 @@ class Call:
         if "halves" not in self._of_network:
             found = self._pass()
             run = functools.partial(run_model, self.model)
-            check_rows(found.output, run, self.x, reads=len(self.x) > 1 and watched(run, self.x[:1])[1])
+            reads = checks.is_readable(self.x) and len(self.x) > 1 and watched(run, self.x[:1])[1]
+            check_rows(found.output, run, self.x, reads=reads)
             self._of_network["halves"] = halves(found, self.x)
         return self._of_network["halves"]
 

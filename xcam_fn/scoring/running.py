@@ -227,6 +227,8 @@ _READING = {Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__,
 
 def watched(run: Run, x: Tensor) -> tuple[Any, bool]:
     """The output for x, and whether the forward reads values, as one does that branches on them."""
+    if not checks.is_readable(x):
+        return run(x), False
     with _Reads() as reads:
         return run(x), reads.found
 
