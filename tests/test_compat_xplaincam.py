@@ -226,6 +226,8 @@ def test_an_object_remembers_its_arguments_and_touches_nothing(name):
     with getattr(cam, name)(model, **given) as extractor:
         first = extractor(x)
     assert torch.equal(extractor(x), first), "outside of the with it is the same"
+    if IS_LAYERED[name] and name not in ("UnionCAM", "FusionCAM"):
+        assert torch.equal(extractor.forward(x, None, retain_graph=True), first)
     assert xf.testing.state(model) == state
     assert first.shape == ((1, 1, 224, 224) if name == "GradCAM" else (1, 1, 16, 16))
     assert not first.requires_grad

@@ -94,9 +94,7 @@ class BaseCAM:
         maps = method(model, layer, x, classes)
         if not listed:
             return maps[:, None]
-        return (
-            maps[0, :, None, None] if maps.shape[1] > 1 else maps
-        )  # one image, of which each class has a map
+        return maps[0, :, None, None] if maps.shape[1] > 1 else maps
 
     def __call__(self, *args: Any, **arguments: Any) -> Tensor:
         return self.forward(*args, **arguments)
@@ -163,8 +161,9 @@ SSCAM = _made("SSCAM", "sscam", num_samples=35, std=2.0, batch_size=32)
 ISCAM = _made("ISCAM", "iscam", num_samples=10, batch_size=32)
 GroupCAM = _made("GroupCAM", "groupcam", input_shape=_SHAPE, groups=32, cluster_method=None)
 AblationCAM = _made(
-    "AblationCAM", "ablationcam", _signature("x", class_idx=None, batch_size=32), input_shape=_SHAPE
-)
+    "AblationCAM", "ablationcam", _signature("x", class_idx=None, retain_graph=False, batch_size=32),
+    input_shape=_SHAPE,
+)  # fmt: skip
 RISE = _made(
     "RISE", "rise", _signature("x", class_idx=None), layered=False, input_shape=_SHAPE, batch_size=100,
     N=8000, s=7, p1=0.1, device=None,
