@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from xcam_fn import checks
 from xcam_fn.network.attention import StepByStep
-from xcam_fn.network.calls import run_model
+from xcam_fn.network.calls import outputs_agree, run_model
 from xcam_fn.network.copies import private_copy, unwrap
 from xcam_fn.network.forward import forward_pass
 from xcam_fn.network.halves import Halves, halves
@@ -22,7 +22,7 @@ from xcam_fn.network.split import checked_scores
 from xcam_fn.network.target_layer import Layer, find
 from xcam_fn.network.vjp import recording
 from xcam_fn.perturb import perturbation_scores
-from xcam_fn.scoring.running import Running, Scoring, check_rows, watched
+from xcam_fn.scoring.running import Running, Scoring, check_rows, mixing, watched
 from xcam_fn.scoring.score import TARGETS, Explained, check_score, explained_score
 from xcam_fn.targets import Classes, logit
 from xcam_fn.torch_state import in_transform
@@ -272,6 +272,8 @@ class Call:
         x, head, scores = self.x, self.halves, []
         for image in range(len(x)):
             A, residual = head.run_trunk(x[image : image + 1])
+            if checks.is_readable(x) and not outputs_agree(A, self.features[image : image + 1]):
+                raise mixing(len(x))
             own = (
                 parameter[which == image] if checks.is_readable(x) else parameter[: len(parameter) // len(x)]
             )

@@ -244,10 +244,15 @@ def check_rows(output: Any, run: Run, x: Tensor, *, reads: bool) -> None:
     if not first_agrees(output, len(x), run(x[:1])) or not all(
         first_agrees(run(x.roll(-i, 0)), len(x), run(x[i, None])) for i in others
     ):
-        raise ValueError(
-            f"model: its answer for an image depends on the other {len(x) - 1} in the batch, as a norm over "
-            "the batch makes it; explain one image at a time"
-        )
+        raise mixing(len(x))
+
+
+def mixing(batch: int) -> ValueError:
+    """What is raised where the images of a batch are not apart."""
+    return ValueError(
+        f"model: its answer for an image depends on the other {batch - 1} in the batch, as a norm over "
+        "the batch makes it; explain one image at a time"
+    )
 
 
 def keeps_rows_apart(run: Run, one: Tensor) -> bool:
