@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from inspect import Parameter, Signature
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from xcam_fn.maps import heatmap
+from xcam_fn.maps import minmax, resize
 from xcam_fn.methods import METHODS, Method, find_method
 from xcam_fn.network.copies import private_copy, unwrap
 from xcam_fn.network.target_layer import find
@@ -19,6 +20,7 @@ _OURS = {
     "groups": "num_groups", "cluster_method": "cluster", "N": "num_masks", "s": "grid", "p1": "keep",
     "n_steps": "steps", "x_baseline": "baseline", "grad_cam": "gradient", "region_cam": "region",
 }  # fmt: skip
+_DIMMED = ("gradcam", "xgradcam", "groupcam", "scorecam")
 _CLUSTERS = {"k_means": "kmeans", "agglomerate": "agglomerative"}
 
 
@@ -82,8 +84,9 @@ class BaseCAM:
         x: Tensor = asked.pop("x").detach()
         cls: Any = asked.pop("class_idx", None)
         method, listed = self.method(**asked), self._method == "layercam" and isinstance(cls, list)
-        if self._method == "gradcam":
-            method = method.with_options(postprocess=lambda c, _: heatmap(c, vars(self)["input_shape"][1:]))
+        if self._method in _DIMMED:
+            shape = vars(self)["input_shape"][1:] if self._method == "gradcam" else None
+            method = method.with_options(postprocess=lambda maps, size: _dimmed(maps, shape or size))
         elif self._method == "rise":
             method = method.with_options(postprocess=None)
         elif self._method == "integrated_gradients" and cls is None:
@@ -110,6 +113,13 @@ class BaseCAM:
             f"{type(self).__name__} has no {name!r}: it keeps neither features, gradients nor masks; "
             "xcam_fn.feature_and_grad(model, layer, x, cls) returns features and gradients"
         )
+
+
+def _dimmed(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Heatmaps scaled as XplainCAM does, with 1e-8 added to the range: one of a tiny range stays below 1."""
+    resized = resize(maps.relu(), size)
+    span = resized.amax((-2, -1), keepdim=True) - resized.amin((-2, -1), keepdim=True)
+    return minmax(resized, 2) * (span / (span + 1e-8))
 
 
 def _layer_name(model: nn.Module, layer: Any) -> str:
