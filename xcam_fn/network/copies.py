@@ -9,7 +9,7 @@ import functools
 import sys
 import types
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ _FORWARD_HOOKS = (
     "_forward_pre_hooks_with_kwargs",
 )  # fmt: skip
 _BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
+_HOOKS = (*_FORWARD_HOOKS, *_BACKWARD_HOOKS)
 _INTERNALS = frozenset(nn.Module().__dict__) - {"training"}
 _PLAIN = frozenset((bool, int, float, str, bytes, type(None), torch.dtype, torch.device, torch.Size))
 _WRITTEN = (nn.Module, dict, list, deque, set)
@@ -68,12 +69,10 @@ def _is_leaf_type(kind: type[nn.Module]) -> bool:
 
 def has_hooks(module: nn.Module) -> bool:
     """True where a forward or backward hook is registered on the module itself."""
-    hooks = [
-        hook
-        for kind in (*_FORWARD_HOOKS, *_BACKWARD_HOOKS)
-        for hook in (vars(module).get(kind) or {}).values()
-    ]
-    return any(hook is not _does_nothing for hook in hooks)
+    own = vars(module)
+    return any(
+        hook is not _does_nothing for kind in _HOOKS if own.get(kind) for hook in list(own[kind].values())
+    )
 
 
 def named(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -81,9 +80,13 @@ def named(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(name, module) for name, module, _ in _tree(model)]
 
 
-def _tree(model: nn.Module) -> list[tuple[str, nn.Module, dict[str, nn.Module | None]]]:
+def name_of(model: nn.Module, module: nn.Module | None) -> str | None:
+    """The first name of a module of the model, None where it is not in it."""
+    return next((name for name, other, _ in _tree(model) if other is module), None)
+
+
+def _tree(model: nn.Module) -> Iterator[tuple[str, nn.Module, dict[str, nn.Module | None]]]:
     """Every module with its name and its children, each read once: another thread may swap them meanwhile."""
-    found = []
     seen: set[int] = set()
     pending = [("", model)]
     while pending:
@@ -92,11 +95,10 @@ def _tree(model: nn.Module) -> list[tuple[str, nn.Module, dict[str, nn.Module | 
             continue
         seen.add(id(module))
         children = {} if isinstance(module, torch.jit.ScriptModule) else dict(module._modules)
-        found.append((name, module, children))
+        yield name, module, children
         prefix = f"{name}." if name else ""
         own = [(prefix + key, child) for key, child in children.items() if child is not None]
         pending.extend(reversed(own))
-    return found
 
 
 def private_copy(
@@ -121,7 +123,7 @@ def private_copy(
         what the model computes. TorchScript parts are shared.
     """
     root = unwrap(model)
-    modules = _tree(root)
+    modules = list(_tree(root))
     own = [tensor for _, module, _ in modules for tensor in module._parameters.values()]
     is_inference = any(tensor is not None and tensor.is_inference() for tensor in own)
     detached = detached or is_inference

@@ -10,7 +10,7 @@ from torch import nn
 from xcam_fn import checks
 from xcam_fn.network.bound import Bound
 from xcam_fn.network.calls import Key, ModuleCall
-from xcam_fn.network.copies import named, unwrap
+from xcam_fn.network.copies import name_of, named, unwrap
 from xcam_fn.network.places import default_candidates, has_tokens, placed_shape
 from xcam_fn.network.probe import Probe
 
@@ -38,8 +38,7 @@ def find(root: nn.Module, layer: str | nn.Module) -> tuple[str, int | None]:
             found = _submodule(root.model, path)  # its layers go by the names that they have in the model
     else:
         raise TypeError(f"layer={layer!r} is a {type(layer).__name__}; expected a name, a module or None")
-    tree = named(root)
-    name = next((name for name, module in tree if module is found), None)
+    name = name_of(root, found)
     if name is not None:
         return name, number
     if isinstance(layer, str):
