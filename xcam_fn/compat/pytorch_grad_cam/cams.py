@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from xcam_fn import methods
+from xcam_fn.compat.common import Remembers, evaluated, signature
 from xcam_fn.compat.pytorch_grad_cam.utils import image
 from xcam_fn.compat.pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget, FinerWeightedTarget
 from xcam_fn.methods.call import Call
-from xcam_fn.network.copies import private_copy, unwrap
+from xcam_fn.network.copies import unwrap
 from xcam_fn.network.target_layer import find
 from xcam_fn.targets import Classes, logits, per_image
 from xcam_fn.targets.target import Reading
@@ -31,13 +32,6 @@ Targets = Sequence[Callable[[Any], Tensor]] | None
 
 _OPTIONS = {"k": "k", "kernel": "kernel", "gamma": "gamma", "batch_size": "chunk_size"}  # ours by theirs
 _NO_SUM = ("eigencam", "eigengradcam", "fem", "kpcacam", "segeigencam")  # eigen_smooth changes nothing there
-
-
-def evaluated(model: nn.Module) -> nn.Module:
-    """The model, or in its place a copy in evaluation mode that shares its parameters; theirs switch it."""
-    root = unwrap(model)
-    trains = isinstance(root, nn.Module) and any(module.training for module in root.modules())
-    return private_copy(root, clone_buffers=False).eval() if trains else root
 
 
 def class_of(targets: Targets, batch: int) -> Classes:
@@ -63,26 +57,16 @@ def _finished(cam: Tensor, size: Sequence[int]) -> Tensor:
     return _scaled(_scaled(cam, size), size)
 
 
-def _signature(**own: Any) -> inspect.Signature:
-    """The model, the layers, and what else a class is made with, by its default; `kwargs` takes the rest."""
-    plain, rest = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.VAR_KEYWORD
-    first = [inspect.Parameter(name, plain) for name in ("model", "target_layers")]
-    given = {"reshape_transform": None} | own
-    more = [inspect.Parameter(n, plain, default=default) for n, default in given.items() if n != "kwargs"]
-    return inspect.Signature([*first, *more, *[inspect.Parameter(n, rest) for n in given if n == "kwargs"]])
+def _signature(rest: str | None = None, **own: Any) -> inspect.Signature:
+    """The model, the layers, and what else a class is made with, by its default."""
+    return signature("model", "target_layers", rest=rest, reshape_transform=None, **own)
 
 
-class _Called:
-    """What an object of theirs remembers, and a context that does nothing: there are no hooks to remove."""
+class _Called(Remembers):
+    """What an object of theirs remembers: its model among it, and the images of its last call."""
 
     model: nn.Module
     reshape_transform: Any = None
-
-    def __enter__(self) -> Any:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
     def _names(self, layers: Sequence[nn.Module]) -> list[str]:
         """The layers' names; of one that runs several times it is the first run, as theirs."""
@@ -121,9 +105,7 @@ class BaseCAM(_Called):
             )
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        given = self.__signature__.bind(*args, **options)
-        given.apply_defaults()
-        vars(self).update(given.arguments)
+        super().__init__(*args, **options)
         if not isinstance(self.target_layers, (list, tuple)):
             found = type(self.target_layers).__name__
             raise TypeError(f"target_layers is a {found}; expected a list of modules, such as [model.layer4]")
@@ -254,7 +236,7 @@ class FinerCAM(_OfMethod):
 class RefineCAM(_OfMethod):
     """The product of a method's maps at several layers; see `BaseCAM`."""
 
-    __signature__ = _signature(base_method=GradCAMPlusPlus, kwargs=None)
+    __signature__ = _signature("kwargs", base_method=GradCAMPlusPlus)
 
     def method(self, eigen_smooth: bool = False) -> methods.Method[...]:
         self.base_cam.target_layers = self.target_layers[:1]
@@ -268,9 +250,9 @@ class SESS(_OfMethod):
     """A method's maps of windows that slide over the scaled image, by their scores; see `BaseCAM`."""
 
     __signature__ = _signature(
-        base_method=GradCAM, scales=None, num_scales=12, scale_step_ratio=2 / 7, window_size=None,
+        "kwargs", base_method=GradCAM, scales=None, num_scales=12, scale_step_ratio=2 / 7, window_size=None,
         step_size=None, pre_filter_ratio=0.0, theta=0.0, pool="mean", smooth=True, use_softmax_scores=True,
-        batch_size=32, kwargs=None,
+        batch_size=32,
     )  # fmt: skip
 
     def forward(

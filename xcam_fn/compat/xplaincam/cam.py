@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from inspect import Parameter, Signature
+from inspect import Signature
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from xcam_fn.maps import minmax, resize
+from xcam_fn.compat.common import Remembers, signature, unit
+from xcam_fn.maps import resize
 from xcam_fn.methods import METHODS, Method, find_method
 from xcam_fn.network.copies import private_copy, unwrap
 from xcam_fn.network.target_layer import find
@@ -24,14 +25,7 @@ _DIMMED = ("gradcam", "xgradcam", "groupcam", "scorecam")
 _CLUSTERS = {"k_means": "kmeans", "agglomerate": "agglomerative"}
 
 
-def _signature(*required: str, rest: str | None = None, **defaults: Any) -> Signature:
-    kind = Parameter.POSITIONAL_OR_KEYWORD
-    parameters = [Parameter(name, kind) for name in required]
-    parameters += [Parameter(name, kind, default=value) for name, value in defaults.items()]
-    return Signature(parameters + ([Parameter(rest, Parameter.VAR_KEYWORD)] if rest else []))
-
-
-class BaseCAM:
+class BaseCAM(Remembers):
     """A method of XplainCAM's, called as `cam(x, class_idx)` for maps (B, 1, h, w), detached.
 
     It registers no hook, and as a context manager it does nothing.
@@ -47,20 +41,18 @@ class BaseCAM:
     """
 
     _method: ClassVar[str] = ""
-    _call: ClassVar[Signature] = _signature("x", class_idx=None, retain_graph=False)
-    __signature__ = _signature("model", target_layer=None, input_shape=_SHAPE)
+    _call: ClassVar[Signature] = signature("x", class_idx=None, retain_graph=False)
+    __signature__ = signature("model", target_layer=None, input_shape=_SHAPE)
     layered: ClassVar[bool] = True
     model: nn.Module
     target_layer_name: str
 
     def __init__(self, *args: Any, **arguments: Any) -> None:
-        given = self.__signature__.bind(*args, **arguments)
-        given.apply_defaults()
-        vars(self).update(given.arguments)
+        super().__init__(*args, **arguments)
         if not isinstance(self.model, nn.Module):
             raise TypeError(f"model is a {type(self.model).__name__}; expected a torch.nn.Module")
         if self.layered:
-            self.target_layer_name = _layer_name(self.model, given.arguments["target_layer"])
+            self.target_layer_name = _layer_name(self.model, vars(self)["target_layer"])
 
     def method(self, **options: Any) -> Method[...]:
         """The function of `xcam_fn` that a call runs, with the object's arguments as its options."""
@@ -102,12 +94,6 @@ class BaseCAM:
     def __call__(self, *args: Any, **arguments: Any) -> Tensor:
         return self.forward(*args, **arguments)
 
-    def __enter__(self) -> BaseCAM:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(
             f"{type(self).__name__} has no {name!r}: it keeps neither features, gradients nor masks; "
@@ -117,9 +103,7 @@ class BaseCAM:
 
 def _dimmed(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Heatmaps scaled as XplainCAM does, with 1e-8 added to the range: one of a tiny range stays below 1."""
-    resized = resize(maps.relu(), size)
-    span = resized.amax((-2, -1), keepdim=True) - resized.amin((-2, -1), keepdim=True)
-    return minmax(resized, 2) * (span / (span + 1e-8))
+    return unit(resize(maps.relu(), size))
 
 
 def _layer_name(model: nn.Module, layer: Any) -> str:
@@ -155,12 +139,12 @@ def _made(
 ) -> type[BaseCAM]:
     first: Any = {"target_layer": None} if layered else {}
     about: dict[str, Any] = {"_method": method, "_call": call, "layered": layered, "__module__": __name__}
-    about["__signature__"] = _signature("model", **first, **arguments)
+    about["__signature__"] = signature("model", **first, **arguments)
     about["__doc__"] = f"{METHODS[method].title}, of what `xcam_fn.{method}` computes; see `BaseCAM`."
     return type(name, (BaseCAM,), about)
 
 
-_WITH_THETA = _signature("x", class_idx=None, theta=10.0)
+_WITH_THETA = signature("x", class_idx=None, theta=10.0)
 
 GradCAM = _made("GradCAM", "gradcam", input_shape=_SHAPE)
 GradCAMpp = _made("GradCAMpp", "gradcam_pp", input_shape=_SHAPE)
@@ -171,15 +155,15 @@ SSCAM = _made("SSCAM", "sscam", num_samples=35, std=2.0, batch_size=32)
 ISCAM = _made("ISCAM", "iscam", num_samples=10, batch_size=32)
 GroupCAM = _made("GroupCAM", "groupcam", input_shape=_SHAPE, groups=32, cluster_method=None)
 AblationCAM = _made(
-    "AblationCAM", "ablationcam", _signature("x", class_idx=None, retain_graph=False, batch_size=32),
+    "AblationCAM", "ablationcam", signature("x", class_idx=None, retain_graph=False, batch_size=32),
     input_shape=_SHAPE,
 )  # fmt: skip
 RISE = _made(
-    "RISE", "rise", _signature("x", class_idx=None), layered=False, input_shape=_SHAPE, batch_size=100,
+    "RISE", "rise", signature("x", class_idx=None), layered=False, input_shape=_SHAPE, batch_size=100,
     N=8000, s=7, p1=0.1, device=None,
 )  # fmt: skip
 IntegratedGradients = _made(
-    "IntegratedGradients", "integrated_gradients", _signature("x", x_baseline=None, class_idx=None),
+    "IntegratedGradients", "integrated_gradients", signature("x", x_baseline=None, class_idx=None),
     layered=False, n_steps=50,
 )  # fmt: skip
 UnionCAM = _made("UnionCAM", "unioncam", _WITH_THETA, input_shape=_SHAPE, device=None)

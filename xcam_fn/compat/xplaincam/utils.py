@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from xcam_fn import plot
+from xcam_fn.compat.common import last_spatial_layer
 from xcam_fn.maps import minmax
 from xcam_fn.models import images
-from xcam_fn.network.split import layers
 
 __all__ = [
     "convert_to_gray", "load_class_index", "load_image", "locate_candidate_layer", "resolve_target_layer",
@@ -90,9 +90,7 @@ def load_class_index(path: Any) -> dict[int, str]:
 
 def locate_candidate_layer(mod: nn.Module, input_shape: tuple[int, ...] = (3, 224, 224)) -> str | None:
     """The last module that returns maps larger than one pixel, or None."""
-    x = torch.zeros(1, *input_shape, device=next(mod.parameters()).device)
-    maps = [name for name, shape in layers(mod, x).items() if len(shape) == x.ndim and set(shape[2:]) != {1}]
-    return maps[-1].partition("#")[0] if maps else None
+    return last_spatial_layer(mod, input_shape)
 
 
 def resolve_target_layer(model: nn.Module, user_target_layer: str | None = None) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from xcam_fn.compat.pytorch_grad_cam.cams import evaluated
+from xcam_fn.compat.common import evaluated
 from xcam_fn.compat.pytorch_grad_cam.utils.image import opencv
 from xcam_fn.metrics import complexity, pearson
 from xcam_fn.metrics.imputation import imputed

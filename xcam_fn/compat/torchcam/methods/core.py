@@ -5,16 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from inspect import Parameter, Signature
+from inspect import Signature
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from xcam_fn.maps import last_axes, resize
+from xcam_fn.compat.common import Remembers, last_spatial_layer, signature, unit
+from xcam_fn.maps import resize
 from xcam_fn.methods import METHODS
-from xcam_fn.network.calls import module_calls
-from xcam_fn.network.copies import private_copy
 from xcam_fn.network.target_layer import find
 from xcam_fn.targets import class_index, per_image, resolve
 from xcam_fn.torch_state import is_readable
@@ -86,17 +85,14 @@ def locate_candidate_layer(mod: nn.Module, input_shape: tuple[int, ...] = (3, 22
         mod: the network; it is run on zeros.
         input_shape: of one image, (C, *size).
     """
-    zeros = next(mod.parameters()).new_zeros(1, *input_shape)
-    calls = module_calls(private_copy(network_of(mod)).eval(), zeros)
-    spatial = [call.name for call in calls if len(call.shape) == zeros.ndim and set(call.shape[2:]) != {1}]
-    return next((name for name in reversed(spatial) if name), None)
+    return last_spatial_layer(network_of(mod), input_shape)
 
 
 def network_of(model: nn.Module) -> Any:
     return model.model if isinstance(model, Remembering) else model
 
 
-class _CAM:
+class _CAM(Remembers):
     """An extractor: it remembers its arguments, and is called as TorchCAM's are.
 
     Args:
@@ -222,11 +218,6 @@ class _CAM:
         every = stacked(cams, target_shape, cls.scaled)
         return cams[0] if len(cams) == 1 else every.amax(0)
 
-    def __enter__(self) -> Any:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
     def enable_hooks(self) -> None:
         """Do nothing: there are none."""
 
@@ -260,13 +251,6 @@ def _explained(cls: Any, scores: Any, output: Any) -> Callable[[Any], Tensor]:
     return compared
 
 
-def unit(cams: Tensor) -> Tensor:
-    """Each map from 0 to nearly 1: TorchCAM adds 1e-8 to what it divides by, which small maps show."""
-    over = last_axes(cams, cams.ndim - 1)
-    above = cams - cams.amin(over, keepdim=True)
-    return above / (above.amax(over, keepdim=True) + 1e-8)
-
-
 def stacked(cams: Any, shape: Sequence[int] | None, change: Callable[[Tensor], Tensor]) -> Tensor:
     """Maps (B, *spatial) of several layers, changed and then resized to one shape, (L, B, *shape)."""
     if not isinstance(cams, list) or not all(isinstance(cam, Tensor) for cam in cams):
@@ -279,8 +263,7 @@ def stacked(cams: Any, shape: Sequence[int] | None, change: Callable[[Tensor], T
 
 def _signature(own: dict[str, Any]) -> Signature:
     """The parameters of an extractor, its own after the layer."""
-    kind, every = Parameter.POSITIONAL_OR_KEYWORD, {"target_layer": None, **own, **_SHARED}
-    return Signature([Parameter("model", kind), *(Parameter(n, kind, default=d) for n, d in every.items())])
+    return signature("model", target_layer=None, **own, **_SHARED)
 
 
 def extractor(module: str, name: str, method: str, scores: bool = False, **own: Any) -> Any:

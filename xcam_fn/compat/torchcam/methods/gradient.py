@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from xcam_fn.arguments import Count, Length, check
+from xcam_fn.compat.common import unit
 from xcam_fn.compat.torchcam.methods import core
 from xcam_fn.compat.torchcam.methods.core import _CAM, extractor, network_of
 from xcam_fn.methods import METHODS
@@ -62,8 +63,8 @@ class RefineCAM(_CAM):
         cls, cams: list[Tensor], target_shape: tuple[int, ...] | None = None, normalized: bool = True
     ) -> Tensor:
         """The product of several layers' maps, each scaled to [0, 1] before it is resized."""
-        product = core.stacked(cams, target_shape, core.unit).prod(0)
-        return core.unit(product) if normalized else product
+        product = core.stacked(cams, target_shape, unit).prod(0)
+        return unit(product) if normalized else product
 
 
 class FinerCAM(_CAM):
