@@ -27,6 +27,7 @@ import xcam_fn as xf
 from benchmarks import cases, networks
 from benchmarks.cases import CURVES, STEPS, TABLE, TABLE_FORWARDS, TABLE_SCALES, Setting
 from benchmarks.timing import Call
+from xcam_fn.methods.catalog import own_name
 
 BARE = "bare forward"
 LOOP = "plain loop"
@@ -220,18 +221,12 @@ _TORCHCAM = {
 
 
 _XPLAINCAM = {
-    "gradcam": "GradCAM",
-    "gradcam_pp": "GradCAMpp",
-    "xgradcam": "XGradCAM",
-    "layercam": "LayerCAM",
-    "groupcam": "GroupCAM",
-    "scorecam": "ScoreCAM",
-    "sscam": "SSCAM",
-    "iscam": "ISCAM",
-    "ablationcam": "AblationCAM",
-    "unioncam": "UnionCAM",
-    "fusioncam": "FusionCAM",
-}
+    own_name(name): name
+    for name in (
+        "GradCAM", "GradCAMpp", "XGradCAM", "LayerCAM", "GroupCAM", "ScoreCAM", "SSCAM", "ISCAM",
+        "AblationCAM", "UnionCAM", "FusionCAM",
+    )
+}  # fmt: skip
 
 
 def _several(one: Library, setting: Setting, stack: contextlib.ExitStack) -> Job | None:

@@ -35,7 +35,8 @@ torch.set_num_threads(1)  # the networks are small, and the tests run side by si
 SHARED = Path(__file__).parents[2] / "shared"
 
 
-MAY_BE_ABSENT = ("shared/", "chromium")  # of all that tests need, what CI may lack
+# Of all that tests need, what CI may lack; XplainCAM has no release.
+MAY_BE_ABSENT = ("shared/", "chromium", "checkout of xplaincam")
 
 
 def refused_skip(report: pytest.TestReport | pytest.CollectReport) -> Any:

@@ -49,6 +49,19 @@ class Residual(nn.Module):
         return self.fc(out.mean((2, 3)))
 
 
+class Unshared(Residual):
+    """The same network with its last ReLU a module of its own, for libraries that hook or replace it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.stem(x))
+        out = self.relu(self.bn(self.conv1(x)))
+        return self.fc(self.last(self.conv2(out) + x).mean((2, 3)))
+
+
 class ReadsParameters(nn.Module):
     """The forward itself reads parameters and a buffer, and takes the batch size as a number."""
 

@@ -32,23 +32,10 @@ CAMS = [
 OPTIONS: dict[str, dict[str, Any]] = {"SESS": {"num_scales": 2}, "FEM": {"k": 1.0}}
 
 
-class Unshared(networks.Residual):
-    """A small network whose last ReLU is a module of its own, as libraries with hooks need it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.last = nn.ReLU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.relu(self.stem(x))
-        out = self.relu(self.bn(self.conv1(x)))
-        return self.fc(self.last(self.conv2(out) + x).mean((2, 3)))
-
-
 @pytest.fixture(scope="module")
 def cases(lite0, photographs) -> dict[str, tuple[nn.Module, list[nn.Module], Tensor]]:
     """Networks, their layers, and two pictures of their size."""
-    small = networks.seeded(Unshared())
+    small = networks.seeded(networks.Unshared())
     with torch.random.fork_rng():
         torch.manual_seed(0)
         resnet = torchvision.models.resnet18(weights=None).eval()
@@ -324,7 +311,7 @@ def test_objects_leave_the_model_as_it_was(cases, name):
 
 def test_a_model_in_training_mode_is_explained_by_a_copy(cases):
     _, _, x = cases["small"]
-    model = networks.seeded(Unshared()).train()
+    model = networks.seeded(networks.Unshared()).train()
     before = state(model)
     found = compat.GradCAM(model, [model.last])(x, targets_of(compat))
     guided = compat.GuidedBackpropReLUModel(model)(x, 1)

@@ -181,7 +181,7 @@ def test_equal_pixels_are_inserted_in_its_order():
 def theirs() -> Any:
     """XplainCAM, with what it needs, in the folders of the environment variable XPLAINCAM."""
     if "XPLAINCAM" not in os.environ:
-        pytest.skip("XPLAINCAM does not name a checkout of XplainCAM, which may be beside shared/")
+        pytest.skip("the environment variable XPLAINCAM names no checkout of XplainCAM")
     sys.path += os.environ["XPLAINCAM"].split(os.pathsep)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

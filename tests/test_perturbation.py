@@ -478,24 +478,11 @@ def test_pytorch_grad_cam_agrees(name, capfd):
 
     layer = "relu#3"  # its maps are not negative, and heatmap's ReLU changes nothing in the mask
     ours = xf.find_method(name, variant="pytorch-grad-cam")(model, layer, x, [1, 3])
-    twin = networks.seeded(Unshared())
+    twin = networks.seeded(networks.Unshared())
     with peer(twin, [twin.last]) as cam:
         theirs = cam(x, [ClassifierOutputTarget(1), ClassifierOutputTarget(3)])
     capfd.readouterr()
     assert (ours - xf.heatmap(torch.from_numpy(theirs), (12, 16))).abs().max() <= 1e-4
-
-
-class Unshared(networks.Residual):
-    """The same network with its last ReLU a module of its own, for libraries that hook or replace it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.last = nn.ReLU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.relu(self.stem(x))
-        out = self.relu(self.bn(self.conv1(x)))
-        return self.fc(self.last(self.conv2(out) + x).mean((2, 3)))
 
 
 def test_scales_add_up_as_elsewhere():

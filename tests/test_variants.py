@@ -16,18 +16,10 @@ import xcam_fn as xf
 from xcam_fn.methods.catalog import own_name
 
 PHOTOGRAPHS = ("n02099601_golden_retriever", "n02123045_tabby", "n02391049_zebra", "n04285008_sports_car")
-KEYS = {
-    "gradcam": "GradCAM",
-    "gradcam_pp": "GradCAMpp",
-    "xgradcam": "XGradCAM",
-    "layercam": "LayerCAM",
-    "groupcam": "GroupCAM",
-    "scorecam": "ScoreCAM",
-    "ablationcam": "AblationCAM",
-    "iscam": "ISCAM",
-    "unioncam": "UnionCAM",
-    "fusioncam": "FusionCAM",
-}
+CLASSES = (
+    "GradCAM", "GradCAMpp", "XGradCAM", "LayerCAM", "GroupCAM", "ScoreCAM", "AblationCAM", "ISCAM", "UnionCAM", "FusionCAM",
+)  # fmt: skip
+KEYS = {own_name(name): name for name in CLASSES}
 MASKING = (
     "scorecam",
     "iscam",
