@@ -7,7 +7,7 @@ import difflib
 import math
 import operator
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -98,8 +98,8 @@ def _is_random_in_training(module: nn.Module) -> bool:
     return isinstance(module, (BatchNorm, nn.RReLU)) or getattr(module, "track_running_stats", False)
 
 
-def failure(model: nn.Module, x: Tensor, error: Exception, run: Callable[[Tensor], Any]) -> Exception:
-    """The error of a model's forward, in terms of x where it is about x.
+def fail(model: nn.Module, x: Tensor, error: Exception, run: Callable[[Tensor], Any]) -> NoReturn:
+    """Raise the error of a model's forward, in terms of x where it is about x.
 
     Args:
         model: the network.
@@ -107,6 +107,13 @@ def failure(model: nn.Module, x: Tensor, error: Exception, run: Callable[[Tensor
         error: what it raised.
         run: the network as a function of other images.
     """
+    said = _in_terms_of_x(model, x, error, run)
+    if said is error:  # its own cause it must not be: who follows the causes would not come to an end
+        raise error
+    raise said from error
+
+
+def _in_terms_of_x(model: nn.Module, x: Tensor, error: Exception, run: Callable[[Tensor], Any]) -> Exception:
     if is_out_of_memory(error) or isinstance(error, StructureError) or not is_readable(x):
         return error  # a tracer's or a transform's own among them
     shape, said = f"x has shape {tuple(x.shape)}", f"{_kind(error)}: {error}"

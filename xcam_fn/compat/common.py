@@ -1,4 +1,4 @@
-"""What the packages share: objects that remember their arguments, and what is done to models and maps there."""
+"""What the packages share: objects that remember arguments, and what is done to models and maps there."""
 
 from __future__ import annotations
 

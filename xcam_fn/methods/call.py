@@ -22,7 +22,7 @@ from xcam_fn.network.split import checked_scores
 from xcam_fn.network.target_layer import Layer, find
 from xcam_fn.network.vjp import recording
 from xcam_fn.perturb import perturbation_scores
-from xcam_fn.scoring.running import Running, Scoring, check_rows, mixing, watched
+from xcam_fn.scoring.running import Running, Scoring, check_rows, mixing
 from xcam_fn.scoring.score import TARGETS, Explained, check_score, explained_score
 from xcam_fn.targets import Classes, logit
 from xcam_fn.torch_state import in_transform
@@ -253,9 +253,7 @@ class Call:
         """The network cut at the layer, its head alone where it can be traced."""
         if "halves" not in self._of_network:
             found = self._pass()
-            run = functools.partial(run_model, self.model)
-            reads = checks.is_readable(self.x) and len(self.x) > 1 and watched(run, self.x[:1])[1]
-            check_rows(found.output, run, self.x, reads=reads)
+            check_rows(found.output, functools.partial(run_model, self.model), self.x)
             self._of_network["halves"] = halves(found, self.x)
         return self._of_network["halves"]
 

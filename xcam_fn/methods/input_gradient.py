@@ -15,11 +15,12 @@ from xcam_fn.arguments import Count
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import method
 from xcam_fn.network.attention import StepByStep
+from xcam_fn.network.calls import keeps_rows_apart
 from xcam_fn.network.forward import whole
 from xcam_fn.network.split import checked_scores
 from xcam_fn.network.vjp import pulled_back, vjp
 from xcam_fn.perturb import Baseline, baseline_images
-from xcam_fn.scoring.running import check_rows, keeps_rows_apart, watched
+from xcam_fn.scoring.running import check_rows, is_exact, watched
 from xcam_fn.scoring.score import explained_score
 from xcam_fn.targets import Target, logit
 
@@ -64,7 +65,7 @@ def integrated_gradients(
     call.many = explained.many
     # A target of the user's own is handed whole batches, one step of the path at a time.
     per_forward = len(x) if callable(cls) and not isinstance(cls, Target) else chunk_size
-    if reads or (per_forward > 1 and not keeps_rows_apart(run, x[:1])):
+    if reads or (per_forward > 1 and is_exact(x) and not keeps_rows_apart(run, x[:1])):
         per_forward = 1
     with StepByStep():  # attention that can be mapped over classes
         return (x - start)[:, None] * _path_gradient(run, x, start, explained.of, steps, rule, per_forward)
@@ -80,9 +81,7 @@ def _path_gradient(
     chunk_size: int,
 ) -> Tensor:
     """The gradient of n scores of each image, averaged over the path from start to x: (B, n, C, *size)."""
-    positions = (torch.linspace(0, 1, steps) if rule == "jumps" else torch.linspace(0, 1, steps + 1)[1:]).to(
-        x
-    )
+    positions = torch.linspace(0 if rule == "jumps" else 1 / steps, 1, steps).to(x)
     averages = []
     for images in torch.arange(len(x), device=x.device).split(chunk_size):
         first, way = start[images], (x - start)[images]

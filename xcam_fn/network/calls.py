@@ -110,10 +110,7 @@ def run_changed(
         output = copied(x.clone())
     except Exception as error:
         _put_back(drawn, x)
-        said = checks.failure(model, x, error, private_copy(model))
-        if said is error:  # its own cause it must not be: who follows the causes would not come to an end
-            raise
-        raise said from error
+        checks.fail(model, x, error, private_copy(model))
     finally:
         changes.clear()  # the copy and its forwards refer to each other; no tensor is to wait with them
     if drawn and not all(map(torch.equal, drawn, _random_state(x))):
@@ -130,10 +127,10 @@ def _random_state(x: Tensor) -> list[Tensor]:
 
 def _put_back(drawn: list[Tensor], x: Tensor) -> None:
     """Give the generators the states that they had."""
-    for state, put in zip(
-        drawn, (torch.set_rng_state, lambda s: torch.cuda.set_rng_state(s, x.device)), strict=False
-    ):
-        put(state)
+    if drawn:
+        torch.set_rng_state(drawn[0])
+    if len(drawn) > 1:
+        torch.cuda.set_rng_state(drawn[1], x.device)
 
 
 def _check_repeats(model: nn.Module, x: Tensor, drawn: list[Tensor]) -> None:
@@ -205,6 +202,18 @@ def first_rows(output: Any, count: int, length: int) -> Any:
 def first_agrees(output: Any, length: int, alone: Any) -> bool:
     """Whether the output's first row, of a batch of some length, is the output for that image alone."""
     return outputs_agree(first_rows(leaves_of(first_rows(output, 1, length)), 1, length), alone)
+
+
+def keeps_rows_apart(run: Callable[[Tensor], Any], one: Tensor) -> bool:
+    """Whether what is run computes of a row beside a very different one what it computes of it alone."""
+    try:
+        with torch.no_grad():
+            together = run(torch.cat([one, 1 - 2 * one]))
+            return first_agrees(together, 2, run(one.clone()))
+    except Exception as error:  # what a network may do with two rows is beyond counting
+        if checks.is_out_of_memory(error):
+            raise
+        return False
 
 
 def _kind_of(output: Any, batch: int, start: int) -> tuple[tuple[int, ...], int, bool]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,7 +10,14 @@ from torch import Tensor, nn
 
 from xcam_fn import checks
 from xcam_fn.network import trace
-from xcam_fn.network.calls import ModuleCall, first_agrees, is_in_place, leaves_of, outputs_agree, run_changed
+from xcam_fn.network.calls import (
+    ModuleCall,
+    is_in_place,
+    keeps_rows_apart,
+    leaves_of,
+    outputs_agree,
+    run_changed,
+)
 from xcam_fn.network.passes import Pass, Site
 from xcam_fn.network.places import replaced
 from xcam_fn.network.probe import made_up
@@ -70,7 +76,10 @@ def halves(found: Pass, x: Tensor, *, differentiable: bool = False) -> Halves:
             lambda x: trunk(site.root, x),
             lambda features, residual: head(site.root, features, *residual),
             takes_any_batch=cut.residual_is_empty
-            and _keeps_rows_apart(lambda a: head(site.root, a), found.own),
+            and (
+                not is_readable(found.own)
+                or keeps_rows_apart(lambda a: head(site.root, a), found.own[:1].detach())
+            ),
             is_traced=True,
         )
 
@@ -87,17 +96,6 @@ def halves(found: Pass, x: Tensor, *, differentiable: bool = False) -> Halves:
         return site.run(x, lambda _: features.clone())
 
     return Halves(site, trunk_by_replacing, head_by_replacing, takes_any_batch=False, is_traced=False)
-
-
-def _keeps_rows_apart(head: Callable[[Tensor], Any], own: Tensor) -> bool:
-    """Whether a head takes several rows, and computes of each what it computes of that row alone."""
-    if not is_readable(own):
-        return True
-    with torch.no_grad(), contextlib.suppress(Exception):
-        one = own[:1].detach()
-        together = head(torch.cat([one, 1 - 2 * one]))
-        return first_agrees(together, 2, head(one.clone()))
-    return False
 
 
 def cut_at(

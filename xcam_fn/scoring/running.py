@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from xcam_fn import checks
-from xcam_fn.network.calls import first_agrees, first_rows, outputs_agree, run_model
+from xcam_fn.network.calls import first_agrees, first_rows, keeps_rows_apart, outputs_agree, run_model
 from xcam_fn.network.copies import private_copy, unwrap
 from xcam_fn.network.halves import traced_model
 from xcam_fn.network.vjp import recording, records_nothing
@@ -233,15 +233,22 @@ def watched(run: Run, x: Tensor) -> tuple[Any, bool]:
         return run(x), reads.found
 
 
-def check_rows(output: Any, run: Run, x: Tensor, *, reads: bool) -> None:
+def check_rows(output: Any, run: Run, x: Tensor, *, reads: bool | None = None) -> None:
     """Raise where a network's answer for an image depends on the others in the batch.
 
     The first image is run alone, and where a forward reads values the others too: it may branch on the batch.
+
+    Args:
+        output: of the network for x.
+        run: the network.
+        x: (B, C, *size).
+        reads: whether a forward reads values; None finds it out.
     """
-    if not _is_exact(x) or len(x) == 1:
+    if not is_exact(x) or len(x) == 1:
         return
+    alone, reads = watched(run, x[:1]) if reads is None else (run(x[:1]), reads)
     others = range(1, len(x) if reads else 1)
-    if not first_agrees(output, len(x), run(x[:1])) or not all(
+    if not first_agrees(output, len(x), alone) or not all(
         first_agrees(run(x.roll(-i, 0)), len(x), run(x[i, None])) for i in others
     ):
         raise mixing(len(x))
@@ -255,19 +262,8 @@ def mixing(batch: int) -> ValueError:
     )
 
 
-def keeps_rows_apart(run: Run, one: Tensor) -> bool:
-    """Whether a network computes of an image beside a very different one what it computes of it alone."""
-    if not _is_exact(one):
-        return True
-    try:
-        return first_agrees(run(torch.cat([one, 1 - 2 * one])), 2, run(one))
-    except (ValueError, RuntimeError) as error:
-        if checks.is_out_of_memory(error):
-            raise
-        return False
-
-
-def _is_exact(x: Tensor) -> bool:
+def is_exact(x: Tensor) -> bool:
+    """Whether outputs for x can be compared: their values can be read, and have enough digits."""
     return checks.is_readable(x) and x.dtype in (torch.float32, torch.float64)
 
 
@@ -289,12 +285,12 @@ class Scoring:
         self.x, self.how = x, how
         self.chunk_size = how.chunk_size or default_chunk_size(x, None if how.scorer else model)
         self.run, output, reads = running_model(model, x, how, forwards=forwards, length=self.chunk_size)
-        is_exact = how.precision == "float32" and how.scorer is None
+        compared = how.precision == "float32" and how.scorer is None
         self.explained = explained_score(output, len(x), cls, TARGETS[score])
-        if is_exact:
+        if compared:
             check_rows(output, self.run, x, reads=reads)
         # Whether images can be scored together: found out by the first of the perturbations.
-        self._takes_many = False if reads else None if is_exact else True
+        self._takes_many = False if reads else None if compared else True
 
     def of(self, images: Tensor, which: Tensor) -> Tensor:
         """The scores (P, n) of images (P, C, *size) that stand for those of x that `which` says.
@@ -303,7 +299,7 @@ class Scoring:
         """
         count = images.shape[0]
         if self._takes_many is None and count > 1:
-            self._takes_many = keeps_rows_apart(self.run, images[:1])
+            self._takes_many = not is_exact(images) or keeps_rows_apart(self.run, images[:1])
         if self._takes_many is not False:
             return self.explained.of(self.run(images), which)
         return torch.cat([self.explained.of(self.run(images[i, None]), which[i, None]) for i in range(count)])
