@@ -28,7 +28,7 @@ from xcam_fn.network.places import pools
 from xcam_fn.network.probe import Probe
 from xcam_fn.network.split import checked_calls
 from xcam_fn.network.split import layers as layers_of
-from xcam_fn.network.target_layer import Layer, position_of
+from xcam_fn.network.target_layer import Layer, find, position_of
 from xcam_fn.perturb import blurred
 from xcam_fn.projections import principal_component
 from xcam_fn.scoring.score import TARGETS, explained_score
@@ -195,7 +195,8 @@ def multi_layer(
 def last_layers(model: nn.Module, x: Images, layer: Layer = None, *, count: int = 3) -> list[str]:
     """The last layer of each of the last resolutions, shallow to deep, pooling and padding left out."""
     root, found, calls = unwrap(model), layers_of(model, x), checked_calls(model, x)
-    deepest = calls[position_of(root, layer, calls, Probe(root, x))].name
+    asked = None if layer is None else find(root, layer)
+    deepest = calls[position_of(root, asked, calls, Probe(root, x))].name
     shown = [name for name in found if deepest in (name, name.partition("#")[0])]
     if not shown:
         raise ValueError(

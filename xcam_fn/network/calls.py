@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -79,6 +80,7 @@ def run_changed(
     changes = dict(change or {})
     changed = {name for name, _ in changes}
     counts: dict[str, int] = {}
+    intercepted: list[Any] = []
     batch = x.shape[0]
 
     def intercept(name: str, module: nn.Module) -> Callable[[Forward], Forward] | None:
@@ -87,6 +89,9 @@ def run_changed(
             return None
 
         def counted(forward: Forward) -> Forward:
+            if isinstance(forward, types.MethodType):
+                intercepted.append(forward.__self__)
+
             def called(*args: Any, **kwargs: Any) -> Any:
                 counts[name] = number = counts.get(name, 0) + 1
                 start = 0 if calls is None else len(calls)
@@ -112,7 +117,9 @@ def run_changed(
         _put_back(drawn, x)
         checks.fail(model, x, error, private_copy(model))
     finally:
-        changes.clear()  # the copy and its forwards refer to each other; no tensor is to wait with them
+        changes.clear()
+        for module in intercepted:  # it and its forward refer to each other, and would wait to be collected
+            vars(module).pop("forward", None)
     if drawn and not all(map(torch.equal, drawn, _random_state(x))):
         _check_repeats(model, x, drawn)
     return output

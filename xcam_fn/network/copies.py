@@ -36,17 +36,21 @@ _DEEPEST = 2  # objects within objects that are copied; a trainer's data and the
 
 def is_wrapper(module: nn.Module) -> bool:
     """True for a module that only forwards to another: torch.compile's and the data-parallel ones."""
-    return isinstance(module, _PARALLEL) or _is_compiled(module)
+    return _is_wrapper_type(type(module))
 
 
-def _is_compiled(module: nn.Module) -> bool:
-    """True for what `torch.compile(module)` returns.
+def _is_wrapper_type(kind: type[nn.Module]) -> bool:
+    return issubclass(kind, _PARALLEL) or _is_compiled(kind)
+
+
+def _is_compiled(kind: type[nn.Module]) -> bool:
+    """True for the type of what `torch.compile(module)` returns.
 
     Importing torch._dynamo takes seconds, and where nobody has done so no module is compiled. While another
     thread imports it, the class may not be there yet.
     """
     dynamo = sys.modules.get("torch._dynamo")
-    return dynamo is not None and isinstance(module, getattr(dynamo, "OptimizedModule", ()))
+    return dynamo is not None and issubclass(kind, getattr(dynamo, "OptimizedModule", ()))
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -70,7 +74,7 @@ def _is_leaf_type(kind: type[nn.Module]) -> bool:
 def has_hooks(module: nn.Module) -> bool:
     """True where a forward or backward hook is registered on the module itself."""
     own = vars(module)
-    return any(
+    return any(map(own.get, _HOOKS)) and any(
         hook is not _does_nothing for kind in _HOOKS if own.get(kind) for hook in list(own[kind].values())
     )
 
@@ -130,7 +134,8 @@ def private_copy(
     copies: dict[int, Any] = {}
     changed: list[nn.Module] = []
     forwards: list[tuple[nn.Module, Forward]] = []
-    wrappers = [module for _, module, _ in modules if is_wrapper(module)]
+    wrapping = tuple(filter(_is_wrapper_type, {type(module) for _, module, _ in modules}))
+    wrappers = [module for _, module, _ in modules if wrapping and isinstance(module, wrapping)]
     for name, module, children in modules:
         if wrappers and module in wrappers:
             continue
@@ -203,8 +208,10 @@ def _relink(twin: nn.Module, copies: dict[int, Any]) -> None:
             children[name] = copies[id(child)]
     leaf = is_leaf(twin)
     for hooks in _FORWARD_HOOKS:
-        if state[hooks] or not leaf:  # a forward of the user's own may register some
+        if state[hooks]:
             state[hooks] = OrderedDict((key, _private(hook, copies)) for key, hook in state[hooks].items())
+        elif not leaf:  # a forward of the user's own may register some
+            state[hooks] = OrderedDict()
     if leaf:
         if "forward" in state:
             state["forward"] = _private(state["forward"], copies)
@@ -222,7 +229,7 @@ def _private(value: Any, copies: dict[int, Any], depth: int = 0) -> Any:
         copies: by the id of what was copied; those of modules are there beforehand.
         depth: in how many objects the value lies.
     """
-    if type(value) in _PLAIN:
+    if type(value) in _PLAIN or (type(value) is tuple and _PLAIN.issuperset(map(type, value))):
         return value
     if id(value) not in copies:
         return _anew(value, copies, depth)
@@ -272,8 +279,6 @@ def _(value: Any, copies: dict[int, Any], depth: int) -> Any:
 
 @_anew.register
 def _(value: tuple, copies: dict[int, Any], depth: int) -> Any:
-    if _PLAIN.issuperset(map(type, value)):
-        return value
     parts = [_private(part, copies, depth) for part in value]
     same = all(new is old for new, old in zip(parts, value, strict=True))
     return value if same else getattr(type(value), "_make", type(value))(parts)

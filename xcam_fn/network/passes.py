@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import torch
@@ -22,9 +22,9 @@ from xcam_fn.network.calls import (
     with_features,
 )
 from xcam_fn.network.copies import unwrap
-from xcam_fn.network.places import ToSpatial, is_settled, to_spatial_of
+from xcam_fn.network.places import ToSpatial, is_settled, path_inward, to_spatial_of
 from xcam_fn.network.probe import Probe, made_up
-from xcam_fn.network.target_layer import Carrying, Layer, find, is_in_doubt, is_within, position_of
+from xcam_fn.network.target_layer import Carrying, Found, Layer, find, is_in_doubt, is_within, position_of
 from xcam_fn.network.vjp import by_autograd, detached, differentiated, gradient, pulled_back
 from xcam_fn.torch_state import is_readable, is_wrapped, outside_transforms
 
@@ -42,7 +42,7 @@ class _Guess(NamedTuple):
 
 
 _TRIES = 4  # forwards until one agrees with what it was taken for: two where the network does not change
-_Guesses = dict[str | None, _Guess]
+_Guesses = dict[Found | None, _Guess]
 # What a layer was in the last forward of a network, by the layer as it was asked for. An entry saves a
 # forward and decides nothing: the forward that uses it records its own calls, and runs again where they say
 # otherwise.
@@ -261,15 +261,17 @@ def _pass_at(
     size, probe = tuple(x.shape[2:]), Probe(root, x)
     record = (_by_autograd if records else _unrecorded) if by_autograd(x) else _by_transform
     guesses = _GUESSES.setdefault(root, {})
-    asked, guess = _guess(root, layer, x, guesses, probe)
+    asked = None if layer is None else find(root, layer)
+    guess = guesses.get(asked) or _first_guess(root, asked, x, probe)
     for _ in range(_TRIES):
         calls: list[ModuleCall] = []
-        watched = None if guess.watch_all else _tells(guess.name)
         site = Site(root, guess.name, guess.number, guess.name, None, size)
+        path = path_inward(site.module, site.name)
+        watched = None if guess.watch_all else _tells(site.name, path)
         found = record(site, x, replace, calls, watched)
-        position = position_of(root, layer, calls, probe, carrying)
+        position = position_of(root, asked, calls, probe, carrying)
         call = calls[position]
-        watch_all = guess.watch_all or not (to_spatial or is_settled(calls, position, size))
+        watch_all = guess.watch_all or not (to_spatial or is_settled(calls, position, size, path))
         seen = _Guess(call.name, call.number, watch_all)
         if seen == guess and found is not None:
             break
@@ -281,7 +283,7 @@ def _pass_at(
         )
     if carrying is None:
         guesses[asked] = guess
-    is_call = isinstance(layer, str) and "#" in layer
+    is_call = asked is not None and asked[1] is not None
     in_doubt = is_in_doubt(root, calls, position) and not (is_call and not isinstance(root, Bound))
     place = to_spatial or to_spatial_of(calls, position, probe, in_doubt=in_doubt)
     return _pass_of(
@@ -289,9 +291,9 @@ def _pass_at(
     )
 
 
-def _tells(layer: str) -> Callable[[str], bool]:
-    """Which modules tell where a layer's output lies: itself, those in it and those that it is in."""
-    return lambda name: is_within(layer, name) or is_within(name, layer)
+def _tells(layer: str, path: Collection[str]) -> Callable[[str], bool]:
+    """Which modules tell where a layer's output lies: those that it is in, itself, and some in it."""
+    return lambda name: is_within(layer, name) or name.rpartition(".")[0] in path
 
 
 def _pass_of(site: Site, calls: list[ModuleCall], found: _Found, x: Tensor) -> Pass:
@@ -311,19 +313,13 @@ def _symbolic_pass(root: nn.Module, layer: Layer, x: Tensor, to_spatial: ToSpati
     return _pass_of(known.site, known.calls, found, x)
 
 
-def _guess(
-    root: nn.Module, layer: Layer, x: Tensor, guesses: _Guesses, probe: Probe
-) -> tuple[str | None, _Guess]:
-    """The layer as it is remembered, and which call it was last; else the one that it may be."""
-    if layer is None:
-        return None, guesses.get(None) or _default_of_one(root, x, probe)
-    name, number = find(root, layer)
-    asked = name if number is None else f"{name}#{number}"
-    return asked, guesses.get(asked, _Guess(name, number or 1, watch_all=False))
+def _first_guess(root: nn.Module, asked: Found | None, x: Tensor, probe: Probe) -> _Guess:
+    """Which call the layer may be, in a network that was not seen before.
 
-
-def _default_of_one(root: nn.Module, x: Tensor, probe: Probe) -> _Guess:
-    """The default layer for the first image, or for all where one does not do, as of frames of one clip."""
+    The default layer is that of the first image, or of all where one does not do, as of frames of one clip.
+    """
+    if asked is not None:
+        return _Guess(asked[0], asked[1] or 1, watch_all=False)
     calls: list[ModuleCall] = []
     with torch.no_grad():
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from xcam_fn.torch_state import BatchNorm, Convolution
 ToSpatial = Callable[[Tensor], Tensor]
 
 _CHANNELS_FIRST = (Convolution, BatchNorm, nn.GroupNorm)
+_TELLING = (nn.Linear, nn.LayerNorm, *_CHANNELS_FIRST)
 _ATTENTION_KINDS = ("attention", "attn", "mhsa", "mla")
 _ATTENTION_NAMES = ("attn", "attention", "self_attn", "self_attention")
 _AXES = {1: "l", 2: "h w", 3: "d h w"}
@@ -104,15 +105,39 @@ def _is_narrow(shape: tuple[int, ...], axes: int) -> bool:
     return len(shape) > axes and set(shape[axes:]) == {1}
 
 
-def is_settled(calls: Sequence[ModuleCall], position: int, size: tuple[int, ...]) -> bool:
-    """Whether these calls tell where a call's output lies, so that no earlier ones have to be known."""
+def path_inward(layer: nn.Module, name: str) -> set[str]:
+    """The names of a layer and of the modules in it, one in the other, that are likely to run last.
+
+    What their own modules return tells where the layer's output lies, see `is_settled`.
+    """
+    for key, child in reversed(list(layer.named_children())):
+        if isinstance(child, _TELLING):
+            break
+        if child._modules:
+            return {name, *path_inward(child, f"{name}.{key}" if name else key)}
+    return {name}
+
+
+def is_settled(
+    calls: Sequence[ModuleCall], position: int, size: tuple[int, ...], path: Collection[str]
+) -> bool:
+    """Whether these calls tell where a call's output lies, so that no others have to be known.
+
+    Args:
+        calls: of the layer, and in it of the modules right within those of `path`.
+        position: of the layer's call.
+        size: of the images, pixels.
+        path: as `path_inward` finds it.
+    """
     axes = len(size) + 2
-    before = (own_layout(call) for call in calls[:position] if len(call.shape) == axes)
-    return (
-        len(calls[position].shape) != axes  # tokens, which are measured
-        or own_layout(calls[position]) is not None
-        or any(layout is not None for layout in before)
-    )
+    if len(calls[position].shape) != axes or own_layout(calls[position]) is not None:
+        return True  # tokens are measured
+    for before in reversed(calls[:position]):
+        if len(before.shape) == axes and own_layout(before) is not None:
+            return True
+        if before.module._modules and before.name not in path:  # what it ran is not known
+            return False
+    return False
 
 
 def placed_shape(

@@ -15,10 +15,11 @@ from xcam_fn.network.places import default_candidates, has_tokens, placed_shape
 from xcam_fn.network.probe import Probe
 
 Layer = str | nn.Module | None
+Found = tuple[str, int | None]  # a module's first name, and which of its calls (None: the last)
 Carrying = Collection[Key] | None
 
 
-def find(root: nn.Module, layer: str | nn.Module) -> tuple[str, int | None]:
+def find(root: nn.Module, layer: str | nn.Module) -> Found:
     """The first name of the module that a layer stands for, and which of its calls (None: the last).
 
     Raises:
@@ -50,13 +51,17 @@ def find(root: nn.Module, layer: str | nn.Module) -> tuple[str, int | None]:
 
 
 def position_of(
-    root: nn.Module, layer: Layer, calls: Sequence[ModuleCall], probe: Probe, carrying: Carrying = None
+    root: nn.Module,
+    found: Found | None,
+    calls: Sequence[ModuleCall],
+    probe: Probe,
+    carrying: Carrying = None,
 ) -> int:
     """The position of the target layer among the calls of a forward.
 
     Args:
         root: the network.
-        layer: as for every method.
+        found: the layer, as `find` returns it; None for the default layer.
         calls: all calls of a forward.
         probe: of the images.
         carrying: the calls that the score depends on, where that was found out.
@@ -64,16 +69,17 @@ def position_of(
     Raises:
         ValueError: the layer does not run, or not so often, or there is no default layer.
     """
-    if layer is None:
+    if found is None:
         return default_call(root, calls, probe, carrying)
-    name, number = find(root, layer)
+    name, number = found
     positions = [i for i, call in enumerate(calls) if call.name == name]
     if not positions:
         raise _never_reached(root, name)
     if number is not None and not 1 <= number <= len(positions):
         names = ", ".join(f"{name}#{i + 1}" for i in range(len(positions)))
         raise ValueError(
-            f"layer {layer!r}: {name!r} runs {len(positions)} time(s) in a forward; expected one of {names}"
+            f"layer '{name}#{number}': {name!r} runs {len(positions)} time(s) in a forward; expected one of "
+            f"{names}"
         )
     if number is not None:
         return positions[number - 1]
