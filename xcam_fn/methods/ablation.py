@@ -11,8 +11,8 @@ from xcam_fn import checks
 from xcam_fn.arguments import Count
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import method
-from xcam_fn.methods.options import Score
-from xcam_fn.methods.perturbation import projected
+from xcam_fn.methods.options import Channels, Score
+from xcam_fn.methods.perturbation import in_budget, projected, without
 from xcam_fn.weights import Projection
 
 __all__ = ["ablationcam", "reciprocam"]
@@ -28,6 +28,7 @@ def ablationcam(
     *,
     score: Score = "logit",
     projection: Projection | None = None,
+    channels: Channels = None,
     chunk_size: Count = 64,
     progress: bool = False,
 ) -> Tensor:
@@ -36,11 +37,16 @@ def ablationcam(
     w_k = (s − s_k) / s, where s_k is the score with A_k set to zero (0 where s is 0); the map is Σ w_k A_k.
     The trunk runs once, the head once for each channel that is not zero already.
 
+    Args:
+        channels: how many channels are ablated, as in `scorecam`; the others have weight 0.
+
     References:
         Ramaswamy, Ablation-CAM, WACV 2020 (doi:10.1109/WACV45572.2020.9093360).
     """
-    s, A = call.explained(score).own, call.features
-    which, channel = _channels_to_ablate(A)
+    explained = call.explained(score)
+    is_scored = in_budget(call, explained.logit_of, channels)
+    s, A = explained.own, call.features
+    which, channel = _channels_to_ablate(without(A, is_scored))
     ablated = call.head_scores(
         _without_channel, which, channel, score=score, chunk_size=chunk_size, progress=progress
     )
@@ -48,7 +54,7 @@ def ablationcam(
     s_k = every.index_put((which, channel), ablated) if len(which) else every
     share = (every - s_k) / torch.where(every != 0, every, 1.0)
     # Of a layer that the score does not read, rounding alone would be drawn as a map.
-    is_lost = (every != 0) & (share.abs() > 16 * torch.finfo(share.dtype).eps)
+    is_lost = is_scored & (every != 0) & (share.abs() > 16 * torch.finfo(share.dtype).eps)
     return projected(A, torch.where(is_lost, share, 0.0), projection)
 
 
