@@ -236,15 +236,13 @@ def test_another_seed_gives_another_map(name):
 @pytest.mark.parametrize("name", ["scorecam", "sscam", "iscam", "ablationcam"])
 def test_a_budget_leaves_the_channels_that_matter_most(name, channels):
     model, x = network(), images(1)
-    of_classes = [xf.feature_and_grad(model, "relu", x, cls) for cls in (1, 3)]
+    of_classes = [xf.feature_and_grad(model, "relu", x, cls) for cls in range(5)]
     ranks = [(found.features * found.grads).abs().sum((0, 2, 3)) for found in of_classes]
     kept = [rank.argsort()[-2:] for rank in ranks]
-    assert sorted(kept[0].tolist()) != sorted(kept[1].tolist())
+    assert len({tuple(sorted(k.tolist())) for k in kept}) > 1
     method = functools.partial(xf.METHODS[name], model, "relu", x, postprocess=None, **QUICK[name])
-    expected = [
-        method(cls, projection=lambda W, k=k: W[:, k].sum(1)) for cls, k in zip((1, 3), kept, strict=True)
-    ]
-    torch.testing.assert_close(method([[1, 3]], channels=channels), torch.stack(expected, 1))
+    expected = [method(cls, projection=lambda W, k=k: W[:, k].sum(1)) for cls, k in enumerate(kept)]
+    torch.testing.assert_close(method([[0, 1, 2, 3, 4]], channels=channels), torch.stack(expected, 1))
 
 
 def test_what_is_left_out_takes_no_part_in_the_softmax_and_costs_nothing():
