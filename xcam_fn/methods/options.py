@@ -26,9 +26,9 @@ class MaskOptions(RunningOptions, total=False):
         softmax: take the softmax over channels of what is left.
         summed: "features" adds up w_k A_k, "masks" adds up w_k M_k.
         mask: `(maps, size) -> masks`, what makes a mask of a map; `maps.resized_minmax` is n(U(A)).
-        channels: how many channels are scored: None for all, an int for the k that matter most, or a share
-            of them, a float in (0, 1]. The others have weight 0 and take no part in the softmax; channels
-            that matter alike are scored or left out together.
+        channels: how many channels are scored: None for all, an int, or a share of them, a float in (0, 1].
+            They are those with the largest standard deviation, or as the method says. The others have weight
+            0 and take no part in the softmax; channels that rank alike are scored or left out together.
     """
 
     baseline: Baseline

@@ -39,8 +39,8 @@ _TORCHCAM: dict[str, Any] = {"score": "logit", "softmax": True, "mask": minmax_r
 
 # What the image looks like where a channel's map masks it, `(image, baseline, map) -> image`.
 Mask = Callable[[Tensor, Tensor, Tensor], Tensor]
-# How much each channel matters, (B, K), by its features and gradients.
-Rank = Callable[[Tensor, Tensor], Tensor]
+# How much each channel matters to each class, (B, K, n), or (B, K, 1) where all classes share it.
+Rank = Callable[[Call, Classes], Tensor]
 
 
 def masking(mask: MaskOf, size: Sequence[int], share: float = 1.0) -> Mask:
@@ -55,9 +55,13 @@ def _mask_of(mask: MaskOf, one: Tensor, size: Sequence[int]) -> Tensor:
     return checks.check_returned("mask", found, expected, lambda found: found.shape == (1, *size))[0]
 
 
-def influence(A: Tensor, G: Tensor) -> Tensor:
-    """How much each channel matters to first order, (B, K): Σ |G ⊙ A|."""
-    return (precise(A) * precise(G)).abs().flatten(2).sum(2)
+def _spread(call: Call, _: Classes) -> Tensor:
+    """The standard deviation of each channel over the positions."""
+    return precise(call.features).flatten(2).std(2, correction=0)[..., None]
+
+
+def _mean_gradient(call: Call, cls: Classes) -> Tensor:
+    return precise(call.gradient(cls)).flatten(3).mean(3).movedim(1, 2)
 
 
 def budget(K: int, channels: Channels) -> int:
@@ -65,22 +69,20 @@ def budget(K: int, channels: Channels) -> int:
     return min(K, math.ceil(channels * K) if isinstance(channels, float) else channels or K)
 
 
-def in_budget(call: Call, cls: Classes, channels: Channels, rank: Rank = influence) -> Tensor:
-    """Whether each channel is among those that matter most to each class, (B, K, n).
+def in_budget(call: Call, cls: Classes, channels: Channels, rank: Rank) -> Tensor:
+    """Whether each channel is among those that matter most, (B, K, n) or (B, K, 1).
 
     Args:
         call: the network, the layer and the images.
-        cls: whose gradient ranks the channels.
+        cls: whose gradient ranks the channels, if one does.
         channels: how many are, as in `MaskOptions`.
-        rank: features and gradients to how much each channel matters.
+        rank: how much each channel matters.
     """
     if channels is None:
         return torch.ones((), dtype=torch.bool, device=call.x.device).expand(*call.features.shape[:2], 1)
-    G = call.gradient(cls)  # before the features, so that one forward is for both
-    ranks = torch.stack([rank(call.features, of_class) for of_class in G.unbind(1)], 2)
-    k = budget(ranks.shape[1], channels)
+    ranks = rank(call, cls)
     # Of equal channels none goes before another: their order would decide.
-    return ranks >= ranks.topk(k, 1).values[:, -1:]
+    return ranks >= ranks.topk(budget(ranks.shape[1], channels), 1).values[:, -1:]
 
 
 def without(A: Tensor, is_scored: Tensor) -> Tensor:
@@ -94,7 +96,7 @@ def _masked_map(
     options: MaskOptions,
     *,
     zero_mask_hides: bool = True,
-    rank: Rank = influence,
+    rank: Rank = _spread,
 ) -> Tensor:
     """The maps (B, n, *spatial) of Score-CAM and its kin: channels weighted by the score of what they show.
 
@@ -178,13 +180,13 @@ def gscorecam(call: Call, **options: Unpack[MaskOptions]) -> Tensor:
     """gScoreCAM: Score-CAM of those channels alone that have the highest mean gradients.
 
     M_k = n(U(A_k)); w_k = p(x ⊙ M_k) − p(x₀) for the k channels with the highest mean gradient of the class's
-    logit, and 0 for the others; the map is Σ w_k A_k. One forward for each of the k.
+    logit, and 0 for the others; the map is Σ w_k A_k. One forward for each of them.
 
     References:
         Chen et al., gScoreCAM: What Objects Is CLIP Looking At?, ACCV 2022.
     """
     mask = masking(options.get("mask", resized_minmax), tuple(call.x.shape[2:]))
-    return _masked_map(call, [(1.0, mask)], options, rank=weights.gradcam)
+    return _masked_map(call, [(1.0, mask)], options, rank=_mean_gradient)
 
 
 @method(
