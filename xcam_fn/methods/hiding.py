@@ -43,8 +43,8 @@ def occlusion(
 
     d_m = p(x) − p(x with x₀ inside window m); the map is Σ_m [i ∈ m] d_m / Σ_m [i ∈ m] at pixel i. The first
     window lies at the start of each axis, the next one a stride further, the last is cut off at the end. One
-    forward for each: 169 for an image where nothing else is said. The layer is not used, and the model may be
-    None where `scorer` stands in for it.
+    forward for each: 169 for 224 × 224 pixels where nothing else is said. The layer is not used, and the
+    model may be None where `scorer` stands in for it.
 
     Args:
         window: its length along each axis, pixels, one int for all or one an axis, no more than the image's;
@@ -58,7 +58,7 @@ def occlusion(
     x, size = call.x, tuple(call.x.shape[2:])
     lengths = _lengths("window", window, size, "the image")
     steps = _lengths("stride", stride, lengths, "the window")
-    spans = [_spans(*of_axis, x) for of_axis in zip(size, lengths, steps, strict=True)]
+    spans = [_spans(*of_axis).to(x.device) for of_axis in zip(size, lengths, steps, strict=True)]
     scoring = call.scoring(score, Running(**options))
     places = torch.cartesian_prod(*[torch.arange(len(one), device=x.device) for one in spans])
     places = places.reshape(-1, len(size)).repeat(len(x), 1)
@@ -67,9 +67,10 @@ def occlusion(
     hidden = scoring.perturbed(_hide, which, inside, beside=(baseline_images(baseline, x),))
     hidden = hidden.reshape(len(x), *map(len, spans), -1).movedim(-1, 1)
     own = scoring.explained.own
-    maps = precise(own.reshape(*own.shape, *[1] * len(size)) - hidden)
+    maps = precise(own).reshape(*own.shape, *[1] * len(size)) - precise(hidden)
     for span in spans:  # the axis goes last: all turn around once
-        maps = torch.einsum("bnm...,mp->bn...p", maps, precise(span / span.sum(0)))
+        share = span.to(maps) / span.sum(0)
+        maps = torch.einsum("bnm...,mp->bn...p", maps, share)
     return maps
 
 
@@ -85,18 +86,18 @@ def _lengths(name: str, given: Lengths, most: Sequence[int], of: str) -> list[in
     return lengths
 
 
-def _spans(size: int, length: int, stride: int, like: Tensor) -> Tensor:
-    """Where each window of an axis lies, 1 inside of it and 0 elsewhere, (windows, size)."""
-    first = torch.arange(math.ceil((size - length) / stride) + 1, device=like.device)[:, None] * stride
-    pixel = torch.arange(size, device=like.device)
-    return ((pixel >= first) & (pixel < first + length)).to(like)
+def _spans(size: int, length: int, stride: int) -> Tensor:
+    """Whether each window along an axis holds each pixel, (windows, size)."""
+    first = torch.arange(math.ceil((size - length) / stride) + 1)[:, None] * stride
+    pixel = torch.arange(size)
+    return (pixel >= first) & (pixel < first + length)
 
 
 def _hide(image: Tensor, base: Tensor, *inside: Tensor) -> Tensor:
-    mask = torch.ones_like(inside[0][:1]).squeeze(0)
+    hidden = torch.ones((), dtype=torch.bool, device=image.device)
     for along in inside:
-        mask = mask[..., None] * along
-    return torch.where(mask > 0, base, image)
+        hidden = hidden[..., None] & along
+    return torch.where(hidden, base, image)
 
 
 @method(
