@@ -13,6 +13,9 @@ QUICK: dict[str, dict[str, Any]] = {
     "sscam": {"num_samples": 2},
     "iscam": {"num_samples": 2},
     "groupcam": {"num_groups": 3},
+    "gscorecam": {"channels": 3},
+    "cameras": {"scales": [1.0, 1.5]},
+    "occlusion": {"window": 8, "stride": 6},
     "rise": {"num_masks": 20},
     "deep_feature_factorization": {"num_concepts": 3},
 }

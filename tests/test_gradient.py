@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import networks
 import xcam_fn as xf
@@ -401,6 +402,37 @@ def test_weights_of_half_precision_neither_overflow_nor_underflow():
         )
 
 
+def test_cameras_is_the_papers_loop():
+    model, x = networks.seeded(networks.Residual(), 1).double(), maps(1, 3, 9, 12, seed=2)
+    at_own_size: dict[str, list[Tensor]] = {"A": [], "G": []}
+    for size in ((9, 12), (14, 18)):
+        scaled = F.interpolate(x, size=size, mode="bilinear")
+        kept: list[Tensor] = []
+        with model.conv1.register_forward_hook(lambda *args, kept=kept: kept.append(args[2])):
+            score = model(scaled)[0, 2]
+        for name, value in (("A", kept[0]), ("G", torch.autograd.grad(score, kept[0])[0])):
+            at_own_size[name].append(F.interpolate(value.detach(), size=(9, 12), mode="bilinear"))
+    expected = sum(at_own_size["A"]) / 2 * (sum(at_own_size["G"]) / 2)
+    found = xf.cameras(model, "conv1", x, 2, scales=(1.0, 1.5), postprocess=None)
+    torch.testing.assert_close(found, expected.sum(1))
+    alone = xf.cameras(model, "conv1", x, 2, scales=[1.0], postprocess=None)
+    torch.testing.assert_close(alone, xf.hirescam(model, "conv1", x, 2, postprocess=None))
+
+
+def test_the_layer_and_the_class_of_cameras_are_those_of_the_input_itself():
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3, stride=4, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 2), nn.Tanh(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5),
+    )  # fmt: skip
+    model, x = networks.seeded(model).double(), maps(4, 3, 8, 8, seed=0)
+    layer, larger = xf.default_layer(model, x), F.interpolate(x, scale_factor=3.0, mode="bilinear")
+    assert layer != xf.default_layer(model, larger)
+    cls = model(x).argmax(1)
+    assert (cls != model(larger).argmax(1)).any()
+    found = xf.cameras(model, None, x, scales=[1.0, 3.0], postprocess=None)
+    torch.testing.assert_close(found, xf.cameras(model, layer, x, cls, scales=[1.0, 3.0], postprocess=None))
+
+
 # -- odd values ----------------------------------------------------------------------------------------------
 
 FEATURES = torch.rand(2, 3, 4, 5)
@@ -438,7 +470,7 @@ ODD = st.one_of(
     st.just(torch.full((2, 3), torch.nan)),
 )
 OF_NUMBERS = {"num_samples", "std", "seed", "eps", "num_masks", "grid", "keep", "num_groups", "steps", "theta", "k",
-              "num_concepts", "tol", "max_iter", "score", "noise", "cluster", "rescale", "last", "gaussian"}  # fmt: skip
+              "num_concepts", "tol", "max_iter", "score", "noise", "cluster", "rescale", "last", "gaussian", "threshold"}  # fmt: skip
 
 
 @pytest.mark.usefixtures("unchecked")

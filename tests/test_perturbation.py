@@ -1,5 +1,6 @@
 """The perturbation family: the papers' loops, the engine's promises, and other libraries."""
 
+import functools
 import math
 import subprocess
 import sys
@@ -33,6 +34,9 @@ QUICK = {
     "ablationcam": {},
     "groupcam": {"num_groups": 3},
     "rise": {"num_masks": 20},
+    "gscorecam": {"channels": 3},
+    "occlusion": {"window": (5, 6), "stride": 4},
+    "sidu": {},
 }
 seeds = st.integers(0, 2**31 - 1)
 
@@ -73,6 +77,52 @@ def loop_scorecam(model, A, image, cls, ways):
     return cam
 
 
+def loop_gscorecam(model, layer, A, image, cls):
+    grads = xf.feature_and_grad(model, layer, image[None], cls).grads[0]
+    best = sorted(range(len(A)), key=lambda k: grads[k].mean().item())[-3:]
+    size = tuple(image.shape[1:])
+    return loop_scorecam(model, A[best], image, cls, [lambda a: image * stretched(upsampled(a, size))])
+
+
+def loop_sidu(model, layer, A, image, cls):
+    shown = [(stretched(a) > 0.5).double() for a in A]
+    P = [model((image * upsampled(B, tuple(image.shape[1:])))[None])[0].softmax(0) for B in shown]
+    own = model(image[None])[0].softmax(0)
+    cam = torch.zeros_like(A[0])  # at the layer's size: the sum of resized masks is their sum resized
+    for B, p in zip(shown, P, strict=True):
+        similarity = torch.exp(-((own - p) ** 2).sum() / (2 * 0.25**2))
+        cam += similarity * sum((p - other).norm() for other in P) * B
+    return cam
+
+
+def loop_occlusion(model, layer, A, image, cls, window=(5, 6), stride=4):
+    """Each pixel by the windows that hold it, which begin at multiples of the stride."""
+    begins = [[0] for _ in window]
+    for along, length, size in zip(begins, window, image.shape[1:], strict=True):
+        while along[-1] + length < size:
+            along.append(along[-1] + stride)
+    total, count = torch.zeros_like(image[0]), torch.zeros_like(image[0])
+    for top in begins[0]:
+        for left in begins[1]:
+            rows, columns = slice(top, top + window[0]), slice(left, left + window[1])
+            hidden = image.clone()
+            hidden[:, rows, columns] = 0
+            total[rows, columns] += probability(model, image, cls) - probability(model, hidden, cls)
+            count[rows, columns] += 1
+    return total / count
+
+
+def loop_rise(model, layer, A, image, cls):
+    cam = torch.zeros_like(image[0])
+    for n in range(20):
+        M = grid_mask(0, torch.tensor(n), image.shape[1:], grid=7, keep=0.5, like=image)
+        cam += probability(model, image * M, cls) * M
+    return cam / (20 * 0.5)
+
+
+LOOPS = {"rise": loop_rise, "gscorecam": loop_gscorecam, "sidu": loop_sidu, "occlusion": loop_occlusion}
+
+
 def loop(name: str, model: nn.Module, layer: str, image: Tensor, cls: int) -> Tensor:
     size = tuple(image.shape[1:])
     A = xf.features(model, layer, image[None])[0]
@@ -108,11 +158,7 @@ def loop(name: str, model: nn.Module, layer: str, image: Tensor, cls: int) -> Te
                 cam += w.relu() * a
             return cam
         case _:
-            cam = torch.zeros(size, dtype=image.dtype)
-            for n in range(20):
-                M = grid_mask(0, torch.tensor(n), size, grid=7, keep=0.5, like=image)
-                cam += probability(model, image * M, cls) * M
-            return cam / (20 * 0.5)
+            return LOOPS[name](model, layer, A, image, cls)
 
 
 @pytest.mark.parametrize("layer", ["relu", "conv2", "relu#1"])
@@ -181,6 +227,43 @@ def test_another_seed_gives_another_map(name):
     model, x = network(), images()
     first, second = (xf.METHODS[name](model, "relu", x, seed=seed, **QUICK[name]) for seed in (1, 2))
     assert not torch.equal(first, second)
+
+
+# -- channels that are scored ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [2, 0.3])
+@pytest.mark.parametrize("name", ["scorecam", "sscam", "iscam", "ablationcam"])
+def test_a_budget_leaves_the_channels_that_matter_most(name, channels):
+    model, x = network(), images(1)
+    A = xf.features(model, "relu", x)
+    ranks = [A[0].std((1, 2))] * 5
+    if name == "ablationcam":
+        grads = [xf.feature_and_grad(model, "relu", x, cls).grads for cls in range(5)]
+        ranks = [(A * G).abs().sum((0, 2, 3)) for G in grads]
+        assert len({tuple(sorted(rank.argsort()[-2:].tolist())) for rank in ranks}) > 1
+    kept = [rank.argsort()[-2:] for rank in ranks]
+    method = functools.partial(xf.METHODS[name], model, "relu", x, postprocess=None, **QUICK[name])
+    expected = [method(cls, projection=lambda W, k=k: W[:, k].sum(1)) for cls, k in enumerate(kept)]
+    torch.testing.assert_close(method([[0, 1, 2, 3, 4]], channels=channels), torch.stack(expected, 1))
+
+
+def test_what_is_left_out_takes_no_part_in_the_softmax_and_costs_nothing():
+    model, x = network(), images(1)
+    forwards = []
+
+    def counted(x: Tensor) -> Tensor:
+        forwards.append(len(x))
+        return model(x).detach()
+
+    A = xf.features(model, "relu", x)[0]
+    kept = A.std((1, 2)).argsort()[-2:]
+    with torch.no_grad():
+        w = torch.stack([probability(model, x[0] * stretched(upsampled(A[k], (12, 16))), 3) for k in kept])
+    expected = torch.einsum("k,kij->ij", w.softmax(0), A[kept])
+    options = {"channels": 2, "softmax": True, "postprocess": None, "scorer": counted, "chunk_size": 1}
+    torch.testing.assert_close(xf.scorecam(model, "relu", x, 3, **options)[0], expected)
+    assert sum(forwards) == 2 + 2  # and the image and the baseline themselves
 
 
 # -- the engine ---------------------------------------------------------------------------------------------
@@ -433,8 +516,6 @@ def torchcam_weights(peer: object, model: nn.Module, layer: str, x: Tensor, clas
 
 @pytest.mark.parametrize(("name", "peer"), [("scorecam", "ScoreCAM"), ("iscam", "ISCAM")])
 def test_torchcam_agrees(name, peer):
-    import functools
-
     import torchcam.methods
 
     model, x = networks.seeded(networks.Residual()), images().float()
@@ -449,8 +530,6 @@ def test_torchcam_agrees(name, peer):
 
 
 def test_torchcam_sscam_agrees_when_given_our_noise(monkeypatch):
-    import functools
-
     import torchcam.methods
 
     model, x = networks.seeded(networks.Residual()), images().float()
@@ -466,6 +545,30 @@ def test_torchcam_sscam_agrees_when_given_our_noise(monkeypatch):
         model, "conv1", x, [1, 3], num_samples=2, std=0.5, postprocess=None
     )
     torch.testing.assert_close(ours.relu(), theirs, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("model", "window", "stride"),
+    [
+        (networks.Residual(), (4, 4), (3, 3)),
+        (networks.Residual(), (12, 5), (12, 2)),
+        (networks.OneDimensional(), (7,), (4,)),
+        (networks.ThreeDimensional(), (4, 3, 5), (3, 2, 2)),
+    ],
+)
+def test_captums_occlusion_agrees(model, window, stride):
+    from captum.attr import Occlusion
+
+    model = networks.seeded(model).double()
+    size = {1: (30,), 2: (12, 16), 3: (8, 7, 9)}[len(window)]
+    channels = next(model.parameters()).shape[1]
+    x = torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    options: dict[str, object] = {"window": window, "stride": stride, "baseline": 0.3, "score": "logit"}
+    ours = xf.occlusion(model, None, x, [1, 3], postprocess=None, **options)
+    theirs = Occlusion(model).attribute(
+        x, (channels, *window), (channels, *stride), baselines=0.3, target=torch.tensor([1, 3])
+    )
+    torch.testing.assert_close(ours, theirs[:, 0].double(), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["scorecam", "ablationcam"])
@@ -539,6 +642,30 @@ BAD = {
         call("scorecam", summed="all"),
         ValueError,
         r"summed='all'; expected one of 'features', 'masks'",
+    ),
+    "no channels": (call("scorecam", channels=0), ValueError, r"channels=0 is out of range"),
+    "share of channels": (
+        call("ablationcam", channels=1.5),
+        ValueError,
+        r"channels=1.5 is out of range; expected a number > 0 and ≤ 1",
+    ),
+    "window": (
+        call("occlusion", window=13),
+        ValueError,
+        r"window=13: expected a length, or 2, no more than the image's: \(12, 16\) pixels",
+    ),
+    "stride": (
+        call("occlusion", window=4, stride=(2, 5)),
+        ValueError,
+        r"stride=\(2, 5\): .* no more than the window's: \(4, 4\)",
+    ),
+    "axes": (call("occlusion", window=[4]), ValueError, r"window=\[4\]: expected a length, or 2"),
+    "no classes": (
+        lambda: xf.sidu(
+            xf.bind(networks.seeded(networks.Residual()), lambda net, x: net(x)[:, 0]), "relu", ONE
+        ),
+        xf.checks.StructureError,
+        r"sidu compares the probabilities of all classes, .* a tensor of shape \(1,\)",
     ),
     "precision": (
         call("scorecam", precision="float8"),

@@ -44,7 +44,7 @@ def test_cam_of_a_score_that_depends_on_nothing_is_zero():
 # -- components ----------------------------------------------------------------------------------------------
 
 
-def component_by_svd(A: Tensor, center: bool) -> Tensor:
+def component_by_svd(A: Tensor, center: bool, sign: str = "mean") -> Tensor:
     """Position by channel, one image at a time, as Eigen-CAM's paper writes it."""
     found = []
     for image in A:
@@ -52,21 +52,23 @@ def component_by_svd(A: Tensor, center: bool) -> Tensor:
         X = X - X.mean(0) if center else X
         _, _, Vt = torch.linalg.svd(X)
         projected = X @ Vt[0]
-        mean = X.mean(1)
-        sign = 1 if ((projected - projected.mean()) * (mean - mean.mean())).sum() >= 0 else -1
-        found.append((sign * projected).reshape(image.shape[1:]))
+        other = X.mean(1) if sign == "mean" else component_by_svd(image[None], center=False).flatten()
+        turned = ((projected - projected.mean()) * (other - other.mean())).sum()
+        turned = turned if center else projected.sum()
+        found.append((projected if turned >= 0 else -projected).reshape(image.shape[1:]))
     return torch.stack(found)
 
 
-@pytest.mark.parametrize("center", [True, False])
+@pytest.mark.parametrize(("center", "sign"), [(True, "mean"), (True, "uncentered"), (False, "uncentered")])
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 30, 4, 5), (2, 5, 9), (2, 4, 3, 3, 3)])
-def test_the_principal_component_is_that_of_the_svd(shape, center):
+def test_the_principal_component_is_that_of_the_svd(shape, center, sign):
     A = maps(*shape).relu()
-    expected = component_by_svd(A, center)
-    torch.testing.assert_close(principal_component(A, center=center), expected)
-    single = principal_component(A.float(), center=center)
+    expected = component_by_svd(A, center, sign)
+    project = functools.partial(principal_component, center=center, sign=sign)
+    torch.testing.assert_close(project(A), expected)
+    single = project(A.float())
     torch.testing.assert_close(single, expected.float(), rtol=0, atol=1e-5)
-    half = principal_component(A.bfloat16(), center=center)
+    half = project(A.bfloat16())
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.double(), expected, rtol=0, atol=0.05)
 
@@ -74,7 +76,8 @@ def test_the_principal_component_is_that_of_the_svd(shape, center):
 def test_a_components_sign_does_not_depend_on_the_order_of_channels():
     A = maps(3, 8, 4, 5).relu()
     order = torch.randperm(8, generator=torch.Generator().manual_seed(0))
-    for project in (principal_component, kernel_component, peak_component):
+    of_uncentered = functools.partial(principal_component, sign="uncentered")
+    for project in (principal_component, of_uncentered, kernel_component, peak_component):
         torch.testing.assert_close(project(A[:, order]), project(A))
         found = peak_component(A * torch.tensor([1.0, -1.0, 1.0])[:, None, None, None]).flatten(1)
         assert (found.amax(1) >= -found.amin(1)).all()
@@ -116,7 +119,29 @@ def test_kernel_components_are_those_of_scikit_learn(kernel):
         theirs = theirs if (theirs * ours).sum() > 0 else -theirs
         torch.testing.assert_close(ours, theirs)
     if kernel == "linear":
-        torch.testing.assert_close(found, principal_component(A))
+        torch.testing.assert_close(found, principal_component(A, sign="uncentered"))
+
+
+def test_the_sign_of_features_is_that_of_their_uncentered_component():
+    """Where channels of both signs cancel in the mean, which then says nothing of where the features are."""
+
+    def agreement(found: Tensor, other: Tensor) -> Tensor:
+        return (found * (other - other.mean((1, 2), keepdim=True))).sum((1, 2))
+
+    case = xf.testing.small_case()
+    A = maps(6, 5, 4, 6, seed=2)
+    A[..., 1:3, 2:4] += 3 * torch.tensor([1.0, -1.0, 2.0, -1.5, -1.0])[:, None, None]
+    uncentered = principal_component(A, center=False)
+    for project in (
+        functools.partial(principal_component, sign="uncentered"), kernel_component,
+        functools.partial(kernel_component, kernel="rbf"),
+    ):  # fmt: skip
+        assert (agreement(project(A), uncentered) > 0).all()
+    for of_features in (xf.eigencam.with_options(center=True), xf.kpcacam):
+        found = of_features(case.model, "features.3", case.x, postprocess=None)
+        own = xf.eigencam(case.model, "features.3", case.x, postprocess=None)
+        assert (agreement(found, own) > 0).all()
+    assert (agreement(principal_component(A), uncentered) < 0).any()
 
 
 # -- features alone ------------------------------------------------------------------------------------------

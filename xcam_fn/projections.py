@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from xcam_fn import checks
-from xcam_fn.arguments import Positive, checked
+from xcam_fn.arguments import Positive, checked, unchecked
 from xcam_fn.maps import precise
 
 Maps = Float[Tensor, "B K L *spatial"]  # at least one axis of places
@@ -18,7 +18,7 @@ Kernel = Literal["sigmoid", "rbf", "linear"]
 
 
 @checked
-def principal_component(A: Maps, *, center: bool = True) -> Map:
+def principal_component(A: Maps, *, center: bool = True, sign: Literal["mean", "uncentered"] = "mean") -> Map:
     """The positions projected on the first principal component of the channels.
 
     With X of positions × channels and v its first right singular vector, the map is X v.
@@ -26,10 +26,12 @@ def principal_component(A: Maps, *, center: bool = True) -> Map:
     Args:
         A: features, or weighted features, (B, K, *spatial); half precision is computed in float32.
         center: subtract each channel's mean over the positions first.
+        sign: of a centered component, so that it grows with the "mean" of the channels, or with the
+            "uncentered" component.
 
     Returns:
-        (B, *spatial), signed so that it grows with the mean of the channels, whatever their order; without
-        centering, so that its sum is positive. Zero where every channel is constant.
+        (B, *spatial), signed whatever the order of the channels; without centering, so that its sum is
+        positive. Zero where every channel is constant.
     """
     rows = _centered(A) if center else precise(A).flatten(2)
     if rows.shape[1] > rows.shape[2]:
@@ -37,7 +39,9 @@ def principal_component(A: Maps, *, center: bool = True) -> Map:
     else:
         _, vector = _leading(rows @ rows.mT)
         found = torch.einsum("bk,bkp->bp", vector, rows)
-    return _finished(found, A, center=center)
+    if not center:
+        return _finished(found, A)
+    return _finished(found, A, precise(A).mean(1) if sign == "mean" else _uncentered(A))
 
 
 @checked
@@ -46,12 +50,13 @@ def kernel_component(A: Maps, *, kernel: Kernel = "sigmoid", gamma: Positive | N
 
     The kernel of two positions' features a and b, each channel centered, is tanh(γ a·b + 1) for "sigmoid",
     exp(−γ |a − b|²) for "rbf" and a·b for "linear". Its matrix is centered; the map is the eigenvector of the
-    largest eigenvalue λ times √λ, signed and zero as that of `principal_component`. The matrix has a row and
-    a column for each position: choose a late layer.
+    largest eigenvalue λ times √λ, signed so that it grows with the uncentered component of the features, and
+    zero where every channel is constant. The matrix has a row and a column for each position: choose a late
+    layer.
 
     Args:
         A: features, (B, K, *spatial); half precision is computed in float32.
-        kernel: "sigmoid", "rbf" or "linear" (which is `principal_component`).
+        kernel: "sigmoid", "rbf" or "linear" (which is `principal_component(A, sign="uncentered")`).
         gamma: γ, > 0; 1 / K by default.
 
     Raises:
@@ -66,7 +71,7 @@ def kernel_component(A: Maps, *, kernel: Kernel = "sigmoid", gamma: Positive | N
         squares = products.diagonal(dim1=1, dim2=2)
         products = torch.exp(-gamma * (squares[:, :, None] + squares[:, None] - 2 * products))
     by_row = products - products.mean(2, keepdim=True)
-    return _finished(_scores(by_row - by_row.mean(1, keepdim=True)), A)
+    return _finished(_scores(by_row - by_row.mean(1, keepdim=True)), A, _uncentered(A))
 
 
 @checked
@@ -80,6 +85,11 @@ def peak_component(A: Maps) -> Map:
     values = found.flatten(1)
     sign = torch.where(-values.amin(1) > values.amax(1), -1.0, 1.0).to(found)
     return found * sign.reshape(-1, *[1] * (found.ndim - 1))
+
+
+def _uncentered(A: Tensor) -> Tensor:
+    """The uncentered component, which says how a centered one is turned."""
+    return unchecked(principal_component)(precise(A).detach(), center=False)
 
 
 def _centered(A: Tensor) -> Tensor:
@@ -114,11 +124,17 @@ def _leading(gram: Tensor) -> tuple[Tensor, Tensor]:
     return torch.einsum("bm,bm->b", first, image), vector
 
 
-def _finished(found: Tensor, A: Tensor, *, center: bool = True) -> Tensor:
-    """The component (B, P) with its sign and A's shape and dtype; zero where no channel varies."""
+def _finished(found: Tensor, A: Tensor, grows_with: Tensor | None = None) -> Tensor:
+    """The component (B, P) with its sign and A's shape and dtype; zero where no channel varies.
+
+    It is turned so that it grows with another map, (B, *spatial), or so that its sum is positive.
+    """
     rows = precise(A).flatten(2)
-    mean = rows.mean(1)
-    agreement = (found * (mean - mean.mean(1, keepdim=True))).sum(1) if center else found.sum(1)
+    if grows_with is None:
+        agreement = found.sum(1)
+    else:
+        other = grows_with.flatten(1)
+        agreement = (found * (other - other.mean(1, keepdim=True))).sum(1)
     varies = (rows.amax(2) > rows.amin(2)).any(1)
     sign = torch.where(varies, torch.where(agreement < 0, -1.0, 1.0), 0.0).to(found)
     return (sign[:, None] * found).reshape(A.shape[0], *A.shape[2:]).to(A.dtype)

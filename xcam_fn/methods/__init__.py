@@ -11,6 +11,7 @@ from xcam_fn.methods import (
     full_gradient,
     fusion,
     gradient,
+    hiding,
     input_gradient,
     perturbation,
     together,
@@ -24,6 +25,7 @@ from xcam_fn.methods.factorization import *  # noqa: F403
 from xcam_fn.methods.full_gradient import *  # noqa: F403
 from xcam_fn.methods.fusion import *  # noqa: F403
 from xcam_fn.methods.gradient import *  # noqa: F403
+from xcam_fn.methods.hiding import *  # noqa: F403
 from xcam_fn.methods.input_gradient import *  # noqa: F403
 from xcam_fn.methods.method import Method
 from xcam_fn.methods.perturbation import *  # noqa: F403
@@ -31,8 +33,8 @@ from xcam_fn.methods.together import *  # noqa: F403
 from xcam_fn.methods.wrappers import *  # noqa: F403
 
 VARIANTS = freeze(
-    gradient, attention, input_gradient, full_gradient, activation, perturbation, ablation, factorization,
-    fusion, wrappers,
+    gradient, attention, input_gradient, full_gradient, activation, perturbation, hiding, ablation,
+    factorization, fusion, wrappers,
 )  # fmt: skip
 """For each library the methods that it has, and the keywords with which ours computes its map."""
 
@@ -43,6 +45,7 @@ __all__ += input_gradient.__all__
 __all__ += full_gradient.__all__
 __all__ += activation.__all__
 __all__ += perturbation.__all__
+__all__ += hiding.__all__
 __all__ += ablation.__all__
 __all__ += factorization.__all__
 __all__ += fusion.__all__

@@ -63,10 +63,8 @@ def from_features(
         A, cam = precise(call.features), cast(Any, unchecked(projection))
         fits = lambda found: found.ndim == A.ndim - 1 and len(found) == len(A)  # noqa: E731
         expected = f"({len(A)}, *spatial) maps"
-        found = checks.check_returned("projection", cam(A, **options), expected, fits)[:, None]
-        if call.cls is None:
-            return found
-        return found.expand(-1, call.explained().own.shape[1], *found.shape[2:])
+        found = checks.check_returned("projection", cam(A, **options), expected, fits)
+        return call.for_each_class(found[:, None])
 
     run: Any = project
     check("projection", projection, Callable)
@@ -113,7 +111,7 @@ eigencam = enter(from_features(
     principal_component, name="eigencam", title="Eigen-CAM", paper="arXiv:2008.00299",
     summary="the features' first principal component, whatever the class",
     variants={"pytorch-grad-cam": {"center": True}},
-).with_options(center=False))  # fmt: skip
+).with_options(center=False, sign="uncentered"))  # fmt: skip
 kpcacam = enter(from_features(
     kernel_component, name="kpcacam", title="KPCA-CAM", paper="arXiv:2410.00267",
     summary="the features' first principal component in a kernel's space, whatever the class",

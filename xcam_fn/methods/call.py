@@ -193,6 +193,12 @@ class Call:
         self.many = found.many
         return found
 
+    def for_each_class(self, maps: Tensor) -> Tensor:
+        """Maps (B, 1, *spatial) that no class is read for, once for each class that is asked for."""
+        if self.cls is None:
+            return maps
+        return maps.expand(-1, self.explained().own.shape[1], *maps.shape[2:])
+
     @property
     def fixed(self) -> Classes:
         """The class of the images as they are, for other images to be explained by."""

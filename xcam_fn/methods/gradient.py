@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec
 import torch
 from torch import Tensor
 
-from xcam_fn import projections, weights
-from xcam_fn.arguments import Count, NonNegative, check, unchecked
-from xcam_fn.maps import heatmap, precise
+from xcam_fn import checks, projections, weights
+from xcam_fn.arguments import Count, NonNegative, Positive, check, unchecked
+from xcam_fn.maps import heatmap, precise, resize
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import as_method, enter, method
 from xcam_fn.methods.method import Method, Postprocess, options_of
@@ -22,6 +22,7 @@ from xcam_fn.targets import Classes, contrast
 from xcam_fn.weights import Projection
 
 __all__ = [
+    "cameras",
     "eigengradcam",
     "finercam",
     "from_gradients",
@@ -172,6 +173,52 @@ def smoothgradcam_pp(
     found = [weights.smoothgradcam_pp(A.to(G), *of_class, eps=eps) for of_class in by_class]
     return torch.stack([weights.weighted_sum(summed, w, projection) for w in found], 1)
 
+
+@method(
+    "CAMERAS", family="gradient", paper="arXiv:2106.10649",
+    summary="features and gradients of the input at several sizes, averaged and multiplied",
+    needs="inputs of any size",
+)  # fmt: skip
+def cameras(call: Call, *, scales: Sequence[Positive] = (1.0, 1.58, 2.15, 2.73, 3.31, 3.89, 4.46)) -> Tensor:
+    """CAMERAS: features and gradients averaged over sizes of the input, multiplied at the input's own size.
+
+    Ā = mean_t U(A(x_t)), Ḡ = mean_t U(G(x_t)), x_t the input resized to t times its size; the map is
+    Σ_k Ā_k ⊙ Ḡ_k. The class is that of x itself. One forward and backward for each size, which takes as many
+    times longer as there are more pixels.
+
+    Args:
+        scales: t, one or more numbers > 0. The paper's are seven, to 1,000 pixels for an input of 224.
+
+    Raises:
+        StructureError: a ValueError; the network does not take inputs of one of the sizes.
+
+    References:
+        Jalwana et al., CAMERAS (arXiv:2106.10649).
+    """
+    size, fixed, seen = tuple(call.x.shape[2:]), call.explained().cls, []
+    layer = call.shown if call.layer is None else call.layer  # the default may lie elsewhere at another size
+    for scale in scales:
+        scaled = tuple(max(1, round(length * scale)) for length in size)
+        other = call.at(layer).of(resize(call.x, scaled), fixed)
+        try:
+            G = other.gradient()
+        except Exception as error:
+            if scaled == size or checks.is_out_of_memory(error):
+                raise
+            raise checks.StructureError(
+                f"cameras: {type(call.model).__name__} fails on the input at {scaled} pixels ({error}); give "
+                "scales that it takes, or use hirescam"
+            ) from error
+        seen.append((precise(other.features), precise(G)))
+    maps: Any = 0.0
+    for chunk in torch.arange(seen[0][0].shape[1], device=call.x.device).split(_AT_ONCE):
+        A: Any = sum(resize(A[:, chunk], size) for A, _ in seen)
+        G: Any = sum(resize(G[:, :, chunk], size) for _, G in seen)
+        maps = maps + (A[:, None] * G).sum(2) / len(seen) ** 2
+    return maps
+
+
+_AT_ONCE = 64  # channels at the input's size
 
 xgradcam = enter(from_gradients(
     weights.xgradcam, title="XGrad-CAM", paper="arXiv:2008.02312",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from torch import Tensor
 
+from xcam_fn.arguments import Count
 from xcam_fn.maps import resized_minmax
 from xcam_fn.perturb import Baseline
 from xcam_fn.scoring.running import Running, RunningOptions
@@ -14,6 +15,7 @@ from xcam_fn.weights import Projection
 
 MaskOf = Callable[[Tensor, Sequence[int]], Tensor]
 Score = Literal["probability", "logit"]
+Channels = Count | Annotated[float, ("above", 0), ("at_most", 1)] | None
 
 
 class MaskOptions(RunningOptions, total=False):
@@ -24,6 +26,9 @@ class MaskOptions(RunningOptions, total=False):
         softmax: take the softmax over channels of what is left.
         summed: "features" adds up w_k A_k, "masks" adds up w_k M_k.
         mask: `(maps, size) -> masks`, what makes a mask of a map; `maps.resized_minmax` is n(U(A)).
+        channels: how many channels are scored: None for all, an int, or a share of them, a float in (0, 1].
+            They are those with the largest standard deviation, or as the method says. The others have weight
+            0 and take no part in the softmax; channels that rank alike are scored or left out together.
     """
 
     baseline: Baseline
@@ -33,11 +38,12 @@ class MaskOptions(RunningOptions, total=False):
     summed: Literal["features", "masks"]
     mask: MaskOf
     projection: Projection | None
+    channels: Channels
 
 
 MASKING: Mapping[str, Any] = {
     "baseline": 0.0, "score": "probability", "increase": True, "softmax": False, "summed": "features",
-    "mask": resized_minmax, "projection": None,
+    "mask": resized_minmax, "projection": None, "channels": None,
 }  # fmt: skip
 GROUPS: Mapping[Any, Mapping[str, Any]] = {
     RunningOptions: Running._field_defaults,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, Unpack
 
@@ -16,7 +17,7 @@ from xcam_fn.maps import corners_minmax, heatmap, minmax, minmax_resized, precis
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import method
 from xcam_fn.methods.method import comparable
-from xcam_fn.methods.options import MASKING, MaskOf, MaskOptions, Score
+from xcam_fn.methods.options import MASKING, Channels, MaskOf, MaskOptions, Score
 from xcam_fn.perturb import (
     Baseline,
     baseline_images,
@@ -27,9 +28,10 @@ from xcam_fn.perturb import (
     scatter_scores,
 )
 from xcam_fn.scoring.running import Running, RunningOptions
+from xcam_fn.targets import Classes
 from xcam_fn.weights import Projection
 
-__all__ = ["groupcam", "iscam", "rise", "scorecam", "sscam"]
+__all__ = ["groupcam", "gscorecam", "iscam", "rise", "scorecam", "sscam"]
 
 _RESIZE_FIRST = functools.partial(heatmap, resize_first=True)
 _CUMULATIVE: dict[str, Any] = {"scales": "cumulative"}
@@ -37,6 +39,8 @@ _TORCHCAM: dict[str, Any] = {"score": "logit", "softmax": True, "mask": minmax_r
 
 # What the image looks like where a channel's map masks it, `(image, baseline, map) -> image`.
 Mask = Callable[[Tensor, Tensor, Tensor], Tensor]
+# How much each channel matters to each class, (B, K, n), or (B, K, 1) where all classes share it.
+Rank = Callable[[Call, Classes], Tensor]
 
 
 def masking(mask: MaskOf, size: Sequence[int], share: float = 1.0) -> Mask:
@@ -51,8 +55,48 @@ def _mask_of(mask: MaskOf, one: Tensor, size: Sequence[int]) -> Tensor:
     return checks.check_returned("mask", found, expected, lambda found: found.shape == (1, *size))[0]
 
 
+def _spread(call: Call, _: Classes) -> Tensor:
+    """The standard deviation of each channel over the positions."""
+    return precise(call.features).flatten(2).std(2, correction=0)[..., None]
+
+
+def _mean_gradient(call: Call, cls: Classes) -> Tensor:
+    return precise(call.gradient(cls)).flatten(3).mean(3).movedim(1, 2)
+
+
+def budget(K: int, channels: Channels) -> int:
+    """How many of K channels are scored."""
+    return min(K, math.ceil(channels * K) if isinstance(channels, float) else channels or K)
+
+
+def in_budget(call: Call, cls: Classes, channels: Channels, rank: Rank) -> Tensor:
+    """Whether each channel is among those that matter most, (B, K, n) or (B, K, 1).
+
+    Args:
+        call: the network, the layer and the images.
+        cls: whose gradient ranks the channels, if one does.
+        channels: how many are, as in `MaskOptions`.
+        rank: how much each channel matters.
+    """
+    if channels is None:
+        return torch.ones((), dtype=torch.bool, device=call.x.device).expand(*call.features.shape[:2], 1)
+    ranks = rank(call, cls)
+    # Of equal channels none goes before another: their order would decide.
+    return ranks >= ranks.topk(budget(ranks.shape[1], channels), 1).values[:, -1:]
+
+
+def without(A: Tensor, is_scored: Tensor) -> Tensor:
+    """The features (B, K, *spatial), zero in channels that are scored for no class, (B, K, n)."""
+    return torch.where(is_scored.any(2).reshape(*A.shape[:2], *[1] * (A.ndim - 2)), A, 0.0)
+
+
 def _masked_map(
-    call: Call, masks: Sequence[tuple[Any, Mask]], options: MaskOptions, *, zero_mask_hides: bool = True
+    call: Call,
+    masks: Sequence[tuple[Any, Mask]],
+    options: MaskOptions,
+    *,
+    zero_mask_hides: bool = True,
+    rank: Rank = _spread,
 ) -> Tensor:
     """The maps (B, n, *spatial) of Score-CAM and its kin: channels weighted by the score of what they show.
 
@@ -63,15 +107,16 @@ def _masked_map(
     running = Running(**{name: how[name] for name in Running._fields if name in how})
     if how["summed"] == "masks" and how["projection"] is not None:
         raise ValueError("summed='masks' with a projection: masks are only added up; use summed='features'")
-    x, A = call.x, call.features
     scoring = call.scoring(how["score"], running)
+    is_scored = in_budget(call, scoring.explained.logit_of, how["channels"], rank)
+    x, A = call.x, call.features
     base = baseline_images(how["baseline"], x)
-    found = distinct_maps(A)
+    found = distinct_maps(without(A, is_scored))
     of_baseline = scoring.each(base)
     # Each score is compared before they are averaged: equal scores then cancel exactly.
     reference = of_baseline if how["increase"] else torch.zeros_like(of_baseline)
     alike = tuple(comparable(how[name]) for name in ("score", "baseline", "mask"))
-    alike += (running._replace(progress=False),)
+    alike += (running._replace(progress=False), how["channels"], how["channels"] and rank)
 
     def scored(key: Any, mask: Mask) -> Tensor:
         compute = lambda: scoring.perturbed(mask, found.which, (found.maps,), beside=(base,))  # noqa: E731
@@ -85,6 +130,7 @@ def _masked_map(
         changed = [scoring.perturbed(mask, every, zeros, beside=(base,)) - reference for _, mask in masks]
         constant = sum(changed) / len(masks)
     scores = scatter_scores(shown / len(masks), found, constant)
+    scores = scores.masked_fill(~is_scored, -torch.inf if how["softmax"] else 0.0)
     scores = scores.softmax(1) if how["softmax"] else scores
     if how["summed"] == "features":
         return projected(A, scores, how["projection"])
@@ -105,7 +151,7 @@ def projected(A: Tensor, w: Tensor, projection: Projection | None) -> Tensor:
 
 @method(
     "Score-CAM", family="perturbation", paper="arXiv:1910.01279",
-    summary="each channel weighted by what its mask alone scores", cost=lambda channels: channels,
+    summary="each channel weighted by what its mask alone scores", cost=budget,
     variants={
         "xplaincam": {"increase": False, "summed": "masks", "mask": minmax_resized},
         "torchcam": _TORCHCAM,
@@ -126,13 +172,31 @@ def scorecam(call: Call, **options: Unpack[MaskOptions]) -> Tensor:
 
 
 @method(
+    "gScoreCAM", family="perturbation", paper="ACCV 2022",
+    summary="Score-CAM of the channels with the highest mean gradients", cost=budget,
+    options={"channels": 300},
+)  # fmt: skip
+def gscorecam(call: Call, **options: Unpack[MaskOptions]) -> Tensor:
+    """gScoreCAM: Score-CAM of those channels alone that have the highest mean gradients.
+
+    M_k = n(U(A_k)); w_k = p(x ⊙ M_k) − p(x₀) for the k channels with the highest mean gradient of the class's
+    logit, and 0 for the others; the map is Σ w_k A_k. One forward for each of them.
+
+    References:
+        Chen et al., gScoreCAM: What Objects Is CLIP Looking At?, ACCV 2022.
+    """
+    mask = masking(options.get("mask", resized_minmax), tuple(call.x.shape[2:]))
+    return _masked_map(call, [(1.0, mask)], options, rank=_mean_gradient)
+
+
+@method(
     "SS-CAM", family="perturbation", paper="arXiv:2006.14255",
     summary="Score-CAM with scores averaged over noisy masks",
     variants={
         "xplaincam": {"score": "logit", "softmax": True, "postprocess": _RESIZE_FIRST},
         "torchcam": {**_TORCHCAM, "noise": "mask"},
     },
-    cost=lambda channels, num_samples: channels * num_samples,
+    cost=lambda K, channels, num_samples: budget(K, channels) * num_samples,
 )  # fmt: skip
 def sscam(
     call: Call,
@@ -177,7 +241,7 @@ def sscam(
 @method(
     "IS-CAM", family="perturbation", paper="arXiv:2010.03023",
     summary="Score-CAM with scores averaged from faint to full masks",
-    cost=lambda channels, num_samples: channels * num_samples,
+    cost=lambda K, channels, num_samples: budget(K, channels) * num_samples,
     variants={
         "xplaincam": {**_CUMULATIVE, "score": "logit", "softmax": True, "postprocess": _RESIZE_FIRST},
         "torchcam": {**_CUMULATIVE, **_TORCHCAM},
