@@ -110,7 +110,7 @@ def enter(
 
 def _method(name: str, world: World) -> dict[str, Any]:
     world.is_transformer = name == "legrad" or (
-        world.is_transformer and name not in ("cam", "refinecam", "guided_backprop", "fullgrad")
+        world.is_transformer and name not in ("cam", "refinecam", "guided_backprop", "guided_gradcam", "fullgrad")
     )
     found = {**world.called(), **networks.QUICK.get(name, {})}
     if name == "cam":
