@@ -12,6 +12,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "integrated_gradients": {"steps": 4},
     "expected_gradients": {"num_samples": 2},
     "integrated_gradcam": {"steps": 2},
+    "smoothgrad(input_x_gradient)": {"num_samples": 2},
     "sscam": {"num_samples": 2},
     "iscam": {"num_samples": 2},
     "groupcam": {"num_groups": 3},

@@ -45,6 +45,8 @@ def loop_weights(name: str, A: Tensor, G: Tensor) -> Tensor:
                     per_position[b, k] = g.clamp(min=0)
                 case "hirescam":
                     per_position[b, k] = g
+                case "liftcam":
+                    per_position[b, k] = sum(g[i, j] * a[i, j] for i in range(H) for j in range(W))
                 case "gradcam_elementwise":
                     per_position[b, k] = (g * a).clamp(min=0) / a
                 case "gradcam_pp":

@@ -189,16 +189,14 @@ class Call:
         """
         found, x = self._pass(), self.x
         site, own, detached = found.site, found.own, records_nothing(x)
-
-        def zero(own: Tensor) -> Tensor:
-            zeros = torch.zeros_like(found.features)
-            return zeros if site.to_spatial is None else replaced(site.to_spatial, own, zeros)
+        zeros = torch.zeros_like(found.features)
+        reference = zeros if site.to_spatial is None else replaced(site.to_spatial, own, zeros)
 
         def run(features: Tensor, mode: Rescale) -> Any:
-            return site.run(x, lambda _: mode.begin() or features, detached=detached)
+            return site.run(x, lambda _: mode.begin() or features.clone(), detached=detached)
 
         with StepByStep(), Rescale() as kept:
-            run(zero(own), kept)
+            run(reference, kept)
         with StepByStep(), Rescale(kept.reference) as mode:
             scores, pullback = vjp(lambda own: self._score(run(own, mode)), own, f"layer {site.shown!r}")
         G = site.placed(pulled_back(pullback, scores), classes=scores.ndim == 2)
