@@ -263,7 +263,7 @@ enter("heatmap", xf.heatmap, lambda w: {"cam": w.randn(w.batch, 4, 6), "size": w
 for _name in ("resized_minmax", "minmax_resized", "own_size", "corners_minmax", "resize"):
     enter(f"maps.{_name}", getattr(maps, _name), lambda w: {"cam": w.randn(w.batch, 4, 6), "size": w.size})
 enter("maps.minmax", maps.minmax, lambda w: {"cam": w.randn(w.batch, 4, 6), "axes": 2})
-for _name in ("gradcam", "gradcam_pp", "xgradcam", "layercam", "hirescam", "gradcam_elementwise", "absolute",
+for _name in ("gradcam", "gradcam_pp", "xgradcam", "layercam", "hirescam", "liftcam", "gradcam_elementwise", "absolute",
               "unioncam"):  # fmt: skip
     enter(
         f"weights.{_name}",
