@@ -218,7 +218,7 @@ def expected_gradients(
 
 
 @method(
-    "Input × Gradient", family="gradient", paper="arXiv:1605.01713",
+    "Input x Gradient", family="gradient", paper="arXiv:1605.01713",
     summary="the input times its gradient; needs no layer", returns="attributions",
 )  # fmt: skip
 def input_x_gradient(call: Call) -> Tensor:
