@@ -195,12 +195,14 @@ class Call:
         def run(features: Tensor, mode: Rescale) -> Any:
             return site.run(x, lambda _: mode.begin() or features.clone(), detached=detached)
 
-        with StepByStep(), Rescale() as kept:
-            run(reference, kept)
-        with StepByStep(), Rescale(kept.reference) as mode:
-            scores, pullback = vjp(lambda own: self._score(run(own, mode)), own, f"layer {site.shown!r}")
-        G = site.placed(pulled_back(pullback, scores), classes=scores.ndim == 2)
-        return self._by_class(G.to(x.dtype))
+        def pull(score: Callable[[Any], Tensor]) -> tuple[Tensor, Tensor]:
+            with StepByStep(), Rescale() as kept:
+                run(reference, kept)
+            with StepByStep(), Rescale(kept.reference) as mode:
+                scores, pullback = vjp(lambda own: score(run(own, mode)), own, f"layer {site.shown!r}")
+            return scores, pulled_back(pullback, scores)
+
+        return self._by_class(found._replace(pull=pull).gradient(self._score).to(x.dtype))
 
     # -- what is explained ----------------------------------------------------------------------------------
 
