@@ -11,7 +11,7 @@ import networks
 import xcam_fn as xf
 
 # They run the whole model, changed on its way, in private copies that dynamo does not see through.
-WHOLE = ("legrad", "fullgrad", "guided_backprop")
+WHOLE = ("legrad", "fullgrad", "guided_backprop", "guided_gradcam", "liftcam")
 
 
 def compiled(f, backend="aot_eager"):
@@ -28,7 +28,7 @@ def main() -> None:
     x = torch.randn(3, 3, 12, 16, generator=torch.Generator().manual_seed(0))
     for name, method in xf.METHODS.items():
         if method.family == "gradient" and name not in WHOLE:
-            explain = functools.partial(method, steps=4) if name == "integrated_gradients" else method
+            explain = functools.partial(method, **networks.QUICK.get(name, {}))
             fast = compiled(lambda x, explain=explain: explain(model, "conv2", x, [1, 2, 3]))
             agree(fast(x), explain(model, "conv2", x, [1, 2, 3]))
             agree(fast(-x), explain(model, "conv2", -x, [1, 2, 3]))

@@ -10,6 +10,9 @@ from torch.nn import functional as F
 QUICK: dict[str, dict[str, Any]] = {
     "smoothgradcam_pp": {"num_samples": 2},
     "integrated_gradients": {"steps": 4},
+    "expected_gradients": {"num_samples": 2},
+    "integrated_gradcam": {"steps": 2},
+    "smoothgrad(input_x_gradient)": {"num_samples": 2},
     "sscam": {"num_samples": 2},
     "iscam": {"num_samples": 2},
     "groupcam": {"num_groups": 3},

@@ -110,7 +110,8 @@ def enter(
 
 def _method(name: str, world: World) -> dict[str, Any]:
     world.is_transformer = name == "legrad" or (
-        world.is_transformer and name not in ("cam", "refinecam", "guided_backprop", "fullgrad")
+        world.is_transformer
+        and name not in ("cam", "refinecam", "guided_backprop", "guided_gradcam", "fullgrad")
     )
     found = {**world.called(), **networks.QUICK.get(name, {})}
     if name == "cam":
@@ -144,8 +145,9 @@ def _enter_wrapper(name: str, **options: Any) -> None:
     enter(name, called, arguments, *own, "postprocess", "create_graph", "to_spatial")
 
 
+_FEW = {"sess": {"num_scales": 2, "window": 8, "step": 6}, "smoothgrad": {"num_samples": 2}}
 for _name in WRAPPERS:
-    _enter_wrapper(_name, **({"num_scales": 2, "window": 8, "step": 6} if _name == "sess" else {}))
+    _enter_wrapper(_name, **_FEW.get(_name, {}))
 
 
 def _own(make: Callable[..., Any], parts: tuple[str, ...]) -> Callable[..., Any]:
@@ -261,7 +263,7 @@ enter("heatmap", xf.heatmap, lambda w: {"cam": w.randn(w.batch, 4, 6), "size": w
 for _name in ("resized_minmax", "minmax_resized", "own_size", "corners_minmax", "resize"):
     enter(f"maps.{_name}", getattr(maps, _name), lambda w: {"cam": w.randn(w.batch, 4, 6), "size": w.size})
 enter("maps.minmax", maps.minmax, lambda w: {"cam": w.randn(w.batch, 4, 6), "axes": 2})
-for _name in ("gradcam", "gradcam_pp", "xgradcam", "layercam", "hirescam", "gradcam_elementwise", "absolute",
+for _name in ("gradcam", "gradcam_pp", "xgradcam", "layercam", "hirescam", "liftcam", "gradcam_elementwise", "absolute",
               "unioncam"):  # fmt: skip
     enter(
         f"weights.{_name}",

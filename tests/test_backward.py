@@ -1,4 +1,4 @@
-"""Shapley-CAM, Finer-CAM, FullGrad, guided backpropagation, LeGrad and deep feature factorization."""
+"""Shapley-CAM, LIFT-CAM, NormGrad, Integrated Grad-CAM, Finer-CAM, FullGrad, guided backpropagation, LeGrad and deep feature factorization."""
 
 from typing import Any
 
@@ -12,6 +12,7 @@ import networks
 import xcam_fn as xf
 from test_zoo import CLASSES, difference, grad_cam
 from xcam_fn.checks import StructureError
+from xcam_fn.methods.call import Call
 from xcam_fn.methods.full_gradient import full_gradient
 from xcam_fn.testing import small_case, small_transformer
 
@@ -46,6 +47,144 @@ def test_shapleycam_weighs_by_the_whole_hessian():
             HA = torch.einsum("abcdefgh,efgh->abcd", torch.func.jacrev(torch.func.jacrev(score))(A), A)
             w = (G - HA / 2).mean((2, 3))
             torch.testing.assert_close(ours[image, place], torch.einsum("k,khw->hw", w[0], A[0]))
+
+
+# -- LIFT-CAM, NormGrad and Integrated Grad-CAM ---------------------------------------------------------------
+
+
+class Curved(nn.Module):
+    """Activation functions of several kinds follow the convolution, one of them in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3)
+        self.head = nn.Sequential(
+            nn.GELU(), nn.Conv2d(6, 4, 3, bias=False), nn.BatchNorm2d(4), nn.LeakyReLU(0.2, inplace=True),
+            nn.Flatten(), nn.Linear(4 * 4 * 6, 7), nn.Tanh(), nn.Linear(7, 5),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv(x))
+
+
+def seen_at(model: nn.Module, layer: str, x: Tensor, cls: int) -> tuple[Tensor, Tensor]:
+    """The features of one image, (K, *spatial), and the gradient of its score, by a hook."""
+    kept: list[Tensor] = []
+    hook = model.get_submodule(layer).register_forward_hook(lambda _, __, output: kept.append(output))
+    score = model(x[None])[0, cls]
+    hook.remove()
+    (G,) = torch.autograd.grad(score, kept[0])
+    return kept[0][0].detach(), G[0]
+
+
+def small_images(seed: int = 1) -> Tensor:
+    return torch.randn(2, 3, 8, 10, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_liftcam_on_pooling_and_one_linear_layer():
+    case = small_case()
+    ours = xf.liftcam(case.model, case.layer, case.x, case.classes, postprocess=None)
+    for b, cls in enumerate(case.classes):
+        A, G = seen_at(case.model, case.layer, case.x[b], cls)
+        torch.testing.assert_close(ours[b], sum((G[k] * A[k]).sum() * A[k] for k in range(len(A))))
+
+
+@pytest.mark.filterwarnings(
+    "ignore:Setting forward, backward hooks", "ignore:Input Tensor 0 did not"
+)  # Captum's
+def test_liftcam_is_deeplift_of_the_head_by_hand_and_by_captum():
+    """The multiplier is W of a linear layer, and Δout / Δin from zero features of an activation function."""
+    from captum.attr import DeepLift
+
+    head = nn.Sequential(nn.Flatten(), nn.Linear(6 * 6 * 8, 7), nn.Softplus(), nn.Linear(7, 5), nn.Tanh())
+    model, x = networks.seeded(nn.Sequential(nn.Conv2d(3, 6, 3), head)).double(), small_images()
+    A = model[0](x).detach()
+    zero = torch.zeros_like(A)
+    expected = torch.zeros_like(A)
+    for b, cls in enumerate((1, 3)):
+        slopes = []
+        for last in (2, 4):
+            before, after = ([head[:n](a[b, None])[0] for a in (A, zero)] for n in (last, last + 1))
+            slopes.append((after[0] - after[1]) / (before[0] - before[1]))
+        row = slopes[1][cls] * head[3].weight[cls] * slopes[0]
+        expected[b] = (row @ head[1].weight).reshape(A[b].shape).detach() * A[b]
+    theirs = DeepLift(head).attribute(A, zero, target=torch.tensor([1, 3])).detach()
+    torch.testing.assert_close(expected, theirs)
+    ours = xf.liftcam(model, "0", x, [1, 3], postprocess=None)
+    torch.testing.assert_close(ours, torch.einsum("bk,bkij->bij", expected.sum((2, 3)), A))
+
+
+@pytest.mark.parametrize(
+    ("build", "layer"),
+    [(Curved, "conv"), (networks.Residual, "conv1"), (networks.Residual, "relu#2"), (networks.ReadsParameters, "conv")],
+)  # fmt: skip
+def test_multipliers_add_up_to_what_the_score_loses_without_the_features(build, layer):
+    """Around a skip connection, behind one call of several, and where the forward reads parameters."""
+    model, x = networks.seeded(build()).double(), small_images(2)
+    call = Call(model, layer, x, [[1, 2], [3, 4]])
+    with call.running():
+        total = (call.multipliers() * call.features[:, None]).flatten(2).sum(2)
+    name, _, number = layer.partition("#")
+    calls: list[None] = []
+
+    def blanked(module: nn.Module, given: Any, output: Tensor) -> Tensor:
+        calls.append(None)
+        return torch.zeros_like(output) if len(calls) == int(number or 1) else output
+
+    own = model(x)
+    hook = model.get_submodule(name).register_forward_hook(blanked)
+    lost = own - model(x)
+    hook.remove()
+    torch.testing.assert_close(total, lost.gather(1, torch.tensor([[1, 2], [3, 4]])).detach())
+
+
+def test_liftcam_says_where_there_is_no_reference():
+    model = networks.seeded(networks.DataDependent()).double()  # it leaves out a block where all is zero
+    with pytest.raises(StructureError, match="runs other activation functions where its features are zero"):
+        xf.liftcam(model, "conv", small_images())
+
+
+def test_normgrad_is_the_norm_of_the_outer_products():
+    case = small_case()
+    ours = xf.normgrad(case.model, case.layer, case.x, case.classes, postprocess=None)
+    for b, cls in enumerate(case.classes):
+        A, G = seen_at(case.model, case.layer, case.x[b], cls)
+        for i in range(A.shape[1]):
+            for j in range(A.shape[2]):
+                outer = torch.outer(G[:, i, j], A[:, i, j])
+                torch.testing.assert_close(ours[b, i, j], outer.square().sum().sqrt())
+
+
+def integrated_loop(model: nn.Module, layer: str, x: Tensor, start: Tensor, cls: int, steps: int) -> Tensor:
+    """The paper's sum, with the mean over the positions in place of its sum."""
+    of_start, total = seen_at(model, layer, start, cls)[0], 0.0
+    for t in range(1, steps + 1):
+        A, G = seen_at(model, layer, start + t / steps * (x - start), cls)
+        cam = sum(G[k].mean() * (A[k] - of_start[k]) for k in range(len(A)))
+        total = total + cam.clamp(min=0) / steps
+    return total
+
+
+def test_integrated_gradcam_is_the_papers_loop():
+    model, x = networks.seeded(Curved()).double(), small_images()
+    for baseline in (0.0, 0.5):
+        ours = xf.integrated_gradcam(model, "conv", x, [1, 3], steps=4, baseline=baseline, postprocess=None)
+        start = torch.full_like(x[0], baseline)
+        loop = [integrated_loop(model, "conv", x[b], start, cls, 4) for b, cls in enumerate((1, 3))]
+        torch.testing.assert_close(ours, torch.stack(loop))
+    predicted = xf.integrated_gradcam(model, None, x, steps=2, postprocess=None)
+    chosen = xf.integrated_gradcam(model, None, x, model(x).argmax(1), steps=2, postprocess=None)
+    torch.testing.assert_close(predicted, chosen)
+
+
+def test_integrated_gradcam_on_pooling_and_one_linear_layer():
+    """Features that are linear in x and a gradient that is the same on all of the path: the mean of t is left."""
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5))
+    model, x = networks.seeded(model).double(), small_images()
+    cam = xf.gradcam(model, "0", x, 2, postprocess=None)
+    of_zero = xf.gradcam(model, "0", torch.zeros_like(x), 2, postprocess=None)
+    ours = xf.integrated_gradcam(model, "0", x, 2, steps=4, postprocess=None)
+    torch.testing.assert_close(ours, (1 + 2 + 3 + 4) / 16 * (cam - of_zero).relu())
 
 
 # -- the full gradient ---------------------------------------------------------------------------------------

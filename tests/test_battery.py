@@ -10,8 +10,14 @@ import xcam_fn as xf
 from xcam_fn.checks import StructureError
 from xcam_fn.testing import Case, check_method, small_case, small_transformer
 
-LACKING = ("cam", "cameras", "guided_backprop", "refinecam")  # what a transformer has no structure for
-OF_METHODS = ["smooth(gradcam)", "eigen_smooth(gradcam)", "multi_layer(layercam)", "smooth(eigen_smooth(ablationcam))"]  # fmt: skip
+LACKING = (
+    "cam",
+    "cameras",
+    "guided_backprop",
+    "guided_gradcam",
+    "refinecam",
+)  # what a transformer has no structure for
+OF_METHODS = ["smooth(gradcam)", "eigen_smooth(gradcam)", "multi_layer(layercam)", "smooth(eigen_smooth(ablationcam))", "smoothgrad(input_x_gradient)"]  # fmt: skip
 OF_ONES_OWN = {
     "from_gradients": xf.from_gradients(lambda A, G: G.abs().mean((2, 3)), name="absolute"),
     "from_features": xf.from_features(lambda A: A.amax(1).clamp(min=0.0), name="strongest"),

@@ -24,11 +24,13 @@ OPTIONS = {
     "rise": {"num_masks": 8},
     "groupcam": {"num_groups": 2},
     "integrated_gradients": {"steps": 5},
+    "expected_gradients": {"num_samples": 3},
+    "integrated_gradcam": {"steps": 3},
     "smoothgradcam_pp": {"num_samples": 2},
     "refinecam": {"layers": ["0", "2"], "each": None},
 }
 # Those two choose between maps; concepts cannot be differentiated; guided backprop is a rule for ReLUs, corners all.
-NOT_SMOOTH = ("unioncam", "fusioncam", "deep_feature_factorization", "guided_backprop")
+NOT_SMOOTH = ("unioncam", "fusioncam", "deep_feature_factorization", "guided_backprop", "guided_gradcam")
 METHODS = [name for name in xf.METHODS if name not in NOT_SMOOTH]
 
 

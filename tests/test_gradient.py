@@ -21,6 +21,10 @@ def maps(*shape: int, seed: int, scale: float = 1.0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale
 
 
+def quick(name: str) -> xf.Method:
+    return xf.METHODS[name].with_options(**networks.QUICK.get(name, {}))
+
+
 def linearized(seed: int, batch: int = 2) -> tuple[networks.Linearized, Tensor]:
     model = networks.seeded(networks.Linearized(), seed).double()
     assert isinstance(model, networks.Linearized)
@@ -46,6 +50,8 @@ def loop_weights(name: str, A: Tensor, G: Tensor) -> Tensor:
                     per_position[b, k] = g.clamp(min=0)
                 case "hirescam":
                     per_position[b, k] = g
+                case "liftcam":
+                    per_position[b, k] = sum(g[i, j] * a[i, j] for i in range(H) for j in range(W))
                 case "gradcam_elementwise":
                     per_position[b, k] = (g * a).clamp(min=0) / a
                 case "gradcam_pp":
@@ -155,10 +161,10 @@ def test_on_pooling_and_one_linear_layer_gradcam_and_hirescam_are_the_original_c
 @settings(max_examples=5, deadline=None)
 def test_a_shift_of_all_logits_changes_nothing(name, seed, shift):
     model, x = linearized(seed)
-    expected = xf.METHODS[name](model, "conv", x, 2)
+    expected = quick(name)(model, "conv", x, 2)
     with torch.no_grad():
         model.fc.bias.add_(shift)
-    torch.testing.assert_close(xf.METHODS[name](model, "conv", x, 2), expected)
+    torch.testing.assert_close(quick(name)(model, "conv", x, 2), expected)
 
 
 @pytest.mark.parametrize("name", GRADIENT)
@@ -167,11 +173,11 @@ def test_a_shift_of_all_logits_changes_nothing(name, seed, shift):
 def test_a_batch_is_its_images(name, seed, batch, data):
     model, x = linearized(seed, batch)
     classes = data.draw(st.lists(st.integers(0, 4), min_size=batch, max_size=batch))
-    together = xf.METHODS[name](model, "conv", x, classes)
+    together = quick(name)(model, "conv", x, classes)
     assert together.min() >= 0
     assert together.max() <= 1
     for i, cls in enumerate(classes):
-        alone = xf.METHODS[name](model, "conv", x[i : i + 1], cls)
+        alone = quick(name)(model, "conv", x[i : i + 1], cls)
         torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-6, atol=1e-8)
 
 
@@ -242,10 +248,10 @@ def test_many_classes_cost_one_forward_of_the_trunk():
 def test_signals_and_volumes(name, network, shape):
     model, x = networks.seeded(network()), torch.randn(shape, generator=torch.Generator().manual_seed(0))
     assert xf.default_layer(model, x) == "3"
-    found = xf.METHODS[name](model, None, x, [0, 3])
+    found = quick(name)(model, None, x, [0, 3])
     assert found.shape == (shape[0], *shape[2:])
     assert 0 <= found.min() < found.max() <= 1
-    assert xf.METHODS[name](model, None, x, [[0, 3]] * 2).shape == (shape[0], 2, *shape[2:])
+    assert quick(name)(model, None, x, [[0, 3]] * 2).shape == (shape[0], 2, *shape[2:])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])

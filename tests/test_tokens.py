@@ -326,8 +326,9 @@ def test_patches_after_the_last_attention_have_no_say():
     model, x = seeded(torchvision_vit()), images((32, 32))
     message = r"reads its class token alone.*before the last attention \(layer=None"
     for layer in ("encoder.ln", "encoder.layers.encoder_layer_1"):
-        with pytest.raises(ValueError, match=message):
-            xf.gradcam(model, layer, x)
+        for method in (xf.gradcam, xf.liftcam):
+            with pytest.raises(ValueError, match=message):
+                method(model, layer, x)
 
 
 # -- the two halves, and gradients ---------------------------------------------------------------------------

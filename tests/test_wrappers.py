@@ -231,7 +231,7 @@ def test_wrapped_methods_are_found_by_name():
 def test_wrapped_methods_can_be_sent_to_other_processes():
     code = """
 import pickle, xcam_fn as xf
-for name in ("smooth(gradcam)", "eigen_smooth(scorecam)", "multi_layer(smooth(layercam))", "sess(gradcam)"):
+for name in ("smooth(gradcam)", "eigen_smooth(scorecam)", "multi_layer(smooth(layercam))", "sess(gradcam)", "smoothgrad(rise)"):
     method = xf.find_method(name)
     again = pickle.loads(pickle.dumps(method))
     assert (again.name, again.title, again.__signature__ if "smooth(g" in name else 0) == (
@@ -250,6 +250,8 @@ for name in ("smooth(gradcam)", "eigen_smooth(scorecam)", "multi_layer(smooth(la
         (lambda: xf.eigen_smooth("rise"), "eigen_smooth: 'rise' does not add up weighted channels"),
         (lambda: xf.eigen_smooth(xf.eigencam), "eigen_smooth: 'eigencam'"),
         (lambda: xf.smooth("gradcam", scales=()), "scales is empty"),
+        (lambda: xf.smoothgrad("gradcam", statistic="median"), "statistic='median'; expected one of 'mean', 'square', 'variance'"),
+        (lambda: xf.smoothgrad("gradcam", std=-1.0), "std=-1.0 is out of range"),
         (lambda: xf.multi_layer("gradcam", []), "layers is empty"),
         (lambda: xf.multi_layer("gradcam", combine="sum"), "combine='sum'; expected one of 'mean'"),
         (lambda: xf.sess("gradcam", drop=1.5), "drop=1.5 is out of range"),

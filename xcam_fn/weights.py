@@ -139,6 +139,21 @@ def hirescam(A: Maps, G: Maps) -> Maps:
 
 
 @checked
+def liftcam(A: Maps, G: Maps) -> ChannelWeights:
+    """LIFT-CAM's weights, (B, K): what each channel adds to the score, by DeepLIFT.
+
+    Args:
+        A: features.
+        G: DeepLIFT's multipliers from them to the score, against features of zero; behind a linear head, the
+            score's gradient.
+
+    References:
+        Jung and Oh (arXiv:2102.05228).
+    """
+    return reduce(precise(G) * precise(A), "b k ... -> b k", "sum")
+
+
+@checked
 def gradcam_elementwise(A: Maps, G: Maps) -> Maps:
     """Elementwise Grad-CAM's weights, (B, K, *spatial): the gradient where G · A is positive.
 

@@ -17,10 +17,11 @@ from xcam_fn.network.copies import private_copy, unwrap
 from xcam_fn.network.forward import forward_pass
 from xcam_fn.network.halves import Halves, halves
 from xcam_fn.network.passes import Pass
-from xcam_fn.network.places import ToSpatial
+from xcam_fn.network.places import ToSpatial, replaced
+from xcam_fn.network.rescale import Rescale
 from xcam_fn.network.split import checked_scores
 from xcam_fn.network.target_layer import Layer, find
-from xcam_fn.network.vjp import recording
+from xcam_fn.network.vjp import pulled_back, recording, records_nothing, vjp
 from xcam_fn.perturb import perturbation_scores
 from xcam_fn.scoring.running import Running, Scoring, check_rows, mixing
 from xcam_fn.scoring.score import TARGETS, Explained, check_score, explained_score
@@ -179,6 +180,29 @@ class Call:
         """The gradient of the score where something else takes the place of the layer's own output."""
         found = forward_pass(self.model, self.layer, self.x, self.to_spatial, replace=replace)
         return self._by_class(found.gradient(checked_scores(cls, self.x.shape[0])))
+
+    def multipliers(self) -> Tensor:
+        """DeepLIFT's multipliers from the features to the score, (B, n, K, *spatial).
+
+        They are a gradient in which the slope of an activation function is that from its value at features
+        of zero to its value at the features. Two forwards.
+        """
+        found, x = self._pass(), self.x
+        site, own, detached = found.site, found.own, records_nothing(x)
+        zeros = torch.zeros_like(found.features)
+        reference = zeros if site.to_spatial is None else replaced(site.to_spatial, own, zeros)
+
+        def run(features: Tensor, mode: Rescale) -> Any:
+            return site.run(x, lambda _: mode.begin() or features.clone(), detached=detached)
+
+        def pull(score: Callable[[Any], Tensor]) -> tuple[Tensor, Tensor]:
+            with StepByStep(), Rescale() as kept:
+                run(reference, kept)
+            with StepByStep(), Rescale(kept.reference) as mode:
+                scores, pullback = vjp(lambda own: score(run(own, mode)), own, f"layer {site.shown!r}")
+            return scores, pulled_back(pullback, scores)
+
+        return self._by_class(found._replace(pull=pull).gradient(self._score).to(x.dtype))
 
     # -- what is explained ----------------------------------------------------------------------------------
 

@@ -98,8 +98,8 @@ def find_method(name: str, *, variant: str | None = None, **options: Any) -> Met
 
     Args:
         name: a key of `METHODS`, or two of them with a plus: a gradient method's and a perturbation method's.
-            Around either, "smooth(…)", "eigen_smooth(…)", "multi_layer(…)" and "sess(…)". Upper case,
-            hyphens, spaces and the like do not count: "Grad-CAM++" is "gradcam_pp".
+            Around either, "smooth(…)", "smoothgrad(…)", "eigen_smooth(…)", "multi_layer(…)" and "sess(…)".
+            Upper case, hyphens, spaces and the like do not count: "Grad-CAM++" is "gradcam_pp".
         variant: a library of `VARIANTS` whose definitions to take; None for the papers'.
         **options: other defaults, such as num_samples=10, for the method and for what it fuses. Those that
             neither takes are left out.

@@ -17,7 +17,7 @@ from xcam_fn.methods.catalog import as_method, enter, method
 from xcam_fn.methods.method import Method, Postprocess, options_of
 from xcam_fn.network.places import ToSpatial
 from xcam_fn.network.target_layer import Layer
-from xcam_fn.perturb import normal
+from xcam_fn.perturb import Baseline, baseline_images, normal
 from xcam_fn.targets import Classes, contrast
 from xcam_fn.weights import Projection
 
@@ -30,7 +30,10 @@ __all__ = [
     "gradcam_elementwise",
     "gradcam_pp",
     "hirescam",
+    "integrated_gradcam",
     "layercam",
+    "liftcam",
+    "normgrad",
     "segeigencam",
     "shapleycam",
     "smoothgradcam_pp",
@@ -38,6 +41,7 @@ __all__ = [
 ]
 
 P = ParamSpec("P")
+_AT_ONCE = 64  # channels at the input's size
 _ALIKE: dict[str, dict[str, Any]] = {"xplaincam": {}, "torchcam": {}, "pytorch-grad-cam": {}}
 
 
@@ -218,7 +222,35 @@ def cameras(call: Call, *, scales: Sequence[Positive] = (1.0, 1.58, 2.15, 2.73, 
     return maps
 
 
-_AT_ONCE = 64  # channels at the input's size
+@method(
+    "Integrated Grad-CAM", family="gradient", paper="arXiv:2102.07805",
+    summary="Grad-CAM of what differs from a baseline, averaged on the path from it",
+)  # fmt: skip
+def integrated_gradcam(call: Call, *, steps: Count = 20, baseline: Baseline = 0.0) -> Tensor:
+    """Integrated Grad-CAM: Grad-CAM of how the features differ from a baseline's, averaged on the path to x.
+
+    γ(t) = x₀ + t (x − x₀); the map is mean_t ReLU(Σ_k w_k(γ(t)) (A_k(γ(t)) − A_k(x₀))) with t = 1/T … 1 and
+    w_k the mean gradient of Grad-CAM; the class is that of x itself. One forward and backward for each step,
+    and a forward of the baseline.
+
+    Args:
+        steps: T, points on the path, ≥ 1.
+        baseline: x₀, where the path begins: a number, a tensor that broadcasts against x, or a callable of x.
+
+    References:
+        Sattarzadeh et al. (arXiv:2102.07805). The mean over the positions in place of their sum, a constant.
+    """
+    call.gradient()  # before the features, so that one forward is for both
+    x, here, fixed = call.x, call.at(call.shown), call.explained().cls
+    start, total = baseline_images(baseline, x), torch.zeros(()).to(x)
+    A = here.of(start, fixed).features
+    for i in range(1, steps + 1):
+        point = call if i == steps else here.of(start + i / steps * (x - start), fixed)
+        G = point.gradient()
+        maps = weighted(point.features - A, G, weights.gradcam, None)
+        total = total + maps.relu() / steps
+    return total
+
 
 xgradcam = enter(from_gradients(
     weights.xgradcam, title="XGrad-CAM", paper="arXiv:2008.02312",
@@ -268,6 +300,47 @@ def shapleycam(call: Call, *, projection: Projection | None = None) -> Tensor:
     """
     G, HA = call.curvature()
     return weighted(call.features, G - HA / 2, weights.gradcam, projection)
+
+
+@method(
+    "LIFT-CAM", family="gradient", paper="arXiv:2102.05228",
+    summary="each channel weighted by what it adds to the score, by DeepLIFT",
+)  # fmt: skip
+def liftcam(call: Call, *, projection: Projection | None = None) -> Tensor:
+    """LIFT-CAM: each channel weighted by what it adds to the score, DeepLIFT's estimate of its SHAP value.
+
+    w_k = Σ_ij M_kij A_kij; the map is Σ w_k A_k. M are DeepLIFT's multipliers from the features to the score,
+    against features of zero: the gradient, each activation function's slope being Δout / Δin between the two
+    (the rescale rule). Where linear layers and activation functions follow the layer, Σ w_k is what the score
+    loses without the features. What reads several values at once (max pooling, products, attention, a norm by
+    the features' own mean) keeps its gradient. Three forwards, and a backward through what follows the layer.
+
+    Raises:
+        StructureError: a ValueError; the network runs other activation functions where the features are zero.
+
+    References:
+        Jung and Oh (arXiv:2102.05228); the rescale rule is Shrikumar et al.'s (arXiv:1704.02685).
+    """
+    M = call.multipliers()
+    return weighted(call.features, M, weights.liftcam, projection)
+
+
+@method(
+    "NormGrad", family="gradient", paper="arXiv:2004.02866", single=True,
+    summary="the norm of the features times the norm of their gradient, at each position",
+)  # fmt: skip
+def normgrad(call: Call) -> Tensor:
+    """NormGrad: at each position, how much a convolution there would be trained by the score.
+
+    The map is ‖G_ij‖ ‖A_ij‖, norms over the channels: that of the outer product of the two, which is what the
+    position adds to the gradient of a 1 × 1 convolution that follows the layer and changes nothing. It has no
+    sign.
+
+    References:
+        Rebuffi et al., There and Back Again (arXiv:2004.02866).
+    """
+    G = precise(call.gradient())
+    return G.norm(dim=2) * precise(call.features).norm(dim=1)[:, None]
 
 
 @method(

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from xcam_fn import checks
 from xcam_fn.arguments import Count
+from xcam_fn.maps import resize
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import method
+from xcam_fn.methods.gradient import gradcam
 from xcam_fn.network.attention import StepByStep
 from xcam_fn.network.calls import keeps_rows_apart
 from xcam_fn.network.forward import whole
 from xcam_fn.network.split import checked_scores
 from xcam_fn.network.vjp import pulled_back, vjp
-from xcam_fn.perturb import Baseline, baseline_images
+from xcam_fn.perturb import Baseline, baseline_images, uniform
 from xcam_fn.scoring.running import check_rows, is_exact, watched
 from xcam_fn.scoring.score import explained_score
 from xcam_fn.targets import Target, logit
 
-__all__ = ["guided_backprop", "integrated_gradients"]
+__all__ = [
+    "expected_gradients",
+    "guided_backprop",
+    "guided_gradcam",
+    "input_x_gradient",
+    "integrated_gradients",
+]
 
 
 @method(
@@ -38,7 +48,7 @@ def integrated_gradients(
     steps: Annotated[int, ("at_least", 2)] = 50,
     rule: Literal["jumps", "right"] = "jumps",
     baseline: Baseline = 0.0,
-    chunk_size: Count = 16,
+    chunk_size: Count = 8,
 ) -> Tensor:
     """Integrated gradients: where the input itself moved the score away from a baseline's.
 
@@ -56,8 +66,47 @@ def integrated_gradients(
     References:
         Sundararajan et al., Axiomatic Attribution for Deep Networks (arXiv:1703.01365).
     """
+    x = call.x
+    start, nodes = baseline_images(baseline, x), _nodes(call, chunk_size)
+    with StepByStep():  # attention that can be mapped over classes
+        return (x - start)[:, None] * _path_gradient(nodes, x, start, steps, rule)
+
+
+class _Nodes(NamedTuple):
+    """Other images in the place of those that are explained, whose scores are differentiated.
+
+    Attributes:
+        run: the network, recorded.
+        score: its output and the images of x that the rows stand for to scores, (P, n).
+        per_forward: images in one forward.
+    """
+
+    run: Callable[[Tensor], Any]
+    score: Callable[[Any, Tensor], Tensor]
+    per_forward: int
+
+    def of(
+        self, images: Tensor, node: Callable[[int], Tensor], count: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The scores (T, b, n) and gradients (T, b, n, C, *size) of nodes 0 … count − 1, T at a time.
+
+        Args:
+            images: (b,), the images of x that each node stands for.
+            node: a number to the images (b, C, *size) there.
+            count: of nodes.
+        """
+        length = max(1, self.per_forward // len(images))
+        for first in range(0, count, length):
+            chunk = range(first, min(first + length, count))
+            points, repeated = torch.cat([node(i) for i in chunk]), images.repeat(len(chunk))
+            scores, pullback = vjp(lambda x, i=repeated: self.score(self.run(x), i), points)
+            grads = pulled_back(pullback, scores)
+            shape = (len(chunk), len(images))
+            yield scores.reshape(*shape, -1), grads.reshape(*shape, *grads.shape[1:])
+
+
+def _nodes(call: Call, chunk_size: int) -> _Nodes:
     x, cls = call.x, call.cls
-    start = baseline_images(baseline, x)
     run = whole(call.model, x)
     output, reads = watched(run, x)
     check_rows(output, run, x, reads=reads)
@@ -67,37 +116,23 @@ def integrated_gradients(
     per_forward = len(x) if callable(cls) and not isinstance(cls, Target) else chunk_size
     if reads or (per_forward > 1 and is_exact(x) and not keeps_rows_apart(run, x[:1])):
         per_forward = 1
-    with StepByStep():  # attention that can be mapped over classes
-        return (x - start)[:, None] * _path_gradient(run, x, start, explained.of, steps, rule, per_forward)
+    return _Nodes(run, explained.of, per_forward)
 
 
-def _path_gradient(
-    run: Callable[[Tensor], Any],
-    x: Tensor,
-    start: Tensor,
-    score: Callable[[Any, Tensor], Tensor],
-    steps: int,
-    rule: str,
-    chunk_size: int,
-) -> Tensor:
+def _path_gradient(nodes: _Nodes, x: Tensor, start: Tensor, steps: int, rule: str) -> Tensor:
     """The gradient of n scores of each image, averaged over the path from start to x: (B, n, C, *size)."""
     positions = torch.linspace(0 if rule == "jumps" else 1 / steps, 1, steps).to(x)
     averages = []
-    for images in torch.arange(len(x), device=x.device).split(chunk_size):
+    for images in torch.arange(len(x), device=x.device).split(nodes.per_forward):
         first, way = start[images], (x - start)[images]
         total, owed, last = torch.zeros(()).to(x), torch.zeros(()).to(x), None
-        for chunk in positions.split(max(1, chunk_size // len(images))):
-            on_path = torch.stack([first + t * way for t in chunk]).flatten(0, 1)
-            repeated = images.repeat(len(chunk))
-            scores, pullback = vjp(lambda x, i=repeated: score(run(x), i), on_path)
-            of_nodes = (scores, pulled_back(pullback, scores))
-            nodes = [each.reshape(len(chunk), len(images), *each.shape[1:]) for each in of_nodes]
+        for found in nodes.of(images, lambda i, a=first, b=way: a + positions[i] * b, steps):
             if rule == "right":
-                total = total + nodes[1].sum(0) / steps
+                total = total + found[1].sum(0) / steps
                 continue
-            nodes = nodes if last is None else [torch.cat(pair) for pair in zip(last, nodes, strict=True)]
-            part, owed = _integral(*nodes, way, 1 / (steps - 1), owed)
-            total, last = total + part, [each[-1:] for each in nodes]
+            pairs = found if last is None else [torch.cat(pair) for pair in zip(last, found, strict=True)]
+            part, owed = _integral(*pairs, way, 1 / (steps - 1), owed)
+            total, last = total + part, [each[-1:] for each in pairs]
         averages.append(total)
     return torch.cat(averages)
 
@@ -128,6 +163,85 @@ def _integral(
         share = share.reshape(*share.shape, *[1] * (way.ndim - 1))
         total = total + length * (share * grads[i] + (1 - share) * grads[i + 1])
     return total, owed
+
+
+@method(
+    "Expected Gradients", family="gradient", paper="arXiv:1906.10670",
+    summary="the input's own gradient, at random places on the paths from many baselines; needs no layer",
+    returns="attributions",
+)  # fmt: skip
+def expected_gradients(
+    call: Call,
+    *,
+    baselines: Float[Tensor, "N C *size"] | None = None,
+    num_samples: Count = 50,
+    seed: int = 0,
+    chunk_size: Count = 8,
+) -> Tensor:
+    """Expected gradients: integrated gradients, averaged over baselines that stand for the data.
+
+    The attribution is the mean over baselines x' and α ~ U(0, 1) of (x − x') ⊙ ∂s/∂x at x' + α (x − x'); the
+    map is the sum over the input's channels of its absolute value. The raw map is signed, and its sum tends
+    to the score at x minus the mean score of the baselines. The j-th draw is of baseline j mod N, its α a
+    function of the seed and j, the same for every image. The layer is not used.
+
+    Args:
+        baselines: (N, C, *size), prepared images, such as some that the network was trained on; None for one
+            of zeros.
+        num_samples: draws, ≥ N; a multiple of N counts all baselines alike.
+        seed: of the α.
+        chunk_size: images in one forward and backward, ≥ 1; it changes the memory, not the result.
+
+    References:
+        Erion et al., Improving performance of deep learning models with axiomatic attribution priors and
+        expected gradients (arXiv:1906.10670).
+    """
+    x = call.x
+    given = torch.zeros_like(x[:1]) if baselines is None else baselines.to(x)
+    if given.shape[1:] != x.shape[1:] or len(given) > num_samples:
+        expected = f"(N, {', '.join(map(str, x.shape[1:]))}), N from 1 to num_samples={num_samples}"
+        raise ValueError(f"baselines have shape {tuple(given.shape)}; expected {expected}")
+    nodes, shares = _nodes(call, chunk_size), [uniform(seed, j, (), like=x) for j in range(num_samples)]
+    averages = []
+    with StepByStep():
+        for images in torch.arange(len(x), device=x.device).split(nodes.per_forward):
+            ways, total = [x[images] - start for start in given], torch.zeros(()).to(x)
+            point = lambda j, ways=ways: given[j % len(given)] + shares[j] * ways[j % len(given)]  # noqa: E731
+            chunks = (grads for _, grads in nodes.of(images, point, num_samples))
+            for j, G in enumerate(itertools.chain.from_iterable(chunks)):
+                total = total + ways[j % len(given)][:, None] * G / num_samples
+            averages.append(total)
+    return torch.cat(averages)
+
+
+# -- one gradient --------------------------------------------------------------------------------------------
+
+
+@method(
+    "Input x Gradient", family="gradient", paper="arXiv:1605.01713",
+    summary="the input times its gradient; needs no layer", returns="attributions",
+)  # fmt: skip
+def input_x_gradient(call: Call) -> Tensor:
+    """Input × gradient: the input times the gradient of the score with respect to it.
+
+    The attribution is x ⊙ ∂s/∂x; the map is the sum over the input's channels of its absolute value, the raw
+    map their signed sum. Where the network is linear in x, it is what each value adds to the score. The layer
+    is not used.
+
+    References:
+        Shrikumar et al., Not Just a Black Box (arXiv:1605.01713).
+    """
+    with StepByStep():
+        return call.x[:, None] * _input_gradient(call)
+
+
+def _input_gradient(call: Call) -> Tensor:
+    """The gradient of n scores of each image with respect to it, (B, n, C, *size)."""
+    score, run = checked_scores(call.cls, len(call.x)), whole(call.model, call.x)
+    scores, pullback = vjp(lambda x: score(run(x)), call.x)
+    G = pulled_back(pullback, scores)
+    call.many = scores.ndim == 2
+    return G if call.many else G[:, None]
 
 
 # -- guided backpropagation ---------------------------------------------------------------------------------
@@ -208,14 +322,30 @@ def guided_backprop(call: Call) -> Tensor:
     References:
         Springenberg et al., Striving for Simplicity (arXiv:1412.6806).
     """
-    score, run, guided = checked_scores(call.cls, len(call.x)), whole(call.model, call.x), _Guided()
+    guided = _Guided()
     with guided:
-        scores, pullback = vjp(lambda x: score(run(x)), call.x)
-        G = pulled_back(pullback, scores)  # in the mode too: a checkpoint runs forward once more
+        G = _input_gradient(call)  # the backward in the mode too: a checkpoint runs forward once more
     if guided.count == 0:
         raise checks.StructureError(
             f"guided_backprop changes how ReLUs are differentiated, and {type(call.model).__name__} runs "
             "none; use integrated_gradients"
         )
-    call.many = scores.ndim == 2
-    return G if call.many else G[:, None]
+    return G
+
+
+@method(
+    "Guided Grad-CAM", family="gradient", paper="arXiv:1610.02391",
+    summary="guided backpropagation where Grad-CAM looks", needs="ReLUs", returns="attributions",
+)  # fmt: skip
+def guided_gradcam(call: Call) -> Tensor:
+    """Guided Grad-CAM: guided backpropagation times Grad-CAM.
+
+    The attribution is that of `guided_backprop` ⊙ U(ReLU(Σ w_k A_k)), the map of `gradcam` resized to the
+    input: the edges that the network uses where it sees the class. The map is the sum over the input's
+    channels of the absolute value, the raw map their signed sum.
+
+    References:
+        Selvaraju et al. (arXiv:1610.02391), section 3.2.
+    """
+    cam = resize(gradcam.raw(call).relu(), tuple(call.x.shape[2:]))
+    return guided_backprop.raw(call) * cam[:, :, None]

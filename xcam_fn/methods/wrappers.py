@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from xcam_fn import checks
 from xcam_fn.arguments import Count, NonNegative, Positive, Share
-from xcam_fn.maps import heatmap, own_size, resize
+from xcam_fn.maps import heatmap, own_size, precise, resize
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import as_method, enter_wrapper, heatmaps_of, method, name_of
 from xcam_fn.methods.gradient import gradcam_pp
@@ -29,11 +29,11 @@ from xcam_fn.network.probe import Probe
 from xcam_fn.network.split import checked_calls
 from xcam_fn.network.split import layers as layers_of
 from xcam_fn.network.target_layer import Layer, find, position_of
-from xcam_fn.perturb import blurred
+from xcam_fn.perturb import blurred, normal
 from xcam_fn.projections import principal_component
 from xcam_fn.scoring.score import TARGETS, explained_score
 
-__all__ = ["eigen_smooth", "multi_layer", "refinecam", "sess", "smooth"]
+__all__ = ["eigen_smooth", "multi_layer", "refinecam", "sess", "smooth", "smoothgrad"]
 
 P = ParamSpec("P")
 Images = Float[Tensor, "B C *size"]
@@ -50,10 +50,11 @@ Formula = Callable[Concatenate[Call, Explain, P], Tensor]
 Wrapping = Callable[Concatenate[str | Run, P], Method[...]]
 
 
-def wrapper(how: str, *, finishes: bool = False) -> Callable[[Formula[P]], Wrapping[P]]:
+def wrapper(how: str, *, finishes: bool = False, raw: bool = False) -> Callable[[Formula[P]], Wrapping[P]]:
     """Make of a formula over a call and a method's heatmaps a function of a method that returns a method.
 
-    The title says `how` the maps are made; those of a formula that finishes are not postprocessed again.
+    The title says `how` the maps are made; those of a formula that finishes are not postprocessed again. A
+    formula of raw maps is handed what the method's own formula returns, and returns the same kind.
     """
 
     def entered(formula: Callable[..., Tensor]) -> Any:
@@ -63,6 +64,8 @@ def wrapper(how: str, *, finishes: bool = False) -> Callable[[Formula[P]], Wrapp
 
         def run(call: Call, **options: Any) -> Tensor:
             inner, mine = options.pop("inner"), {name: options.pop(name) for name in own if name in options}
+            if raw:
+                return formula(call, lambda other: _raw_of(inner, call, other, options), **mine)
             explain = lambda call, **more: heatmaps_of(inner, call, options | more)  # noqa: E731
             maps = formula(call, explain, **mine)
             call.many = maps.ndim == call.x.ndim
@@ -74,16 +77,30 @@ def wrapper(how: str, *, finishes: bool = False) -> Callable[[Formula[P]], Wrapp
             inner = as_method(given.pop("method"))
             keywords = inner.own_options if isinstance(inner, Method) else options_of(inner, 4)
             about: Any = {key: getattr(inner, key, "") for key in ("family", "paper", "summary", "needs")}
+            returned = getattr(inner, "returns", "maps")
+            kind = returned if raw and returned in ("scores", "attributions") else "maps"
+            about["returns"] = "heatmaps" if finishes else kind
             return Method(
                 run, f"{formula.__name__}({name_of(inner)})", f"{_title_of(inner)}, {how}", **about,
-                options={"inner": inner}, returns="heatmaps" if finishes else "maps",
-                keywords=own | keywords | own, explains=(formula, inner), made=(wrapping, inner),
+                options={"inner": inner}, keywords=own | keywords | own, explains=(formula, inner),
+                made=(wrapping, inner),
             ).with_options(**given)  # fmt: skip
 
         vars(wrapping)["__signature__"] = signature
         return enter_wrapper(wrapping)
 
     return entered
+
+
+def _raw_of(method: Any, call: Call, other: Call, options: dict[str, Any]) -> Tensor:
+    """The raw maps (B, n, ...) of a method for another call, and whether n classes are asked for."""
+    if isinstance(method, Method) and method.returns != "heatmaps":
+        maps = method.with_options(**options).raw(other)
+        call.many = other.many
+        return maps
+    maps = heatmaps_of(method, other, options | {"postprocess": None})
+    call.many = maps.ndim == call.x.ndim
+    return maps if call.many else maps[:, None]
 
 
 def _title_of(method: Any) -> str:
@@ -121,6 +138,52 @@ def smooth(
 
 def _flipped(values: Tensor, flip: bool) -> Tensor:
     return values.flip(-1) if flip else values
+
+
+@wrapper("averaged over noise", raw=True)
+def smoothgrad(
+    call: Call,
+    explain: Explain,
+    *,
+    num_samples: Count = 50,
+    std: NonNegative = 0.15,
+    statistic: Literal["mean", "square", "variance"] = "mean",
+    seed: int = 0,
+) -> Tensor:
+    """SmoothGrad around any method: its raw maps averaged over noisy inputs.
+
+    The mean over j of R(x + δ_j), δ_j ~ N(0, (σ (max x − min x))²), R the method's raw map, or what it adds
+    for each value of x; of its square for SmoothGrad², or its variance for VarGrad. The class is that of x
+    itself, the noise a function of the seed and j, the same for every image but for the image's range.
+
+    Args:
+        method: a method, or its name; "integrated_gradients" and "input_x_gradient" are those of the papers.
+        num_samples: noisy inputs, ≥ 1.
+        std: σ of the noise, ≥ 0, as a share of the image's range.
+        statistic: of the raw maps: "mean", "square" (the mean of the squares) or "variance".
+        seed: of the noise.
+
+    Returns:
+        A method, "smoothgrad(gradcam)" for example.
+
+    Raises:
+        ValueError: an option is out of range, or the name is not known.
+        TypeError: an option is of the wrong kind.
+
+    References:
+        Smilkov et al. (arXiv:1706.03825) and, for the variance, Adebayo et al. (arXiv:1810.03307).
+    """
+    x, fixed = call.x, call.fixed
+    axes = tuple(range(1, x.ndim))
+    scale = std * (x.amax(axes, keepdim=True) - x.amin(axes, keepdim=True))
+    mean = spread = torch.zeros(()).to(x)
+    for j in range(num_samples):
+        raw = precise(explain(call.of(x + scale * normal(seed, j, tuple(x.shape[1:]), like=x), fixed)))
+        step = raw - mean
+        mean = mean + step / (j + 1)
+        spread = spread + step * (raw - mean)
+    variance = spread / num_samples
+    return {"mean": mean, "square": variance + mean**2, "variance": variance}[statistic]
 
 
 # -- the first component in place of the sum -----------------------------------------------------------------
