@@ -12,6 +12,7 @@ from xcam_fn.methods import (
     fusion,
     gradient,
     input_gradient,
+    optimized,
     perturbation,
     together,
     wrappers,
@@ -26,13 +27,14 @@ from xcam_fn.methods.fusion import *  # noqa: F403
 from xcam_fn.methods.gradient import *  # noqa: F403
 from xcam_fn.methods.input_gradient import *  # noqa: F403
 from xcam_fn.methods.method import Method
+from xcam_fn.methods.optimized import *  # noqa: F403
 from xcam_fn.methods.perturbation import *  # noqa: F403
 from xcam_fn.methods.together import *  # noqa: F403
 from xcam_fn.methods.wrappers import *  # noqa: F403
 
 VARIANTS = freeze(
     gradient, attention, input_gradient, full_gradient, activation, perturbation, ablation, factorization,
-    fusion, wrappers,
+    optimized, fusion, wrappers,
 )  # fmt: skip
 """For each library the methods that it has, and the keywords with which ours computes its map."""
 
@@ -45,6 +47,7 @@ __all__ += activation.__all__
 __all__ += perturbation.__all__
 __all__ += ablation.__all__
 __all__ += factorization.__all__
+__all__ += optimized.__all__
 __all__ += fusion.__all__
 __all__ += wrappers.__all__
 __all__ += together.__all__

@@ -21,8 +21,8 @@ from xcam_fn.network.split import checked_scores
 from xcam_fn.network.vjp import pulled_back, vjp
 from xcam_fn.perturb import Baseline, baseline_images
 from xcam_fn.scoring.running import check_rows, is_exact, watched
-from xcam_fn.scoring.score import explained_score
-from xcam_fn.targets import Target, logit
+from xcam_fn.scoring.score import TARGETS, Explained, check_score, explained_score
+from xcam_fn.targets import Target
 
 __all__ = ["guided_backprop", "integrated_gradients"]
 
@@ -56,19 +56,35 @@ def integrated_gradients(
     References:
         Sundararajan et al., Axiomatic Attribution for Deep Networks (arXiv:1703.01365).
     """
-    x, cls = call.x, call.cls
+    x = call.x
     start = baseline_images(baseline, x)
+    run, explained, per_forward = differentiable(call, chunk_size)
+    with StepByStep():  # attention that can be mapped over classes
+        return (x - start)[:, None] * _path_gradient(run, x, start, explained.of, steps, rule, per_forward)
+
+
+def differentiable(
+    call: Call, chunk_size: int, score: str = "logit"
+) -> tuple[Callable[[Tensor], Any], Explained, int]:
+    """The network as a function of images, what is explained of it, and how many images it takes at once.
+
+    Args:
+        call: the question; whether it asks for n classes is noted in it.
+        chunk_size: images in one forward, ≥ 1.
+        score: what is explained of a class, "logit" or "probability".
+    """
+    x, cls = call.x, call.cls
+    check_score(score)
     run = whole(call.model, x)
     output, reads = watched(run, x)
     check_rows(output, run, x, reads=reads)
-    explained = explained_score(output, len(x), cls, logit)
+    explained = explained_score(output, len(x), cls, TARGETS[score])
     call.many = explained.many
-    # A target of the user's own is handed whole batches, one step of the path at a time.
+    # A target of the user's own is handed whole batches, one step of the search or of the path at a time.
     per_forward = len(x) if callable(cls) and not isinstance(cls, Target) else chunk_size
     if reads or (per_forward > 1 and is_exact(x) and not keeps_rows_apart(run, x[:1])):
         per_forward = 1
-    with StepByStep():  # attention that can be mapped over classes
-        return (x - start)[:, None] * _path_gradient(run, x, start, explained.of, steps, rule, per_forward)
+    return run, explained, per_forward
 
 
 def _path_gradient(
