@@ -15,7 +15,8 @@ QUICK: dict[str, dict[str, Any]] = {
     "groupcam": {"num_groups": 3},
     "rise": {"num_masks": 20},
     "deep_feature_factorization": {"num_concepts": 3},
-    "opticam": {"steps": 3},
+    "opticam": {"steps": 2},
+    "curvecam": {"steps": 2},
 }
 
 

@@ -240,10 +240,14 @@ def test_equal_masks_are_scored_once_for_all_methods():
 def test_together_they_are_what_they_are_apart(lite0, photographs):
     x = photographs[:, :, ::7, ::7].contiguous()
     names = [name for name in xf.METHODS if name not in ("sscam", "iscam", "rise", "cam", "legrad")]
-    together = xf.explain_all(lite0, "_blocks.3", x, None, [*names, "gradcam+groupcam"], num_groups=4)
+    together = xf.explain_all(
+        lite0, "_blocks.3", x, None, [*names, "gradcam+groupcam"], num_groups=4, steps=3
+    )
     assert list(together) == [*names, "gradcam+groupcam"]
     for name in names:
-        options = {"num_groups": 4} if name == "groupcam" else {}
+        options = {
+            key: few for key, few in (("num_groups", 4), ("steps", 3)) if key in xf.METHODS[name].own_options
+        }
         apart = xf.METHODS[name](lite0, "_blocks.3", x, **options)
         torch.testing.assert_close(together[name], apart, rtol=0, atol=1e-6)
 
