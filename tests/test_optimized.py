@@ -123,3 +123,16 @@ def test_one_channel_is_the_map():
     model, x = networks.seeded(model).double(), images()
     found = xf.opticam(model, "1", x, 1, steps=2, postprocess=None)
     torch.testing.assert_close(found, model[:2](x)[:, 0].detach())
+
+
+def test_without_evidence_there_is_no_map():
+    model, x = network(), images()
+    with torch.no_grad():
+        model.get_parameter("fc.weight").zero_()
+    for method in (xf.opticam, xf.find_method("curvecam", method="eigencam")):
+        assert not method(model, "relu", x, 1, steps=3, postprocess=None).any()
+
+
+def test_what_curvecam_begins_with_is_a_method():
+    with pytest.raises(TypeError, match="expected a method, or its name"):
+        xf.curvecam(network(), "relu", images(), 1, method=lambda *_: None)

@@ -61,21 +61,22 @@ def opticam(
     References:
         Zhang et al., Opti-CAM (arXiv:2301.07002).
     """
-    A = precise(call.features).relu()
+    x, A = call.x, precise(call.features).relu()
+    base = baseline_images(baseline, x)
 
     def start(images: Tensor, _: Tensor) -> tuple[Tensor, MapOf]:
         features = A[images]
         half = torch.full_like(features.flatten(2)[..., 0], 0.5)
         return half, lambda u: torch.einsum("pk,pk...->p...", u.softmax(1), features)
 
-    def value(mask: Tensor, x: Tensor, hidden: Tensor, score_of: ScoreOf, _: int) -> Tensor:
-        seen = mask * (x - hidden)
+    def value(mask: Tensor, images: Tensor, score_of: ScoreOf, _: int) -> Tensor:
+        seen = mask * (x - base)[images]
         if objective == "keep":
-            return score_of(hidden + seen)
-        removed = score_of(x - seen)
-        return -removed if objective == "remove" else score_of(hidden + seen) - removed
+            return score_of(base[images] + seen)
+        removed = score_of(x[images] - seen)
+        return -removed if objective == "remove" else score_of(base[images] + seen) - removed
 
-    return _searched(call, start, value, steps, rate, baseline, score, chunk_size)
+    return _searched(call, start, value, steps, rate, score, chunk_size)
 
 
 @method(
@@ -120,30 +121,31 @@ def curvecam(
         The curves: Petsiuk et al., RISE (arXiv:1806.07421). Masks that are searched for: Fong and Vedaldi
         (arXiv:1704.03296).
     """
-    axes = call.x.ndim - 2
+    x, axes = call.x, call.x.ndim - 2
+    base, smooth = baseline_images(baseline, x), blurred(x)
     begun = precise(with_raw_maps(method).raw(call)).relu()
-    begun = 2 * minmax(begun.reshape(len(call.x), -1, *begun.shape[-axes:]), axes) - 1
+    begun = 2 * minmax(begun.reshape(len(x), -1, *begun.shape[-axes:]), axes) - 1
 
     def start(images: Tensor, classes: Tensor) -> tuple[Tensor, MapOf]:
         return begun[images, classes], torch.sigmoid
 
-    def value(mask: Tensor, x: Tensor, hidden: Tensor, score_of: ScoreOf, step: int) -> Tensor:
+    def value(mask: Tensor, images: Tensor, score_of: ScoreOf, step: int) -> Tensor:
         share = step * _GOLDEN % 1
         shown = ((mask - percentile(mask, 100 * (1 - share), axes)) / softness).sigmoid()
-        inserted = score_of(x + (1 - shown) * (blurred(x) - x))
-        curves = inserted - score_of(x + shown * (hidden - x))
-        return curves + keep * score_of(hidden + mask * (x - hidden)) - area * mask.flatten(1).mean(1, True)
+        own, of_base, of_smooth = x[images], base[images], smooth[images]
+        curves = score_of(of_smooth + shown * (own - of_smooth)) - score_of(own + shown * (of_base - own))
+        kept = score_of(of_base + mask * (own - of_base))
+        return curves + keep * kept - area * mask.flatten(1).mean(1, keepdim=True)
 
-    return _searched(call, start, value, steps, rate, baseline, score, chunk_size)
+    return _searched(call, start, value, steps, rate, score, chunk_size)
 
 
 def _searched(
     call: Call,
     start: Callable[[Tensor, Tensor], tuple[Tensor, MapOf]],
-    value: Callable[[Tensor, Tensor, Tensor, ScoreOf, int], Tensor],
+    value: Callable[[Tensor, Tensor, ScoreOf, int], Tensor],
     steps: int,
     rate: float,
-    baseline: Baseline,
     score: str,
     chunk_size: int,
 ) -> Tensor:
@@ -152,16 +154,14 @@ def _searched(
     Args:
         call: the question.
         start: images and classes, (P,) indices, to the parameters to begin with and what makes maps of them.
-        value: masks (P, 1, *size), images, what hides them, what scores images (P, C, *size), and the step's
-            number to what is to rise, (P, 1).
+        value: masks (P, 1, *size), whose images they are of, (P,), what scores images (P, C, *size), and the
+            step's number to what is to rise, (P, 1).
         steps: of Adam.
         rate: of Adam.
-        baseline: what hides pixels.
         score: what is explained of a class.
         chunk_size: images in one forward.
     """
     x, size = call.x, tuple(call.x.shape[2:])
-    hidden = baseline_images(baseline, x)
     run, explained, per_forward = differentiable(call, chunk_size, score)
     B, n = explained.own.shape
 
@@ -170,7 +170,7 @@ def _searched(
         u, map_of = start(images, classes)
         score_of = lambda shown: explained.of(run(shown), images).gather(1, classes[:, None])  # noqa: E731
         mask_of = lambda u: resized_minmax(map_of(u), size)[:, None].to(x)  # noqa: E731
-        rises = lambda mask, step: value(mask, x[images], hidden[images], score_of, step)  # noqa: E731
+        rises = lambda mask, step: value(mask, images, score_of, step)  # noqa: E731
         u, matters = _climbed(u, mask_of, rises, steps, rate)
         maps = map_of(u)
         return maps * matters.reshape(-1, *[1] * (maps.ndim - 1))
@@ -203,7 +203,10 @@ def _climbed(
         masks, to_parameters = vjp(mask_of, u, "the map's weights")
         values, to_masks = vjp(lambda masks, step=step: value(masks, step), masks, "the mask")
         of_masks = to_masks(torch.ones_like(values))
-        slopes = slopes | (of_masks != 0).flatten(1).any(1)
+        flat = of_masks.flatten(1)
+        slopes = slopes | (
+            flat.amax(1) > flat.amin(1)
+        )  # what all pixels share is of no pixel: min–max undoes it
         g = to_parameters(of_masks)
         first, second = _B1 * first + (1 - _B1) * g, _B2 * second + (1 - _B2) * g**2
         # Where there is no slope, the least number keeps the root's own derivative finite.
