@@ -131,8 +131,3 @@ def test_without_evidence_there_is_no_map():
         model.get_parameter("fc.weight").zero_()
     for method in (xf.opticam, xf.find_method("curvecam", method="eigencam")):
         assert not method(model, "relu", x, 1, steps=3, postprocess=None).any()
-
-
-def test_what_curvecam_begins_with_is_a_method():
-    with pytest.raises(TypeError, match="expected a method, or its name"):
-        xf.curvecam(network(), "relu", images(), 1, method=lambda *_: None)
