@@ -131,3 +131,17 @@ def test_without_evidence_there_is_no_map():
         model.get_parameter("fc.weight").zero_()
     for method in (xf.opticam, xf.find_method("curvecam", method="eigencam")):
         assert not method(model, "relu", x, 1, steps=3, postprocess=None).any()
+
+
+@pytest.mark.parametrize("name", ["opticam", "curvecam"])
+@pytest.mark.parametrize(
+    ("kind", "shape"), [(networks.OneDimensional, (2, 2, 40)), (networks.ThreeDimensional, (2, 1, 8, 9, 10))]
+)
+def test_signals_and_volumes(name, kind, shape):
+    model = networks.seeded(kind()).double()
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    found = xf.METHODS[name](model, "3", x, [[0, 3]] * 2, steps=3)
+    assert found.shape == (2, 2, *shape[2:])
+    assert found.max() == 1
+    alone = xf.METHODS[name](model, "3", x[1:], 3, steps=3)
+    torch.testing.assert_close(found[1:, 1], alone, rtol=0, atol=1e-9)
