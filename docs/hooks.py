@@ -24,6 +24,7 @@ NOTEBOOKS = ROOT / "notebooks"
 FAMILIES = {
     "gradient": "made of gradients, to the features, the attention, the image or the biases",
     "perturbation": "weighted by what the score does when something is hidden or shown alone",
+    "optimized": "searched for by gradient ascent, image by image",
     "fusion": "maps of several methods or layers joined",
     "activation": "made of the features and the network's own weights",
     "baseline": "what an explanation has to beat",

@@ -21,6 +21,8 @@ QUICK: dict[str, dict[str, Any]] = {
     "occlusion": {"window": 8, "stride": 6},
     "rise": {"num_masks": 20},
     "deep_feature_factorization": {"num_concepts": 3},
+    "opticam": {"steps": 2},
+    "curvecam": {"steps": 2},
 }
 
 

@@ -27,6 +27,8 @@ OPTIONS = {
     "expected_gradients": {"num_samples": 3},
     "integrated_gradcam": {"steps": 3},
     "smoothgradcam_pp": {"num_samples": 2},
+    "opticam": {"steps": 2},
+    "curvecam": {"steps": 2},
     "refinecam": {"layers": ["0", "2"], "each": None},
 }
 # Those two choose between maps; concepts cannot be differentiated; guided backprop is a rule for ReLUs, corners all.

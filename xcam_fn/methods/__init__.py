@@ -13,6 +13,7 @@ from xcam_fn.methods import (
     gradient,
     hiding,
     input_gradient,
+    optimized,
     perturbation,
     together,
     wrappers,
@@ -28,13 +29,14 @@ from xcam_fn.methods.gradient import *  # noqa: F403
 from xcam_fn.methods.hiding import *  # noqa: F403
 from xcam_fn.methods.input_gradient import *  # noqa: F403
 from xcam_fn.methods.method import Method
+from xcam_fn.methods.optimized import *  # noqa: F403
 from xcam_fn.methods.perturbation import *  # noqa: F403
 from xcam_fn.methods.together import *  # noqa: F403
 from xcam_fn.methods.wrappers import *  # noqa: F403
 
 VARIANTS = freeze(
     gradient, attention, input_gradient, full_gradient, activation, perturbation, hiding, ablation,
-    factorization, fusion, wrappers,
+    factorization, optimized, fusion, wrappers,
 )  # fmt: skip
 """For each library the methods that it has, and the keywords with which ours computes its map."""
 
@@ -48,6 +50,7 @@ __all__ += perturbation.__all__
 __all__ += hiding.__all__
 __all__ += ablation.__all__
 __all__ += factorization.__all__
+__all__ += optimized.__all__
 __all__ += fusion.__all__
 __all__ += wrappers.__all__
 __all__ += together.__all__

@@ -171,6 +171,14 @@ def as_method(given: str | Callable[..., Any]) -> Any:
     return given
 
 
+def with_raw_maps(given: str | Callable[..., Any]) -> Method[...]:
+    """A method by its name, or as it is, for a formula that reads its raw maps."""
+    found = as_method(given)
+    if not isinstance(found, Method):
+        raise TypeError(f"method={given!r} is a {type(given).__name__}; expected a method, or its name")
+    return found
+
+
 def name_of(method: Any) -> str:
     """The name that a method or a function has, or is."""
     named = getattr(method, "name", getattr(method, "__name__", repr(method)))

@@ -13,7 +13,7 @@ from xcam_fn import checks, projections, weights
 from xcam_fn.arguments import Count, NonNegative, Positive, check, unchecked
 from xcam_fn.maps import heatmap, precise, resize
 from xcam_fn.methods.call import Call
-from xcam_fn.methods.catalog import as_method, enter, method
+from xcam_fn.methods.catalog import enter, method, with_raw_maps
 from xcam_fn.methods.method import Method, Postprocess, options_of
 from xcam_fn.network.places import ToSpatial
 from xcam_fn.network.target_layer import Layer
@@ -378,9 +378,6 @@ def finercam(
             "finercam contrasts classes: expected None, an int or ints"
         )
     asked = call.asking(contrast(call.cls, others, weight, count=count, weighting=weighting))
-    inner = as_method(method)
-    if not isinstance(inner, Method):
-        raise TypeError(f"method={method!r} is a {type(method).__name__}; expected a method, or its name")
-    maps = inner.raw(asked)
+    maps = with_raw_maps(method).raw(asked)
     call.many = asked.many
     return maps

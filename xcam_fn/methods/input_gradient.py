@@ -25,8 +25,8 @@ from xcam_fn.network.split import checked_scores
 from xcam_fn.network.vjp import pulled_back, vjp
 from xcam_fn.perturb import Baseline, baseline_images, uniform
 from xcam_fn.scoring.running import check_rows, is_exact, watched
-from xcam_fn.scoring.score import explained_score
-from xcam_fn.targets import Target, logit
+from xcam_fn.scoring.score import TARGETS, Explained, check_score, explained_score
+from xcam_fn.targets import Target
 
 __all__ = [
     "expected_gradients",
@@ -67,22 +67,22 @@ def integrated_gradients(
         Sundararajan et al., Axiomatic Attribution for Deep Networks (arXiv:1703.01365).
     """
     x = call.x
-    start, nodes = baseline_images(baseline, x), _nodes(call, chunk_size)
+    start, nodes = baseline_images(baseline, x), differentiable(call, chunk_size)
     with StepByStep():  # attention that can be mapped over classes
         return (x - start)[:, None] * _path_gradient(nodes, x, start, steps, rule)
 
 
-class _Nodes(NamedTuple):
+class Differentiable(NamedTuple):
     """Other images in the place of those that are explained, whose scores are differentiated.
 
     Attributes:
         run: the network, recorded.
-        score: its output and the images of x that the rows stand for to scores, (P, n).
+        explained: what makes scores of its output and of the images of x that the rows stand for.
         per_forward: images in one forward.
     """
 
     run: Callable[[Tensor], Any]
-    score: Callable[[Any, Tensor], Tensor]
+    explained: Explained
     per_forward: int
 
     def of(
@@ -99,27 +99,35 @@ class _Nodes(NamedTuple):
         for first in range(0, count, length):
             chunk = range(first, min(first + length, count))
             points, repeated = torch.cat([node(i) for i in chunk]), images.repeat(len(chunk))
-            scores, pullback = vjp(lambda x, i=repeated: self.score(self.run(x), i), points)
+            scores, pullback = vjp(lambda x, i=repeated: self.explained.of(self.run(x), i), points)
             grads = pulled_back(pullback, scores)
             shape = (len(chunk), len(images))
             yield scores.reshape(*shape, -1), grads.reshape(*shape, *grads.shape[1:])
 
 
-def _nodes(call: Call, chunk_size: int) -> _Nodes:
+def differentiable(call: Call, chunk_size: int, score: str = "logit") -> Differentiable:
+    """The network, differentiable with respect to images that take the place of those of a call.
+
+    Args:
+        call: the question; whether it asks for n classes is noted in it.
+        chunk_size: images in one forward, ≥ 1.
+        score: what is explained of a class, "logit" or "probability".
+    """
     x, cls = call.x, call.cls
+    check_score(score)
     run = whole(call.model, x)
     output, reads = watched(run, x)
     check_rows(output, run, x, reads=reads)
-    explained = explained_score(output, len(x), cls, logit)
+    explained = explained_score(output, len(x), cls, TARGETS[score])
     call.many = explained.many
-    # A target of the user's own is handed whole batches, one step of the path at a time.
+    # A target of the user's own is handed whole batches, one step of the search or of the path at a time.
     per_forward = len(x) if callable(cls) and not isinstance(cls, Target) else chunk_size
     if reads or (per_forward > 1 and is_exact(x) and not keeps_rows_apart(run, x[:1])):
         per_forward = 1
-    return _Nodes(run, explained.of, per_forward)
+    return Differentiable(run, explained, per_forward)
 
 
-def _path_gradient(nodes: _Nodes, x: Tensor, start: Tensor, steps: int, rule: str) -> Tensor:
+def _path_gradient(nodes: Differentiable, x: Tensor, start: Tensor, steps: int, rule: str) -> Tensor:
     """The gradient of n scores of each image, averaged over the path from start to x: (B, n, C, *size)."""
     positions = torch.linspace(0 if rule == "jumps" else 1 / steps, 1, steps).to(x)
     averages = []
@@ -201,7 +209,10 @@ def expected_gradients(
     if given.shape[1:] != x.shape[1:] or len(given) > num_samples:
         expected = f"(N, {', '.join(map(str, x.shape[1:]))}), N from 1 to num_samples={num_samples}"
         raise ValueError(f"baselines have shape {tuple(given.shape)}; expected {expected}")
-    nodes, shares = _nodes(call, chunk_size), [uniform(seed, j, (), like=x) for j in range(num_samples)]
+    nodes, shares = (
+        differentiable(call, chunk_size),
+        [uniform(seed, j, (), like=x) for j in range(num_samples)],
+    )
     averages = []
     with StepByStep():
         for images in torch.arange(len(x), device=x.device).split(nodes.per_forward):

@@ -60,8 +60,8 @@ class Method(Generic[P]):
         run: the formula: a call and options to raw maps, (B, n, *spatial), or (B, *spatial) where n is 1.
         name: its key in `METHODS`.
         title: its name in print, such as "Grad-CAM".
-        family: "gradient", "perturbation", "fusion", "activation" (a map of the features and of the network's
-            own weights) or "baseline".
+        family: "gradient", "perturbation", "optimized" (a map that is searched for), "fusion", "activation"
+            (a map of the features and of the network's own weights) or "baseline".
         paper: where it was published.
         summary: what it does, in one line.
         needs: what a network has to have for it, where not every network has; on one without it the method
