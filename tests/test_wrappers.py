@@ -296,7 +296,9 @@ def test_methods_that_the_network_has_no_structure_for_are_left_out():
     model, x = networks.seeded(model), images(1, (6, 8)).float()
     quick = {"num_samples": 1, "num_masks": 4, "num_groups": 2, "steps": 2}
     found = xf.explain_all(model, None, x, 1, **quick)
-    assert list(found) == [name for name in xf.METHODS if name not in ("cam", "refinecam", "legrad")]
+    assert list(found) == [
+        name for name in xf.METHODS if name not in ("cam", "refinecam", *networks.OF_ATTENTION)
+    ]
     with pytest.raises(StructureError, match="is not global average pooling and a linear layer"):
         xf.explain_all(model, None, x, 1, ["gradcam", "cam"])
     with pytest.raises(StructureError, match="no layer of Sequential before it has a higher resolution"):

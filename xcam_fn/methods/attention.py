@@ -176,7 +176,7 @@ def _tokens_of(output: Any) -> Tensor:
     return found[0]
 
 
-# -- attention and its gradient in the network as a whole -----------------------------------------------------
+# -- attention and its gradient in the network as a whole ----------------------------------------------------
 
 
 class _Attended(NamedTuple):
@@ -217,18 +217,20 @@ def _attended(call: Call, name: str) -> _Attended:
 def _attention_and_gradient(call: Call, name: str) -> _Attended:
     x, root, detached = call.x, unwrap(call.model), records_nothing(call.x)
     calls: list[ModuleCall] = []
-    seen: list[tuple[int, Tensor, Tensor]] = []  # how many calls had ended, probabilities, logits
+    seen: list[tuple[Tensor, Tensor]] = []
+    ended: list[int] = []  # how many calls had, before each attention
 
     def see(probabilities: Tensor, logits: Tensor) -> Tensor:
-        seen.append((len(calls), probabilities, logits))
+        ended.append(len(calls))
+        seen.append((probabilities, logits))
         return probabilities
 
     with StepByStep(see):
         output = run_changed(root, x, None, calls, detached=detached)
     positions = attention_positions(calls)
-    inside = [[k for k, one in enumerate(seen) if calls[i].start <= one[0] <= i] for i in positions]
+    inside = [[k for k, before in enumerate(ended) if calls[i].start <= before <= i] for i in positions]
     numbers = [of_block[0] for of_block in inside if len(of_block) == 1]
-    shapes = {tuple(seen[k][1].shape) for k in numbers}
+    shapes = {tuple(seen[k][0].shape) for k in numbers}
     tokens = calls[positions[-1]].shape[1] if positions else 0
     square = len(numbers) == len(inside) and {(s[0], *s[2:]) for s in shapes} == {(len(x), tokens, tokens)}
     if len(shapes) != 1 or not square:
@@ -236,7 +238,7 @@ def _attention_and_gradient(call: Call, name: str) -> _Attended:
             f"{name} reads attention of all patches to all patches, and {type(root).__name__} has no blocks "
             "with it, or others among them; use gradcam"
         )
-    A, logits = (torch.stack([seen[k][part] for k in numbers], 1) for part in (1, 2))
+    A, logits = (torch.stack(each, 1) for each in zip(*(seen[k] for k in numbers), strict=True))
     explained = explained_score(output, len(x), call.cls, logit)
     every = torch.arange(len(x), device=x.device)
 
@@ -262,9 +264,9 @@ def attention_rollout(call: Call) -> Tensor:
     """Attention rollout: which patches the tokens that the score reads attend to, through all blocks.
 
     Â_l = (mean_h A_lh + I) / 2, I for the skip connection; the map is the class token's row of Â_L ⋯ Â_1, at
-    the patches. Where the score reads other tokens after the last attention, as the mean of the patches, it is
-    the mean of their rows. It does not depend on the class. The layer is not used but for what `to_spatial`
-    places.
+    the patches. Where the score reads other tokens after the last attention, such as the mean of the patches,
+    it is the mean of their rows. It does not depend on the class. The layer is not used but for what
+    `to_spatial` places.
 
     References:
         Abnar and Zuidema (arXiv:2005.00928).
@@ -306,9 +308,9 @@ def chefer(call: Call) -> Tensor:
 def agcam(call: Call) -> Tensor:
     """Attention-guided CAM: the positive gradient to the attention, weighted by the attention's logits.
 
-    The map is Σ_lh ReLU(∂s/∂A_lh) ⊙ sigmoid(Q_lh K_lhᵀ / √d) over blocks l and heads h, where A = softmax(Q Kᵀ /
-    √d): the class token's row, at the patches, or the mean of other rows as for `attention_rollout`. The
-    sigmoid has not the softmax's peaks. The layer is not used but for what `to_spatial` places.
+    The map is Σ_lh ReLU(∂s/∂A_lh) ⊙ sigmoid(Z_lh) over blocks l and heads h, A = softmax(Z), Z = Q Kᵀ / √d: the
+    class token's row, at the patches, or the mean of other rows as for `attention_rollout`. The sigmoid has
+    not the softmax's peaks. The layer is not used but for what `to_spatial` places.
 
     References:
         Leem and Seo (arXiv:2402.04563), equations 5 to 7.
