@@ -1,10 +1,12 @@
 """Rollout, Chefer's relevance and AG-CAM: the papers' loops on the attention that the libraries compute."""
 
 import copy
+import functools
 import itertools
 
 import pytest
 import torch
+from einops import rearrange
 from torch import nn
 
 import xcam_fn as xf
@@ -14,6 +16,7 @@ from xcam_fn.targets import logits
 from xcam_fn.testing import small_case, small_transformer
 
 METHODS = ("attention_rollout", "chefer", "agcam")
+SIGNED = {f"{name}, signed": xf.METHODS[name].with_options(signed=True) for name in METHODS[1:]}
 
 
 class Weighing(nn.Module):
@@ -59,13 +62,15 @@ def attended(model: nn.Module, x, cls: int, monkeypatch):
 def by_hand(name: str, blocks, readers: list[int]):
     """The value of each token, as the papers write it, with matrices in full."""
     tokens = blocks[0][1].shape[-1]
+    name, _, signed = name.partition(", ")
+    least = -torch.inf if signed else 0.0
     R = total = torch.eye(tokens, dtype=blocks[0][1].dtype)
     guided = torch.zeros_like(R)
     for before, A, G in blocks:
         rows = A.mean(0) + torch.eye(tokens, dtype=A.dtype)
         R = rows / rows.sum(-1, keepdim=True) @ R
-        total = total + (G * A).clamp(min=0).mean(0) @ total
-        guided = guided + (G.clamp(min=0) / (1 + torch.exp(-before))).sum(0)
+        total = total + (G * A).clamp(min=least).mean(0) @ total
+        guided = guided + (G.clamp(min=least) / (1 + torch.exp(-before))).sum(0)
     found = {"attention_rollout": R, "chefer": total - torch.eye(tokens), "agcam": guided}[name]
     return found[readers].mean(0)
 
@@ -88,11 +93,12 @@ def test_maps_are_the_papers_loops(form, monkeypatch):
     model, x = seeded(build()).double(), images(size).double()
     readers, start = FORMS[form]
     classes = [[1, 3], [4, 0]]
-    found = xf.explain_all(model, None, x, classes, METHODS, postprocess=None)
+    methods = {name: xf.METHODS[name] for name in METHODS} | SIGNED
+    found = xf.explain_all(model, None, x, classes, methods, postprocess=None)
     for image, place in itertools.product(range(2), range(2)):
         blocks = attended(model, x[image : image + 1], classes[image][place], monkeypatch)
         assert len(blocks) == 2
-        for name in METHODS:
+        for name in methods:
             expected = by_hand(name, blocks, list(readers))[start : start + h * w].reshape(h, w)
             ours = found[name][image, place]  # transformers' softmax is of float32
             torch.testing.assert_close(ours, expected.to(ours), rtol=1e-4, atol=1e-6)
@@ -136,3 +142,32 @@ def test_networks_without_attention_over_all_patches_are_refused(name):
 
 
 # -- a trained transformer ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def dinov2():
+    return xf.models.load("dinov2-focus")
+
+
+def eighth(net: nn.Module, x, *, reads_class: bool):
+    """What the eighth of its twelve blocks knows of an image: those behind it were trained to find the salient."""
+    options = {"norm": True, "stop_early": True, "intermediates_only": True, "output_fmt": "NLC"}
+    ((patches, prefix),) = net.forward_intermediates(x, indices=[7], return_prefix_tokens=True, **options)
+    return prefix[:, 0] if reads_class else patches.mean(1)
+
+
+@pytest.mark.parametrize("reads_class", [True, False], ids=["class token", "mean of patches"])
+def test_what_a_photograph_is_like_is_found_among_four(reads_class, dinov2, shared):
+    """Of a chance of 0.25: one of four photographs is looked for, by what tells it from the others."""
+    names = ("n02123045_tabby", "n02391049_zebra", "n04285008_sports_car", "n07734744_mushroom")
+    photographs = [xf.images.prepare(shared / "images" / f"{name}.jpg", dinov2.preset)[0] for name in names]
+    tower = xf.bind(dinov2.model, functools.partial(eighth, reads_class=reads_class))
+    with torch.no_grad():
+        embeddings = tower(torch.cat(photographs))
+    small = [nn.functional.interpolate(one, (112, 112), mode="area") for one in photographs]
+    x = torch.cat([torch.cat(small[:2], 3), torch.cat(small[2:], 3)], 2).expand(4, -1, -1, -1)
+    likeness = xf.targets.similarity(embeddings) - 0.25 * sum(map(xf.targets.similarity, embeddings))
+    method, layer = (SIGNED["chefer, signed"], None) if reads_class else (xf.hirescam, "norm")
+    found = method(tower, layer, x, likeness, postprocess=None).relu()
+    cells = rearrange(found, "b (row h) (column w) -> b (row column) (h w)", row=2, column=2).sum(-1)
+    assert (cells.diagonal() / cells.sum(1)).mean() > 0.6

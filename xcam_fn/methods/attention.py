@@ -282,19 +282,24 @@ def attention_rollout(call: Call) -> Tensor:
     "Transformer relevance (Chefer)", family="gradient", paper="arXiv:2103.15679",
     summary="attention times its gradient, where positive, multiplied through all blocks", needs=_NEEDS,
 )  # fmt: skip
-def chefer(call: Call) -> Tensor:
+def chefer(call: Call, *, signed: bool = False) -> Tensor:
     """Relevance of self-attention, by Chefer, Gur and Wolf: rollout of attention times its gradient.
 
     R = I; block by block R ← R + Ā_l R with Ā_l = mean_h ReLU(∂s/∂A_lh ⊙ A_lh); the map is the class token's
     row of R − I, at the patches, or the mean of other rows as for `attention_rollout`. The layer is not used
     but for what `to_spatial` places.
 
+    Args:
+        signed: leave the ReLU out, so that heads and blocks that speak against a patch count; the map is then
+            signed. It points better at what one of several things in an image is like.
+
     References:
         Chefer et al., Generic Attention-model Explainability (arXiv:2103.15679), equations 5 and 6.
     """
     found = _attended(call, "chefer")
     readers = precise(found.readers)
-    relevant = (precise(found.G) * precise(found.A)[:, None]).relu().mean(3)
+    product = precise(found.G) * precise(found.A)[:, None]
+    relevant = (product if signed else product.relu()).mean(3)
     row = readers
     for A in reversed(relevant.unbind(2)):
         row = row + torch.einsum("bnq,bnqk->bnk", row, A)
@@ -305,17 +310,21 @@ def chefer(call: Call) -> Tensor:
     "AG-CAM", family="gradient", paper="arXiv:2402.04563",
     summary="the attention's positive gradient, weighted by the sigmoid of its logits", needs=_NEEDS,
 )  # fmt: skip
-def agcam(call: Call) -> Tensor:
+def agcam(call: Call, *, signed: bool = False) -> Tensor:
     """Attention-guided CAM: the positive gradient to the attention, weighted by the attention's logits.
 
-    The map is Σ_lh ReLU(∂s/∂A_lh) ⊙ sigmoid(Z_lh) over blocks l and heads h, A = softmax(Z), Z = Q Kᵀ / √d: the
-    class token's row, at the patches, or the mean of other rows as for `attention_rollout`. The sigmoid has
-    not the softmax's peaks. The layer is not used but for what `to_spatial` places.
+    The map is Σ_lh ReLU(∂s/∂A_lh) ⊙ sigmoid(Z_lh) over blocks l and heads h, A = softmax(Z), Z = Q Kᵀ / √d:
+    the class token's row, at the patches, or the mean of other rows as for `attention_rollout`. The sigmoid
+    has not the softmax's peaks. The layer is not used but for what `to_spatial` places.
+
+    Args:
+        signed: leave the ReLU out, as for `chefer`.
 
     References:
         Leem and Seo (arXiv:2402.04563), equations 5 to 7.
     """
     found = _attended(call, "agcam")
-    guided = precise(found.G).relu() * precise(found.logits).sigmoid()[:, None]
+    G = precise(found.G)
+    guided = (G if signed else G.relu()) * precise(found.logits).sigmoid()[:, None]
     rows = torch.einsum("bnq,bnlhqk->bnk", precise(found.readers), guided)
     return _placed(call, found.calls, found.position, rows)
