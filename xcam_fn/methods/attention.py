@@ -91,12 +91,15 @@ def legrad(
             "it; use gradcam"
         )
     total: Any = sum(relevances)
-    position = max(i for i, one in enumerate(calls) if one.key == found[-1].key)
+    position = next(i for i, one in enumerate(calls) if one.key == found[0].key)
     return _placed(call, calls, position, total / len(relevances))
 
 
 def _placed(call: Call, calls: Sequence[ModuleCall], position: int, values: Tensor) -> Tensor:
-    """Values of the tokens that a block returns, (B, n, T), on the image, (B, n, *spatial)."""
+    """Values of the tokens that a block returns, (B, n, T), on the image, (B, n, *spatial).
+
+    Tokens keep their places from block to block, and the first ones tell them best.
+    """
     place = call.to_spatial or to_spatial_of(calls, position, Probe(unwrap(call.model), call.x))
     tokens = values.movedim(1, -1)
     maps = tokens if place is None else place(tokens)
@@ -184,7 +187,7 @@ class _Attended(NamedTuple):
 
     Attributes:
         calls: all that the forward ran.
-        position: of the last block among them.
+        position: of the first block among them.
         A: (B, L, heads, T, T), the probabilities of each block's attention.
         logits: of the same shape, what they are the softmax of.
         G: (B, n, L, heads, T, T), the gradient of the score to the probabilities.
@@ -253,7 +256,7 @@ def _attention_and_gradient(call: Call, name: str) -> _Attended:
             return explained.of(run_changed(root, x, detached=detached), every)
 
     scores, pullback = vjp(score, torch.zeros_like(A))
-    return _Attended(calls, positions[-1], A, logits, pulled_back(pullback, scores), explained.many)
+    return _Attended(calls, positions[0], A, logits, pulled_back(pullback, scores), explained.many)
 
 
 @method(
