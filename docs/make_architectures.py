@@ -505,16 +505,18 @@ def update(only: str | None) -> None:
 
 # -- the page ------------------------------------------------------------------------------------------------
 
-NO_RELU = "the network runs no ReLU (nor ReLU6), whose backward pass is what the method changes"
+_NO_RELU = "the network runs no ReLU (nor ReLU6), whose backward pass is what the method changes"
+_NO_ATTENTION = (
+    "the network has no block around one attention of all patches to all patches: it is convolutional, mixes "
+    "tokens otherwise, attends in windows, to pooled keys or across channels, or has two attentions in one"
+)
 # Why a method has no map on some networks: what it needs and they lack, and where random weights leave none.
 REASONS = {
     "cam": "between the layer and the score is more than global average pooling and a linear layer, so that "
     "there are no weights of the class for the layer's channels",
-    "guided_backprop": NO_RELU,
-    "guided_gradcam": NO_RELU,
-    "legrad": "the network has no block around one attention of all patches to all patches: it is "
-    "convolutional, mixes tokens otherwise, attends in windows, to pooled keys or across channels, or has "
-    "two attentions in a block",
+    "guided_backprop": _NO_RELU,
+    "guided_gradcam": _NO_RELU,
+    **dict.fromkeys(("legrad", "attention_rollout", "chefer", "agcam"), _NO_ATTENTION),
     "refinecam": "all layers before the default one have its resolution",
 }
 # Their own gradient, by autograd and a hook, is another in a batch than alone; ours equals it in both.

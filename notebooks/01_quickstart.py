@@ -51,7 +51,7 @@ xf.plot.heatmaps(picture, {"Grad-CAM": heat}, **STYLE)
 # few here, and those that mask channels mask 128 of the 1,280, so that the notebook takes seconds: RISE with its 4,000 masks
 # looks smoother than with 200, and with one sample IS-CAM is Score-CAM.
 #
-# A method that needs a structure which the network does not have is left out: LeGrad looks at attention, and here is none. Asked by
+# A method that needs a structure which the network does not have is left out: LeGrad and three more look at attention, and here is none. Asked by
 # name it says so, with a `StructureError`.
 
 # %%
@@ -140,7 +140,7 @@ for found in maps.values():
     assert found.shape == heat.shape
     assert float(found.min()) >= 0
     assert float(found.max()) <= 1
-assert set(xf.METHODS) - set(maps) == {"legrad"}
+assert set(xf.METHODS) - set(maps) == {"legrad", "attention_rollout", "chefer", "agcam"}
 for name in (
     "gradcam", "layercam", "scorecam", "ablationcam", "groupcam", "rise", "integrated_gradients", "randomcam",
 ):  # fmt: skip

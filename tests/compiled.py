@@ -11,7 +11,7 @@ import networks
 import xcam_fn as xf
 
 # They run the whole model, changed on its way, in private copies that dynamo does not see through.
-WHOLE = ("legrad", "fullgrad", "guided_backprop", "guided_gradcam", "liftcam")
+WHOLE = (*networks.OF_ATTENTION, "fullgrad", "guided_backprop", "guided_gradcam", "liftcam")
 
 
 def compiled(f, backend="aot_eager"):

@@ -6,6 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import xcam_fn as xf
+
+# Methods that a convolutional network has no structure for.
+OF_ATTENTION = [name for name, method in xf.METHODS.items() if method.needs == xf.legrad.needs]
+
 # Options with which methods are quick on networks as small as these.
 QUICK: dict[str, dict[str, Any]] = {
     "smoothgradcam_pp": {"num_samples": 2},

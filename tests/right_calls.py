@@ -109,14 +109,14 @@ def enter(
 
 
 def _method(name: str, world: World) -> dict[str, Any]:
-    world.is_transformer = name == "legrad" or (
+    world.is_transformer = name in networks.OF_ATTENTION or (
         world.is_transformer
         and name not in ("cam", "refinecam", "guided_backprop", "guided_gradcam", "fullgrad")
     )
     found = {**world.called(), **networks.QUICK.get(name, {})}
     if name == "cam":
         found["layer"] = world.rng.choice(["relu#2", "relu"])
-    if name == "legrad":
+    if name in networks.OF_ATTENTION:
         found["layer"] = world.rng.choice([None, "blocks.1.norm1"])
     if name == "refinecam":
         found["layer"] = None

@@ -84,5 +84,5 @@ def test_every_method_is_half_of_a_pair(gradient, region):
     gradient_half, region_half = (
         functools.partial(xf.METHODS[name], **networks.QUICK.get(name, {})) for name in (gradient, region)
     )
-    case = (small_transformer if gradient == "legrad" else small_case)(1)
+    case = (small_transformer if gradient in networks.OF_ATTENTION else small_case)(1)
     check_in_short(functools.partial(xf.fusioncam, gradient=gradient_half, region=region_half), case)

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
+import networks
 import xcam_fn as xf
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 LARGEST = 300_000  # bytes of a committed picture
-WITHOUT_PICTURE = {"legrad"}  # no transformer with its weights comes with a package
+WITHOUT_PICTURE = set(networks.OF_ATTENTION)  # the network of the pictures is convolutional
 LITERAL = 12  # letters of a message that have to stand in the code as they are
 
 

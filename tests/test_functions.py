@@ -50,17 +50,17 @@ def smooth() -> torch.nn.Module:
 
 
 def network_of(name: str) -> torch.nn.Module:
-    return small_transformer().model if name == "legrad" else smooth()
+    return small_transformer().model if name in networks.OF_ATTENTION else smooth()
 
 
 def images_of(name: str) -> Tensor:
-    return small_transformer(batch=2).x if name == "legrad" else images()
+    return small_transformer(batch=2).x if name in networks.OF_ATTENTION else images()
 
 
 def raw_map(name: str, model: torch.nn.Module, x: Tensor, **options) -> Tensor:
     options = OPTIONS.get(name, {}) | options
-    # CAM is of the features that are pooled, LeGrad of all blocks.
-    layer = {"cam": "3", "legrad": None}.get(name, "2")
+    # CAM is of the features that are pooled, methods of attention of all blocks.
+    layer = {"cam": "3", **dict.fromkeys(networks.OF_ATTENTION)}.get(name, "2")
     return xf.METHODS[name](model, layer, x, 1, postprocess=None, **options)
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import networks
 import xcam_fn as xf
 
-GRADIENT = [n for n, method in xf.METHODS.items() if method.family == "gradient" and n != "legrad"]
+GRADIENT = [n for n, m in xf.METHODS.items() if m.family == "gradient" and n not in networks.OF_ATTENTION]
 REGION = [name for name, method in xf.METHODS.items() if method.family == "perturbation"]
 QUICK = networks.QUICK | {"refinecam": {"layers": ["conv1", "conv2"]}}
 
@@ -203,7 +203,7 @@ def forwards(run) -> int:
 def test_all_methods_together_pay_once_for_what_they_share():
     model, x = network(), images(1).float()
     model = model.float()
-    methods = {name: quick(name) for name in xf.METHODS if name != "legrad"}
+    methods = {name: quick(name) for name in xf.METHODS if name not in networks.OF_ATTENTION}
     for method in methods.values():
         method(model, "relu", x)  # traced and prepared
     distinct = sum(forwards(lambda m=m: m(model, "relu", x)) for n, m in methods.items() if n not in ("unioncam", "fusioncam"))  # fmt: skip
@@ -239,7 +239,8 @@ def test_equal_masks_are_scored_once_for_all_methods():
 
 def test_together_they_are_what_they_are_apart(lite0, photographs):
     x = photographs[:, :, ::7, ::7].contiguous()
-    names = [name for name in xf.METHODS if name not in ("sscam", "iscam", "rise", "cam", "legrad")]
+    left = ("sscam", "iscam", "rise", "cam", *networks.OF_ATTENTION)
+    names = [name for name in xf.METHODS if name not in left]
     few = {"num_groups": 4, "num_samples": 2, "steps": 2}
     together = xf.explain_all(lite0, "_blocks.3", x, None, [*names, "gradcam+groupcam"], **few)
     assert list(together) == [*names, "gradcam+groupcam"]

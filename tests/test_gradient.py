@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import networks
 import xcam_fn as xf
 
-GRADIENT = [n for n, method in xf.METHODS.items() if method.family == "gradient" and n != "legrad"]
+GRADIENT = [n for n, m in xf.METHODS.items() if m.family == "gradient" and n not in networks.OF_ATTENTION]
 CAMS = [name for name in GRADIENT if hasattr(xf.weights, name) and name != "smoothgradcam_pp"]
 seeds = st.integers(0, 2**31 - 1)
 

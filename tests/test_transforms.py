@@ -14,7 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import networks
 import xcam_fn as xf
 
-GRADIENT = [n for n, method in xf.METHODS.items() if method.family == "gradient" and n != "legrad"]
+GRADIENT = [n for n, m in xf.METHODS.items() if m.family == "gradient" and n not in networks.OF_ATTENTION]
 NETWORKS = {"conv": networks.ReadsParameters, "conv2": networks.Residual, "block": networks.DataDependent}
 
 

@@ -83,8 +83,8 @@ def test_a_variant_is_keywords_of_ours():
     x = torch.randn(2, 3, 12, 16, generator=torch.Generator().manual_seed(0))
     for library, methods in xf.VARIANTS.items():
         for name, options in methods.items():
-            if name == "legrad":
-                continue  # it needs a transformer
+            if name in networks.OF_ATTENTION:
+                continue  # they need a transformer
             few = {"rise": {"num_masks": 8}, "groupcam": {"num_groups": 2}}.get(name, {})
             few |= {"num_samples": 2} if name in ("sscam", "iscam", "smoothgradcam_pp") else {}
             few |= {"layers": ["conv1", "relu#3"]} if name == "refinecam" else {}

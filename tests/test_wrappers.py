@@ -299,7 +299,7 @@ def test_methods_that_the_network_has_no_structure_for_are_left_out():
     quick = {"num_samples": 1, "num_masks": 4, "num_groups": 2, "steps": 2}
     found = xf.explain_all(model, None, x, 1, **quick)
     assert list(found) == [
-        name for name in xf.METHODS if name not in ("cam", "cameras", "refinecam", "legrad")
+        name for name in xf.METHODS if name not in ("cam", "cameras", "refinecam", *networks.OF_ATTENTION)
     ]
     with pytest.raises(StructureError, match="is not global average pooling and a linear layer"):
         xf.explain_all(model, None, x, 1, ["gradcam", "cam"])

@@ -95,7 +95,7 @@ def load(name: str, weights: str | None, device: str) -> LoadedModel:
             f"path of a checkpoint, or 'random', or have `xcam explain PHOTO --model {name}` fetch them"
         )
     try:
-        return models.load(name, weights=weights or None, device=device)
+        return models.load(name, weights=weights or None, device=device).classifying()
     except Exception:
         if weights in (None, "", "random"):
             raise

@@ -22,7 +22,7 @@ def layers(model: str, /, *, weights: str | None = None) -> None:
     """List the layers that a model runs, in order, with type and output shape; the default has a star.
 
     Args:
-        model: lite0, a classification model of torchvision, or timm:NAME.
+        model: lite0, dinov2-focus, a classification model of torchvision, or timm:NAME.
         weights: a checkpoint of your own for the model. The layers are the same without.
     """
     loaded = xf.models.load(model, weights=weights or "random")
@@ -59,7 +59,7 @@ def export(
         raise ValueError(f"--size {size} with --page: the page prepares photographs as the model was trained")
     if size is not None and size < 1:
         raise ValueError(f"--size {size} is out of range; expected at least 1 pixel")
-    loaded = xf.models.load(network.model, weights=network.weights)
+    loaded = xf.models.load(network.model, weights=network.weights).classifying()
     cls = class_index(class_, loaded)
     if page is not None:
         made = xf.export.page(loaded, page, network.layer, method, cls=cls)

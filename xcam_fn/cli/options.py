@@ -68,7 +68,7 @@ class Question(LayerOf):
 
     def load(self) -> xf.models.LoadedModel:
         """Return the network on its device."""
-        loaded = xf.models.load(self.model, weights=self.weights, device=self.device)
+        loaded = xf.models.load(self.model, weights=self.weights, device=self.device).classifying()
         if (side := self.image_size) is None:
             return loaded
         if side < 1:

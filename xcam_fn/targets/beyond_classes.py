@@ -175,7 +175,8 @@ def similarity(embedding: Any) -> Target:
          ╱──────▶ embedding        score cos θ
 
     The wanted embedding may be that of another image, or of a sentence for CLIP-like networks. The output is
-    (B, D), or a dict or an object with image_embeds, pooler_output or embedding.
+    (B, D), or a dict or an object with image_embeds, pooler_output or embedding. An image's own embedding
+    explains nothing: the cosine is largest there, and its gradient zero.
 
     Args:
         embedding: (D,) for all images or (B, D); its length does not matter.
