@@ -38,6 +38,7 @@ DATA = Path(__file__).with_name("architectures.csv")
 PAGE = Path(__file__).with_name("architectures.md")
 OPTIONS: dict[str, Any] = {
     "num_samples": 1, "num_masks": 8, "steps": 4, "num_groups": 8, "num_concepts": 2, "max_iter": 20,
+    "channels": 16, "scales": (1.0, 1.5),
 }  # fmt: skip
 METHODS = (*xf.METHODS, "smooth(gradcam)", "eigen_smooth(gradcam)")
 ABOUT = ("library", "name", "parameters", "input", "layer", "features", "runs", "batch", "seed")
