@@ -283,7 +283,7 @@ def test_every_public_function_is_called():
     called = set(CALLS)
     not_called = {name for name in xf.__all__ if name not in called}
     assert not_called == {
-        "Concepts", "Curve", "FeatureAndGrad", "METHODS", "Method", "Split", "VARIANTS",  # what is returned
+        "Concepts", "Curve", "FeatureAndGrad", "METHODS", "Method", "Mosaics", "Split", "VARIANTS",  # what is returned
         "dataset", "evaluate", "export", "images", "latency", "metrics", "models", "perturb", "plot", "projections",
         "report", "targets", "testing", "weights",  # modules
     }  # fmt: skip
