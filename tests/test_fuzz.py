@@ -31,7 +31,7 @@ EXAMPLES = int(os.environ.get("XCAM_EXAMPLES", "1500"))
 SECONDS = 10  # a call on a tiny network that takes longer hangs
 DOCUMENTED = (ValueError, TypeError, MemoryError)
 # Counts of which each one more is one more piece of work: what is huge takes as long as was asked for.
-WORK = {"num_masks", "num_samples", "steps", "rounds", "num_scales", "max_iter"}
+WORK = {"count", "num_masks", "num_samples", "steps", "rounds", "num_scales", "max_iter"}
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 

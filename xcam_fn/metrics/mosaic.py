@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from xcam_fn import checks
 from xcam_fn.arguments import Count, Share, checked, unchecked
 from xcam_fn.perturb import uniform
 
@@ -68,6 +69,7 @@ def mosaics(
     References:
         Rao et al., Towards Better Understanding Attribution Methods (arXiv:2205.10435), section 3.1.
     """
+    checks.check_amount("count", count, count, n * n, *images.shape[1:])
     members = chosen(
         classes.tolist(), probabilities.tolist(), n=n, count=count, confidence=confidence, seed=seed
     )
