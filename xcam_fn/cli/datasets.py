@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +14,7 @@ import xcam_fn as xf
 from xcam_fn.cli.options import Flag, Names, Question
 from xcam_fn.cli.text import NOTHING_READ, say, say_left_out, show, table
 
+_PROBLEMS = 5  # of a file of boxes that are said one by one
 Photos = Annotated[list[Path] | None, Parameter(consume_multiple=True, negative=())]
 
 
@@ -26,16 +27,37 @@ class Sample:
         num_images: how many photographs to sample; 0 for all.
         seed: of the sample.
         labels: a CSV file of file names and classes.
+        boxes: where the objects are, for metrics that ask it: a COCO file, files of PASCAL VOC, or mask
+            images named as the photographs; those without are left out.
     """
 
     num_images: int = 100
     seed: int = 0
     labels: Path | None = None
+    boxes: Path | None = None
 
     def photographs(self, data: Path, categories: list[str]) -> list[xf.dataset.Photograph]:
-        """Return the photographs of the data set that are sampled."""
-        count = self.num_images or None
-        return xf.dataset.photographs(data, categories, labels=self.labels, num_images=count, seed=self.seed)
+        """Return the photographs of the data set that are sampled, and say which have no right region."""
+        found, count = self.all(data, categories), self.num_images or None
+        if self.boxes is not None:
+            known = xf.evaluate.located(found, self.boxes)
+            for problem in known.problems[:_PROBLEMS]:
+                say("warning", problem)
+            if len(known.problems) > _PROBLEMS:
+                say("warning", f"{len(known.problems)} entries of {self.boxes} are left out in all")
+            if known.without:
+                say("left out", f"{known.without} of {len(found)} photographs have no region")
+            found = known.photographs
+        return xf.dataset.sampled(found, count, self.seed)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a run depends on beside the photographs."""
+        return {} if self.boxes is None else {"boxes": str(self.boxes)}
+
+    def all(self, data: Path, categories: list[str]) -> list[xf.dataset.Photograph]:
+        """Return all photographs of the data set."""
+        return xf.dataset.photographs(data, categories, labels=self.labels, seed=self.seed)
 
 
 @Parameter(name="*")
@@ -62,10 +84,12 @@ class Tiled:
         assert self.mosaics is not None
         if self.mosaics < 2:
             raise ValueError(f"--mosaics {self.mosaics}: expected 2 or more photographs in a row")
+        if sample.boxes is not None:
+            raise ValueError("--boxes with --mosaics: a mosaic's cells say where its classes are; give one")
         if sample.num_images == 0:
             raise ValueError("--num-images 0 with --mosaics: expected how many mosaics to make, 1 or more")
         drawn = xf.evaluate.mosaics_of(
-            loaded, replace(sample, num_images=0).photographs(data, loaded.categories),
+            loaded, sample.all(data, loaded.categories),
             count=sample.num_images, n=self.mosaics, confidence=self.confidence, explain=explain,
             side=self.mosaic_size, seed=sample.seed, progress=sys.stderr.isatty(),
         )  # fmt: skip
@@ -115,8 +139,9 @@ def evaluate(
         how: the network, and how the maps are computed.
         methods: one or more methods, or all; `xcam methods` lists them. [default: gradcam]
         metrics: one or more of average_drop, increase_in_confidence, insertion, deletion, road, complexity,
-            coherency and adcc; of mosaics grid_pointing, relevance_rank_accuracy, pointing_game, mask_iou
-            and pixel_auc. [default: the first four, of mosaics the first three]
+            coherency and adcc; with mosaics grid_pointing; with boxes or mosaics energy_pointing_game,
+            relevance_rank_accuracy, pointing_game, mask_iou and pixel_auc. [default: the first four; what
+            asks where the object is, with boxes or mosaics]
         explain: the predicted class of each photograph, or its label.
         batch_size: photographs at a time.
         precision: of the forwards that score.
@@ -150,7 +175,7 @@ def evaluate(
         compile=compile,
         retry=retry,
         beside=beside,
-        about={"seed": sample.seed, "num images": sample.num_images, **tiled.about},
+        about={"seed": sample.seed, "num images": sample.num_images} | sample.about | tiled.about,
         progress=sys.stderr.isatty(),
     )
     count, next_step = outcome.photographs, f"`xcam report {outcome.folder}` makes tables and a page of them"

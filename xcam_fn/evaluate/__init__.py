@@ -4,11 +4,12 @@ What one heatmap scores belongs in `metrics`, a figure that is no part of a repo
 """
 
 from xcam_fn.evaluate.mosaic import Drawn, Mosaic, mosaics_of
+from xcam_fn.evaluate.regions import Located, Region, located
 from xcam_fn.evaluate.run import Explain, Outcome, run
 from xcam_fn.metrics.judged import Metric
 from xcam_fn.metrics.table import GRID, LOCALIZATION, METRICS, STANDARD, judged
 
 __all__ = [
-    "GRID", "LOCALIZATION", "METRICS", "STANDARD", "Drawn", "Explain", "Metric", "Mosaic", "Outcome",
-    "judged", "mosaics_of", "run",
+    "GRID", "LOCALIZATION", "METRICS", "STANDARD", "Drawn", "Explain", "Located", "Metric", "Mosaic",
+    "Outcome", "Region", "judged", "located", "mosaics_of", "run",
 ]  # fmt: skip

@@ -138,7 +138,8 @@ def run(
             a method explains the class of each cell, and each is a photograph of the run.
         methods: names of methods ("gradcam+sscam" is the fusion of two), functions, or a mapping from names
             to these.
-        metric_names: names of `METRICS`; None for `STANDARD`, of mosaics for `GRID`.
+        metric_names: names of `METRICS`; None for `STANDARD`, of mosaics for `GRID`, of photographs that have
+            regions for `LOCALIZATION`.
         output: the folder; its results.sqlite holds all that was found.
         layer: a name, or None for `default_layer`.
         explain: the "predicted" class of each photograph or its "label".
@@ -199,26 +200,30 @@ def _checked_metrics(
     metric_names: Sequence[str] | None, photographs: Sequence[Photograph] | Sequence[Mosaic]
 ) -> Sequence[str]:
     """The names of the metrics, each possible for the photographs."""
-    is_tiled = isinstance(photographs[0], Mosaic)
+    first, local = photographs[0], dict.fromkeys((*GRID, *LOCALIZATION))
+    is_tiled = isinstance(first, Mosaic)
+    is_located = not is_tiled and first.region is not None
     if metric_names is None:
-        return GRID if is_tiled else STANDARD
+        return GRID if is_tiled else LOCALIZATION if is_located else STANDARD
     if not metric_names or len(set(metric_names)) != len(metric_names):
         raise ValueError(f"metrics={list(metric_names)!r}; expected one or more names, each once")
     for name in metric_names:
         checks.check_choice("metrics", name, tuple(METRICS))
-        if is_tiled and name not in (*GRID, *LOCALIZATION):
-            known = ", ".join(dict.fromkeys((*GRID, *LOCALIZATION)))
-            raise ValueError(f"metrics={name!r} is not one of mosaics; expected {known}")
-        if not is_tiled and name in (*GRID, *LOCALIZATION):
-            raise ValueError(f"metrics={name!r} asks where an object is; evaluate mosaics, or another metric")
+        if is_tiled and name not in local:
+            raise ValueError(f"metrics={name!r} is not one of mosaics; expected {', '.join(local)}")
+        if not is_tiled and name in local and (name == "grid_pointing" or not is_located):
+            wanted = "evaluate mosaics" if name == "grid_pointing" else "give boxes, evaluate mosaics"
+            raise ValueError(f"metrics={name!r} asks where an object is; {wanted}, or another metric")
     return metric_names
 
 
 def _check(photographs: Sequence[Photograph] | Sequence[Mosaic], explain: str, batch_size: int) -> None:
     if not photographs:
         raise ValueError("photographs is empty; expected one or more")
-    if len(kinds := {(type(p), getattr(p, "n", 1), getattr(p, "side", 0)) for p in photographs}) > 1:
-        raise ValueError(f"photographs: {len(kinds)} kinds; expected photographs, or mosaics of one size")
+    kinds = {(p.n, p.side) if isinstance(p, Mosaic) else p.region is None for p in photographs}
+    if len(kinds) > 1:
+        wanted = "photographs, all with a region or none, or mosaics of one size"
+        raise ValueError(f"photographs: {len(kinds)} kinds; expected {wanted}")
     checks.check_choice("explain", explain, get_args(Explain))
     checks.check_count("batch_size", batch_size)
     unlabeled = [photograph.name for photograph in photographs if photograph.label is None]
@@ -237,7 +242,7 @@ def _settings(
         "weights": _fingerprint(plan.network.model),
         "preset": plan.network.preset,
         "categories": plan.network.categories,
-        "photographs": digest(f"{p.name}\n{p.label}\n".encode() for p in plan.photographs),
+        "photographs": digest(map(_identity, plan.photographs)),
         **about,
         "methods": {name: getattr(run, "title", name) for name, run in plan.methods.items()},
         "metrics": list(plan.metric_names),
@@ -251,6 +256,12 @@ def _settings(
         "chunk size": plan.running.chunk_size,
         "versions": {package: version(package) for package in _PACKAGES},
     }
+
+
+def _identity(photograph: Photograph | Mosaic) -> bytes:
+    region = getattr(photograph, "region", None)
+    where = "" if region is None else f"{region.boxes}\n"
+    return f"{photograph.name}\n{photograph.label}\n{where}".encode()
 
 
 def _scored_alike(run: Run, running: Running) -> Run:

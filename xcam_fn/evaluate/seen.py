@@ -45,20 +45,18 @@ def seen(photograph: Photograph | Mosaic, number: int, preset: Preset) -> Seen:
         number: of the first of its rows.
         preset: how the network wants its images.
     """
-    row, region = ImageRow(number, photograph.name, content=content(photograph)), None
     if isinstance(photograph, Mosaic):
         names = [f"{photograph.name}, cell {i}: {p.name}" for i, p in enumerate(photograph.members, 1)]
-        labels, prepare = photograph.label, photograph.prepared
-        region = cell_masks(photograph.n, (photograph.side, photograph.side))
+        labels, look = photograph.label, _of_mosaic
     else:
-        names, labels = [photograph.name], (photograph.label,)
-        prepare = lambda preset: images.prepare(photograph.path, preset)  # noqa: E731
+        names, labels, look = [photograph.name], (photograph.label,), _of_photograph
+    known = content(photograph)
     rows = [
-        row._replace(number=number + i, name=name, label=label)
+        ImageRow(number + i, name, label, content=known)
         for i, (name, label) in enumerate(zip(names, labels, strict=True))
     ]
     try:
-        x, picture = prepare(preset)
+        x, picture, region = look(photograph, preset)
     except (ValueError, OSError) as error:
         reason = " ".join(str(error).split())
         return Seen([row._replace(error=reason) for row in rows])
@@ -66,12 +64,28 @@ def seen(photograph: Photograph | Mosaic, number: int, preset: Preset) -> Seen:
     return Seen([row._replace(picture=file) for row in rows], x, region)
 
 
+def _of_mosaic(mosaic: Any, preset: Preset) -> tuple[Tensor, np.ndarray, Tensor]:
+    return *mosaic.prepared(preset), cell_masks(mosaic.n, (mosaic.side, mosaic.side))
+
+
+def _of_photograph(photograph: Any, preset: Preset) -> tuple[Tensor, np.ndarray, Tensor | None]:
+    loaded, region = images.load(photograph.path), None
+    if photograph.region is not None:
+        region = images.prepare_mask(photograph.region.drawn(loaded.size), preset)[None]
+        if not region.any():
+            source = photograph.region.source
+            raise ValueError(f"{source}: the region is empty, or outside of what the network sees of it")
+    return *images.prepare(loaded, preset), region
+
+
 def content(photograph: Photograph | Mosaic) -> str | None:
     """What tells a file's content from another; None where there is no file that can be read."""
     if isinstance(photograph, Mosaic):
         parts = [content(member) for member in photograph.members]
         return None if None in parts else digest(str(part).encode() for part in parts)
-    return _content(photograph.path)
+    mask = None if photograph.region is None else photograph.region.mask
+    found = _content(photograph.path)
+    return found if mask is None or found is None else digest([found.encode(), str(_content(mask)).encode()])
 
 
 def _content(path: Path) -> str | None:
