@@ -202,6 +202,9 @@ class Disconnected(nn.Module):
     The features of a cell are zero at its border, so that a map of the cell stays in it when it is resized.
     """
 
+    where: Tensor
+    wired: Tensor
+
     def __init__(self, channels: int = 3) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 4 * channels, 2, stride=2)  # no window is of two cells
@@ -360,7 +363,7 @@ def test_a_run_of_mosaics_goes_on_where_it_stopped_and_sees_other_files(network,
 
 
 def test_a_method_that_fails_fails_on_each_cell(network, data, tmp_path):
-    def failing(model, layer, x, cls=None):
+    def failing(model, layer, x, cls):
         if len(x) > 1 or cls[0][0] == made[0].label[0]:
             raise RuntimeError("not that class")
         return xf.gradcam(model, layer, x, cls)
