@@ -226,6 +226,8 @@ def test_the_command_with_boxes(network, data, tmp_path, monkeypatch, capsys):
     [
         (None, "no such file or folder"),
         ("not json", "Expecting value: line 1 column 1 (char 0); expected images and annotations as of COCO"),
+        ("[" * 100_000, "RecursionError"),
+        ('{"images": [{"id": 1, "file_name": "0.png", "width": Infinity, "height": 1}]}', "OverflowError"),
         ("[1]", "TypeError: list indices must be integers"),
         ('{"images": [], "annotations": []}', "none of the 4 photographs has a region there; expected a COCO file"),
     ],

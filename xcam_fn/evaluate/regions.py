@@ -17,6 +17,12 @@ from xcam_fn.evaluate.dataset import Photograph
 from xcam_fn.models import images
 
 Box = tuple[float, float, float, float]
+_WRONG = (
+    ValueError,
+    LookupError,
+    TypeError,
+    OverflowError,
+)  # what entries that are not as they should be raise
 
 
 class Region(NamedTuple):
@@ -119,7 +125,7 @@ def _regions(place: Path, problems: list[str]) -> Iterator[tuple[str, Region]]:
                 yield _voc(file, problems)
             elif place.is_dir() and images.is_image_file(file):
                 yield file.name, Region(str(file), mask=file)
-        except (ValueError, KeyError, TypeError, ET.ParseError) as error:
+        except (*_WRONG, RecursionError, ET.ParseError) as error:
             wanted = (
                 "images and annotations as of COCO" if kind == ".json" else "an annotation as of PASCAL VOC"
             )
@@ -139,7 +145,7 @@ def _coco(file: Path, problems: list[str]) -> Iterator[tuple[str, Region]]:
             left, top, width, height = map(float, each["bbox"])
             of = each["image_id"]
             box = _right((left, top, left + width, top + height), known[of][1])
-        except (ValueError, KeyError, TypeError) as error:
+        except _WRONG as error:
             problems.append(_problem(source, error, "image_id of an image, bbox [left, top, width, height]"))
         else:
             boxes[of].append(box)
@@ -155,7 +161,7 @@ def _voc(file: Path, problems: list[str]) -> tuple[str, Region]:
             at = {corner.tag: float(corner.text or "") for corner in each.findall("bndbox/*")}
             left, top = (at[tag] - 1 if at[tag] else 0.0 for tag in ("xmin", "ymin"))
             boxes.append(_right((left, top, at["xmax"], at["ymax"]), size))
-        except (ValueError, KeyError) as error:
+        except _WRONG as error:
             problems.append(_problem(f"{file}: object {number}", error, "bndbox with xmin, ymin, xmax, ymax"))
     return file.with_suffix("").name, Region(str(file), tuple(boxes), size=size)
 

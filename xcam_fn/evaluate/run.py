@@ -185,8 +185,9 @@ def run(
     with writing(place, settings) as store:
         if asked.retry:
             store.forget_failures()
-        contents = {n: (there, content(named[n // plan.cells])) for n, there in store.contents().items()}
-        store.forget([n for n, (there, here) in contents.items() if here not in (None, there)])
+        here = functools.cache(lambda i: content(named[i]))
+        known = store.contents().items()
+        store.forget([n for n, there in known if here(n // plan.cells) not in (None, there)])
         for seen, missing in _batches(plan, store, asked.progress):
             _judge(plan, store, seen, missing)
         return Outcome(len(named) * plan.cells, len(store.unreadable()), *store.counts(), place)

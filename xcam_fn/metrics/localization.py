@@ -84,8 +84,8 @@ def grid_pointing(heatmap: Heatmap, cell: Int[Tensor, " B"] | Sequence[int], *, 
     {raises}
 
     References:
-        Rao et al., Towards Better Understanding Attribution Methods (arXiv:2205.10435), section 3.1; Böhle et
-        al., Convolutional Dynamic Alignment Networks (arXiv:2104.00032).
+        Rao et al., Towards Better Understanding Attribution Methods (arXiv:2205.10435); Böhle et al.,
+        Convolutional Dynamic Alignment Networks (arXiv:2104.00032).
     """
     maps = checked(heatmap)
     check("n", n, Count)
@@ -124,7 +124,7 @@ def relevance_rank_accuracy(heatmap: Heatmap, region: Region) -> Values:
     {raises}
 
     References:
-        Arras et al., CLEVR-XAI (arXiv:2003.07258), section 3.4.
+        Arras et al., CLEVR-XAI (arXiv:2003.07258).
     """
     maps = checked(heatmap)
     inside = _region(region, maps).flatten(1)
@@ -151,7 +151,7 @@ def mask_iou(heatmap: Heatmap, region: Region, *, threshold: float = 0.5) -> Val
     {raises}
 
     References:
-        Zhou et al., Learning Deep Features for Discriminative Localization (arXiv:1512.04150), section 3.2,
+        Zhou et al., Learning Deep Features for Discriminative Localization (arXiv:1512.04150),
         where the threshold is 0.2 and a box is put around what exceeds it.
     """
     maps = checked(heatmap, unit=True)

@@ -67,7 +67,7 @@ def mosaics(
         TypeError: an argument is of the wrong kind.
 
     References:
-        Rao et al., Towards Better Understanding Attribution Methods (arXiv:2205.10435), section 3.1.
+        Rao et al., Towards Better Understanding Attribution Methods (arXiv:2205.10435).
     """
     checks.check_amount("count", count, count, n * n, *images.shape[1:])
     members = chosen(
