@@ -242,7 +242,16 @@ def _region(world: World) -> Any:
 enter(
     "pointing_game", xf.pointing_game, lambda w: {"heatmap": w.heatmap, "region": _region(w), "tolerance": 1}
 )
-enter("energy_pointing_game", xf.energy_pointing_game, lambda w: {"heatmap": w.heatmap, "region": _region(w)})
+for _name in ("energy_pointing_game", "relevance_rank_accuracy", "mask_iou", "pixel_auc"):
+    enter(_name, getattr(xf, _name), lambda w: {"heatmap": w.heatmap, "region": _region(w)})
+enter("grid_pointing", xf.grid_pointing, lambda w: {"heatmap": w.heatmap, "cell": [3] * w.batch})
+enter(
+    "mosaics",
+    xf.mosaics,
+    lambda w: {
+        "images": w.randn(5, 3, *w.size), "classes": torch.arange(5), "probabilities": 0.5 + w.rand(5) / 2, "count": 2
+    },
+)  # fmt: skip
 enter(
     "evaluate.judged",
     xf.evaluate.judged,

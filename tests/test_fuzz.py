@@ -31,7 +31,7 @@ EXAMPLES = int(os.environ.get("XCAM_EXAMPLES", "1500"))
 SECONDS = 10  # a call on a tiny network that takes longer hangs
 DOCUMENTED = (ValueError, TypeError, MemoryError)
 # Counts of which each one more is one more piece of work: what is huge takes as long as was asked for.
-WORK = {"num_masks", "num_samples", "steps", "rounds", "num_scales", "max_iter"}
+WORK = {"count", "num_masks", "num_samples", "steps", "rounds", "num_scales", "max_iter"}
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -283,7 +283,7 @@ def test_every_public_function_is_called():
     called = set(CALLS)
     not_called = {name for name in xf.__all__ if name not in called}
     assert not_called == {
-        "Concepts", "Curve", "FeatureAndGrad", "METHODS", "Method", "Split", "VARIANTS",  # what is returned
+        "Concepts", "Curve", "FeatureAndGrad", "METHODS", "Method", "Mosaics", "Split", "VARIANTS",  # what is returned
         "dataset", "evaluate", "export", "images", "latency", "metrics", "models", "perturb", "plot", "projections",
         "report", "targets", "testing", "weights",  # modules
     }  # fmt: skip

@@ -297,11 +297,15 @@ ALL = [
     "complexity",
     "deletion",
     "energy_pointing_game",
+    "grid_pointing",
     "increase_in_confidence",
     "insertion",
+    "mask_iou",
     "max_sensitivity",
     "parameter_randomization",
+    "pixel_auc",
     "pointing_game",
+    "relevance_rank_accuracy",
     "road",
 ]
 

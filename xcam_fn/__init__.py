@@ -24,9 +24,10 @@ _named, _, _names = lazy_loader.attach(
                 "testing", "weights"],
     submod_attrs={
         "maps": ["heatmap"],
-        "metrics": ["Curve", "adcc", "average_drop", "coherency", "complexity", "deletion",
-                    "energy_pointing_game", "increase_in_confidence", "insertion", "max_sensitivity",
-                    "parameter_randomization", "pointing_game", "road"],
+        "metrics": ["Curve", "Mosaics", "adcc", "average_drop", "coherency", "complexity", "deletion",
+                    "energy_pointing_game", "grid_pointing", "increase_in_confidence", "insertion",
+                    "mask_iou", "max_sensitivity", "mosaics", "parameter_randomization", "pixel_auc",
+                    "pointing_game", "relevance_rank_accuracy", "road"],
         "network.bound": ["bind"],
         "network.split": ["FeatureAndGrad", "Split", "default_layer", "feature_and_grad", "features",
                           "layers", "split"],

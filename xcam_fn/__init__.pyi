@@ -16,17 +16,23 @@ from .evaluate import report as report
 from .maps import heatmap as heatmap
 from .methods import *  # noqa: F403
 from .metrics import Curve as Curve
+from .metrics import Mosaics as Mosaics
 from .metrics import adcc as adcc
 from .metrics import average_drop as average_drop
 from .metrics import coherency as coherency
 from .metrics import complexity as complexity
 from .metrics import deletion as deletion
 from .metrics import energy_pointing_game as energy_pointing_game
+from .metrics import grid_pointing as grid_pointing
 from .metrics import increase_in_confidence as increase_in_confidence
 from .metrics import insertion as insertion
+from .metrics import mask_iou as mask_iou
 from .metrics import max_sensitivity as max_sensitivity
+from .metrics import mosaics as mosaics
 from .metrics import parameter_randomization as parameter_randomization
+from .metrics import pixel_auc as pixel_auc
 from .metrics import pointing_game as pointing_game
+from .metrics import relevance_rank_accuracy as relevance_rank_accuracy
 from .metrics import road as road
 from .models import images as images
 from .network.bound import bind as bind

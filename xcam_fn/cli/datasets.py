@@ -6,7 +6,7 @@ import csv
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -14,6 +14,7 @@ import xcam_fn as xf
 from xcam_fn.cli.options import Flag, Names, Question
 from xcam_fn.cli.text import NOTHING_READ, say, say_left_out, show, table
 
+_PROBLEMS = 5  # of a file of boxes that are said one by one
 Photos = Annotated[list[Path] | None, Parameter(consume_multiple=True, negative=())]
 
 
@@ -26,16 +27,92 @@ class Sample:
         num_images: how many photographs to sample; 0 for all.
         seed: of the sample.
         labels: a CSV file of file names and classes.
+        boxes: where the objects are, for metrics that ask it: a COCO file, files of PASCAL VOC, or mask
+            images named as the photographs; those without are left out.
     """
 
     num_images: int = 100
     seed: int = 0
     labels: Path | None = None
+    boxes: Path | None = None
 
     def photographs(self, data: Path, categories: list[str]) -> list[xf.dataset.Photograph]:
-        """Return the photographs of the data set that are sampled."""
-        count = self.num_images or None
-        return xf.dataset.photographs(data, categories, labels=self.labels, num_images=count, seed=self.seed)
+        """Return the photographs of the data set that are sampled, and say which have no right region."""
+        found, count = self.all(data, categories), self.num_images or None
+        if self.boxes is not None:
+            known = xf.evaluate.located(found, self.boxes)
+            for problem in known.problems[:_PROBLEMS]:
+                say("warning", problem)
+            if len(known.problems) > _PROBLEMS:
+                say("warning", f"{len(known.problems)} entries of {self.boxes} are left out in all")
+            if known.without:
+                say("left out", f"{known.without} of {len(found)} photographs have no region")
+            found = known.photographs
+        return xf.dataset.sampled(found, count, self.seed)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a run depends on beside the photographs."""
+        return {} if self.boxes is None else {"boxes": str(self.boxes)}
+
+    def all(self, data: Path, categories: list[str]) -> list[xf.dataset.Photograph]:
+        """Return all photographs of the data set."""
+        return xf.dataset.photographs(data, categories, labels=self.labels, seed=self.seed)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Tiled:
+    """Mosaics of photographs, in which it is known where each class is.
+
+    Attributes:
+        mosaics: evaluate mosaics of so many photographs in a row and in a column, as many as --num-images
+            says, and judge whether each class's map is in its cell. [default: no mosaics]
+        confidence: the least probability of a photograph in a mosaic; the surest are taken.
+        mosaic_size: side that mosaics are resized to, pixels, for a network that takes one size only.
+            [default: each photograph as large as it is alone]
+    """
+
+    mosaics: int | None = None
+    confidence: float = 0.5
+    mosaic_size: int | None = None
+
+    def of(
+        self, sample: Sample, data: Path, loaded: xf.models.LoadedModel, explain: str
+    ) -> list[xf.evaluate.Mosaic]:
+        """Return mosaics of the photographs of the data set, and say how sure the network is of these."""
+        assert self.mosaics is not None
+        if self.mosaics < 2:
+            raise ValueError(f"--mosaics {self.mosaics}: expected 2 or more photographs in a row")
+        if sample.boxes is not None:
+            raise ValueError("--boxes with --mosaics: a mosaic's cells say where its classes are; give one")
+        if sample.num_images == 0:
+            raise ValueError("--num-images 0 with --mosaics: expected how many mosaics to make, 1 or more")
+        drawn = xf.evaluate.mosaics_of(
+            loaded, sample.all(data, loaded.categories),
+            count=sample.num_images, n=self.mosaics, confidence=self.confidence, explain=explain,
+            side=self.mosaic_size, seed=sample.seed, progress=sys.stderr.isatty(),
+        )  # fmt: skip
+        if drawn.unreadable:
+            name, reason = next(iter(drawn.unreadable.items()))
+            say("warning", f"{len(drawn.unreadable)} photographs could not be read, such as {name}: {reason}")
+        sure = {
+            p.path: s for each in drawn.mosaics for p, s in zip(each.members, each.probabilities, strict=True)
+        }
+        ends = f"{min(sure.values()):.2f} to {max(sure.values()):.2f}"
+        cells = self.mosaics**2
+        show(
+            f"{len(drawn.mosaics)} mosaics of the {len(sure)} surest of {drawn.seen} photographs, of "
+            f"probability {ends}; a map that knows nothing of the class scores {1 / cells:.3g}"
+        )
+        return drawn.mosaics
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a run depends on."""
+        if self.mosaics is None:
+            return {}
+        return {"mosaics": self.mosaics, "confidence": self.confidence, "mosaic size": self.mosaic_size}
 
 
 def evaluate(
@@ -53,6 +130,7 @@ def evaluate(
     beside: Flag = False,
     retry: Flag = False,
     sample: Sample = Sample(),
+    tiled: Tiled = Tiled(),
 ) -> int:
     """Evaluate methods on a data set, photograph by photograph; run again, it continues where it stopped.
 
@@ -61,7 +139,9 @@ def evaluate(
         how: the network, and how the maps are computed.
         methods: one or more methods, or all; `xcam methods` lists them. [default: gradcam]
         metrics: one or more of average_drop, increase_in_confidence, insertion, deletion, road, complexity,
-            coherency and adcc. [default: the first four]
+            coherency and adcc; with mosaics grid_pointing; with boxes or mosaics energy_pointing_game,
+            relevance_rank_accuracy, pointing_game, mask_iou and pixel_auc. [default: the first four; what
+            asks where the object is, with boxes or mosaics]
         explain: the predicted class of each photograph, or its label.
         batch_size: photographs at a time.
         precision: of the forwards that score.
@@ -70,15 +150,21 @@ def evaluate(
         beside: where the folder holds a run with other settings, start one beside it.
         retry: try again what failed before.
         sample: which photographs.
+        tiled: mosaics of them.
     """
     if sample.num_images < 0:
         raise ValueError(f"--num-images {sample.num_images}: expected 1 or more, or 0 for all")
     loaded, chosen = _loaded(how, methods)
+    photographs = (
+        sample.photographs(data, loaded.categories)
+        if tiled.mosaics is None
+        else tiled.of(sample, data, loaded, explain)
+    )
     outcome = xf.evaluate.run(
         loaded,
-        sample.photographs(data, loaded.categories),
+        photographs,
         chosen,
-        metrics or xf.evaluate.STANDARD,
+        metrics,
         output=output,
         layer=how.layer,
         explain=explain,
@@ -89,13 +175,14 @@ def evaluate(
         compile=compile,
         retry=retry,
         beside=beside,
-        about={"seed": sample.seed, "num images": sample.num_images},
+        about={"seed": sample.seed, "num images": sample.num_images} | sample.about | tiled.about,
         progress=sys.stderr.isatty(),
     )
     count, next_step = outcome.photographs, f"`xcam report {outcome.folder}` makes tables and a page of them"
-    show(f"{count} photographs, {outcome.results} results in {outcome.folder}; {next_step}")
+    what = "photographs" if tiled.mosaics is None else "cells"
+    show(f"{count} {what}, {outcome.results} results in {outcome.folder}; {next_step}")
     if outcome.unreadable or outcome.failures:
-        unread = f"{outcome.unreadable} of {count} photographs could not be read"
+        unread = f"{outcome.unreadable} of {count} {what} could not be read"
         say("warning", f"{unread}, and {outcome.failures} results are failures; the report says why")
     return 0 if outcome.results else NOTHING_READ
 

@@ -3,8 +3,13 @@
 What one heatmap scores belongs in `metrics`, a figure that is no part of a report in `plot`.
 """
 
+from xcam_fn.evaluate.mosaic import Drawn, Mosaic, mosaics_of
+from xcam_fn.evaluate.regions import Located, Region, located
 from xcam_fn.evaluate.run import Explain, Outcome, run
 from xcam_fn.metrics.judged import Metric
-from xcam_fn.metrics.table import METRICS, STANDARD, judged
+from xcam_fn.metrics.table import GRID, LOCALIZATION, METRICS, STANDARD, judged
 
-__all__ = ["METRICS", "STANDARD", "Explain", "Metric", "Outcome", "judged", "run"]
+__all__ = [
+    "GRID", "LOCALIZATION", "METRICS", "STANDARD", "Drawn", "Explain", "Located", "Metric", "Mosaic",
+    "Outcome", "Region", "judged", "located", "mosaics_of", "run",
+]  # fmt: skip

@@ -6,14 +6,16 @@ import csv
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from xcam_fn import checks
-from xcam_fn.models.images import FORMATS
+from xcam_fn.models.images import is_image_file
 from xcam_fn.models.load import find_class
+
+if TYPE_CHECKING:
+    from xcam_fn.evaluate.regions import Region
 
 _FILE_COLUMNS = ("file", "path", "image", "filename", "photo")
 _CLASS_COLUMNS = ("class", "label", "target", "category")
@@ -26,11 +28,13 @@ class Photograph(NamedTuple):
         name: its path below the data set's folder, by which it is known; what is no UTF-8 in it is escaped.
         path: where it is.
         label: the index of its class, or None where it is not known.
+        region: where its objects are, as `regions.located` finds it, or None where it is not known.
     """
 
     name: str
     path: Path
     label: int | None
+    region: Region | None = None
 
 
 def photographs(
@@ -72,6 +76,11 @@ def photographs(
     if not found:
         wanted = "files such as .jpg or .png, one folder of them a class, or a CSV file that names them"
         raise ValueError(f"data {str(root)!r} holds no photographs; expected {wanted}")
+    return sampled(found, num_images, seed)
+
+
+def sampled(found: list[Photograph], num_images: int | None, seed: int) -> list[Photograph]:
+    """A sample of photographs, in its order; all where no more are there."""
     if num_images is None or num_images >= len(found):
         return found
     order = np.random.default_rng(seed).permutation(len(found))
@@ -95,8 +104,7 @@ def _of_folder(root: Path, categories: Sequence[str]) -> list[Photograph]:
 
 
 def _images(folder: Path) -> list[Path]:
-    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
-    named = (path for path in folder.iterdir() if path.suffix.lower() in suffixes)
+    named = (path for path in folder.iterdir() if is_image_file(path))
     return sorted(path for path in named if not path.name.startswith(".") and not path.is_dir())
 
 
@@ -104,7 +112,7 @@ def _labeled(found: list[Photograph], file: Path, categories: Sequence[str]) -> 
     """The photographs with labels by file name, or by their path below the data set's folder."""
     if not file.is_file():
         raise FileNotFoundError(f"labels {str(file)!r}: no such file; check the path")
-    known = {name: label for name, _, label in _rows(file, categories) if label is not None}
+    known = {p.name: p.label for p in _rows(file, categories) if p.label is not None}
     if not any(p.name in known or p.path.name in known for p in found):
         none = f"none of its {len(known)} files is among the {len(found)} photographs"
         raise ValueError(f"labels {str(file)!r}: {none}; expected a column of file names and one of classes")

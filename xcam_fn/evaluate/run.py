@@ -2,44 +2,39 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import hashlib
 import inspect
-import io
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypedDict, Unpack, get_args
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from xcam_fn import checks
 from xcam_fn.evaluate.dataset import Photograph
-from xcam_fn.evaluate.store import ImageRow, Result, Score, Store, beside, writing
+from xcam_fn.evaluate.mosaic import Mosaic
+from xcam_fn.evaluate.seen import Seen, content, digest, encoded, seen
+from xcam_fn.evaluate.store import Result, Score, Store, beside, writing
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import accepted, heatmaps_of
 from xcam_fn.methods.together import Methods, Run, named_methods
 from xcam_fn.metrics.curves import Curve
-from xcam_fn.metrics.judged import Judged, by_name, one_class_scoring
-from xcam_fn.metrics.table import METRICS, STANDARD, scored
-from xcam_fn.models import images
+from xcam_fn.metrics.judged import Judged, by_name
+from xcam_fn.metrics.table import GRID, LOCALIZATION, METRICS, STANDARD, scored
 from xcam_fn.models.load import LoadedModel
 from xcam_fn.network.split import default_layer, split
-from xcam_fn.scoring.running import Precision, Running, check_running
+from xcam_fn.scoring.running import Precision, Running, check_running, scoring_of
 
 _HEATMAP_PIXELS = 112
-_PICTURE_QUALITY = 85
 _AHEAD = 2  # batches that are read while the network runs
 _PACKAGES = ("xcam-fn", "torch", "torchvision", "numpy", "pillow")
 
@@ -74,7 +69,7 @@ class Outcome(NamedTuple):
     """What a run came to, what was done before included.
 
     Attributes:
-        photographs: how many there are.
+        photographs: how many there are; of mosaics each cell counts.
         unreadable: of these, how many could not be read.
         results: pairs of a photograph and a method that have scores.
         failures: pairs that have none.
@@ -92,7 +87,7 @@ class _Plan(NamedTuple):
     """What a run does, checked before anything is written."""
 
     network: LoadedModel
-    photographs: Sequence[Photograph]
+    photographs: Sequence[Photograph] | Sequence[Mosaic]
     methods: Mapping[str, Run]
     metric_names: Sequence[str]
     layer: str
@@ -100,12 +95,29 @@ class _Plan(NamedTuple):
     batch_size: int
     running: Running
 
+    @property
+    def n(self) -> int:
+        """How many photographs there are in a row of a mosaic, 1 where there is none."""
+        first = self.photographs[0]
+        return first.n if isinstance(first, Mosaic) else 1
+
+    @property
+    def cells(self) -> int:
+        """How many classes of each image are explained."""
+        return self.n**2
+
+    @property
+    def side(self) -> int:
+        """Of the square that the network sees, pixels."""
+        first = self.photographs[0]
+        return first.side if isinstance(first, Mosaic) else self.network.preset.crop
+
 
 def run(
     network: LoadedModel,
-    photographs: Sequence[Photograph],
+    photographs: Sequence[Photograph] | Sequence[Mosaic],
     methods: Methods,
-    metric_names: Sequence[str] = STANDARD,
+    metric_names: Sequence[str] | None = None,
     *,
     output: str | os.PathLike[str],
     layer: str | None = None,
@@ -122,10 +134,12 @@ def run(
 
     Args:
         network: what `models.load` returns, or the same of your own.
-        photographs: as `dataset.photographs` lists them.
+        photographs: as `dataset.photographs` lists them, or mosaics, as `mosaics_of` makes them: in one call
+            a method explains the class of each cell, and each is a photograph of the run.
         methods: names of methods ("gradcam+sscam" is the fusion of two), functions, or a mapping from names
             to these.
-        metric_names: names of `METRICS`.
+        metric_names: names of `METRICS`; None for `STANDARD`, of mosaics for `GRID`, of photographs that have
+            regions for `LOCALIZATION`.
         output: the folder; its results.sqlite holds all that was found.
         layer: a name, or None for `default_layer`.
         explain: the "predicted" class of each photograph or its "label".
@@ -152,44 +166,65 @@ def run(
         OSError: the folder cannot be written to, or the disk is full; what was written before is safe.
     """
     chosen = named_methods(methods, variant, **(options or {}))
-    _check(photographs, metric_names, explain, batch_size)
+    _check(photographs, explain, batch_size)
+    metric_names = _checked_metrics(metric_names, photographs)
     if unknown := [name for name in how if name not in _Options._fields]:
         known = ", ".join(sorted(_Options._fields))
         raise TypeError(f"run() has no option {unknown[0]!r}; its options are {known}")
     asked = _Options(**how)
     running = Running(asked.precision, asked.compile, chunk_size=asked.chunk_size)
-    blank = torch.zeros(1, 3, network.preset.crop, network.preset.crop, device=_device(network.model))
+    named: Any = [p._replace(name=p.name.encode(errors="backslashreplace").decode()) for p in photographs]
+    plan = _Plan(network, named, chosen, metric_names, layer or "", explain, batch_size, running)
+    blank = torch.zeros(1, 3, plan.side, plan.side, device=_device(network.model))
     check_running(running, blank)
-    layer = default_layer(network.model, blank) if layer is None else layer
-    split(network.model, layer, blank)  # raises where there is no such layer
-    named = [p._replace(name=p.name.encode(errors="backslashreplace").decode()) for p in photographs]
-    plan = _Plan(network, named, chosen, metric_names, layer, explain, batch_size, running)
+    plan = plan._replace(layer=default_layer(network.model, blank) if layer is None else layer)
+    split(network.model, plan.layer, blank)  # raises where there is no such layer
     settings = _settings(plan, asked.about, variant, options or {})
     plan = plan._replace(methods={name: _scored_alike(run, running) for name, run in chosen.items()})
     place = beside(Path(output), settings) if asked.beside else Path(output)
     with writing(place, settings) as store:
         if asked.retry:
             store.forget_failures()
-        contents = {n: (there, _content(named[n].path)) for n, there in store.contents().items()}
-        store.forget([n for n, (there, here) in contents.items() if here not in (None, there)])
+        here = functools.cache(lambda i: content(named[i]))
+        known = store.contents().items()
+        store.forget([n for n, there in known if here(n // plan.cells) not in (None, there)])
         for seen, missing in _batches(plan, store, asked.progress):
             _judge(plan, store, seen, missing)
-        return Outcome(len(named), len(store.unreadable()), *store.counts(), place)
+        return Outcome(len(named) * plan.cells, len(store.unreadable()), *store.counts(), place)
 
 
 *_own, _ = inspect.signature(run).parameters.values()
 run.__dict__["__signature__"] = inspect.signature(run).replace(parameters=[*_own, *by_name(_Options)])
 
 
-def _check(
-    photographs: Sequence[Photograph], metric_names: Sequence[str], explain: str, batch_size: int
-) -> None:
-    if not photographs:
-        raise ValueError("photographs is empty; expected one or more")
+def _checked_metrics(
+    metric_names: Sequence[str] | None, photographs: Sequence[Photograph] | Sequence[Mosaic]
+) -> Sequence[str]:
+    """The names of the metrics, each possible for the photographs."""
+    first, local = photographs[0], dict.fromkeys((*GRID, *LOCALIZATION))
+    is_tiled = isinstance(first, Mosaic)
+    is_located = not is_tiled and first.region is not None
+    if metric_names is None:
+        return GRID if is_tiled else LOCALIZATION if is_located else STANDARD
     if not metric_names or len(set(metric_names)) != len(metric_names):
         raise ValueError(f"metrics={list(metric_names)!r}; expected one or more names, each once")
     for name in metric_names:
         checks.check_choice("metrics", name, tuple(METRICS))
+        if is_tiled and name not in local:
+            raise ValueError(f"metrics={name!r} is not one of mosaics; expected {', '.join(local)}")
+        if not is_tiled and name in local and (name == "grid_pointing" or not is_located):
+            wanted = "evaluate mosaics" if name == "grid_pointing" else "give boxes, evaluate mosaics"
+            raise ValueError(f"metrics={name!r} asks where an object is; {wanted}, or another metric")
+    return metric_names
+
+
+def _check(photographs: Sequence[Photograph] | Sequence[Mosaic], explain: str, batch_size: int) -> None:
+    if not photographs:
+        raise ValueError("photographs is empty; expected one or more")
+    kinds = {(p.n, p.side) if isinstance(p, Mosaic) else p.region is None for p in photographs}
+    if len(kinds) > 1:
+        wanted = "photographs, all with a region or none, or mosaics of one size"
+        raise ValueError(f"photographs: {len(kinds)} kinds; expected {wanted}")
     checks.check_choice("explain", explain, get_args(Explain))
     checks.check_count("batch_size", batch_size)
     unlabeled = [photograph.name for photograph in photographs if photograph.label is None]
@@ -208,7 +243,7 @@ def _settings(
         "weights": _fingerprint(plan.network.model),
         "preset": plan.network.preset,
         "categories": plan.network.categories,
-        "photographs": _digest(f"{p.name}\n{p.label}\n".encode() for p in plan.photographs),
+        "photographs": digest(map(_identity, plan.photographs)),
         **about,
         "methods": {name: getattr(run, "title", name) for name, run in plan.methods.items()},
         "metrics": list(plan.metric_names),
@@ -224,6 +259,12 @@ def _settings(
     }
 
 
+def _identity(photograph: Photograph | Mosaic) -> bytes:
+    region = getattr(photograph, "region", None)
+    where = "" if region is None else f"{region.boxes}\n"
+    return f"{photograph.name}\n{photograph.label}\n{where}".encode()
+
+
 def _scored_alike(run: Run, running: Running) -> Run:
     """The method with the metrics' precision, compilation and chunks, where it takes them."""
     given = {name: value for name, value in running._asdict().items() if value != getattr(Running(), name)}
@@ -234,47 +275,29 @@ def _fingerprint(model: nn.Module) -> str:
     """What tells one set of parameters from another."""
     raw = lambda value: value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()  # noqa: E731
     state = model.state_dict().items()
-    return _digest(part for name, value in state for part in (name.encode(), raw(value)))
-
-
-def _digest(parts: Iterable[Any]) -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
+    return digest(part for name, value in state for part in (name.encode(), raw(value)))
 
 
 def _device(model: nn.Module) -> torch.device:
     return next(model.parameters(), torch.zeros(0)).device
 
 
-def _content(path: Path) -> str | None:
-    """What tells a file's content from another; None where there is no file that can be read."""
-    with contextlib.suppress(OSError):
-        if path.is_file():  # a pipe would be waited for
-            with path.open("rb") as file:
-                return hashlib.file_digest(file, "blake2b").hexdigest()[:16]
-    return None
-
-
 # -- what comes in ------------------------------------------------------------------------------------------
 
 
-def _batches(
-    plan: _Plan, store: Store, progress: bool
-) -> Iterator[tuple[list[tuple[ImageRow, Tensor | None]], dict[str, set[int]]]]:
+def _batches(plan: _Plan, store: Store, progress: bool) -> Iterator[tuple[list[Seen], dict[str, set[int]]]]:
     """The batches in which something is missing, read ahead of the network, and what is missing in them."""
     done, unreadable = store.done(), store.unreadable()
-    count, pending = len(plan.photographs), []
-    for start in range(0, count, plan.batch_size):
-        readable = [n for n in range(start, min(start + plan.batch_size, count)) if n not in unreadable]
+    count, step, pending = len(plan.photographs) * plan.cells, plan.batch_size * plan.cells, []
+    for start in range(0, count, step):
+        readable = [n for n in range(start, min(start + step, count)) if n not in unreadable]
         missing = {name: {n for n in readable if (n, name) not in done} for name in plan.methods}
         if any(missing.values()):
             pending.append((readable, missing))
     already = count - sum(len(numbers) for numbers, _ in pending)
     bar = tqdm(total=count, initial=already, unit="photo", disable=not progress)
     with ThreadPoolExecutor(1) as pool, bar:
-        coming = (pool.submit(lambda some: [_read(plan, n) for n in some], numbers) for numbers, _ in pending)
+        coming = (pool.submit(_read, plan, numbers) for numbers, _ in pending)
         ahead = deque(itertools.islice(coming, _AHEAD))
         for numbers, missing in pending:
             ahead.extend(itertools.islice(coming, 1))
@@ -282,29 +305,23 @@ def _batches(
             bar.update(len(numbers))
 
 
-def _read(plan: _Plan, number: int) -> tuple[ImageRow, Tensor | None]:
-    """What is known of a photograph, and it as the network sees it, or None with the reason in the row."""
-    name, path, label = plan.photographs[number]
-    row = ImageRow(number, name, label, content=_content(path))
-    try:
-        x, picture = images.prepare(path, plan.network.preset)
-    except (ValueError, OSError) as error:
-        return row._replace(error=" ".join(str(error).split())), None
-    return row._replace(picture=_encoded(picture, "JPEG", quality=_PICTURE_QUALITY)), x
+def _read(plan: _Plan, numbers: Sequence[int]) -> list[Seen]:
+    """The images that rows of these numbers are of."""
+    which, preset = dict.fromkeys(number // plan.cells for number in numbers), plan.network.preset
+    return [seen(plan.photographs[i], i * plan.cells, preset) for i in which]
 
 
 # -- what is found ------------------------------------------------------------------------------------------
 
 
-def _judge(plan: _Plan, store: Store, read: Sequence[Any], missing: Mapping[str, set[int]]) -> None:
+def _judge(plan: _Plan, store: Store, read: Sequence[Seen], missing: Mapping[str, set[int]]) -> None:
     """Write down what the network saw of a batch, and what is missing of the methods' results."""
-    for row, x in read:
-        if x is None:
-            store.write_image(row)
-    seen = [(row, x) for row, x in read if x is not None]
-    if not seen:
+    for row in (row for each in read if each.x is None for row in each.rows):
+        store.write_image(row)
+    readable = [each for each in read if each.x is not None]
+    if not readable:
         return
-    batch = _Batch(plan, [row for row, _ in seen], torch.cat([x for _, x in seen]))
+    batch = _Batch(plan, readable)
     for row in batch.rows:
         store.write_image(row)
     for name, numbers in missing.items():
@@ -314,16 +331,22 @@ def _judge(plan: _Plan, store: Store, read: Sequence[Any], missing: Mapping[str,
 
 
 class _Batch:
-    """Photographs that are explained together, each for its own class."""
+    """Images that are explained together, each for its own class or classes."""
 
-    def __init__(self, plan: _Plan, rows: Sequence[ImageRow], x: Tensor) -> None:
-        model, x = plan.network.model, x.to(_device(plan.network.model))
+    def __init__(self, plan: _Plan, read: Sequence[Seen]) -> None:
+        model, rows = plan.network.model, [row for each in read for row in each.rows]
+        x = torch.cat([each.x for each in read if each.x is not None]).to(_device(model))
+        regions = [each.region for each in read if each.region is not None]
+        self._region = torch.cat(regions).to(x.device) if regions else None
         cls: Any = None if plan.explain == "predicted" else [row.label for row in rows]
-        with one_class_scoring(model, x, cls, **plan.running._asdict()) as self._scoring:
+        if plan.cells > 1:
+            cls = [[row.label for row in each.rows] for each in read]
+        few = None if set(plan.metric_names) - {*GRID, *LOCALIZATION} else 0
+        with scoring_of(model, x, cls, "probability", plan.running, forwards=few) as self._scoring:
             explained = self._scoring.explained
-        self._plan, self._cls = plan, torch.as_tensor(explained.cls, device=x.device)
+        self._plan, self._read, self._cls = plan, read, torch.as_tensor(explained.cls, device=x.device)
         self._call = Call(model, plan.layer, x, self._cls, records=len(plan.methods) > 1)
-        found = zip(rows, self._cls.tolist(), explained.own[:, 0].tolist(), strict=True)
+        found = zip(rows, self._cls.flatten().tolist(), explained.own.flatten().tolist(), strict=True)
         self.rows = [row._replace(cls=cls, probability=probability) for row, cls, probability in found]
 
     def results(self, name: str) -> Iterator[Result]:
@@ -331,21 +354,23 @@ class _Batch:
         try:
             yield from self._results(name)
         except Exception as error:  # a method may raise anything; it is written down with the photograph
-            if len(self.rows) > 1:
-                for row, x in zip(self.rows, self._call.x.split(1), strict=True):
-                    yield from _Batch(self._plan, [row], x).results(name)
+            if len(self._read) > 1:
+                for each in self._read:
+                    yield from _Batch(self._plan, [each]).results(name)
                 return
             kind = "" if isinstance(error, (ValueError, TypeError)) else f"{type(error).__name__}: "
-            yield Result(self.rows[0].number, name, {}, error=kind + " ".join(str(error).split()))
+            reason = kind + " ".join(str(error).split())
+            yield from (Result(row.number, name, {}, error=reason) for row in self.rows)
 
     def _results(self, name: str) -> list[Result]:
         method, call = self._plan.methods[name], self._call
         heatmaps = heatmaps_of(method, call)
+        heatmaps = heatmaps.flatten(0, 1) if self._plan.cells > 1 else heatmaps
         is_finite = torch.isfinite(heatmaps).flatten(1).all(1)
         heatmaps = torch.where(is_finite[:, None, None], heatmaps, 0.0)
         explain = lambda images: method(call.model, call.layer, images, self._cls)  # noqa: E731
         with torch.no_grad():
-            found = scored(Judged(self._scoring, heatmaps, explain), self._plan.metric_names)
+            found = scored(Judged(self._scoring, heatmaps, explain, self._region), self._plan.metric_names)
         return [
             Result(row.number, name, {m: _score(value, i) for m, value in found.items()}, _small(heatmaps[i]))
             if is_finite[i]
@@ -364,10 +389,4 @@ def _score(found: Tensor | Curve, i: int) -> Score:
 def _small(heatmap: Tensor) -> bytes:
     size = [min(_HEATMAP_PIXELS, side) for side in heatmap.shape]
     small = F.interpolate(heatmap[None, None].float(), size, mode="area")[0, 0]
-    return _encoded((small * 255).round().clamp(0, 255).byte().cpu().numpy(), "PNG")
-
-
-def _encoded(pixels: np.ndarray, kind: str, **options: Any) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, kind, **options)
-    return file.getvalue()
+    return encoded((small * 255).round().clamp(0, 255).byte().cpu().numpy(), "PNG")

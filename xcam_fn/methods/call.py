@@ -86,6 +86,10 @@ class Call:
         """The same question at another layer; nothing is shared."""
         return self._with(layer=self._own(layer))
 
+    def pinned(self) -> Call:
+        """The same question at the layer that was found, placed as it is here; nothing is shared."""
+        return self._with(layer=self.shown, to_spatial=self._pass().site.to_spatial)
+
     def asking(self, cls: Classes) -> Call:
         """The same network and images asked about a class; the forward is shared."""
         if cls is self.cls:

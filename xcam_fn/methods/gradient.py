@@ -241,7 +241,7 @@ def integrated_gradcam(call: Call, *, steps: Count = 20, baseline: Baseline = 0.
         Sattarzadeh et al. (arXiv:2102.07805). The mean over the positions in place of their sum, a constant.
     """
     call.gradient()  # before the features, so that one forward is for both
-    x, here, fixed = call.x, call.at(call.shown), call.explained().cls
+    x, here, fixed = call.x, call.pinned(), call.explained().cls
     start, total = baseline_images(baseline, x), torch.zeros(()).to(x)
     A = here.of(start, fixed).features
     for i in range(1, steps + 1):

@@ -55,12 +55,17 @@ class Judged:
         scoring: the images, ready to be scored for one fixed class each.
         heatmap: (B, *size), a tensor or an array.
         explain: images to heatmaps for the same classes by the method in question, where it is known.
+        region: where the objects are, as `pointing_game` takes it, where that is known.
     """
 
     def __init__(
-        self, scoring: Scoring, heatmap: Heatmap, explain: Callable[[Tensor], Tensor] | None = None
+        self,
+        scoring: Scoring,
+        heatmap: Heatmap,
+        explain: Callable[[Tensor], Tensor] | None = None,
+        region: Any = None,
     ) -> None:
-        self.scoring, self.heatmap, self.explain = scoring, heatmap, explain
+        self.scoring, self.heatmap, self.explain, self.region = scoring, heatmap, explain, region
         self.x, self.own = scoring.x, scoring.explained.own[:, 0]
         self._shown: dict[float | None, Tensor] = {}
 
@@ -73,6 +78,13 @@ class Judged:
     def rank(self) -> Tensor:
         """The place of each pixel by relevance, see `relevance_rank`."""
         return relevance_rank(checked(self.heatmap, self.x))
+
+    @property
+    def inside(self) -> Any:
+        """The region, of which there has to be one."""
+        if self.region is None:
+            raise ValueError("where the object is has to be known; give region=boxes or masks")
+        return self.region
 
     @cached_property
     def coherency(self) -> Tensor:
@@ -278,8 +290,13 @@ def pearson(first: Heatmap, second: Heatmap) -> Values:
 
 def spearman(first: Heatmap, second: Heatmap) -> Values:
     """Spearman's rank correlation of maps (B, ...), (B,) in [−1, 1]; equal values share their mean rank."""
+    maps = [checked(heatmap) for heatmap in (first, second)]
+    return pearson(*map(mean_ranks, maps)).to(maps[0].dtype)
+
+
+def mean_ranks(maps: Tensor) -> Tensor:
+    """The ranks of each map's values from 1, the lowest, (B, N); equal values share their mean rank."""
     from scipy.stats import rankdata  # noqa: PLC0415, slow to import, and needed here alone
 
-    maps = [checked(heatmap) for heatmap in (first, second)]
-    ranks = (rankdata(one.detach().flatten(1).double().cpu().numpy(), axis=1) for one in maps)
-    return pearson(*(torch.from_numpy(r).to(maps[0].device) for r in ranks)).to(maps[0].dtype)
+    ranks = rankdata(maps.detach().flatten(1).double().cpu().numpy(), axis=1)
+    return torch.from_numpy(ranks).to(maps.device)

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Unpack
+from typing import Unpack
 
 import torch
-from torch import Tensor, nn
 
-from xcam_fn import checks
 from xcam_fn.metrics.judged import (
     Heatmap,
     Judged,
     ScoringOptions,
     Values,
     checked,
-    documented,
     entered,
     metric,
 )
 from xcam_fn.perturb import Baseline
-from xcam_fn.targets.beyond_classes import finite
 
 
 @metric("Average drop", best="lowest", forwards=2)
@@ -83,71 +78,3 @@ def complexity(heatmap: Heatmap) -> Values:
 
 
 entered(complexity, lambda judged: complexity(judged.heatmap), "Complexity", "lowest")
-
-
-@documented
-def pointing_game(heatmap: Heatmap, region: Tensor | Sequence[Any], *, tolerance: int = 0) -> Values:
-    """1 where the heatmap's highest value is in the object's region, else 0.
-
-    Args:
-        heatmap: (B, H, W); of equal highest values the first counts.
-        region: boxes (B, 4) in pixels as (left, top, right, bottom), the last two excluded, or masks (B, H,
-            W).
-        tolerance: pixels by which the region is widened; the paper allows 15 at 224 pixels.
-
-    Returns:
-        (B,), 0 or 1. A heatmap that is zero everywhere points at nothing.
-
-    {raises}
-
-    References:
-        Zhang et al., Top-down Neural Attention by Excitation Backprop (arXiv:1608.00507).
-    """
-    maps = checked(heatmap)
-    checks.check_count("tolerance", tolerance, at_least=0)
-    inside = _region(region, maps)
-    if reach := min(tolerance, max(maps.shape[1:])):
-        inside = nn.functional.max_pool2d(inside[:, None].float(), 2 * reach + 1, 1, reach)[:, 0] > 0
-    top = maps.flatten(1).argmax(1, keepdim=True)
-    hit = inside.flatten(1).gather(1, top)[:, 0] & (maps.flatten(1) != 0).any(1)
-    return hit.to(maps.dtype)
-
-
-@documented
-def energy_pointing_game(heatmap: Heatmap, region: Tensor | Sequence[Any]) -> Values:
-    """The share of the heatmap's sum that is in the object's region.
-
-    Args:
-        heatmap: (B, H, W), in [0, 1].
-        region: boxes (B, 4) in pixels as (left, top, right, bottom), the last two excluded, or masks (B, H,
-            W).
-
-    Returns:
-        (B,), in [0, 1]; 0 for a heatmap that is zero everywhere.
-
-    {raises}
-
-    References:
-        Wang et al., Score-CAM (arXiv:1910.01279), section 4.3.
-    """
-    maps = checked(heatmap, unit=True)
-    within = (maps * _region(region, maps)).flatten(1).sum(1)
-    total = maps.flatten(1).sum(1)
-    return torch.where(total > 0, within / torch.where(total > 0, total, 1.0), 0.0)
-
-
-def _region(region: Any, maps: Tensor) -> Tensor:
-    """Where the objects are, (B, H, W)."""
-    given = finite("region", region).to(maps.device)
-    if maps.ndim == 3 and given.shape == maps.shape:
-        return given != 0
-    if maps.ndim != 3 or given.shape != (len(maps), 4):
-        has = f"region has shape {tuple(given.shape)} for heatmaps of shape {tuple(maps.shape)}"
-        raise ValueError(f"{has}; expected boxes ({len(maps)}, 4) or masks of the heatmaps' shape")
-    left, top, right, bottom = (edge[:, None, None] for edge in given.T)
-    if bool(((right <= left) | (bottom <= top)).any()):
-        has = f"region={given.tolist()}"
-        raise ValueError(f"{has}: expected boxes (left, top, right, bottom) that hold a pixel")
-    rows = torch.arange(maps.shape[1], device=maps.device)[None, :, None]
-    columns = torch.arange(maps.shape[2], device=maps.device)[None, None, :]
-    return (columns >= left) & (columns < right) & (rows >= top) & (rows < bottom)

@@ -15,6 +15,14 @@ from xcam_fn.arguments import check
 from xcam_fn.metrics.curves import Curve, deletion, insertion
 from xcam_fn.metrics.imputation import Road, road
 from xcam_fn.metrics.judged import Heatmap, Judged, Metric, Values, checked, one_class_scoring
+from xcam_fn.metrics.localization import (
+    energy_pointing_game,
+    grid_pointing,
+    mask_iou,
+    pixel_auc,
+    pointing_game,
+    relevance_rank_accuracy,
+)
 from xcam_fn.metrics.of_map import average_drop, complexity, increase_in_confidence
 from xcam_fn.metrics.of_method import adcc, coherency
 from xcam_fn.scoring.running import RunningOptions
@@ -22,10 +30,15 @@ from xcam_fn.targets import Classes
 
 _ALL: tuple[Any, ...] = (
     average_drop, increase_in_confidence, insertion, deletion, road, complexity, coherency, adcc,
+    grid_pointing, energy_pointing_game, relevance_rank_accuracy, pointing_game, mask_iou, pixel_auc,
 )  # fmt: skip
 METRICS: Mapping[str, Metric] = MappingProxyType({metric.name: metric for metric in _ALL})
 """Every metric that a heatmap or a data set can be judged by, by its name."""
 STANDARD = ("average_drop", "increase_in_confidence", "insertion", "deletion")
+LOCALIZATION = ("energy_pointing_game", "relevance_rank_accuracy", "pointing_game", "mask_iou", "pixel_auc")
+"""What asks whether a heatmap is where the object is, which has to be known."""
+GRID = ("grid_pointing", "relevance_rank_accuracy", "pointing_game")
+"""The same of mosaics."""
 
 
 def scored(judged: Judged, metric_names: Sequence[str]) -> dict[str, Values | Curve]:
@@ -40,6 +53,8 @@ def judged(
     heatmaps: Mapping[str, Heatmap],
     cls: Classes = None,
     metric_names: Sequence[str] = STANDARD,
+    *,
+    region: Any = None,
     **how: Unpack[RunningOptions],
 ) -> dict[str, dict[str, Values | Curve]]:
     """Return the scores of heatmaps, from here or from elsewhere, on one batch.
@@ -50,13 +65,14 @@ def judged(
         heatmaps: names to heatmaps in [0, 1].
         cls: None for the predicted class of each image, an int, B ints, or a target. It is fixed once.
         metric_names: names of `METRICS`; those that need the method itself are not possible.
+        region: where the objects are, boxes or masks as `pointing_game` takes them, for metrics of that.
         **how: how the model is run: precision, compile, scorer, chunk_size, progress.
 
     Returns:
         {name: {metric: scores or curve}}.
 
     Raises:
-        ValueError: a metric is not known or needs the method, or a heatmap does not fit.
+        ValueError: a metric is not known or needs the method or the region, or a heatmap does not fit.
     """
     check("heatmaps", heatmaps, Mapping)
     check("metric_names", metric_names, Sequence[str])
@@ -67,5 +83,7 @@ def judged(
         maps = {name: checked(heatmap, x) for name, heatmap in heatmaps.items()}
         for name, heatmap in maps.items():
             same = next((other for other in found if torch.equal(maps[other], heatmap)), None)
-            found[name] = scored(Judged(scoring, heatmap), metric_names) if same is None else found[same]
+            found[name] = (
+                scored(Judged(scoring, heatmap, region=region), metric_names) if same is None else found[same]
+            )
     return found

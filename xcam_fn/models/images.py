@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64, UInt8
+from jaxtyping import Bool, Float32, Float64, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision import transforms
@@ -100,14 +100,49 @@ def prepare(image: Source, preset: Preset) -> tuple[Float32[Tensor, "1 3 h w"], 
         raise ValueError(f"preset: {sizes}; expected {wanted}")
     modes = tuple(mode.value for mode in InterpolationMode)
     checks.check_choice("preset: interpolation", preset.interpolation, modes)
-    loaded = load(image)
-    # Of a strip the middle: the rest is cropped away anyway, and resizing it could take any memory.
-    longest = _LONGEST_RATIO * min(loaded.size)
-    middle = transforms.CenterCrop((min(loaded.height, longest), min(loaded.width, longest)))(loaded)
-    resized = transforms.Resize(sides, InterpolationMode(preset.interpolation))(middle)
-    picture = np.array(transforms.CenterCrop(preset.crop)(resized))
+    picture = _framed(load(image), preset, preset.interpolation)
     pixels = torch.from_numpy(picture).permute(2, 0, 1).float().div(255)
     return transforms.Normalize(preset.mean, preset.std)(pixels)[None].contiguous(), picture
+
+
+def prepare_mask(mask: Bool[np.ndarray, "h w"], preset: Preset) -> Bool[Tensor, "crop crop"]:
+    """Return the part of a mask that the network sees: resized and cropped as `prepare` does with the image.
+
+    Args:
+        mask: (h, w), of the image's own size.
+        preset: how the network wants its images.
+
+    Returns:
+        True where half of a pixel or more is inside.
+    """
+    framed = _framed(Image.fromarray(mask.astype(np.uint8) * 255), preset, "bilinear")
+    return torch.from_numpy(framed >= 128)
+
+
+def load_mask(path: Path) -> Bool[np.ndarray, "h w"]:
+    """Return where a mask image, of any mode, is not 0; of a palette it is the number that counts.
+
+    Raises:
+        ValueError: the file is no image, or cannot be read.
+    """
+    image = _read(path)
+    values = np.asarray(image.convert("RGB") if len(image.getbands()) > 1 else image)
+    return (values != 0).reshape(*values.shape[:2], -1).any(-1)
+
+
+def is_image_file(path: Path) -> bool:
+    """Whether the name of a file is that of an image of a known format."""
+    return Image.registered_extensions().get(path.suffix.lower()) in FORMATS
+
+
+def _framed(image: Image.Image, preset: Preset, interpolation: str) -> np.ndarray:
+    """The square of an image that the network sees."""
+    # Of a strip the middle: the rest is cropped away anyway, and resizing it could take any memory.
+    longest = _LONGEST_RATIO * min(image.size)
+    middle = transforms.CenterCrop((min(image.height, longest), min(image.width, longest)))(image)
+    sides = [preset.resize] if isinstance(preset.resize, int) else list(preset.resize)
+    resized = transforms.Resize(sides, InterpolationMode(interpolation))(middle)
+    return np.array(transforms.CenterCrop(preset.crop)(resized))
 
 
 def check_file(what: str, path: Path, expected: str) -> None:

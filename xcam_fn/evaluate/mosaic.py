@@ -1,0 +1,150 @@
+"""Mosaics of the photographs of a data set that a network is sure of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from xcam_fn import checks
+from xcam_fn.arguments import Count, Share, check
+from xcam_fn.evaluate.dataset import Photograph
+from xcam_fn.metrics.mosaic import arranged, cell_masks, chosen
+from xcam_fn.models import images
+from xcam_fn.models.images import Preset
+from xcam_fn.models.load import LoadedModel
+from xcam_fn.scoring.running import Running, scoring_of
+
+_BATCH = 8
+
+
+class Mosaic(NamedTuple):
+    """A mosaic of n × n photographs, their cells counted row by row.
+
+    Attributes:
+        name: its number, by which it is known.
+        members: the photograph in each cell, its label the class that is explained there.
+        probabilities: what the network said of each, alone, for that class.
+        side: of the square that the network sees, pixels, a multiple of n.
+    """
+
+    name: str
+    members: tuple[Photograph, ...]
+    probabilities: tuple[float, ...]
+    side: int
+
+    @property
+    def n(self) -> int:
+        """How many photographs there are in a row."""
+        return round(len(self.members) ** 0.5)
+
+    @property
+    def label(self) -> tuple[int, ...]:
+        """The class of each cell."""
+        return tuple(cast(int, member.label) for member in self.members)
+
+    def prepared(self, preset: Preset) -> tuple[Tensor, np.ndarray]:
+        """What the network is given, (1, 3, side, side), and a picture of it, as `images.prepare`."""
+        pairs = [images.prepare(member.path, preset) for member in self.members]
+        size = None if self.side == self.n * preset.crop else (self.side, self.side)
+        x = arranged(torch.cat([x for x, _ in pairs]), self.n, size)
+        pixels = torch.stack([torch.from_numpy(picture).movedim(-1, 0).float() for _, picture in pairs])
+        small = (
+            preset.crop // self.n * self.n
+        )  # of each cell's row there is one: a picture as one photograph's
+        picture = arranged(pixels, self.n, (small, small))[0].movedim(0, -1)
+        return x, picture.round().clamp(0, 255).byte().numpy()
+
+
+class Drawn(NamedTuple):
+    """Mosaics, and what they were drawn from.
+
+    Attributes:
+        mosaics: as many as were asked for.
+        seen: how many photographs the network saw.
+        unreadable: names of photographs that could not be read, with the reason.
+    """
+
+    mosaics: list[Mosaic]
+    seen: int
+    unreadable: Mapping[str, str]
+
+
+def mosaics_of(
+    network: LoadedModel,
+    photographs: Sequence[Photograph],
+    *,
+    count: Count,
+    n: Count = 2,
+    confidence: Share = 0.5,
+    explain: str = "predicted",
+    side: int | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> Drawn:
+    """Return mosaics of the photographs that a network is surest of, to be evaluated as photographs are.
+
+    Each photograph is seen by the network, once. Which are taken is as in `metrics.mosaics`.
+
+    Args:
+        network: what `models.load` returns, or the same of your own.
+        photographs: as `dataset.photographs` lists them.
+        count: how many mosaics.
+        n: photographs in a row and in a column.
+        confidence: the least probability of a photograph that is used.
+        explain: the "predicted" class of each photograph or its "label", of which it has the probability.
+        side: that mosaics are resized to, pixels, a multiple of n; None leaves each photograph as large as
+            the network sees it alone.
+        seed: of the mosaics.
+        progress: show a bar on stderr.
+
+    Returns:
+        `Drawn(mosaics, seen, unreadable)`.
+
+    Raises:
+        ValueError: too few photographs of distinct classes are sure enough, or a value is out of range.
+        TypeError: an argument is of the wrong kind.
+    """
+    for name, value, kind in (("count", count, Count), ("n", n, Count), ("confidence", confidence, Share)):
+        check(name, value, kind)
+    checks.check_seed(seed)
+    checks.check_choice("explain", explain, ("predicted", "label"))
+    side = n * network.preset.crop if side is None else side
+    cell_masks(n, (side, side))  # raises where a cell is not of whole pixels
+    some = [p for p in photographs if explain == "predicted" or p.label is not None]
+    found: list[tuple[Photograph, float]] = []
+    unreadable: dict[str, str] = {}
+    for start in tqdm(range(0, len(some), _BATCH), unit="batch", disable=not progress):
+        found += _predicted(network, some[start : start + _BATCH], explain, unreadable)
+    members = chosen(
+        [cast(int, p.label) for p, _ in found], [probability for _, probability in found],
+        n=n, count=count, confidence=confidence, seed=seed,
+    )  # fmt: skip
+    made = []
+    for number, cells in enumerate(members, 1):
+        some, probabilities = zip(*(found[i] for i in cells), strict=True)
+        made.append(Mosaic(f"mosaic {number}", some, probabilities, side))
+    return Drawn(made, len(found), unreadable)
+
+
+def _predicted(
+    network: LoadedModel, part: Sequence[Photograph], explain: str, unreadable: dict[str, str]
+) -> list[tuple[Photograph, float]]:
+    """The photographs that can be read, each with the class to explain as its label, and its probability."""
+    read: list[tuple[Photograph, Tensor]] = []
+    for photograph in part:
+        try:
+            read.append((photograph, images.prepare(photograph.path, network.preset)[0]))
+        except (ValueError, OSError) as error:
+            unreadable[photograph.name] = " ".join(str(error).split())
+    if not read:
+        return []
+    x = torch.cat([x for _, x in read]).to(next(network.model.parameters(), torch.zeros(0)).device)
+    cls = None if explain == "predicted" else [cast(int, photograph.label) for photograph, _ in read]
+    with scoring_of(network.model, x, cls, "probability", Running(), forwards=0) as scoring:
+        found = torch.as_tensor(scoring.explained.cls).tolist(), scoring.explained.own[:, 0].tolist()
+    return [(each._replace(label=c), p) for (each, _), c, p in zip(read, *found, strict=True)]

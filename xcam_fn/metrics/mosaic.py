@@ -1,0 +1,143 @@
+"""Mosaics of images of distinct classes, in which it is known where each class is."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from xcam_fn import checks
+from xcam_fn.arguments import Count, Share, checked, unchecked
+from xcam_fn.perturb import uniform
+
+
+class Mosaics(NamedTuple):
+    """Mosaics of n × n images, their cells counted row by row.
+
+    Attributes:
+        images: (M, C, nH, nW), or of another size that was asked for.
+        classes: (M, n²), the class of the image in each cell; a method takes them as `cls`.
+        members: (M, n²), which of the given images is in each cell.
+    """
+
+    images: Tensor
+    classes: Tensor
+    members: Tensor
+
+
+@checked
+def mosaics(
+    images: Float[Tensor, "N C H W"],
+    classes: Int[Tensor, " N"],
+    probabilities: Float[Tensor, " N"],
+    *,
+    count: Count,
+    n: Count = 2,
+    confidence: Share = 0.5,
+    size: Sequence[int] | None = None,
+    seed: int = 0,
+) -> Mosaics:
+    """Return mosaics of images of distinct classes that the network is sure of.
+
+    Images are taken from the surest down, as many as there are cells to fill, and more than once where there
+    are fewer, each about as often as the others. Their places in the mosaics are random.
+
+    Args:
+        images: (N, C, H, W), prepared images.
+        classes: (N,), the class that each is explained for.
+        probabilities: (N,), what the network says of that class.
+        count: how many mosaics.
+        n: images in a row and in a column, ≥ 1.
+        confidence: the least probability of an image that is used; above 0.5 no other class is as likely.
+        size: (height, width) that mosaics are resized to, for a network that takes one size only, multiples
+            of n; None leaves each image as large as it is, (nH, nW).
+        seed: of the mosaics.
+
+    Returns:
+        `Mosaics(images, classes, members)`; the probabilities are `probabilities[members]`.
+
+    Raises:
+        ValueError: too few images of distinct classes are sure enough, or a value does not fit.
+        TypeError: an argument is of the wrong kind.
+
+    References:
+        Rao et al., Towards Better Understanding Attribution Methods (arXiv:2205.10435).
+    """
+    checks.check_amount("count", count, count, n * n, *images.shape[1:])
+    members = chosen(
+        classes.tolist(), probabilities.tolist(), n=n, count=count, confidence=confidence, seed=seed
+    )
+    which = torch.tensor(members, device=images.device)
+    tiled = torch.cat([arranged(images[each], n, size) for each in which])
+    return Mosaics(tiled, classes.to(which.device)[which], which)
+
+
+def arranged(images: Tensor, n: int, size: Sequence[int] | None = None) -> Tensor:
+    """The mosaic (1, C, nH, nW) of n² images (n², C, H, W), or at another size."""
+    rows = [torch.cat(list(row), 2) for row in images.reshape(n, n, *images.shape[1:])]
+    mosaic = torch.cat(rows, 1)[None]
+    if size is None:
+        return mosaic
+    cell_masks(n, size)  # raises where a cell is not of whole pixels
+    return F.interpolate(mosaic, tuple(size), mode="bilinear", antialias=True)
+
+
+def cell_masks(n: int, size: Sequence[int]) -> Bool[Tensor, "cells H W"]:
+    """Where each cell of a mosaic is, (n², H, W), row by row."""
+    if len(size) != 2 or any(side < 1 or side % n for side in size):
+        raise ValueError(f"a mosaic of size {tuple(size)}: expected height and width, multiples of n={n}")
+    rows, columns = (torch.arange(side) // (side // n) for side in size)
+    return rows[:, None] * n + columns == torch.arange(n * n)[:, None, None]
+
+
+def chosen(
+    classes: Sequence[int],
+    probabilities: Sequence[float],
+    *,
+    n: int,
+    count: int,
+    confidence: float,
+    seed: int,
+) -> list[list[int]]:
+    """For each of `count` mosaics the images of its n² cells, as `mosaics` says."""
+    pool, cells = _surest(classes, probabilities, n * n, count, confidence), n * n
+    like, used, found = torch.zeros(0, dtype=torch.float64), Counter[int](), []
+    for number in range(count):
+        draws = unchecked(uniform)(seed, number, (len(pool),), like=like).tolist()
+        drawn = sorted(range(len(pool)), key=lambda at, draws=draws: (used[at], draws[at]))
+        of_class: dict[int, int] = {}
+        for at in drawn:
+            of_class.setdefault(classes[pool[at]], at)
+        picked = list(of_class.values())[:cells]
+        used.update(picked)
+        found.append([pool[at] for at in sorted(picked, key=draws.__getitem__)])
+    return found
+
+
+def _surest(
+    classes: Sequence[int], probabilities: Sequence[float], cells: int, count: int, confidence: float
+) -> list[int]:
+    """The surest images, enough for all cells where there are so many, and for one mosaic in any case."""
+    order = sorted(range(len(classes)), key=lambda i: -probabilities[i])
+    surest = {classes[i]: probabilities[i] for i in reversed(order)}  # of each class
+    sure = [i for i in order if probabilities[i] >= confidence]
+    if len(kinds := {classes[i] for i in sure}) < cells:
+        has = f"{len(sure)} of {len(order)} images, of {len(kinds)} classes, are that sure"
+        remedy = f"there are only {len(surest)} classes; add images of others"
+        if len(surest) >= cells:
+            least = sorted(surest.values(), reverse=True)[cells - 1]
+            remedy = f"at {math.floor(least * 1000) / 1000:g} there are enough"
+        raise ValueError(f"confidence={confidence:g}: {has}, and a mosaic takes {cells} classes; {remedy}")
+    pool, kinds = [], set[int]()
+    for i in sure:
+        if len(pool) >= count * cells and len(kinds) >= cells:
+            break
+        pool.append(i)
+        kinds.add(classes[i])
+    return pool
