@@ -518,6 +518,7 @@ REASONS = {
     "guided_backprop": _NO_RELU,
     "guided_gradcam": _NO_RELU,
     **dict.fromkeys(("legrad", "attention_rollout", "chefer", "agcam"), _NO_ATTENTION),
+    "cameras": "the network takes images of one size, or its tokens do not tell their places at another",
     "refinecam": "all layers before the default one have its resolution",
 }
 # Their own gradient, by autograd and a hook, is another in a batch than alone; ours equals it in both.
@@ -525,6 +526,10 @@ GRADIENT_OF_BATCH = ("CvtForImageClassification",)
 ZERO = (
     "with these weights the map has no positive value, which is what the definition gives where nothing "
     "speaks for the class (the draw with the fewest such maps of up to eight, fewer where one takes long)"
+)
+UNPLACED = (
+    "with these weights, and as few tokens, no block's values move most where a patch of the image is changed, "
+    "so that the method refuses"
 )
 
 
@@ -562,6 +567,7 @@ def page(rows: Iterable[dict[str, str]]) -> str:
         "",
         *(f"{number}. `{name}`: {reason}." for number, (name, reason) in enumerate(REASONS.items(), start=1)),
         f"{len(REASONS) + 1}. {ZERO}.",
+        f"{len(REASONS) + 2}. {UNPLACED}.",
         "",
         "| Library | Architecture | Parameters | Image | Layer | Features | Runs | Maps | No map |",
         "| --- | --- | ---: | --- | --- | --- | --- | ---: | --- |",
@@ -590,6 +596,8 @@ def reference(name: str, row: dict[str, str]) -> str:
     kind = row[name].partition(":")[0]
     if kind == "zero":
         return f"{name} ({len(REASONS) + 1})"
+    if row[name].startswith("error: UnplacedError"):
+        return f"{name} ({len(REASONS) + 2})"
     if kind == "lacks" and name in REASONS:
         return f"{name} ({list(REASONS).index(name) + 1})"
     raise ValueError(f"{name} on {row['name']}: no reason is known for {row[name]!r}")

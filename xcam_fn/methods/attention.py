@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from xcam_fn.methods.catalog import method
 from xcam_fn.network.attention import StepByStep
 from xcam_fn.network.calls import Key, ModuleCall, module_calls, run_changed, with_features
 from xcam_fn.network.copies import unwrap
-from xcam_fn.network.places import attention_positions, to_spatial_of
+from xcam_fn.network.places import ToSpatial, UnplacedError, attention_positions, to_spatial_of
 from xcam_fn.network.probe import Probe
 from xcam_fn.network.target_layer import find
 from xcam_fn.network.vjp import pulled_back, records_nothing, vjp
@@ -91,20 +92,30 @@ def legrad(
             "it; use gradcam"
         )
     total: Any = sum(relevances)
-    position = next(i for i, one in enumerate(calls) if one.key == found[0].key)
-    return _placed(call, calls, position, total / len(relevances))
+    positions = [i for i, one in enumerate(calls) if one in found]
+    return _placed(call, calls, positions, total / len(relevances))
 
 
-def _placed(call: Call, calls: Sequence[ModuleCall], position: int, values: Tensor) -> Tensor:
-    """Values of the tokens that a block returns, (B, n, T), on the image, (B, n, *spatial).
-
-    Tokens keep their places from block to block, and the first ones tell them best.
-    """
-    place = call.to_spatial or to_spatial_of(calls, position, Probe(unwrap(call.model), call.x))
+def _placed(call: Call, calls: Sequence[ModuleCall], positions: Sequence[int], values: Tensor) -> Tensor:
+    """Values of the tokens that blocks return, (B, n, T), on the image, (B, n, *spatial)."""
+    place = call.to_spatial or _place_of(calls, positions, Probe(unwrap(call.model), call.x))
     tokens = values.movedim(1, -1)
     maps = tokens if place is None else place(tokens)
-    checks.check_features(maps, call.x, calls[position].name)
+    checks.check_features(maps, call.x, calls[positions[0]].name)
     return maps
+
+
+def _place_of(calls: Sequence[ModuleCall], positions: Sequence[int], probe: Probe) -> ToSpatial | None:
+    """Where the tokens lie, by the first block that tells, or else the first module in one.
+
+    Tokens keep their places from block to block.
+    """
+    first, length = calls[positions[0]], calls[positions[-1]].shape[1]
+    inside = [i for i in range(first.start, positions[-1]) if calls[i].shape[:2] == (1, length)]
+    for position in [*positions, *(i for i in inside if len(calls[i].shape) == 3)]:
+        with contextlib.suppress(UnplacedError):
+            return to_spatial_of(calls, position, probe)
+    return to_spatial_of(calls, positions[0], probe)
 
 
 def _names_of(
@@ -187,7 +198,7 @@ class _Attended(NamedTuple):
 
     Attributes:
         calls: all that the forward ran.
-        position: of the first block among them.
+        positions: of the blocks among them.
         A: (B, L, heads, T, T), the probabilities of each block's attention.
         logits: of the same shape, what they are the softmax of.
         G: (B, n, L, heads, T, T), the gradient of the score to the probabilities.
@@ -195,7 +206,7 @@ class _Attended(NamedTuple):
     """
 
     calls: list[ModuleCall]
-    position: int
+    positions: list[int]
     A: Tensor
     logits: Tensor
     G: Tensor
@@ -256,7 +267,7 @@ def _attention_and_gradient(call: Call, name: str) -> _Attended:
             return explained.of(run_changed(root, x, detached=detached), every)
 
     scores, pullback = vjp(score, torch.zeros_like(A))
-    return _Attended(calls, positions[0], A, logits, pulled_back(pullback, scores), explained.many)
+    return _Attended(calls, positions, A, logits, pulled_back(pullback, scores), explained.many)
 
 
 @method(
@@ -278,7 +289,7 @@ def attention_rollout(call: Call) -> Tensor:
     row = precise(found.readers)
     for A in reversed(precise(found.A).mean(2).unbind(1)):
         row = (row + row @ A) / 2
-    return _placed(call, found.calls, found.position, row)
+    return _placed(call, found.calls, found.positions, row)
 
 
 @method(
@@ -306,7 +317,7 @@ def chefer(call: Call, *, signed: bool = False) -> Tensor:
     row = readers
     for A in reversed(relevant.unbind(2)):
         row = row + torch.einsum("bnq,bnqk->bnk", row, A)
-    return _placed(call, found.calls, found.position, row - readers)
+    return _placed(call, found.calls, found.positions, row - readers)
 
 
 @method(
@@ -330,4 +341,4 @@ def agcam(call: Call, *, signed: bool = False) -> Tensor:
     G = precise(found.G)
     guided = (G if signed else G.relu()) * precise(found.logits).sigmoid()[:, None]
     rows = torch.einsum("bnq,bnlhqk->bnk", precise(found.readers), guided)
-    return _placed(call, found.calls, found.position, rows)
+    return _placed(call, found.calls, found.positions, rows)

@@ -165,10 +165,11 @@ def smoothgradcam_pp(
         Omeiza et al. (arXiv:1908.01224).
     """
     x, fixed = call.x, call.explained().cls
-    A = summed = call.features
+    A, here = call.features, call.pinned()
+    summed = A
     G, powers = torch.zeros(()), [torch.zeros(())] * 3
     for j in range(num_samples):
-        noisy = call.of(x + std * normal(seed, j, tuple(x.shape[1:]), like=x), fixed)
+        noisy = here.of(x + std * normal(seed, j, tuple(x.shape[1:]), like=x), fixed)
         G = precise(noisy.gradient())
         powers = [total + G**p / num_samples for p, total in enumerate(powers, start=1)]
         summed = noisy.features if last else A
