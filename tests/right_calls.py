@@ -219,18 +219,23 @@ def _judging(world: World) -> dict[str, Any]:
     return {"model": world.model, "x": world.x, "heatmap": world.heatmap, "cls": world.cls}
 
 
-for _name in ("average_drop", "increase_in_confidence", "insertion", "deletion", "road"):
+for _name in ("average_drop", "average_gain", "increase_in_confidence", "insertion", "deletion", "road",
+              "symmetric_relevance_gain", "irof"):  # fmt: skip
     enter(_name, getattr(xf, _name), lambda w: _judging(w) | {"chunk_size": 16})
-for _name in ("adcc", "coherency", "max_sensitivity", "parameter_randomization"):
+for _name in ("faithfulness_correlation", "sensitivity_n", "infidelity"):
+    enter(_name, getattr(xf, _name), lambda w: _judging(w) | {"chunk_size": 16, "num_subsets": 5})
+_OF_SAMPLES = ("max_sensitivity", "average_sensitivity", "local_lipschitz")
+for _name in ("adcc", "coherency", *_OF_SAMPLES, "parameter_randomization", "random_logit", "efficient_mprt"):
     enter(
         _name,
         getattr(xf, _name),
-        lambda w, cheap=({"num_samples": 2} if _name == "max_sensitivity" else {}): {
+        lambda w, cheap=({"num_samples": 2} if _name in _OF_SAMPLES else {}): {
             "method": w.rng.choice(["gradcam", xf.eigencam]), **w.called(), **cheap
         },
         "postprocess", "create_graph", "to_spatial", "projection",
     )  # fmt: skip
-enter("complexity", xf.complexity, lambda w: {"heatmap": w.heatmap})
+for _name in ("complexity", "entropy", "sparseness"):
+    enter(_name, getattr(xf, _name), lambda w: {"heatmap": w.heatmap})
 
 
 def _region(world: World) -> Any:

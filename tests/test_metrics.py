@@ -289,20 +289,7 @@ def test_the_blur_is_the_papers():
 
 # -- help -------------------------------------------------------------------------------------------------------------
 
-ALL = [
-    "adcc",
-    "average_drop",
-    "coherency",
-    "complexity",
-    "deletion",
-    "energy_pointing_game",
-    "increase_in_confidence",
-    "insertion",
-    "max_sensitivity",
-    "parameter_randomization",
-    "pointing_game",
-    "road",
-]
+ALL = [*metrics.METRICS, "energy_pointing_game", "parameter_randomization", "pointing_game"]
 
 
 @pytest.mark.parametrize("name", ALL)

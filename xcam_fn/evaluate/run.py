@@ -31,7 +31,7 @@ from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import accepted, heatmaps_of
 from xcam_fn.methods.together import Methods, Run, named_methods
 from xcam_fn.metrics.curves import Curve
-from xcam_fn.metrics.judged import Judged, by_name, one_class_scoring
+from xcam_fn.metrics.judged import Explainer, Judged, by_name, one_class_scoring
 from xcam_fn.metrics.table import METRICS, STANDARD, scored
 from xcam_fn.models import images
 from xcam_fn.models.load import LoadedModel
@@ -343,7 +343,7 @@ class _Batch:
         heatmaps = heatmaps_of(method, call)
         is_finite = torch.isfinite(heatmaps).flatten(1).all(1)
         heatmaps = torch.where(is_finite[:, None, None], heatmaps, 0.0)
-        explain = lambda images: method(call.model, call.layer, images, self._cls)  # noqa: E731
+        explain = Explainer(method, call.model, call.layer, self._cls)
         with torch.no_grad():
             found = scored(Judged(self._scoring, heatmaps, explain), self._plan.metric_names)
         return [

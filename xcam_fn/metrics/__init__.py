@@ -3,22 +3,42 @@
 Data sets, files and statistics belong in `evaluate`, figures in `plot`.
 """
 
-from xcam_fn.metrics.curves import Curve, deletion, insertion, step_pixels
+from xcam_fn.metrics.curves import (
+    Curve,
+    deletion,
+    insertion,
+    irof,
+    step_pixels,
+    symmetric_relevance_gain,
+)
 from xcam_fn.metrics.imputation import Road, road
-from xcam_fn.metrics.judged import Judged, Metric, pearson, relevance_rank, spearman
+from xcam_fn.metrics.judged import Explainer, Judged, Metric, pearson, relevance_rank, spearman
 from xcam_fn.metrics.of_map import (
     average_drop,
+    average_gain,
     complexity,
     energy_pointing_game,
+    entropy,
     increase_in_confidence,
     pointing_game,
+    sparseness,
 )
-from xcam_fn.metrics.of_method import adcc, coherency, max_sensitivity, parameter_randomization
+from xcam_fn.metrics.of_method import (
+    adcc,
+    average_sensitivity,
+    coherency,
+    local_lipschitz,
+    max_sensitivity,
+)
+from xcam_fn.metrics.randomization import efficient_mprt, parameter_randomization, random_logit
+from xcam_fn.metrics.subsets import SensitivityN, faithfulness_correlation, infidelity, sensitivity_n
 from xcam_fn.metrics.table import METRICS, STANDARD
 
 __all__ = [
-    "METRICS", "STANDARD", "Curve", "Judged", "Metric", "Road", "adcc", "average_drop", "coherency",
-    "complexity", "deletion", "energy_pointing_game", "increase_in_confidence", "insertion",
-    "max_sensitivity", "parameter_randomization", "pearson", "pointing_game", "relevance_rank", "road",
-    "spearman", "step_pixels",
+    "METRICS", "STANDARD", "Curve", "Explainer", "Judged", "Metric", "Road", "SensitivityN", "adcc",
+    "average_drop", "average_gain", "average_sensitivity", "coherency", "complexity", "deletion",
+    "efficient_mprt", "energy_pointing_game", "entropy", "faithfulness_correlation",
+    "increase_in_confidence", "infidelity", "insertion", "irof", "local_lipschitz", "max_sensitivity",
+    "parameter_randomization", "pearson", "pointing_game", "random_logit", "relevance_rank", "road",
+    "sensitivity_n", "sparseness", "spearman", "step_pixels", "symmetric_relevance_gain",
 ]  # fmt: skip

@@ -12,16 +12,33 @@ from torch import Tensor, nn
 
 from xcam_fn import checks
 from xcam_fn.arguments import check
-from xcam_fn.metrics.curves import Curve, deletion, insertion
+from xcam_fn.metrics.curves import Curve, deletion, insertion, irof, symmetric_relevance_gain
 from xcam_fn.metrics.imputation import Road, road
 from xcam_fn.metrics.judged import Heatmap, Judged, Metric, Values, checked, one_class_scoring
-from xcam_fn.metrics.of_map import average_drop, complexity, increase_in_confidence
-from xcam_fn.metrics.of_method import adcc, coherency
+from xcam_fn.metrics.of_map import (
+    average_drop,
+    average_gain,
+    complexity,
+    entropy,
+    increase_in_confidence,
+    sparseness,
+)
+from xcam_fn.metrics.of_method import (
+    adcc,
+    average_sensitivity,
+    coherency,
+    local_lipschitz,
+    max_sensitivity,
+)
+from xcam_fn.metrics.randomization import efficient_mprt, random_logit
+from xcam_fn.metrics.subsets import SensitivityN, faithfulness_correlation, infidelity, sensitivity_n
 from xcam_fn.scoring.running import RunningOptions
 from xcam_fn.targets import Classes
 
 _ALL: tuple[Any, ...] = (
-    average_drop, increase_in_confidence, insertion, deletion, road, complexity, coherency, adcc,
+    average_drop, increase_in_confidence, average_gain, insertion, deletion, symmetric_relevance_gain, irof,
+    road, faithfulness_correlation, sensitivity_n, infidelity, complexity, entropy, sparseness, coherency,
+    adcc, max_sensitivity, average_sensitivity, local_lipschitz, efficient_mprt, random_logit,
 )  # fmt: skip
 METRICS: Mapping[str, Metric] = MappingProxyType({metric.name: metric for metric in _ALL})
 """Every metric that a heatmap or a data set can be judged by, by its name."""
@@ -31,7 +48,8 @@ STANDARD = ("average_drop", "increase_in_confidence", "insertion", "deletion")
 def scored(judged: Judged, metric_names: Sequence[str]) -> dict[str, Values | Curve]:
     """The scores or the curve that each metric finds."""
     found = {name: METRICS[name].formula(judged) for name in metric_names}
-    return {name: value.value if isinstance(value, Road) else value for name, value in found.items()}
+    several = (Road, SensitivityN)
+    return {name: value.value if isinstance(value, several) else value for name, value in found.items()}
 
 
 def judged(
