@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -255,7 +256,7 @@ def test_the_random_logit_is_another_class():
         for i, cls in enumerate(CLASSES):
             ours, other = (xf.gradcam(MODEL, LAYER, X[i, None], c).flatten() for c in (cls, (cls + step) % 5))
             assert found[i] == pytest.approx(spearmanr(ours, other).statistic, abs=1e-6)
-    assert 1 <= step < 5
+        assert 1 <= step < 5
     predicted = MODEL(X).argmax(1)
     torch.testing.assert_close(
         xf.random_logit("gradcam", MODEL, LAYER, X, seed=3),
@@ -335,6 +336,33 @@ def test_metrics_together_share_their_forwards():
     several = ["sensitivity_n", "infidelity", "faithfulness_correlation"]
     assert forwards(several, two) == 1 + 4 * 100
     assert forwards(["average_drop", "average_gain", "increase_in_confidence"], one) == 2
+
+
+def test_a_torchmetric_is_the_mean_over_all_batches():
+    pytest.importorskip("torchmetrics")
+    parts = [slice(0, 2), slice(2, 3)]
+    for name, options, expected in (
+        ("insertion", {"steps": 5}, xf.insertion(MODEL, X, HEAT, CLASSES, steps=5).auc),
+        ("sensitivity_n", {"score": "logit", **FEW}, xf.sensitivity_n(MODEL, X, HEAT, CLASSES, score="logit", **FEW).value),
+        ("entropy", {}, xf.entropy(HEAT)),
+        ("random_logit", {"seed": 2}, xf.random_logit("gradcam", MODEL, LAYER, X, CLASSES, seed=2, heatmap=HEAT)),
+    ):  # fmt: skip
+        metric, others = (metrics.torchmetric(name, **options) for _ in range(2))
+        for part in parts:
+            given = {"method": "gradcam", "layer": LAYER} if name == "random_logit" else {}
+            metric.update(MODEL, X[part], HEAT[part], CLASSES[part], **given)
+        assert float(metric.compute()) == pytest.approx(float(expected.mean()), abs=1e-9)
+        others.update(MODEL, X[:2], HEAT[:2], CLASSES[:2], **given)
+        states = [
+            pickle.loads(pickle.dumps(others)),
+            others,
+        ]  # as of two processes, whose states are added up
+        total, count = (sum(getattr(one, state) for one in states) for state in ("total", "count"))
+        assert float(total / count) == pytest.approx(float(expected[:2].mean()), abs=1e-9)
+        assert {reduce.__name__ for reduce in metric._reductions.values()} == {"dim_zero_sum"}
+        assert metric.higher_is_better is (metrics.METRICS[name].best == "highest")
+    with pytest.raises(ValueError, match="name='insertions'"):
+        metrics.torchmetric("insertions")
 
 
 BAD = {

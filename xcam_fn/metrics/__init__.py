@@ -32,7 +32,7 @@ from xcam_fn.metrics.of_method import (
 )
 from xcam_fn.metrics.randomization import efficient_mprt, parameter_randomization, random_logit
 from xcam_fn.metrics.subsets import SensitivityN, faithfulness_correlation, infidelity, sensitivity_n
-from xcam_fn.metrics.table import METRICS, STANDARD
+from xcam_fn.metrics.table import METRICS, STANDARD, torchmetric
 
 __all__ = [
     "METRICS", "STANDARD", "Curve", "Explainer", "Judged", "Metric", "Road", "SensitivityN", "adcc",
@@ -41,4 +41,5 @@ __all__ = [
     "increase_in_confidence", "infidelity", "insertion", "irof", "local_lipschitz", "max_sensitivity",
     "parameter_randomization", "pearson", "pointing_game", "random_logit", "relevance_rank", "road",
     "sensitivity_n", "sparseness", "spearman", "step_pixels", "symmetric_relevance_gain",
+    "torchmetric",
 ]  # fmt: skip

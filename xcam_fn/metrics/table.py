@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from jaxtyping import Float
@@ -35,6 +35,9 @@ from xcam_fn.metrics.subsets import SensitivityN, faithfulness_correlation, infi
 from xcam_fn.scoring.running import RunningOptions
 from xcam_fn.targets import Classes
 
+if TYPE_CHECKING:
+    import torchmetrics
+
 _ALL: tuple[Any, ...] = (
     average_drop, increase_in_confidence, average_gain, insertion, deletion, symmetric_relevance_gain, irof,
     road, faithfulness_correlation, sensitivity_n, infidelity, complexity, entropy, sparseness, coherency,
@@ -48,8 +51,33 @@ STANDARD = ("average_drop", "increase_in_confidence", "insertion", "deletion")
 def scored(judged: Judged, metric_names: Sequence[str]) -> dict[str, Values | Curve]:
     """The scores or the curve that each metric finds."""
     found = {name: METRICS[name].formula(judged) for name in metric_names}
-    several = (Road, SensitivityN)
-    return {name: value.value if isinstance(value, several) else value for name, value in found.items()}
+    return {name: value if isinstance(value, Curve) else one_each(value) for name, value in found.items()}
+
+
+def one_each(found: Values | Curve | Road | SensitivityN) -> Values:
+    """The one score of each image that a metric found: of a curve, its area."""
+    if isinstance(found, Tensor):
+        return found
+    return found.auc if isinstance(found, Curve) else found.value
+
+
+def torchmetric(name: str, **options: Any) -> torchmetrics.Metric:
+    """Return a metric as a `torchmetrics.Metric`: its mean over the images of all batches and processes.
+
+    Its `update` takes `(model, x, heatmap, cls=None, method=None, layer=None)`, the last two where the metric
+    needs the method, and its `compute` returns the mean; of a curve it is the area's.
+
+    Args:
+        name: of the metric, in `METRICS`.
+        **options: the metric's keywords, and how images are scored: score, precision, chunk_size …
+
+    Raises:
+        ValueError: there is no such metric.
+        ImportError: torchmetrics is not installed.
+    """
+    from xcam_fn.metrics.accumulated import MeanMetric  # noqa: PLC0415, torchmetrics may not be there
+
+    return MeanMetric(name, **options)
 
 
 def judged(
