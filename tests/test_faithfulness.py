@@ -348,8 +348,8 @@ def test_a_torchmetric_is_the_mean_over_all_batches():
         ("random_logit", {"seed": 2}, xf.random_logit("gradcam", MODEL, LAYER, X, CLASSES, seed=2, heatmap=HEAT)),
     ):  # fmt: skip
         metric, others = (metrics.torchmetric(name, **options) for _ in range(2))
+        given = {"method": "gradcam", "layer": LAYER} if name == "random_logit" else {}
         for part in parts:
-            given = {"method": "gradcam", "layer": LAYER} if name == "random_logit" else {}
             metric.update(MODEL, X[part], HEAT[part], CLASSES[part], **given)
         assert float(metric.compute()) == pytest.approx(float(expected.mean()), abs=1e-9)
         others.update(MODEL, X[:2], HEAT[:2], CLASSES[:2], **given)

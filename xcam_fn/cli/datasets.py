@@ -60,8 +60,8 @@ def evaluate(
         data: a folder of photographs, flat or one folder a class, or a CSV file of paths and classes.
         how: the network, and how the maps are computed.
         methods: one or more methods, or all; `xcam methods` lists them. [default: gradcam]
-        metrics: one or more of average_drop, increase_in_confidence, insertion, deletion, road, complexity,
-            coherency and adcc. [default: the first four]
+        metrics: one or more names of `METRICS`, as docs/metrics.md lists them. [default: average_drop,
+            increase_in_confidence, insertion and deletion]
         explain: the predicted class of each photograph, or its label.
         batch_size: photographs at a time.
         precision: of the forwards that score.
