@@ -149,10 +149,8 @@ def irof(judged: Judged, *, baseline: Baseline = 0.0, grid: int = 14, **_: Unpac
     """
     checks.check_count("grid", grid)
     cell = cells(tuple(judged.x.shape[2:]), grid).to(judged.x.device)
-    pixels = cell.flatten().bincount()
-    relevance = judged.relevance.double().flatten(1)
-    sums = relevance.new_zeros(len(relevance), len(pixels)).index_add(1, cell.flatten(), relevance)
-    rank = relevance_rank(sums / pixels)[:, cell]
+    means = cell_sums(judged.relevance.double(), cell) / cell.flatten().bincount()
+    rank = relevance_rank(means)[:, cell]
     curve = _curve(judged, judged.x, baseline_images(baseline, judged.x), rank, 1)
     own = judged.own
     return torch.where(own > 0, 1 - curve.auc / torch.where(own > 0, own, 1.0), 0.0)
@@ -172,6 +170,12 @@ def cells(size: tuple[int, ...], grid: int | None) -> Int[Tensor, " *size"]:
         along = length if grid is None else min(grid, length)
         numbers = numbers[..., None] * along + torch.arange(length) * along // length
     return numbers
+
+
+def cell_sums(maps: Tensor, cell: Tensor) -> Tensor:
+    """The sums of maps (B, *size) over the pixels of each cell, (B, cells)."""
+    flat = maps.flatten(1)
+    return flat.new_zeros(len(flat), int(cell.max()) + 1).index_add(1, cell.flatten(), flat)
 
 
 def _removal(judged: Judged, baseline: Baseline, pixels: int, *, least_first: bool = False) -> Curve:

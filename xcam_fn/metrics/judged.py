@@ -104,8 +104,8 @@ class Judged(Once):
 
     @cached_property
     def relevance(self) -> Tensor:
-        """The heatmap's own values in the images' dtype."""
-        return checked(self.heatmap, self.x).to(self.x.dtype)
+        """The heatmap's own values in the images' dtype, in float32 at least: they are summed."""
+        return checked(self.heatmap, self.x).to(torch.promote_types(self.x.dtype, torch.float32))
 
     @cached_property
     def rank(self) -> Tensor:

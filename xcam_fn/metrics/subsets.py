@@ -13,7 +13,7 @@ from torch import Tensor
 from xcam_fn import checks
 from xcam_fn.arguments import unchecked
 from xcam_fn.methods.method import comparable
-from xcam_fn.metrics.curves import cells
+from xcam_fn.metrics.curves import cell_sums, cells
 from xcam_fn.metrics.judged import Judged, ScoringOptions, Values, metric, pearson
 from xcam_fn.perturb import Baseline, baseline_images, uniform
 
@@ -181,19 +181,19 @@ class Removed:
         judged, count = self._judged, len(self._indices)
         base = baseline_images(self._baseline, judged.x)
         which = torch.arange(len(base), device=base.device).repeat_interleave(count)
-        without = lambda image, base, index: torch.where(self._subset(index), base, image)  # noqa: E731
+        without = lambda image, base, index: torch.where(self._taken(index)[self._cell], base, image)  # noqa: E731
         scores = judged.scoring.perturbed(without, which, (self._indices.repeat(len(base)),), beside=(base,))
         return judged.own[:, None] - scores.reshape(-1, count)
 
     def sums(self, maps: Tensor) -> Tensor:
         """The sums of maps (B, *size) over each subset, (B, P)."""
-        flat = maps.flatten(1).T
-        summed = lambda index: self._subset(index).flatten().to(flat) @ flat  # noqa: E731
+        of_cells = cell_sums(maps, self._cell).T
+        summed = lambda index: self._taken(index).to(of_cells) @ of_cells  # noqa: E731
         return torch.vmap(summed, chunk_size=self._judged.scoring.chunk_size)(self._indices).T
 
-    def _subset(self, index: Tensor) -> Bool[Tensor, " *size"]:
+    def _taken(self, index: Tensor) -> Bool[Tensor, " cells"]:
         like = self._cell.new_empty(0, dtype=torch.float32)
         draws = unchecked(uniform)(self._seed, index, (self._units,), like=like)
         chosen = draws.argsort(stable=True)[: self._count]
         taken = torch.zeros(self._units, dtype=torch.bool, device=draws.device)
-        return taken.scatter(0, chosen, torch.ones_like(chosen, dtype=torch.bool))[self._cell]
+        return taken.scatter(0, chosen, torch.ones_like(chosen, dtype=torch.bool))
