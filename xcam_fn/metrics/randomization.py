@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -59,7 +60,8 @@ def random_logit(judged: Judged, *, similarity: Similarity | None = None, seed: 
     if (count := values.shape[1]) < 2:
         raise ValueError("random_logit: the model has 1 class; expected 2 or more")
     draw = uniform(seed, 0, (1,), like=values.detach().float())
-    other = (class_index(asked, values) + 1 + (draw * (count - 1)).long()) % count
+    step = (draw * (count - 1)).long().clamp(max=count - 2)  # a product may be rounded up
+    other = (class_index(asked, values) + 1 + step) % count
     return (similarity or spearman)(checked(judged.heatmap), explain._replace(cls=other)(judged.x))
 
 
@@ -157,13 +159,17 @@ def parameter_randomization(
     with one_class_scoring(model, x, cls) as scoring:
         fixed = scoring.explained.cls
     explain = Explainer(checked_run(method, options), model, named(model, layer), fixed)
+    mean = functools.partial(_mean_under_noise, x=x, std=std, num_samples=num_samples, seed=seed)
+    expected, twins = mean(explain), _randomized(model, seed, cascading=cascading)
+    return {name: alike(expected, mean(explain._replace(model=twin))) for name, twin in twins}
 
-    def mean(network: nn.Module) -> Tensor:
-        noise = (normal(seed, n, tuple(x.shape[1:]), like=x) * float(std) for n in range(num_samples))
-        return torch.stack([explain._replace(model=network)(x + each) for each in noise]).mean(0)
 
-    expected, twins = mean(model), _randomized(model, seed, cascading=cascading)
-    return {name: alike(expected, mean(twin)) for name, twin in twins}
+def _mean_under_noise(explain: Explainer, x: Tensor, std: float, num_samples: int, seed: int) -> Tensor:
+    """The mean of the heatmaps of x with normal noise added, the same for every image and network."""
+    if std == 0:
+        return explain(x)
+    noise = (normal(seed, n, tuple(x.shape[1:]), like=x) * float(std) for n in range(num_samples))
+    return torch.stack([explain(x + each) for each in noise]).mean(0)
 
 
 def _randomized(model: nn.Module, seed: int, *, cascading: bool = True) -> Iterator[tuple[str, nn.Module]]:
