@@ -70,7 +70,7 @@ def test_relevance_gain_and_irof_equal_a_loop():
         assert regions[i] == pytest.approx(expected, abs=1e-9)
 
 
-def test_the_deletion_that_relevance_gain_begins_with_is_deletion():
+def test_relevance_gain_and_irof_have_closed_forms():
     """Of a score that is linear in the pixels and a heatmap of two values, both areas are known."""
     x = torch.ones(1, 1, 4, 4, dtype=torch.float64)
     heatmap = torch.zeros(1, 4, 4, dtype=torch.float64)
