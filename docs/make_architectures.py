@@ -528,7 +528,7 @@ ZERO = (
     "speaks for the class (the draw with the fewest such maps of up to eight, fewer where one takes long)"
 )
 UNPLACED = (
-    "with these weights, and as few tokens, no block's values move most where a patch of the image is changed, "
+    "with these weights, and so few tokens, no block's values move most where a patch of the image changes, "
     "so that the method refuses"
 )
 

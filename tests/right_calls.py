@@ -221,18 +221,25 @@ def _judging(world: World) -> dict[str, Any]:
     return {"model": world.model, "x": world.x, "heatmap": world.heatmap, "cls": world.cls}
 
 
-for _name in ("average_drop", "increase_in_confidence", "insertion", "deletion", "road"):
+for _name in ("average_drop", "increase_in_confidence", "insertion", "deletion", "road",
+              "symmetric_relevance_gain", "irof"):  # fmt: skip
     enter(_name, getattr(xf, _name), lambda w: _judging(w) | {"chunk_size": 16})
-for _name in ("adcc", "coherency", "max_sensitivity", "parameter_randomization"):
+enter("average_gain", xf.average_gain, lambda w: _judging(w) | {"cls": 0})  # of a probability
+for _name in ("faithfulness_correlation", "sensitivity_n", "infidelity"):
+    enter(_name, getattr(xf, _name), lambda w: _judging(w) | {"chunk_size": 16, "num_subsets": 5})
+_OF_SAMPLES = ("max_sensitivity", "average_sensitivity", "local_lipschitz")
+_CHEAP = {name: {"num_samples": 2} for name in _OF_SAMPLES} | {"random_logit": {"cls": 0}}
+for _name in ("adcc", "coherency", *_OF_SAMPLES, "parameter_randomization", "efficient_mprt", "random_logit"):
     enter(
         _name,
         getattr(xf, _name),
-        lambda w, cheap=({"num_samples": 2} if _name == "max_sensitivity" else {}): {
-            "method": w.rng.choice(["gradcam", xf.eigencam]), **w.called(), **cheap
+        lambda w, name=_name: {
+            "method": w.rng.choice(["gradcam", xf.eigencam]), **w.called(), **_CHEAP.get(name, {})
         },
         "postprocess", "create_graph", "to_spatial", "projection",
     )  # fmt: skip
-enter("complexity", xf.complexity, lambda w: {"heatmap": w.heatmap})
+for _name in ("complexity", "entropy", "sparseness"):
+    enter(_name, getattr(xf, _name), lambda w: {"heatmap": w.heatmap})
 
 
 def _region(world: World) -> Any:

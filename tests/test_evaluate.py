@@ -73,7 +73,8 @@ def dump(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_the_scores_are_those_of_the_metrics(network, data, tmp_path, batch_size):
-    names = [name for name in evaluate.METRICS if name not in (*evaluate.GRID, *evaluate.LOCALIZATION)]
+    names = ["average_drop", "increase_in_confidence", "insertion", "deletion", "road", "complexity", "coherency", "adcc",
+             "infidelity", "random_logit"]  # fmt: skip
     outcome = run(network, data, tmp_path / "out", metric_names=names, batch_size=batch_size)
     assert outcome[:4] == (5, 0, 15, 0)
     found = report.read(tmp_path / "out")
@@ -92,7 +93,10 @@ def test_the_scores_are_those_of_the_metrics(network, data, tmp_path, batch_size
                 "complexity": xf.complexity(heatmap),
                 "coherency": xf.coherency(method, network.model, None, x, cls),
                 "adcc": xf.adcc(method, network.model, None, x, cls),
+                "infidelity": xf.infidelity(network.model, x, heatmap, cls),
+                "random_logit": xf.random_logit(method, network.model, None, x, cls),
             }
+            assert set(expected) == set(names)
             for name, value in expected.items():
                 assert found.values(method, name)[image.number] == pytest.approx(float(value), abs=1e-5), name
 

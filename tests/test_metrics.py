@@ -290,24 +290,7 @@ def test_the_blur_is_the_papers():
 
 # -- help -------------------------------------------------------------------------------------------------------------
 
-ALL = [
-    "adcc",
-    "average_drop",
-    "coherency",
-    "complexity",
-    "deletion",
-    "energy_pointing_game",
-    "grid_pointing",
-    "increase_in_confidence",
-    "insertion",
-    "mask_iou",
-    "max_sensitivity",
-    "parameter_randomization",
-    "pixel_auc",
-    "pointing_game",
-    "relevance_rank_accuracy",
-    "road",
-]
+ALL = [*metrics.METRICS, "parameter_randomization"]
 
 
 @pytest.mark.parametrize("name", ALL)

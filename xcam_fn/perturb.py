@@ -181,7 +181,7 @@ def baseline_images(baseline: Baseline, x: Float[Tensor, "B C *size"]) -> Tensor
     """
     given = baseline(x) if callable(baseline) else baseline
     check("baseline", given, Tensor | float)
-    start = torch.as_tensor(given).to(x)
+    start = torch.as_tensor(given, dtype=x.dtype, device=x.device)
     if checks.is_readable(start) and not torch.isfinite(start.detach()).all():
         raise ValueError("baseline holds values that are not finite; expected finite ones, as those of x")
     try:

@@ -138,10 +138,9 @@ def evaluate(
         data: a folder of photographs, flat or one folder a class, or a CSV file of paths and classes.
         how: the network, and how the maps are computed.
         methods: one or more methods, or all; `xcam methods` lists them. [default: gradcam]
-        metrics: one or more of average_drop, increase_in_confidence, insertion, deletion, road, complexity,
-            coherency and adcc; with mosaics grid_pointing; with boxes or mosaics energy_pointing_game,
-            relevance_rank_accuracy, pointing_game, mask_iou and pixel_auc. [default: the first four; what
-            asks where the object is, with boxes or mosaics]
+        metrics: one or more names of `METRICS`, as docs/metrics.md lists them. [default: average_drop,
+            increase_in_confidence, insertion and deletion; what asks where the object is, with boxes or
+            mosaics]
         explain: the predicted class of each photograph, or its label.
         batch_size: photographs at a time.
         precision: of the forwards that score.

@@ -28,7 +28,7 @@ from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import accepted, heatmaps_of
 from xcam_fn.methods.together import Methods, Run, named_methods
 from xcam_fn.metrics.curves import Curve
-from xcam_fn.metrics.judged import Judged, by_name
+from xcam_fn.metrics.judged import Explainer, Judged, by_name
 from xcam_fn.metrics.table import GRID, LOCALIZATION, METRICS, STANDARD, scored
 from xcam_fn.models.load import LoadedModel
 from xcam_fn.network.split import default_layer, split
@@ -368,7 +368,7 @@ class _Batch:
         heatmaps = heatmaps.flatten(0, 1) if self._plan.cells > 1 else heatmaps
         is_finite = torch.isfinite(heatmaps).flatten(1).all(1)
         heatmaps = torch.where(is_finite[:, None, None], heatmaps, 0.0)
-        explain = lambda images: method(call.model, call.layer, images, self._cls)  # noqa: E731
+        explain = Explainer(method, call.model, call.layer, self._cls)
         with torch.no_grad():
             found = scored(Judged(self._scoring, heatmaps, explain, self._region), self._plan.metric_names)
         return [

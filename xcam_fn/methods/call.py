@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,16 +23,15 @@ from xcam_fn.network.split import checked_scores
 from xcam_fn.network.target_layer import Layer, find
 from xcam_fn.network.vjp import pulled_back, recording, records_nothing, vjp
 from xcam_fn.perturb import perturbation_scores
-from xcam_fn.scoring.running import Running, Scoring, check_rows, mixing
+from xcam_fn.scoring.running import Once, Running, Scoring, check_rows, mixing
 from xcam_fn.scoring.score import TARGETS, Explained, check_score, explained_score
 from xcam_fn.targets import Classes, logit
 from xcam_fn.torch_state import in_transform
 
-Found = TypeVar("Found")
 Change = Callable[[Tensor, Tensor], Tensor]
 
 
-class Call:
+class Call(Once):
     """A network at a target layer, images, and what is explained.
 
     It is made for one call of a method, or for several methods that explain the same, and dropped with it.
@@ -59,18 +58,12 @@ class Call:
         create_graph: bool = False,
         records: bool = False,
     ) -> None:
+        super().__init__()
         self.model, self.layer, self.x, self.cls = model, layer, checks.plain(x), cls
         self.to_spatial, self.create_graph, self.records = to_spatial, create_graph, records
         self.many = False  # until something finds that n classes of each image are asked for
         self._origin: nn.Module | None = None  # the user's model, once a copy of its structure is explained
-        self._found: dict[Any, Any] = {}
         self._of_network: dict[str, Any] = {}  # what does not depend on what is explained
-
-    def once(self, key: Any, compute: Callable[[], Found]) -> Found:
-        """What was computed under the key, or what `compute` returns, kept for the rest of the call."""
-        if key not in self._found:
-            self._found[key] = compute()
-        return self._found[key]
 
     def _with(self, **changes: Any) -> Call:
         question = ("model", "layer", "x", "cls", "to_spatial", "create_graph", "records")

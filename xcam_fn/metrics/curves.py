@@ -6,11 +6,13 @@ import math
 from typing import NamedTuple, Unpack
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from xcam_fn import checks
 from xcam_fn.arguments import check
-from xcam_fn.metrics.judged import Images, Judged, ScoringOptions, metric
+from xcam_fn.methods.method import comparable
+from xcam_fn.metrics.judged import Images, Judged, ScoringOptions, Values, metric, relevance_rank
 from xcam_fn.perturb import Baseline, baseline_images, blurred
 
 STEPS = 112  # 448 of 224 × 224 pixels a step, as in the papers
@@ -56,8 +58,8 @@ def insertion(
     References:
         Petsiuk et al., RISE (arXiv:1806.07421), section 4.1.
     """
-    base = baseline_images(baseline, judged.x)
-    return _curve(judged, base, judged.x, step_pixels(judged.x, steps, pixels_per_step))
+    base, pixels = baseline_images(baseline, judged.x), step_pixels(judged.x, steps, pixels_per_step)
+    return _curve(judged, base, judged.x, judged.rank, pixels)
 
 
 @metric("Deletion", best="lowest")
@@ -87,15 +89,111 @@ def deletion(
     References:
         Petsiuk et al., RISE (arXiv:1806.07421), section 4.1.
     """
-    base = baseline_images(baseline, judged.x)
-    return _curve(judged, judged.x, base, step_pixels(judged.x, steps, pixels_per_step))
+    return _removal(judged, baseline, step_pixels(judged.x, steps, pixels_per_step))
 
 
-def _curve(judged: Judged, start: Tensor, end: Tensor, pixels: int) -> Curve:
-    """The scores from start to end: the steps between are perturbations."""
-    x, rank, scoring = judged.x, judged.rank, judged.scoring
-    total = rank[0].numel()
-    counts = torch.arange(1, math.ceil(total / pixels), device=x.device) * pixels
+@metric("Relevance gain", best="highest")
+def symmetric_relevance_gain(
+    judged: Judged,
+    *,
+    baseline: Baseline = 0.0,
+    steps: int | None = None,
+    pixels_per_step: int | None = None,
+    **_: Unpack[ScoringOptions],
+) -> Values:
+    """How much longer the score lasts when the least relevant pixels are taken away first than the most.
+
+    The area under the curve of the least relevant first minus that of the most relevant first, which is
+    `deletion`: where the baseline itself lowers the score, it lowers both.
+
+    {images}
+        baseline: where both end: a number, a tensor or a callable of x; 0, the mean color of most networks,
+            by default.
+        {steps}
+        {scoring}
+
+    Returns:
+        (B,), in [−1, 1] of a probability; 0 of an order by chance, on average.
+
+    {raises}
+
+    References:
+        Blücher et al., Decoupling Pixel Flipping and Occlusion Strategy for Consistent XAI Benchmarks
+        (arXiv:2401.06654), section 4.
+    """
+    pixels = step_pixels(judged.x, steps, pixels_per_step)
+    most, least = (_removal(judged, baseline, pixels, least_first=first) for first in (False, True))
+    return least.auc - most.auc
+
+
+@metric("IROF", best="highest")
+def irof(judged: Judged, *, baseline: Baseline = 0.0, grid: int = 14, **_: Unpack[ScoringOptions]) -> Values:
+    """The area over the score's curve while regions are taken away, the most relevant on average first.
+
+    1 − ∫ p(x without the first regions) / p(x), by the trapezoid rule; the regions are the cells of a regular
+    grid in place of the paper's superpixels.
+
+    {images}
+        baseline: what takes their place: a number, a tensor or a callable of x; 0, the mean color of most
+            networks, by default.
+        {grid}
+        {scoring}
+
+    Returns:
+        (B,), at most 1 of a probability, the higher the better; 0 where p(x) is not positive.
+
+    {raises}
+
+    References:
+        Rieger and Hansen, IROF (arXiv:2003.08747), section 3.
+    """
+    checks.check_count("grid", grid)
+    cell = cells(tuple(judged.x.shape[2:]), grid).to(judged.x.device)
+    means = cell_sums(judged.relevance.double(), cell) / cell.flatten().bincount()
+    rank = relevance_rank(means)[:, cell]
+    curve = _curve(judged, judged.x, baseline_images(baseline, judged.x), rank, 1)
+    own = judged.own
+    return torch.where(own > 0, 1 - curve.auc / torch.where(own > 0, own, 1.0), 0.0)
+
+
+def cells(size: tuple[int, ...], grid: int | None) -> Int[Tensor, " *size"]:
+    """Return the number of the cell that each pixel is in.
+
+    Args:
+        size: of the image, pixels.
+        grid: cells along each axis, ≥ 1, at most one a pixel; None for one a pixel.
+    """
+    if grid is not None:
+        checks.check_count("grid", grid)
+    numbers = torch.zeros((), dtype=torch.int64)
+    for length in size:
+        along = length if grid is None else min(grid, length)
+        numbers = numbers[..., None] * along + torch.arange(length) * along // length
+    return numbers
+
+
+def cell_sums(maps: Tensor, cell: Tensor) -> Tensor:
+    """The sums of maps (B, *size) over the pixels of each cell, (B, cells)."""
+    flat = maps.flatten(1)
+    return flat.new_zeros(len(flat), int(cell.max()) + 1).index_add(1, cell.flatten(), flat)
+
+
+def _removal(judged: Judged, baseline: Baseline, pixels: int, *, least_first: bool = False) -> Curve:
+    """The curve from the image to the baseline."""
+
+    def found() -> Curve:
+        rank = judged.rank
+        rank = rank[0].numel() - 1 - rank if least_first else rank
+        return _curve(judged, judged.x, baseline_images(baseline, judged.x), rank, pixels)
+
+    return judged.once(("removal", comparable(baseline), pixels, least_first), found)
+
+
+def _curve(judged: Judged, start: Tensor, end: Tensor, rank: Tensor, each: int) -> Curve:
+    """The scores from start to end, so many ranks a step: the steps between are perturbations."""
+    x, scoring = judged.x, judged.scoring
+    total = int(rank[0].max()) + 1
+    counts = torch.arange(1, math.ceil(total / each), device=x.device) * each
     which = torch.arange(len(x), device=x.device).repeat_interleave(len(counts))
     between = scoring.perturbed(_replaced, which, (counts.repeat(len(x)),), beside=(start, end, rank))
     first, last = (judged.own[:, None] if image is x else scoring.each(image) for image in (start, end))

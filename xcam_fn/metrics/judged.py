@@ -10,7 +10,18 @@ import typing
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from inspect import Parameter
-from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, Unpack, cast
+from typing import (
+    Any,
+    Concatenate,
+    Generic,
+    Literal,
+    NamedTuple,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    Unpack,
+    cast,
+)
 
 import numpy as np
 import torch
@@ -18,8 +29,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from xcam_fn import checks
+from xcam_fn.methods.method import comparable
+from xcam_fn.network.target_layer import Layer
 from xcam_fn.perturb import Baseline, baseline_images
-from xcam_fn.scoring.running import Running, RunningOptions, Scoring, scoring_of
+from xcam_fn.scoring.running import Once, Running, RunningOptions, Scoring, scoring_of
 from xcam_fn.targets import Classes
 from xcam_fn.targets.beyond_classes import finite
 
@@ -48,31 +61,54 @@ class ScoringOptions(RunningOptions, total=False):
     score: str
 
 
-class Judged:
+class Explainer(NamedTuple):
+    """A method and what it explains, from images to heatmaps."""
+
+    method: Callable[..., Tensor]
+    model: nn.Module
+    layer: Layer
+    cls: Classes
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.method(self.model, self.layer, images, self.cls)
+
+
+class Judged(Once):
     """A heatmap, the images it is of and their scores; what several metrics need is found once.
 
     Attributes:
         scoring: the images, ready to be scored for one fixed class each.
         heatmap: (B, *size), a tensor or an array.
-        explain: images to heatmaps for the same classes by the method in question, where it is known.
+        explain: the method in question for the same classes; ValueError where only its heatmap is known.
         region: where the objects are, as `pointing_game` takes it, where that is known.
     """
 
     def __init__(
-        self,
-        scoring: Scoring,
-        heatmap: Heatmap,
-        explain: Callable[[Tensor], Tensor] | None = None,
-        region: Any = None,
+        self, scoring: Scoring, heatmap: Heatmap, explain: Explainer | None = None, region: Any = None
     ) -> None:
-        self.scoring, self.heatmap, self.explain, self.region = scoring, heatmap, explain, region
+        super().__init__()
+        self.scoring, self.heatmap, self._explain, self.region = scoring, heatmap, explain, region
         self.x, self.own = scoring.x, scoring.explained.own[:, 0]
-        self._shown: dict[float | None, Tensor] = {}
+
+    @property
+    def explain(self) -> Explainer:
+        """The method, with the network, the layer and the classes that are explained."""
+        if self._explain is None:
+            raise ValueError(
+                "coherency and adcc need the method, not its heatmap alone, as do metrics of robustness and "
+                "randomization; call the metric with the method, as metrics.coherency(method, model, …)"
+            )
+        return self._explain
 
     @cached_property
     def mask(self) -> Tensor:
         """The heatmap in [0, 1] and in the images' dtype."""
         return checked(self.heatmap, self.x, unit=True).to(self.x.dtype)
+
+    @cached_property
+    def relevance(self) -> Tensor:
+        """The heatmap's own values in the images' dtype, in float32 at least: they are summed."""
+        return checked(self.heatmap, self.x).to(torch.promote_types(self.x.dtype, torch.float32))
 
     @cached_property
     def rank(self) -> Tensor:
@@ -89,17 +125,16 @@ class Judged:
     @cached_property
     def coherency(self) -> Tensor:
         """The correlation of the heatmap and of the heatmap of what it shows, scaled to [0, 1]; (B,)."""
-        if self.explain is None:
-            raise ValueError("coherency and adcc need the method, not its heatmap alone: metrics.coherency")
         return (1 + pearson(self.mask, self.explain(self.x * self.mask[:, None]))) / 2
 
     def shown(self, baseline: Baseline = 0.0) -> Tensor:
-        """The scores (B,) of what the heatmap shows of the images, found once for a number."""
-        key = baseline if isinstance(baseline, (int, float)) else None
-        if key is None or key not in self._shown:
+        """The scores (B,) of what the heatmap shows of the images."""
+
+        def scores() -> Tensor:
             base = baseline_images(baseline, self.x)
-            self._shown[key] = self.scoring.shown(self.mask[None, :, None], base)[0, :, 0]
-        return self._shown[key]
+            return self.scoring.shown(self.mask[None, :, None], base)[0, :, 0]
+
+        return self.once(("shown", comparable(baseline)), scores)
 
 
 @typing.runtime_checkable
@@ -142,8 +177,7 @@ def metric(
     """Make a metric of a formula over `Judged` that scores so many images for each, None for many."""
 
     def made(formula: Callable[..., Found_co]) -> HeatmapMetric[P, Found_co]:
-        signature = inspect.signature(formula)
-        own = {name: p for name, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY}
+        own = own_keywords(formula)
 
         def called(
             model: nn.Module, x: Images, heatmap: Heatmap, cls: Classes = None, **options: Any
@@ -154,10 +188,16 @@ def metric(
 
         *shared, _ = inspect.signature(called).parameters.values()
         flat = [*shared, *own.values(), _SCORE, *by_name(Running)]
-        called.__dict__["__signature__"] = signature.replace(parameters=flat)
+        called.__dict__["__signature__"] = inspect.signature(formula).replace(parameters=flat)
         return cast(HeatmapMetric[P, Found_co], entered(called, formula, title, best))
 
     return made
+
+
+def own_keywords(formula: Callable[..., Any]) -> dict[str, Parameter]:
+    """The keywords of a metric's own."""
+    parameters = inspect.signature(formula).parameters.items()
+    return {name: p for name, p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 def by_name(options: Callable[..., Any]) -> list[Parameter]:
@@ -191,6 +231,14 @@ _SHARED = {
     cls: None for the predicted class of each image, an int, B ints, or a target. It is fixed once, on the
         images as they are.""",
     "scoring": textwrap.dedent(_args(ScoringOptions).removeprefix("Args:\n")),
+    "grid": "grid: cells along each axis, ≥ 1; at most one a pixel.",
+    "subsets": """num_subsets: how many subsets, ≥ 2.
+grid: cells along each axis, ≥ 1, of which subsets are made; None for single pixels.
+baseline: what takes the place of a subset: a number, a tensor or a callable of x.
+seed: of the subsets; they are the same for every image.""",
+    "moved": """radius: of the changes, > 0, in units of x.
+num_samples: how many changes are tried, ≥ 1.
+seed: of the changes.""",
     "shown": "baseline: what is seen where the heatmap hides: a number, a tensor or a callable of x.",
     "steps": """steps: how many, ≥ 1; by default 112, which is 448 pixels each at 224 × 224.
 pixels_per_step: in place of steps, ≥ 1.""",

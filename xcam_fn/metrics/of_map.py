@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Unpack
 
 import torch
+from torch import Tensor
 
+from xcam_fn import checks
 from xcam_fn.metrics.judged import (
     Heatmap,
     Judged,
@@ -62,6 +64,33 @@ def increase_in_confidence(
     return (judged.shown(baseline) > judged.own).to(judged.own.dtype)
 
 
+@metric("Average gain", best="highest", forwards=2)
+def average_gain(judged: Judged, *, baseline: Baseline = 0.0, **_: Unpack[ScoringOptions]) -> Values:
+    """How much of what the probability lacks is gained where only the heatmap shows the image.
+
+    max(0, p(x ⊙ heatmap) − p(x)) / (1 − p(x)), and 0 where p(x) is 1.
+
+    {images}
+        {shown}
+        {scoring}
+
+    Returns:
+        (B,), in [0, 1], the higher the better.
+
+    {raises}
+
+    References:
+        Zhang et al., Opti-CAM (arXiv:2301.07002), section 5.1.
+    """
+    own, shown = judged.own, judged.shown(baseline)
+    if checks.is_readable(own) and float(torch.stack([-own, own - 1, shown - 1]).max()) > 0:
+        has = f"average_gain: scores of {float(own.min()):.4g} to {float(own.max()):.4g}"
+        raise ValueError(f"{has}; expected probabilities, in [0, 1]: score='probability' and a class")
+    lacks = 1 - own
+    gained = (shown - own).clamp(min=0)
+    return torch.where(lacks > 0, gained / torch.where(lacks > 0, lacks, 1.0), 0.0)
+
+
 def complexity(heatmap: Heatmap) -> Values:
     """How much of the image a heatmap covers: its mean, the lower the better.
 
@@ -78,3 +107,56 @@ def complexity(heatmap: Heatmap) -> Values:
 
 
 entered(complexity, lambda judged: complexity(judged.heatmap), "Complexity", "lowest")
+
+
+def entropy(heatmap: Heatmap) -> Values:
+    """How widely a heatmap is spread: the entropy of its pixels' shares of the total, the lower the better.
+
+    −Σ s ln s with s = |h| / Σ |h|.
+
+    Args:
+        heatmap: (B, *size), of any scale.
+
+    Returns:
+        (B,), nats: 0 for a single pixel, ln(pixels) for an even heatmap and for one that is zero everywhere.
+
+    References:
+        Bhatt et al., Evaluating and Aggregating Feature-based Model Explanations (arXiv:2005.00631),
+        definition 4.
+    """
+    share = _shares(heatmap)
+    return torch.special.entr(share).sum(1).to(checked(heatmap).dtype)
+
+
+entered(entropy, lambda judged: entropy(judged.heatmap), "Entropy", "lowest")
+
+
+def sparseness(heatmap: Heatmap) -> Values:
+    """How few pixels hold a heatmap's values: the Gini index of their magnitudes, the higher the better.
+
+    Σ (2k − d − 1) |h|₍ₖ₎ / (d Σ |h|), the d magnitudes in ascending order.
+
+    Args:
+        heatmap: (B, *size), of any scale.
+
+    Returns:
+        (B,), in [0, 1): 1 − 1/d for a single pixel, 0 for an even heatmap and one that is zero everywhere.
+
+    References:
+        Chalasani et al., Concise Explanations of Neural Networks using Adversarial Training
+        (arXiv:1810.06583), section 3.
+    """
+    share = _shares(heatmap).sort(1).values
+    d = share.shape[1]
+    places = torch.arange(1, d + 1, dtype=share.dtype, device=share.device)
+    return (share @ (2 * places - d - 1) / d).to(checked(heatmap).dtype)
+
+
+entered(sparseness, lambda judged: sparseness(judged.heatmap), "Sparseness", "highest")
+
+
+def _shares(heatmap: Heatmap) -> Tensor:
+    """The pixels' shares of the sum of magnitudes, (B, d) in float64; even where all are zero."""
+    magnitudes = checked(heatmap).double().flatten(1).abs()
+    total = magnitudes.sum(1, keepdim=True)
+    return torch.where(total > 0, magnitudes / torch.where(total > 0, total, 1.0), 1 / magnitudes.shape[1])

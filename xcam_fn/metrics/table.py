@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from jaxtyping import Float
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from xcam_fn import checks
 from xcam_fn.arguments import check
-from xcam_fn.metrics.curves import Curve, deletion, insertion
+from xcam_fn.metrics.curves import Curve, deletion, insertion, irof, symmetric_relevance_gain
 from xcam_fn.metrics.imputation import Road, road
 from xcam_fn.metrics.judged import Heatmap, Judged, Metric, Values, checked, one_class_scoring
 from xcam_fn.metrics.localization import (
@@ -23,13 +23,33 @@ from xcam_fn.metrics.localization import (
     pointing_game,
     relevance_rank_accuracy,
 )
-from xcam_fn.metrics.of_map import average_drop, complexity, increase_in_confidence
-from xcam_fn.metrics.of_method import adcc, coherency
+from xcam_fn.metrics.of_map import (
+    average_drop,
+    average_gain,
+    complexity,
+    entropy,
+    increase_in_confidence,
+    sparseness,
+)
+from xcam_fn.metrics.of_method import (
+    adcc,
+    average_sensitivity,
+    coherency,
+    local_lipschitz,
+    max_sensitivity,
+)
+from xcam_fn.metrics.randomization import efficient_mprt, random_logit
+from xcam_fn.metrics.subsets import SensitivityN, faithfulness_correlation, infidelity, sensitivity_n
 from xcam_fn.scoring.running import RunningOptions
 from xcam_fn.targets import Classes
 
+if TYPE_CHECKING:
+    import torchmetrics
+
 _ALL: tuple[Any, ...] = (
-    average_drop, increase_in_confidence, insertion, deletion, road, complexity, coherency, adcc,
+    average_drop, increase_in_confidence, average_gain, insertion, deletion, symmetric_relevance_gain, irof,
+    road, faithfulness_correlation, sensitivity_n, infidelity, complexity, entropy, sparseness, coherency,
+    adcc, max_sensitivity, average_sensitivity, local_lipschitz, efficient_mprt, random_logit,
     grid_pointing, energy_pointing_game, relevance_rank_accuracy, pointing_game, mask_iou, pixel_auc,
 )  # fmt: skip
 METRICS: Mapping[str, Metric] = MappingProxyType({metric.name: metric for metric in _ALL})
@@ -44,7 +64,33 @@ GRID = ("grid_pointing", "relevance_rank_accuracy", "pointing_game")
 def scored(judged: Judged, metric_names: Sequence[str]) -> dict[str, Values | Curve]:
     """The scores or the curve that each metric finds."""
     found = {name: METRICS[name].formula(judged) for name in metric_names}
-    return {name: value.value if isinstance(value, Road) else value for name, value in found.items()}
+    return {name: value if isinstance(value, Curve) else one_each(value) for name, value in found.items()}
+
+
+def one_each(found: Values | Curve | Road | SensitivityN) -> Values:
+    """The one score of each image that a metric found: of a curve, its area."""
+    if isinstance(found, Tensor):
+        return found
+    return found.auc if isinstance(found, Curve) else found.value
+
+
+def torchmetric(name: str, **options: Any) -> torchmetrics.Metric:
+    """Return a metric as a `torchmetrics.Metric`: its mean over the images of all batches and processes.
+
+    Its `update` takes `(model, x, heatmap, cls=None, method=None, layer=None)`, the last two where the metric
+    needs the method, and its `compute` returns the mean; of a curve it is the area's.
+
+    Args:
+        name: of the metric, in `METRICS`.
+        **options: the metric's keywords, and how images are scored: score, precision, chunk_size …
+
+    Raises:
+        ValueError: there is no such metric.
+        ImportError: torchmetrics is not installed.
+    """
+    from xcam_fn.metrics.accumulated import MeanMetric  # noqa: PLC0415, torchmetrics may not be there
+
+    return MeanMetric(name, **options)
 
 
 def judged(

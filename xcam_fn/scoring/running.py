@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple, TypedDict, get_args
+from typing import Any, Literal, NamedTuple, TypedDict, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from xcam_fn.torch_state import Convolution, in_transform, pytree
 
 Precision = Literal["float32", "bfloat16"]
 Run = Callable[[Tensor], Any]
+Found = TypeVar("Found")
 
 _FEW = 32  # images for whose scores a copy of the network is not worth its making
 
@@ -267,7 +268,20 @@ def is_exact(x: Tensor) -> bool:
     return checks.is_readable(x) and x.dtype in (torch.float32, torch.float64)
 
 
-class Scoring:
+class Once:
+    """An object that keeps what was computed once, and goes with the call that it was made for."""
+
+    def __init__(self) -> None:
+        self._found: dict[Any, Any] = {}
+
+    def once(self, key: Any, compute: Callable[[], Found]) -> Found:
+        """What was computed under the key, or what `compute` returns, kept for the rest of the call."""
+        if key not in self._found:
+            self._found[key] = compute()
+        return self._found[key]
+
+
+class Scoring(Once):
     """The score of perturbed images of one call: a model ready to run, a class fixed for each image."""
 
     def __init__(
@@ -280,6 +294,7 @@ class Scoring:
         *,
         forwards: int | None = None,
     ) -> None:
+        super().__init__()
         check_running(how, x)
         check_score(score)
         self.x, self.how = x, how

@@ -1,0 +1,199 @@
+"""What the score loses when random parts of the image are removed, beside what the heatmap says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from numbers import Real
+from typing import NamedTuple, Unpack
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from xcam_fn import checks
+from xcam_fn.arguments import unchecked
+from xcam_fn.methods.method import comparable
+from xcam_fn.metrics.curves import cell_sums, cells
+from xcam_fn.metrics.judged import Judged, ScoringOptions, Values, metric, pearson
+from xcam_fn.perturb import Baseline, baseline_images, uniform
+
+
+class SensitivityN(NamedTuple):
+    """How the heatmap's sums over random subsets and the lost scores are correlated.
+
+    Attributes:
+        fractions: (T,), the share of the image that the subsets remove.
+        correlations: (B, T), Pearson's, in [−1, 1].
+        value: (B,), their mean, the higher the better.
+    """
+
+    fractions: Tensor
+    correlations: Tensor
+    value: Tensor
+
+
+@metric("Faithfulness correlation", best="highest")
+def faithfulness_correlation(
+    judged: Judged,
+    *,
+    fraction: float = 0.2,
+    num_subsets: int = 100,
+    grid: int | None = 14,
+    baseline: Baseline = 0.0,
+    seed: int = 0,
+    **_: Unpack[ScoringOptions],
+) -> Values:
+    """The correlation of what the heatmap says of random subsets and of what the score loses without them.
+
+    Pearson's correlation over subsets S of one size of Σ h over S and p(x) − p(x without S).
+
+    {images}
+        fraction: of the cells, how many a subset removes, in (0, 1).
+        {subsets}
+        {scoring}
+
+    Returns:
+        (B,), in [−1, 1], the higher the better; 0 where the sums or the scores are all alike.
+
+    {raises}
+
+    References:
+        Bhatt et al., Evaluating and Aggregating Feature-based Model Explanations (arXiv:2005.00631),
+        definition 3.
+    """
+    removed = Removed(judged, fraction, num_subsets, grid, baseline, seed)
+    return pearson(removed.sums(judged.relevance), removed.lost)
+
+
+@metric("Sensitivity-n", best="highest")
+def sensitivity_n(
+    judged: Judged,
+    *,
+    fractions: Iterable[float] = (0.05, 0.2, 0.5, 0.8),
+    num_subsets: int = 100,
+    grid: int | None = 14,
+    baseline: Baseline = 0.0,
+    seed: int = 0,
+    **_: Unpack[ScoringOptions],
+) -> SensitivityN:
+    """The correlation of the heatmap's sums and the lost scores for subsets of several sizes n.
+
+    {images}
+        fractions: for each n, the share of the cells that a subset removes, in (0, 1).
+        {subsets}
+        {scoring}
+
+    Returns:
+        `SensitivityN(fractions, correlations, value)`, see `faithfulness_correlation`.
+
+    {raises}
+
+    References:
+        Ancona et al., Towards Better Understanding of Gradient-based Attribution Methods (arXiv:1711.06104),
+        section 4.
+    """
+    shares = list(fractions) if isinstance(fractions, Iterable) else []
+    if not shares:
+        raise ValueError(f"fractions={fractions!r}; expected one or more numbers between 0 and 1")
+    every = [Removed(judged, share, num_subsets, grid, baseline, seed) for share in shares]
+    found = torch.stack([pearson(each.sums(judged.relevance), each.lost) for each in every], 1)
+    return SensitivityN(torch.tensor(shares).to(judged.x), found, found.mean(1))
+
+
+@metric("Infidelity", best="lowest")
+def infidelity(
+    judged: Judged,
+    *,
+    gradient: bool = False,
+    scaled: bool = True,
+    fraction: float = 0.2,
+    num_subsets: int = 100,
+    grid: int | None = 14,
+    baseline: Baseline = 0.0,
+    seed: int = 0,
+    **_: Unpack[ScoringOptions],
+) -> Values:
+    """The mean squared error of the heatmap as a linear model of what the score loses.
+
+    The mean over random subsets S of (β I·h − (p(x) − p(x without S)))², where I is 1 on S and 0 elsewhere.
+
+    {images}
+        gradient: whether the heatmap is a gradient: I is then x − baseline on S, the paper's perturbation.
+            Else it says, as class activation maps do, what each pixel contributes.
+        scaled: let β be the factor that makes the error least, as heatmaps in [0, 1] have no scale of their
+            own; else it is 1.
+        fraction: of the cells, how many a subset removes, in (0, 1).
+        {subsets}
+        {scoring}
+
+    Returns:
+        (B,), ≥ 0, in the score's unit squared; with `scaled` at most the mean square of what is lost.
+
+    {raises}
+
+    References:
+        Yeh et al., On the (In)fidelity and Sensitivity of Explanations (arXiv:1901.09392), definition 1.
+    """
+    for name, flag in (("gradient", gradient), ("scaled", scaled)):
+        checks.check_flag(name, flag)
+    removed = Removed(judged, fraction, num_subsets, grid, baseline, seed)
+    factor = (judged.x - baseline_images(baseline, judged.x)).sum(1) if gradient else 1.0
+    said, lost = removed.sums(judged.relevance * factor), removed.lost
+    if scaled:
+        power = said.square().sum(1, keepdim=True)
+        said = said * (said * lost).sum(1, keepdim=True) / torch.where(power > 0, power, 1.0)
+    return (said - lost).square().mean(1)
+
+
+class Removed:
+    """Random subsets of the cells of a grid, all of one size, and what the score loses without each.
+
+    Subset i is the first of the cells in an order that the seed and i alone decide, so that smaller subsets
+    are parts of larger ones. What the score loses does not depend on the heatmap: it is found once for all.
+    """
+
+    def __init__(
+        self,
+        judged: Judged,
+        fraction: float,
+        num_subsets: int,
+        grid: int | None,
+        baseline: Baseline,
+        seed: int,
+    ) -> None:
+        if not isinstance(fraction, Real) or isinstance(fraction, bool) or not 0 < fraction < 1:
+            raise ValueError(f"fraction={fraction!r}; expected a number between 0 and 1, both excluded")
+        checks.check_count("num_subsets", num_subsets, at_least=2)
+        checks.check_seed(seed)
+        self._judged, self._seed, self._baseline = judged, seed, baseline
+        self._cell = cells(tuple(judged.x.shape[2:]), grid).to(judged.x.device)
+        self._units = int(self._cell.max()) + 1
+        self._count = max(1, round(float(fraction) * self._units))
+        self._indices = torch.arange(num_subsets, device=judged.x.device)
+
+    @property
+    def lost(self) -> Tensor:
+        """What the score loses without each subset, (B, P)."""
+        key = ("lost", self._count, len(self._indices), self._units, comparable(self._baseline), self._seed)
+        return self._judged.scoring.once(key, self._losses)
+
+    def _losses(self) -> Tensor:
+        judged, count = self._judged, len(self._indices)
+        base = baseline_images(self._baseline, judged.x)
+        which = torch.arange(len(base), device=base.device).repeat_interleave(count)
+        without = lambda image, base, index: torch.where(self._taken(index)[self._cell], base, image)  # noqa: E731
+        scores = judged.scoring.perturbed(without, which, (self._indices.repeat(len(base)),), beside=(base,))
+        return judged.own[:, None] - scores.reshape(-1, count)
+
+    def sums(self, maps: Tensor) -> Tensor:
+        """The sums of maps (B, *size) over each subset, (B, P)."""
+        of_cells = cell_sums(maps, self._cell).T
+        summed = lambda index: self._taken(index).to(of_cells) @ of_cells  # noqa: E731
+        return torch.vmap(summed, chunk_size=self._judged.scoring.chunk_size)(self._indices).T
+
+    def _taken(self, index: Tensor) -> Bool[Tensor, " cells"]:
+        like = self._cell.new_empty(0, dtype=torch.float32)
+        draws = unchecked(uniform)(self._seed, index, (self._units,), like=like)
+        chosen = draws.argsort(stable=True)[: self._count]
+        taken = torch.zeros(self._units, dtype=torch.bool, device=draws.device)
+        return taken.scatter(0, chosen, torch.ones_like(chosen, dtype=torch.bool))
