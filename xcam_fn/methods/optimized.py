@@ -106,7 +106,8 @@ def curvecam(
     the fractional part of step · (√5 − 1) / 2; these fill [0, 1] evenly. The map is σ(u), zero where the
     score depends on no pixel. Three forwards and backwards through the whole network for each step.
 
-    It is made for the metrics that it is then best at: see what it does at others before you call it better.
+    It is made for the metrics that it is then best at, and places objects worse than the map that it begins
+    with.
 
     Args:
         method: whose map it begins with, a method or its name.
