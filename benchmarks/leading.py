@@ -1,8 +1,6 @@
 """Which method leads: XplainCAM's and those that search for their map, on photographs that none was tuned on.
 
-python -m benchmarks.leading PHOTOGRAPHS [--networks lite0 …] [--layers _blocks.15 default] [--kept FOLDER]
-
-Every second photograph is taken. Maps and scores are kept in a folder, and not computed again.
+python -m benchmarks.leading PHOTOGRAPHS: every second one is taken. What is computed is kept in a folder.
 """
 
 from __future__ import annotations
@@ -14,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,10 +26,9 @@ METHODS = (
     "gradcam", "gradcam_pp", "xgradcam", "layercam", "groupcam", "scorecam", "ablationcam", "iscam",
     "unioncam", "fusioncam", "opticam", "curvecam",
 )  # fmt: skip
-JUDGED = ("average_drop", "increase_in_confidence", "insertion", "deletion")
-FORMULAS: list[Any] = [METRICS[name].formula for name in JUDGED]
-HEADER = ["method", *(METRICS[name].title for name in JUDGED), "Complexity", "In its cell"]
-STEPS = 20  # of a curve
+JUDGED: list[Any] = [METRICS[n] for n in ("average_drop", "increase_in_confidence", "insertion", "deletion")]
+HEADER = ["method", *(metric.title for metric in JUDGED), "Complexity", "In its cell"]
+Kept = dict[str, Tensor]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,36 +37,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("photographs", type=Path, help="a folder")
     parser.add_argument("--networks", nargs="+", default=["lite0"], help="as for xcam_fn.models.load")
     parser.add_argument("--layers", nargs="+", default=["_blocks.15", "default"], help="of each network")
-    parser.add_argument("--count", type=int, default=None, help="photographs at most; all by default")
-    parser.add_argument("--without", nargs="+", default=[], help="methods that are left out")
-    parser.add_argument("--mosaics", action="store_true", help="also look at mosaics of four photographs")
+    parser.add_argument("--methods", nargs="+", default=METHODS, help="the last is compared with the others")
+    parser.add_argument("--count", type=int, help="photographs at most; all by default")
+    parser.add_argument("--mosaics", type=int, default=0, help="how many, of four photographs each")
     parser.add_argument("--kept", type=Path, default=Path("leading"), help="where maps and scores are kept")
     options = parser.parse_args(arguments)
-    options.kept.mkdir(parents=True, exist_ok=True)
-    names = [name for name in METHODS if name not in options.without]
+    options.kept.mkdir(exist_ok=True)
     for network in options.networks:
         loaded = xf.models.load(network)
         files = sorted(options.photographs.glob("*.jpg"))[1::2][: options.count]
         x = torch.cat([xf.images.prepare(file, loaded.preset)[0] for file in files])
         for layer in options.layers:
             at = f"{options.kept}/{network}~{layer}~{len(x)}"
-            scores = judged(loaded.model, layer, x, names, at, mosaics=options.mosaics)
-            print(f"## {network}, layer {layer}, {len(x)} photographs\n\n{leaderboard(scores)}\n", flush=True)
+            scores = judged(loaded.model, layer, x, options.methods, at, options.mosaics)
+            print(f"## {network}, layer {layer}, {len(x)} photographs\n\n{leaderboard(scores)}\n")
 
 
-def judged(
-    model: nn.Module, layer: str, x: Tensor, names: Sequence[str], at: str, *, mosaics: bool
-) -> dict[str, Tensor]:
+def judged(model: nn.Module, layer: str, x: Tensor, names: Sequence[str], at: str, mosaics: int) -> Kept:
     """The scores of each method, (B, 6): the four metrics, what its map covers, what is in the right cell."""
     cls = torch.cat([model(one[None]).detach().argmax(1) for one in x])
 
-    def mapped(images: Sequence[Tensor], classes: Sequence[Tensor], few: Sequence[str]) -> dict[str, Tensor]:
-        few_samples: Any = {"iscam": {"num_samples": 2}}
-        methods = {n: xf.find_method(n, **few_samples.get(n, {})) for n in few}
+    def mapped(images: Sequence[Tensor], classes: Sequence[Tensor], few: Sequence[str]) -> Kept:
+        of = {n: xf.iscam.with_options(num_samples=2) if n == "iscam" else xf.METHODS[n] for n in few}
         place = None if layer == "default" else layer
-        found = [
-            xf.explain_all(model, place, one, c, methods) for one, c in zip(images, classes, strict=True)
-        ]
+        found = [xf.explain_all(model, place, one, c, of) for one, c in zip(images, classes, strict=True)]
         return {name: torch.cat([each[name] for each in found]) for name in few}
 
     def scored(name: str) -> Tensor:
@@ -76,28 +68,24 @@ def judged(
         for one, c, heatmap in zip(x.split(1), cls.tolist(), maps[name].split(1), strict=True):
             with one_class_scoring(model, one, c) as scoring:
                 it = Judged(scoring, heatmap.clamp(0, 1))
-                found = [of(it) for of in FORMULAS[:2]] + [of(it, steps=STEPS).auc for of in FORMULAS[2:]]
-            rows.append(torch.cat([*found, heatmap.mean()[None]]))
+                found = [m.formula(it) for m in JUDGED[:2]]
+                found += [m.formula(it, steps=20).auc for m in JUDGED[2:]]
+            rows.append(torch.cat([*found, heatmap.mean()[None], torch.tensor([torch.nan])]))
         return torch.stack(rows)
 
     maps = kept(f"{at}~maps", names, lambda few: mapped(x.split(1), cls.split(1), few))
     scores = kept(f"{at}~scores", names, lambda few: {name: scored(name) for name in few})
-    half = F.interpolate(x, scale_factor=0.5, mode="bilinear", antialias=True)[: len(x) // 4 * 4].split(4)
-    tiled = [torch.cat([torch.cat([*four[:2]], 2), torch.cat([*four[2:]], 2)], 1)[None] for four in half]
-    four = cls[None].split(4, 1)[: len(tiled)]
-    located = kept(f"{at}~mosaics", names, lambda few: mapped(tiled, four, few)) if mosaics else {}
-    for name in names:
-        own = x.new_full((len(x),), torch.nan)
-        if mosaics:
-            cells = F.adaptive_avg_pool2d(located[name], 2).flatten(2)  # (mosaics, 4 classes, 4 cells)
-            own[: 4 * len(tiled)] = (cells.diagonal(dim1=1, dim2=2) / cells.sum(2).clamp(min=1e-9)).flatten()
-        scores[name] = torch.cat([scores[name], own[:, None]], 1)
+    if mosaics:
+        smaller = F.interpolate(x[: 4 * mosaics], scale_factor=0.5, mode="bilinear", antialias=True)
+        tiled = rearrange(smaller, "(m a b) c h w -> m 1 c (a h) (b w)", a=2, b=2)
+        four = cls[: 4 * mosaics].reshape(-1, 1, 4)
+        for name, found in kept(f"{at}~mosaics", names, lambda few: mapped([*tiled], [*four], few)).items():
+            sums = F.adaptive_avg_pool2d(found, 2).flatten(2) + 1e-12  # (mosaics, 4 classes, 4 cells)
+            scores[name][: 4 * mosaics, -1] = (sums.diagonal(dim1=1, dim2=2) / sums.sum(2)).flatten()
     return scores
 
 
-def kept(
-    at: str, names: Sequence[str], compute: Callable[[list[str]], dict[str, Tensor]]
-) -> dict[str, Tensor]:
+def kept(at: str, names: Sequence[str], compute: Callable[[list[str]], Kept]) -> Kept:
     """What lies in a file for each method; those that are missing are computed together and put there."""
     missing = [name for name in names if not Path(f"{at}~{name}.pt").exists()]
     for name, found in compute(missing).items() if missing else ():
@@ -105,32 +93,26 @@ def kept(
     return {name: torch.load(f"{at}~{name}.pt") for name in names}
 
 
-def leaderboard(scores: dict[str, Tensor]) -> str:
+def leaderboard(scores: Kept) -> str:
     """Means with 95 % intervals and p values: Wilcoxon's test against the last method, corrected by Holm."""
     *others, last = scores
-    differences = [(scores[last] - scores[name])[:, :4].double().numpy() for name in others]
-    tested: list[Any] = [stats.wilcoxon(each, axis=0) for each in differences]
-    raw = np.array([one.pvalue for one in tested])
-    corrected, rows = dict(zip(others, holm(raw), strict=True)), []
+    tested: list[Any] = [stats.wilcoxon((scores[last] - scores[n])[:, :4].double(), axis=0) for n in others]
+    corrected = dict(zip(others, holm(np.nan_to_num([one.pvalue for one in tested], nan=1.0)), strict=True))
+    rows = []
     for name, found in scores.items():
-        cells = []
-        for i, column in enumerate(found.double().T.numpy()):
-            values, rng = column[~np.isnan(column)], np.random.default_rng(0)
-            if not len(values):
-                cells.append("–")
-                continue
-            ends = stats.bootstrap((values,), np.mean, rng=rng, method="percentile").confidence_interval
+        columns = [column[~np.isnan(column)] for column in found.double().T.numpy()]
+        rows.append([xf.METHODS[name].title])
+        for i, values in enumerate(columns[: 5 + bool(len(columns[5]))]):
+            low, high = stats.bootstrap((values,), np.mean, method="percentile", rng=0).confidence_interval
             p = f" p {corrected[name][i]:.2g}" if name != last and i < 4 else ""
-            cells.append(f"{values.mean():.3f} ({ends.low:.2f}–{ends.high:.2f}){p}")
-        rows.append([xf.METHODS[name].title, *cells])
-    return table(HEADER, rows)
+            rows[-1].append(f"{values.mean():.3f} ({low:.2f}–{high:.2f}){p}")
+    return table(HEADER[: len(rows[0])], rows)
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """P values (methods, metrics) corrected for their number, all together; NaN where nothing differs."""
-    p = np.nan_to_num(p, nan=1.0)
-    order = p.flatten().argsort()
-    scaled = np.maximum.accumulate(p.flatten()[order] * (p.size - np.arange(p.size))).clip(max=1)
+    """P values (methods, metrics) corrected for their number, all together."""
+    order = p.argsort(axis=None)
+    scaled = np.maximum.accumulate(p.flat[order] * np.arange(p.size, 0, -1)).clip(max=1)
     return scaled[order.argsort()].reshape(p.shape)
 
 
