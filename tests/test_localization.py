@@ -226,9 +226,13 @@ class Disconnected(nn.Module):
         return self.fc(self.pool(features).flatten(1))
 
 
-# Methods that leave the cell, rightly: they look at no class, at concepts of all cells, or through random masks.
-LEAVING = {"eigencam", "kpcacam", "fem", "randomcam", "deep_feature_factorization", "sscam", "rise"}
-LACKING = {"legrad", "refinecam"}  # no attention, no other layer
+# Methods that leave the cell, rightly: they look at no class or at concepts of all cells, through random masks or
+# windows across cells, at norms over the channels of all cells, or search among maps that are nowhere zero.
+LEAVING = {
+    "eigencam", "kpcacam", "fem", "randomcam", "deep_feature_factorization", "sidu", "sscam", "rise",
+    "occlusion", "normgrad", "opticam", "curvecam",
+}  # fmt: skip
+LACKING = {*networks.OF_ATTENTION, "refinecam"}  # no attention, no other layer
 
 
 def test_methods_stay_in_the_cell_that_the_head_sees():
