@@ -232,7 +232,7 @@ LEAVING = {
     "eigencam", "kpcacam", "fem", "randomcam", "deep_feature_factorization", "sidu", "sscam", "rise",
     "occlusion", "normgrad", "opticam", "curvecam",
 }  # fmt: skip
-LACKING = {*networks.OF_ATTENTION, "refinecam"}  # no attention, no other layer
+LACKING = {*networks.OF_ATTENTION, "cameras", "refinecam"}  # no attention, one size, no other layer
 
 
 def test_methods_stay_in_the_cell_that_the_head_sees():
