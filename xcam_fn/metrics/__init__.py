@@ -3,6 +3,7 @@
 Data sets, files and statistics belong in `evaluate`, figures in `plot`.
 """
 
+from xcam_fn.metrics.accumulated import torchmetric
 from xcam_fn.metrics.curves import (
     Curve,
     deletion,
@@ -39,7 +40,7 @@ from xcam_fn.metrics.of_method import (
 )
 from xcam_fn.metrics.randomization import efficient_mprt, parameter_randomization, random_logit
 from xcam_fn.metrics.subsets import SensitivityN, faithfulness_correlation, infidelity, sensitivity_n
-from xcam_fn.metrics.table import GRID, LOCALIZATION, METRICS, STANDARD, torchmetric
+from xcam_fn.metrics.table import GRID, LOCALIZATION, METRICS, STANDARD
 
 __all__ = [
     "GRID", "LOCALIZATION", "METRICS", "STANDARD", "Curve", "Explainer", "Judged", "Metric", "Mosaics",

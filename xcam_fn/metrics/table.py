@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack
 
 import torch
 from jaxtyping import Float
@@ -43,9 +43,6 @@ from xcam_fn.metrics.subsets import SensitivityN, faithfulness_correlation, infi
 from xcam_fn.scoring.running import RunningOptions
 from xcam_fn.targets import Classes
 
-if TYPE_CHECKING:
-    import torchmetrics
-
 _ALL: tuple[Any, ...] = (
     average_drop, increase_in_confidence, average_gain, insertion, deletion, symmetric_relevance_gain, irof,
     road, faithfulness_correlation, sensitivity_n, infidelity, complexity, entropy, sparseness, coherency,
@@ -72,25 +69,6 @@ def one_each(found: Values | Curve | Road | SensitivityN) -> Values:
     if isinstance(found, Tensor):
         return found
     return found.auc if isinstance(found, Curve) else found.value
-
-
-def torchmetric(name: str, **options: Any) -> torchmetrics.Metric:
-    """Return a metric as a `torchmetrics.Metric`: its mean over the images of all batches and processes.
-
-    Its `update` takes `(model, x, heatmap, cls=None, method=None, layer=None)`, the last two where the metric
-    needs the method, and its `compute` returns the mean; of a curve it is the area's.
-
-    Args:
-        name: of the metric, in `METRICS`.
-        **options: the metric's keywords, and how images are scored: score, precision, chunk_size …
-
-    Raises:
-        ValueError: there is no such metric.
-        ImportError: torchmetrics is not installed.
-    """
-    from xcam_fn.metrics.accumulated import MeanMetric  # noqa: PLC0415, torchmetrics may not be there
-
-    return MeanMetric(name, **options)
 
 
 def judged(
