@@ -111,7 +111,7 @@ def enter(
 def _method(name: str, world: World) -> dict[str, Any]:
     world.is_transformer = name in networks.OF_ATTENTION or (
         world.is_transformer
-        and name not in ("cam", "refinecam", "guided_backprop", "guided_gradcam", "fullgrad")
+        and name not in ("cam", "cameras", "refinecam", "guided_backprop", "guided_gradcam", "fullgrad")
     )
     found = {**world.called(), **networks.QUICK.get(name, {})}
     if name == "cam":

@@ -293,7 +293,7 @@ def attention_rollout(call: Call) -> Tensor:
 
 
 @method(
-    "Transformer relevance (Chefer)", family="gradient", paper="arXiv:2103.15679",
+    "Chefer", family="gradient", paper="arXiv:2103.15679",
     summary="attention times its gradient, where positive, multiplied through all blocks", needs=_NEEDS,
 )  # fmt: skip
 def chefer(call: Call, *, signed: bool = False) -> Tensor:

@@ -279,7 +279,8 @@ class _PerImage(Target):
     functions: tuple[Callable[[Any], Tensor], ...]
 
     def fixed(self, output: Any) -> Fixed:
-        if not isinstance(output, (Tensor, list)) or (isinstance(output, Tensor) and output.ndim == 0):
+        has_rows = isinstance(output, Tensor) and output.ndim > 0 and output.layout == torch.strided
+        if not (has_rows or isinstance(output, list)):
             expected = "a tensor with a row for each image, or a list with something for each"
             raise TypeError(f"per_image: the model's output is {describe(output)}; expected {expected}")
         if len(output) != len(self.functions):
