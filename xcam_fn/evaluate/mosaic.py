@@ -53,9 +53,7 @@ class Mosaic(NamedTuple):
         size = None if self.side == self.n * preset.crop else (self.side, self.side)
         x = arranged(torch.cat([x for x, _ in pairs]), self.n, size)
         pixels = torch.stack([torch.from_numpy(picture).movedim(-1, 0).float() for _, picture in pairs])
-        small = (
-            preset.crop // self.n * self.n
-        )  # of each cell's row there is one: a picture as one photograph's
+        small = preset.crop // self.n * self.n  # each cell has a row: its picture is as a photograph's
         picture = arranged(pixels, self.n, (small, small))[0].movedim(0, -1)
         return x, picture.round().clamp(0, 255).byte().numpy()
 

@@ -17,12 +17,8 @@ from xcam_fn.evaluate.dataset import Photograph
 from xcam_fn.models import images
 
 Box = tuple[float, float, float, float]
-_WRONG = (
-    ValueError,
-    LookupError,
-    TypeError,
-    OverflowError,
-)  # what entries that are not as they should be raise
+# What entries that are not as they should be raise.
+_WRONG = (ValueError, LookupError, TypeError, OverflowError)
 
 
 class Region(NamedTuple):

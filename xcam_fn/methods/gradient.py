@@ -165,8 +165,8 @@ def smoothgradcam_pp(
         Omeiza et al. (arXiv:1908.01224).
     """
     x, fixed = call.x, call.explained().cls
-    A, here = call.features, call.pinned()
-    summed = A
+    A = summed = call.features
+    here = call.pinned()
     G, powers = torch.zeros(()), [torch.zeros(())] * 3
     for j in range(num_samples):
         noisy = here.of(x + std * normal(seed, j, tuple(x.shape[1:]), like=x), fixed)

@@ -24,6 +24,7 @@ from xcam_fn.metrics.judged import (
     own_keywords,
 )
 from xcam_fn.metrics.of_map import average_drop, complexity
+from xcam_fn.network.copies import name_of
 from xcam_fn.network.target_layer import Layer
 from xcam_fn.perturb import uniform
 from xcam_fn.targets.classes import Classes
@@ -81,7 +82,8 @@ def named(model: nn.Module, layer: Layer) -> Layer:
     """The layer by its name, by which it is found in copies of the model too."""
     if not isinstance(layer, nn.Module):
         return layer
-    return next((name for name, module in model.named_modules() if module is layer), layer)
+    name = name_of(model, layer)
+    return layer if name is None else name
 
 
 @method_metric("Coherency")
