@@ -120,7 +120,7 @@ def test_attention_to_all_alike_rolls_out_evenly():
     case = small_transformer()
     with torch.no_grad():
         for block in case.model.get_submodule("blocks").children():
-            block.attn.qkv.weight[:8] = block.attn.qkv.bias[:8] = 0
+            block.self_attn.in_proj_weight[:8] = block.self_attn.in_proj_bias[:8] = 0
     ours = xf.attention_rollout(case.model, None, case.x, postprocess=None)
     torch.testing.assert_close(ours, torch.full((3, 5, 7), (1 - 0.5**2) / 36, dtype=torch.float64))
 

@@ -298,11 +298,13 @@ def test_legrad_is_the_gradient_to_the_attention():
     tokens = torch.cat([model.class_token, model.patches(case.x[:1]).flatten(2).mT], 1) + model.position
     expected = torch.zeros(35, dtype=torch.float64)
     for block in model.blocks:
-        q, k, v = block.attn.qkv(block.norm1(tokens)).reshape(36, 3, 2, 4).permute(1, 2, 0, 3)
+        attn = block.self_attn
+        qkv = F.linear(block.norm1(tokens), attn.in_proj_weight, attn.in_proj_bias)
+        q, k, v = qkv.reshape(36, 3, 2, 4).permute(1, 2, 0, 3)
         attention = (q @ k.mT / 2).softmax(-1).detach().requires_grad_()
-        attended = block.attn.proj((attention @ v).permute(1, 0, 2).reshape(1, 36, 8))
+        attended = attn.out_proj((attention @ v).permute(1, 0, 2).reshape(1, 36, 8))
         after = tokens.detach() + attended
-        after = after + block.mlp(block.norm2(after))
+        after = after + block.linear2(F.gelu(block.linear1(block.norm2(after))))
         (gradient,) = torch.autograd.grad(model.fc(model.norm(after)[:, 0])[0, cls], attention)
         expected += gradient.relu().mean((0, 1))[1:] / 2
         tokens = block(tokens)

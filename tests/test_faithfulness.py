@@ -370,7 +370,7 @@ BAD = {
     "fraction": (lambda: xf.faithfulness_correlation(MODEL, X, HEAT, fraction=1.0), ValueError, r"fraction=1.0; expected a number between 0 and 1"),
     "fractions": (lambda: xf.sensitivity_n(MODEL, X, HEAT, fractions=[]), ValueError, r"fractions=\[\]; expected one or more"),
     "subsets": (lambda: xf.infidelity(MODEL, X, HEAT, num_subsets=1), ValueError, r"num_subsets=1 is out of range"),
-    "gradient": (lambda: xf.infidelity(MODEL, X, HEAT, gradient=1), TypeError, r"gradient is a int; expected True or False"),
+    "gradient": (lambda: xf.infidelity(MODEL, X, HEAT, gradient=1), TypeError, r"gradient=1 is a int; expected True or False"),
     "grid": (lambda: xf.irof(MODEL, X, HEAT, grid=None), TypeError, r"grid=None is a NoneType"),
     "no grid": (lambda: xf.infidelity(MODEL, X, HEAT, grid=0), ValueError, r"grid=0 is out of range"),
     "logit": (lambda: xf.average_gain(MODEL, X, HEAT, score="logit"), ValueError, r"average_gain: scores of .*expected probabilities"),

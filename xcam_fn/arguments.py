@@ -6,7 +6,7 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin
 
 import numpy as np
@@ -27,7 +27,7 @@ Percentile = Annotated[float, ("at_least", 0), ("at_most", 100)]
 
 _WORDS: dict[Any, str] = {
     bool: "True or False", int: "a whole number", float: "a number", str: "a name", type(None): "None",
-    Callable: "a callable", Sequence: "a list",
+    Callable: "a callable", Sequence: "a list", Iterable: "an iterable",
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from xcam_fn import checks
-from xcam_fn.arguments import Count, checked
+from xcam_fn.arguments import Count, checked, unchecked
 
 Maps = Float[Tensor, "..."]
 _MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
@@ -76,10 +76,6 @@ def _scaled(cam: Tensor, resized: Tensor, axes: int) -> Tensor:
 @checked
 def resize(cam: Maps, size: Sequence[int], *, align_corners: bool = False) -> Maps:
     """The maps (..., *spatial) at another size, (..., *size), (bi-, tri-)linear, by areas or by corners."""
-    return _resized(cam, size, align_corners=align_corners)
-
-
-def _resized(cam: Tensor, size: Sequence[int], *, align_corners: bool = False) -> Tensor:
     axes = len(size)
     if axes not in _MODES or any(length < 1 for length in size):
         given = tuple(size)
@@ -92,16 +88,18 @@ def _resized(cam: Tensor, size: Sequence[int], *, align_corners: bool = False) -
     return flat.reshape(*maps, *size)
 
 
+_resized = unchecked(resize)
+
+
 @checked
 def minmax(cam: Maps, axes: Count) -> Maps:
     """Each map, the last axes, scaled to [0, 1] by its own ends; a constant map gives zeros, never NaN."""
-    return _unit(cam, axes)
-
-
-def _unit(cam: Tensor, axes: int) -> Tensor:
     low, high = _ends(cam, axes)
     spread = high - low
     return torch.where(spread > 0, (cam - low) / torch.where(spread > 0, spread, 1.0), 0.0)
+
+
+_unit = unchecked(minmax)
 
 
 def _ends(cam: Tensor, axes: int) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, NamedTuple
@@ -69,15 +68,11 @@ def perturbation_scores(
                 said = f"chunk_size={chunk_size}: a chunk of perturbed images does not fit into memory"
                 raise MemoryError(f"{said}; try chunk_size={max(1, chunk_size // 4)}") from error
             raise
-        fits = functools.partial(_has_rows, images.shape[0])
+        fits = lambda found, images=images: found.ndim in (1, 2) and len(found) == len(images)  # noqa: E731
         checks.check_returned("score", found, "scores (p, n), a row for each perturbed image", fits)
         _check_finite(found, images, chunk.start)
         _keep(scores, found, chunk, len(which))
     return scores[0] if len(scores) == 1 else torch.cat(scores)
-
-
-def _has_rows(count: int, found: Tensor) -> bool:
-    return found.ndim in (1, 2) and found.shape[0] == count
 
 
 def _keep(scores: list[Tensor], found: Tensor, chunk: slice, count: int) -> None:

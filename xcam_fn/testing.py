@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from xcam_fn import checks
 from xcam_fn.arguments import Count, checked
@@ -107,32 +106,6 @@ def _case(model: nn.Module, layer: str, seed: int, batch: int, size: tuple[int, 
 Make = Callable[..., Case]
 
 
-class _Attention(nn.Module):
-    """Self-attention of two heads."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.qkv, self.proj = nn.Linear(8, 24), nn.Linear(8, 8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = rearrange(self.qkv(x), "b t (n h d) -> n b h t d", n=3, h=2).unbind()
-        attended = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(rearrange(attended, "b h t d -> b t (h d)"))
-
-
-class _Block(nn.Module):
-    """Attention and a small network, each after a norm and beside a skip connection."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm1, self.norm2, self.attn = nn.LayerNorm(8), nn.LayerNorm(8), _Attention()
-        self.mlp = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
-
-
 class _Transformer(nn.Module):
     """Patches and a class token through two blocks; the class token is classified."""
 
@@ -142,7 +115,10 @@ class _Transformer(nn.Module):
         self.class_token = nn.Parameter(torch.zeros(1, 1, 8))
         self.position = nn.Parameter(torch.zeros(1, patches + 1, 8))
         self.dropout = nn.Dropout(0.1)
-        self.blocks = nn.Sequential(_Block(), _Block())
+        self.blocks = nn.Sequential(*(
+            nn.TransformerEncoderLayer(8, 2, 16, activation="gelu", batch_first=True, norm_first=True)
+            for _ in range(2)
+        ))  # fmt: skip
         self.norm, self.fc = nn.LayerNorm(8), nn.Linear(8, 5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -255,8 +231,8 @@ def _takes_batches_and_classes(run: Run, make: Make) -> None:
 
 # The parameters of the two small networks that have the channels of their layer as an axis, and which.
 _CHANNEL_AXES = {
-    r"^features\.3\.": 0, r"^patches\.": 0, r"^class_token|^position": 2, r"norm": 0, r"qkv\.weight": 1,
-    r"proj\.": 0, r"mlp\.0\.weight": 1, r"mlp\.2\.": 0, r"^fc\.weight": 1,
+    r"^features\.3\.": 0, r"^patches\.": 0, r"^class_token|^position": 2, r"norm": 0, r"in_proj_weight": 1,
+    r"out_proj\.": 0, r"linear1\.weight": 1, r"linear2\.": 0, r"^fc\.weight": 1,
 }  # fmt: skip
 
 

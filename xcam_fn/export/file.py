@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from xcam_fn.docstrings import documented
 from xcam_fn.export.program import OUTPUTS, Explanation, explanation, silent
 from xcam_fn.network.target_layer import Layer
 
@@ -33,6 +34,7 @@ class Exported(NamedTuple):
     difference: float
 
 
+@documented
 def onnx(
     model: nn.Module,
     layer: Layer,
@@ -48,15 +50,13 @@ def onnx(
     [0, 1] and `class` (batch,), for any batch. onnxruntime runs it without torch.
 
     Args:
-        model: the network, in evaluation mode; it is never touched.
-        layer: a name, a module of the model, or None for `default_layer`.
         x: (B, C, *size), images of the size that the file is to take; it is checked on them.
         path: where to write; what is there is replaced once the new file has been checked.
         method: one of `METHODS_THAT_EXPORT`.
         cls: the class that is explained; None for the predicted one of each image.
 
     Raises:
-        ValueError: as `program`; or an operator has no ONNX counterpart, or the file computes something else.
+        ValueError: as `program`; an operator has no ONNX counterpart, or the file computes something else.
         ImportError: the extra "export" is not installed.
         OSError: the file cannot be written.
     """
@@ -98,7 +98,7 @@ def pt2(
 ) -> Exported:
     """One `.pt2` file that predicts and explains, for `torch.export.load`.
 
-    It is written and checked as by `onnx`, takes the same arguments and raises the same, but needs no extra.
+    It is written and checked as by `onnx`, and raises the same, but needs no extra.
     """
 
     def load(file: Path) -> Run:
@@ -107,6 +107,9 @@ def pt2(
 
     explained = explanation(model, layer, x, method, cls)
     return _written(Path(path), torch.export.save, load, explained, x)
+
+
+documented(pt2, onnx)
 
 
 def _written(

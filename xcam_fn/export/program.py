@@ -7,7 +7,7 @@ import io
 import itertools
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from xcam_fn import weights
-from xcam_fn.export.operators import PlainMean, table
+from xcam_fn.docstrings import documented
 from xcam_fn.maps import heatmap
 from xcam_fn.methods import METHODS
 from xcam_fn.methods.call import Call
@@ -25,13 +27,14 @@ from xcam_fn.methods.catalog import own_name
 from xcam_fn.network.split import default_layer
 from xcam_fn.network.target_layer import Layer
 from xcam_fn.targets import class_index, logits
-from xcam_fn.torch_state import pytree
+from xcam_fn.torch_state import decompositions, pytree
 
 METHODS_THAT_EXPORT = ("gradcam", "gradcam_pp", "xgradcam", "layercam", "hirescam", "ablationcam")
 OUTPUTS = ("logits", "heatmap", "class")
 _ABLATED_AT_ONCE = 128
 
 
+@documented
 def program(
     model: nn.Module,
     layer: Layer,
@@ -43,8 +46,6 @@ def program(
     """The model and its explanation as one `torch.export` program, for batches of any length.
 
     Args:
-        model: the network, in evaluation mode; it is never touched.
-        layer: a name, a module of the model, or None for `default_layer`.
         x: (B, C, *size), images of the size that the program is to take.
         method: one of `METHODS_THAT_EXPORT`.
         cls: the class that is explained; None for the predicted one of each image.
@@ -53,8 +54,7 @@ def program(
         The program: image (B, C, *size) to logits (B, classes), heatmap (B, *size) in [0, 1] and class (B,).
 
     Raises:
-        ValueError: bad x, layer or class, a method that cannot be exported, or a model that cannot be traced.
-        TypeError: an argument is of the wrong kind.
+        ValueError: a method that cannot be exported, or a model that cannot be traced.
     """
     return explanation(model, layer, x, method, cls).traced(x)
 
@@ -83,8 +83,8 @@ class Explanation:
         options: dict[str, Any] = {"tracing_mode": "symbolic", "_allow_non_fake_inputs": True}
         with silent():
             try:
-                with PlainMean():
-                    graph: Any = make_fx(self, decomposition_table=table(), **options)(sample)
+                with _PlainMean():
+                    graph: Any = make_fx(self, decomposition_table=_decompositions(), **options)(sample)
                 for node in graph.graph.find_nodes(op="placeholder"):
                     node.target = node.name = "image"
                 graph.recompile()
@@ -157,3 +157,54 @@ def silent() -> Iterator[None]:
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
+
+
+# -- operators of backward passes that ONNX lacks, each as operators that it has ----------------------------
+
+_aten = torch.ops.aten
+
+
+class _PlainMean(TorchFunctionMode):
+    """Global average pooling as the mean that it is: its own kernel also sets strides, which ONNX has not."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        sizes = (1, (1, 1), [1, 1])
+        if func is F.adaptive_avg_pool2d and [*args[1:], *(kwargs or {}).values()][0] in sizes:
+            return args[0].mean((-2, -1), keepdim=True)
+        return func(*args, **(kwargs or {}))
+
+
+def _decompositions() -> dict[Any, Callable[..., Any]]:
+    """What each operator is decomposed into: torch's own for every backward pass that it has one for."""
+    return {
+        **decompositions([getattr(_aten, name) for name in dir(_aten) if "_backward" in name]),
+        _aten._adaptive_avg_pool2d_backward.default: _adaptive_average_backward,
+        _aten.convolution_backward.default: _convolution_backward,
+    }
+
+
+def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, _: Any, *options: Any) -> Any:
+    """The gradient to the input alone, which is a transposed convolution."""
+    stride, padding, dilation, transposed, _, groups, wanted = options
+    if transposed or wanted[1] or wanted[2]:
+        return NotImplemented
+    sizes = zip(x.shape[2:], grad.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+    left_over = [
+        int(size) - ((int(out) - 1) * s - 2 * p + d * (kernel - 1) + 1)
+        for size, out, kernel, s, p, d in sizes
+    ]
+    back = _aten.convolution.default(grad, weight, None, stride, padding, dilation, True, left_over, groups)
+    return back, None, None
+
+
+def _adaptive_average_backward(grad: Tensor, pooled: Tensor) -> Tensor:
+    """Each output position's gradient, spread evenly over the positions that it is the mean of."""
+    for axis in (-2, -1):
+        positions, size = int(grad.shape[axis]), int(pooled.shape[axis])
+        ends = [(i * size // positions, -(-(i + 1) * size // positions)) for i in range(positions)]
+        rows = [[(start <= i < end) / (end - start) for i in range(size)] for start, end in ends]
+        spread = torch.tensor(rows, dtype=grad.dtype, device=grad.device)
+        grad = (grad.transpose(axis, -1) @ spread).transpose(axis, -1)
+    return grad

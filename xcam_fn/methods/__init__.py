@@ -11,7 +11,6 @@ from xcam_fn.methods import (
     full_gradient,
     fusion,
     gradient,
-    hiding,
     input_gradient,
     optimized,
     perturbation,
@@ -26,7 +25,6 @@ from xcam_fn.methods.factorization import *  # noqa: F403
 from xcam_fn.methods.full_gradient import *  # noqa: F403
 from xcam_fn.methods.fusion import *  # noqa: F403
 from xcam_fn.methods.gradient import *  # noqa: F403
-from xcam_fn.methods.hiding import *  # noqa: F403
 from xcam_fn.methods.input_gradient import *  # noqa: F403
 from xcam_fn.methods.method import Method
 from xcam_fn.methods.optimized import *  # noqa: F403
@@ -35,7 +33,7 @@ from xcam_fn.methods.together import *  # noqa: F403
 from xcam_fn.methods.wrappers import *  # noqa: F403
 
 VARIANTS = freeze(
-    gradient, attention, input_gradient, full_gradient, activation, perturbation, hiding, ablation,
+    gradient, attention, input_gradient, full_gradient, activation, perturbation, ablation,
     factorization, optimized, fusion, wrappers,
 )  # fmt: skip
 """For each library the methods that it has, and the keywords with which ours computes its map."""
@@ -47,7 +45,6 @@ __all__ += input_gradient.__all__
 __all__ += full_gradient.__all__
 __all__ += activation.__all__
 __all__ += perturbation.__all__
-__all__ += hiding.__all__
 __all__ += ablation.__all__
 __all__ += factorization.__all__
 __all__ += optimized.__all__

@@ -1,23 +1,155 @@
-"""Methods that change the features: what the score does when a channel or a position is hidden."""
+"""Methods that hide something: a channel or a position of the features, a part of the image."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from xcam_fn import checks
-from xcam_fn.arguments import Count
-from xcam_fn.maps import precise
+from xcam_fn.arguments import Count, Positive, Share
+from xcam_fn.maps import minmax, precise, resize
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import method
 from xcam_fn.methods.options import Channels, Score
-from xcam_fn.methods.perturbation import in_budget, projected, without
+from xcam_fn.methods.perturbation import in_budget, masking, projected, without
+from xcam_fn.perturb import Baseline, baseline_images, distinct_maps, scatter_scores
+from xcam_fn.scoring.running import Running, RunningOptions
 from xcam_fn.targets import Classes
+from xcam_fn.targets.classes import logits
+from xcam_fn.targets.outputs import describe
 from xcam_fn.weights import Projection
 
-__all__ = ["ablationcam", "reciprocam"]
+__all__ = ["ablationcam", "occlusion", "reciprocam", "sidu"]
+
+Lengths = Count | Sequence[Count] | None
+
+
+@method(
+    "Occlusion", family="perturbation", paper="arXiv:1311.2901",
+    summary="what the score loses where a sliding window hides the image; needs no layer",
+)  # fmt: skip
+def occlusion(
+    call: Call,
+    *,
+    window: Lengths = None,
+    stride: Lengths = None,
+    baseline: Baseline = 0.0,
+    score: Score = "probability",
+    **options: Unpack[RunningOptions],
+) -> Tensor:
+    """Occlusion: each pixel's value is what the score loses, on average, under the windows that hide it.
+
+    d_m = p(x) − p(x with x₀ inside window m); the map is Σ_m [i ∈ m] d_m / Σ_m [i ∈ m] at pixel i. The first
+    window lies at the start of each axis, the next one a stride further, the last is cut off at the end. One
+    forward for each: 169 for 224 × 224 pixels where nothing else is said. The layer is not used, and the
+    model may be None where `scorer` stands in for it.
+
+    Args:
+        window: its length along each axis, pixels, one int for all or one an axis, no more than the image's;
+            None for a quarter of the image's.
+        stride: from one window to the next, pixels, in the same ways, no more than the window's length; None
+            for a quarter of that.
+
+    References:
+        Zeiler and Fergus, Visualizing and Understanding Convolutional Networks (arXiv:1311.2901).
+    """
+    x, size = call.x, tuple(call.x.shape[2:])
+    lengths = _lengths("window", window, size, "the image")
+    steps = _lengths("stride", stride, lengths, "the window")
+    spans = [_spans(*of_axis).to(x.device) for of_axis in zip(size, lengths, steps, strict=True)]
+    scoring = call.scoring(score, Running(**options))
+    places = torch.cartesian_prod(*[torch.arange(len(one), device=x.device) for one in spans])
+    places = places.reshape(-1, len(size)).unbind(1)
+    inside = [span[place] for span, place in zip(spans, places, strict=True)]
+    hidden = scoring.every(_hide, *inside, beside=(baseline_images(baseline, x),))
+    hidden = hidden.unflatten(1, [len(span) for span in spans]).movedim(-1, 1)
+    own = scoring.explained.own
+    maps = precise(own).reshape(*own.shape, *[1] * len(size)) - precise(hidden)
+    for span in spans:  # the axis goes last: all turn around once
+        share = span.to(maps) / span.sum(0)
+        maps = torch.einsum("bnm...,mp->bn...p", maps, share)
+    return maps
+
+
+def _lengths(name: str, given: Lengths, most: Sequence[int], of: str) -> list[int]:
+    """A length for each axis, no more than there is."""
+    if given is None:
+        return [math.ceil(length / 4) for length in most]
+    lengths = [given] * len(most) if isinstance(given, int) else list(given)
+    if len(lengths) != len(most) or any(own > length for own, length in zip(lengths, most, strict=False)):
+        raise ValueError(
+            f"{name}={given!r}: expected a length, or {len(most)}, no more than {of}'s: {tuple(most)} pixels"
+        )
+    return lengths
+
+
+def _spans(size: int, length: int, stride: int) -> Tensor:
+    """Whether each window along an axis holds each pixel, (windows, size)."""
+    first = torch.arange(math.ceil((size - length) / stride) + 1)[:, None] * stride
+    pixel = torch.arange(size)
+    return (pixel >= first) & (pixel < first + length)
+
+
+def _hide(image: Tensor, base: Tensor, *inside: Tensor) -> Tensor:
+    hidden = torch.ones((), dtype=torch.bool, device=image.device)
+    for along in inside:
+        hidden = hidden[..., None] & along
+    return torch.where(hidden, base, image)
+
+
+@method(
+    "SIDU", family="perturbation", paper="arXiv:2101.10710",
+    summary="channels weighted by how alike and how unique the output is that their masks keep",
+    needs="one output a class", cost=lambda channels: channels,
+)  # fmt: skip
+def sidu(
+    call: Call, *, threshold: Share = 0.5, std: Positive = 0.25, **options: Unpack[RunningOptions]
+) -> Tensor:
+    """SIDU: binary masks weighted by how alike the image's, and how unlike each other's, their outputs are.
+
+    B_k = [n(A_k) > τ], M_k = U(B_k); P_k are the probabilities of all classes for x ⊙ M_k, P those for x;
+    SD_k = exp(−|P − P_k|² / 2σ²), U_k = Σ_j |P_k − P_j|; the map is Σ SD_k U_k M_k, the same for every class.
+    One forward for each binary mask that is not equal to another.
+
+    Args:
+        threshold: τ, the share of a channel's range above which its mask shows the image, 0 to 1.
+        std: σ, how fast a mask that changes the probabilities loses weight, > 0.
+
+    Raises:
+        StructureError: a ValueError; the network's output is not one number a class.
+
+    References:
+        Muddamsetty et al. (arXiv:2101.10710).
+    """
+    x, A = call.x, precise(call.features)
+    try:
+        classes = logits(call.output).shape[1]
+    except ValueError as error:
+        raise checks.StructureError(
+            "sidu compares the probabilities of all classes, and what the network returns is "
+            f"{describe(call.output)}; expected logits (B, classes), or use scorecam with a target"
+        ) from error
+    every = torch.arange(classes, device=x.device).expand(len(x), -1)
+    scoring = call.asking(every).scoring("probability", Running(**options))
+    B = (minmax(A, A.ndim - 2) > threshold).to(A)
+    found = distinct_maps(B)
+    base = torch.zeros_like(x)
+    scores = scoring.perturbed(
+        masking(resize, tuple(x.shape[2:])), found.which, (found.maps,), beside=(base,)
+    )
+    P = precise(scatter_scores(scores, found, scoring.each(base)))
+    change = (precise(scoring.explained.own)[:, None] - P).square().sum(2)
+    # Not by matrix products, whose rounding would keep equal outputs apart.
+    distances = torch.cdist(P, P, compute_mode="donot_use_mm_for_euclid_dist")
+    w = torch.exp(-change / (2 * std**2)) * distances.sum(2)
+    return call.for_each_class(torch.einsum("bk,bk...->b...", w.to(B), B)[:, None])
+
+
+# -- of the features ----------------------------------------------------------------------------------------
 
 
 @method(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Concatenate, Literal, ParamSpec, cast
 
@@ -11,11 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from xcam_fn import checks, weights
-from xcam_fn.arguments import NonNegative, check, unchecked
+from xcam_fn.arguments import NonNegative, checked, unchecked
+from xcam_fn.docstrings import documented
 from xcam_fn.maps import precise
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import enter, method
-from xcam_fn.methods.method import Method, options_of
+from xcam_fn.methods.gradient import from_gradients
+from xcam_fn.methods.method import Method, method_of
 from xcam_fn.perturb import normal, uniform
 from xcam_fn.projections import kernel_component, principal_component
 from xcam_fn.targets import Classes, ClassScore
@@ -28,6 +29,7 @@ Maps = Float[Tensor, "B K *spatial"]
 Map = Float[Tensor, "B *spatial"]
 
 
+@checked
 def from_features(
     projection: Callable[Concatenate[Tensor, P], Tensor],
     *,
@@ -45,12 +47,7 @@ def from_features(
     Args:
         projection: `(A, **options)`, features (B, K, *spatial) to a map (B, *spatial). Its keywords become
             the method's.
-        name: the method's name; the function's own by default.
-        title: the method's name in print; its name by default.
-        paper: where it was published.
-        summary: what it does, in one line.
         family: "activation", or "baseline" for a map that explains nothing.
-        variants: for each library that defines it otherwise, the keywords that compute its map.
 
     Returns:
         The method: `(model, layer, x, cls=None, *, postprocess, create_graph, **options) -> heatmaps`.
@@ -66,17 +63,10 @@ def from_features(
         found = checks.check_returned("projection", cam(A, **options), expected, fits)
         return call.for_each_class(found[:, None])
 
-    run: Any = project
-    check("projection", projection, Callable)
-    check("variants", variants, Mapping | None)
-    for key, value in {"name": name, "title": title, "paper": paper, "summary": summary}.items():
-        check(key, value, str | None)
-    name = name or str(getattr(projection, "__name__", type(projection).__name__))
-    return Method(
-        run, name, title or name, family, paper, summary, variants=variants or {}, explains=(projection,),
-        single=True, keywords=options_of(projection, 1),
-        module=sys._getframe(1).f_globals.get("__name__", "__main__"),
-    )  # fmt: skip
+    return method_of(projection, 1, project, family, name, title, paper, summary, variants)
+
+
+documented(from_features, from_gradients)
 
 
 def _fem(A: Maps, *, k: NonNegative = 2.0, summed: Literal["masks", "features"] = "masks") -> Map:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from xcam_fn import checks
+from xcam_fn.network.activations import Rescale
 from xcam_fn.network.attention import StepByStep
 from xcam_fn.network.calls import outputs_agree, run_model
 from xcam_fn.network.copies import private_copy, unwrap
@@ -18,7 +19,6 @@ from xcam_fn.network.forward import forward_pass
 from xcam_fn.network.halves import Halves, halves
 from xcam_fn.network.passes import Pass
 from xcam_fn.network.places import ToSpatial, replaced
-from xcam_fn.network.rescale import Rescale
 from xcam_fn.network.split import checked_scores
 from xcam_fn.network.target_layer import Layer, find
 from xcam_fn.network.vjp import pulled_back, recording, records_nothing, vjp

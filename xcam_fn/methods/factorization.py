@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from xcam_fn import checks
 from xcam_fn.arguments import Count, Positive, checked
+from xcam_fn.docstrings import documented
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import method
 from xcam_fn.network.places import ToSpatial
@@ -39,6 +40,7 @@ class Concepts(NamedTuple):
     offset: Float[Tensor, " K"]
 
 
+@documented
 @checked
 def concepts(
     model: nn.Module,
@@ -57,23 +59,17 @@ def concepts(
     The same concept is then found in all of them: its maps show the parts that look alike to the network.
 
     Args:
-        model: the network, in evaluation mode; it is never touched.
-        layer: a name, a module of the model, or None for `default_layer`.
-        x: (B, C, *size), prepared images.
         num_concepts: m, ≥ 1, no more than there are channels or positions.
         init: where the factorization starts, as scikit-learn calls it: "nndsvda" or "random".
         tol: how little it still has to gain when it stops, > 0.
         max_iter: how many steps it takes at the most, ≥ 1.
         seed: of its random numbers.
-        to_spatial: where the layer returns tokens (B, T, K) or channels last, the function that selects and
-            arranges them as (B, K, *spatial); None finds it.
 
     Returns:
         `Concepts(vectors, maps, offset)`, by non-negative matrix factorization; `plot.concepts` draws them.
 
     Raises:
-        ValueError: a value is out of range or does not fit the layer, or scikit-learn is not installed.
-        TypeError: an argument is of the wrong kind.
+        ValueError: scikit-learn is not installed.
 
     References:
         Collins et al., Deep Feature Factorization (arXiv:1806.10206).

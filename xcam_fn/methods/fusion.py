@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from xcam_fn import checks, weights
 from xcam_fn.arguments import Count, Percentile, check, checked
+from xcam_fn.docstrings import documented
 from xcam_fn.maps import last_axes, minmax, resized_minmax
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import accepted, as_method, heatmaps_of, method
@@ -147,6 +148,7 @@ def _per_map(values: Tensor, maps: Tensor, axes: int) -> Tensor:
     return values.reshape(*maps.shape[: last_axes(maps, axes)[0]], *[1] * axes)
 
 
+@documented
 def gain(
     model: nn.Module,
     x: Images,
@@ -159,24 +161,12 @@ def gain(
     """Return the function that says what heatmaps gain: β = p(x ⊙ heatmap) − p(x₀), for `fuse` or by itself.
 
     Args:
-        model: the network, in evaluation mode; it is never touched.
-        x: (B, C, *size), prepared images.
-        cls: None for the predicted class of each image, an int, B ints, (B, n) ints for n classes of each
-            image, or a target, a callable from the output to one score for each image it is given.
-        baseline: x₀, the value used for hidden pixels: a number, a tensor or a callable of x.
-        score: what is explained of a class, "probability" or "logit".
         **options: precision, compile, scorer, chunk_size and progress, as for every perturbation method.
 
     Returns:
         `(*heatmaps) -> (m, B)` or `(m, B, n)`, for m heatmaps (B, *size) or (B, n, *size) in one go.
-
-    Raises:
-        ValueError: a value is out of range or does not fit the model or the batch.
-        TypeError: an argument is of the wrong kind.
     """
-    how = Running(**options)
-    checks.check_flag("compile", how.compile)
-    with scoring_of(model, x, cls, score, how, forwards=0) as scoring:
+    with scoring_of(model, x, cls, score, Running(**options), forwards=0) as scoring:
         return _gain(scoring, baseline)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec
 
@@ -10,11 +9,11 @@ import torch
 from torch import Tensor
 
 from xcam_fn import checks, projections, weights
-from xcam_fn.arguments import Count, NonNegative, Positive, check, unchecked
+from xcam_fn.arguments import Count, NonNegative, Positive, checked, unchecked
 from xcam_fn.maps import heatmap, precise, resize
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import enter, method, with_raw_maps
-from xcam_fn.methods.method import Method, Postprocess, options_of
+from xcam_fn.methods.method import Method, Postprocess, method_of
 from xcam_fn.network.places import ToSpatial
 from xcam_fn.network.target_layer import Layer
 from xcam_fn.perturb import Baseline, baseline_images, normal
@@ -61,6 +60,7 @@ else:
     GradientMethod = Method
 
 
+@checked
 def from_gradients(
     weighting: Callable[Concatenate[Tensor, Tensor, P], Tensor],
     *,
@@ -97,18 +97,8 @@ def from_gradients(
         G = call.gradient()  # before the features, so that one forward is for both
         return weighted(call.features, G, weighting, projection, **options)
 
-    run: Any = weigh
-    check("weighting", weighting, Callable)
-    check("projection", projection, Projection | None)
-    check("variants", variants, Mapping | None)
-    for key, value in {"name": name, "title": title, "paper": paper, "summary": summary}.items():
-        check(key, value, str | None)
-    name = name or str(getattr(weighting, "__name__", type(weighting).__name__))
-    return GradientMethod(
-        run, name, title or name, "gradient", paper, summary, variants=variants or {}, explains=(weighting,),
-        single=True, keywords=options_of(weighting, 2),
-        module=sys._getframe(1).f_globals.get("__name__", "__main__"),
-    )  # fmt: skip
+    made: Any = method_of(weighting, 2, weigh, "gradient", name, title, paper, summary, variants)
+    return made
 
 
 def weighted(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from xcam_fn import checks
 from xcam_fn.arguments import Count
@@ -18,6 +17,7 @@ from xcam_fn.maps import resize
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import method
 from xcam_fn.methods.gradient import gradcam
+from xcam_fn.network.activations import Activations
 from xcam_fn.network.attention import StepByStep
 from xcam_fn.network.calls import keeps_rows_apart
 from xcam_fn.network.forward import whole
@@ -279,43 +279,26 @@ class _GuidedReLU(torch.autograd.Function):
 
 
 _CEILINGS: dict[Any, float] = {
-    F.relu: torch.inf,
-    torch.relu: torch.inf,
-    Tensor.relu: torch.inf,
-    torch.relu_: torch.inf,
-    Tensor.relu_: torch.inf,
     F.relu6: 6.0,
+    **dict.fromkeys((F.relu, torch.relu, Tensor.relu, torch.relu_, Tensor.relu_), torch.inf),
 }
-_IN_PLACE = (torch.relu_, Tensor.relu_)
 
 
-class _Guided(TorchFunctionMode):
-    """While it is entered, by this thread alone, every ReLU passes back positive gradients only."""
+class _Guided(Activations):
+    """Every ReLU passes back positive gradients only."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
+    count = 0
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        ceiling = _CEILINGS.get(func)
-        if func is F.hardtanh and _bounds(args, kwargs)[0] == 0:
-            ceiling = _bounds(args, kwargs)[1]
-        if ceiling is None:
-            return func(*args, **kwargs)
+    def changed(self, func: Any, x: Tensor, others: tuple[Any, ...], named: dict[str, Any]) -> Tensor | None:
+        low, high = 0.0, _CEILINGS.get(func)
+        if func is F.hardtanh:
+            bounds = dict(zip(("min_val", "max_val"), others, strict=False)) | named
+            low, high = bounds.get("min_val", -1.0), bounds.get("max_val", 1.0)
+        if high is None or low != 0:
+            return None
         self.count += 1
-        x = args[0] if args else kwargs["input"]
-        output: Any = _GuidedReLU.apply(x, ceiling)
-        in_place = func in _IN_PLACE or kwargs.get("inplace") or (func is not F.hardtanh and True in args[1:])
-        return x.copy_(output) if in_place else output
-
-
-def _bounds(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[float, float]:
-    """The two bounds of a call of hardtanh."""
-    given = dict(zip(("input", "min_val", "max_val"), args, strict=False)) | kwargs
-    return given.get("min_val", -1.0), given.get("max_val", 1.0)
+        output: Any = _GuidedReLU.apply(x, high)
+        return output
 
 
 @method(

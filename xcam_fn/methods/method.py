@@ -5,10 +5,9 @@ from __future__ import annotations
 import functools
 import inspect
 import operator
-import re
 import sys
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec
 
@@ -17,9 +16,10 @@ from torch import Tensor, nn
 
 from xcam_fn import checks
 from xcam_fn.arguments import check, hints_of, unchecked
+from xcam_fn.docstrings import composed, sections
 from xcam_fn.maps import heatmap
 from xcam_fn.methods.call import Call
-from xcam_fn.methods.options import GROUPS, Common
+from xcam_fn.methods.options import GROUPS, Groups
 from xcam_fn.network.places import ToSpatial
 from xcam_fn.network.target_layer import Layer
 from xcam_fn.targets import Classes
@@ -28,26 +28,8 @@ P = ParamSpec("P")
 Postprocess = Callable[[Tensor, tuple[int, ...]], Tensor]
 _MaybePostprocess = Postprocess | None
 
-_ARGS = """\
-    model: the network, in evaluation mode; it is never touched.
-    layer: a name, a module of the model, or None for `default_layer`.
-    x: (B, C, *size), prepared images.
-    cls: None for the predicted class of each image, an int, B ints, (B, n) ints for n classes of each
-        image at once, or a target, a callable from the model's output to B scores.
-    to_spatial: where the layer returns tokens (B, T, K) or channels last, the function that selects and
-        arranges them as (B, K, *spatial); None finds it.
-    postprocess: `heatmap`, a callable `(cam, size) -> map`, or None for the raw map: signed, at the layer's
-        own size.
-    create_graph: record the computation, so that the result can be differentiated with respect to the
-        parameters as well (with respect to an x that requires grad it always can).
-"""
 _RETURNS = """\
-Returns:
     (B, *size) in [0, 1], or (B, n, *size) for n classes; with postprocess=None (B, *spatial) and signed.
-
-Raises:
-    ValueError: a value is out of range or does not fit the model, the batch or the layer.
-    TypeError: an argument is of the wrong kind.
 """
 _SHARED: Mapping[str, Any] = {"to_spatial": Any, "postprocess": _MaybePostprocess, "create_graph": bool}
 
@@ -228,6 +210,29 @@ class Method(Generic[P]):
         return (self.made[0], self.made[1:]) if self.made else super().__reduce__()
 
 
+def method_of(
+    function: Callable[..., Tensor],
+    count: int,
+    run: Callable[..., Tensor],
+    family: str,
+    name: str | None,
+    title: str | None,
+    paper: str,
+    summary: str,
+    variants: Mapping[str, Mapping[str, Any]] | None,
+) -> Method[...]:
+    """A method of one forward, made of a function of `count` tensors, whose keywords become the method's.
+
+    Its module is that of the caller's caller, whose arguments `checked` holds to their annotations.
+    """
+    name = name or str(getattr(function, "__name__", type(function).__name__))
+    return Method(
+        run, name, title or name, family, paper, summary, variants=variants or {}, explains=(function,),
+        single=True, keywords=options_of(function, count),
+        module=sys._getframe(3).f_globals.get("__name__", "__main__"),
+    )  # fmt: skip
+
+
 class _Composed:
     """An attribute of instances that is composed when it is asked for; the class has its own, or none."""
 
@@ -254,48 +259,28 @@ def _signature(method: Method[...]) -> inspect.Signature:
 
 def _doc(method: Method[...]) -> str:
     """The formula's docstring, its Args completed by those that methods, groups and functions share."""
-    own = sections(method.run)
-    args = [_ARGS, own.get("Args", ""), *(group_args(group) for group in _groups(method.run))]
-    for known in (*method.explains, Common):
-        said = re.findall(r"^    (\w+):", "".join(args), flags=re.M)
-        args.append(described(known, method.own_options.keys() - set(said)))
-    head = own[""] or f"{method.title}: {method.summary}"
-    references = own.get("References") or f"    {method.paper or 'none'}\n"
-    return f"{head}\n\nArgs:\n{''.join(args)}\n{_RETURNS}{own.get('Raises', '')}\nReferences:\n{references}"
+    head, paper = f"{method.title}: {method.summary}", f"    {method.paper or 'none'}\n"
+    parts = {"References": paper} | sections(method.run) | {"Returns": _RETURNS}
+    parts[""] = parts[""] or head
+    groups = groups_of(method.run, GROUPS)
+    return composed(parts, inspect.signature(method).parameters, *method.explains, *groups)
 
 
 Method.__doc__ = _Composed(_doc, Method.__doc__)  # pyright: ignore[reportAttributeAccessIssue]
 Method.__signature__ = _Composed(_signature)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def described(function: Callable[..., Any], names: Collection[str]) -> str:
-    """What a docstring says of some of a function's parameters."""
-    entries = re.split(r"^(?=    \w)", sections(function).get("Args", ""), flags=re.M)
-    return "".join(entry for entry in entries if entry.partition(":")[0].strip() in names)
-
-
-def sections(function: Callable[..., Any] | type) -> dict[str, str]:
-    """The parts of a docstring by their headings, the first under ""."""
-    doc = inspect.cleandoc(function.__doc__ or "")
-    head, *rest = re.split(r"^(Args|Returns|Raises|References|Example):\n", doc, flags=re.M)
-    found = {"": head.strip()}
-    return found | {name: text.rstrip() + "\n" for name, text in zip(rest[::2], rest[1::2], strict=True)}
-
-
-def group_args(group: Any) -> str:
-    """What the docstrings of a group, and of the groups that it is built on, say of its keywords."""
-    built_on = [one for one in GROUPS if set(GROUPS[one]) <= set(GROUPS[group])]
-    return "".join(sections(one).get("Args", "") for one in built_on)
-
-
-def _groups(function: Callable[..., Any]) -> list[Any]:
-    """The groups of keywords that a formula takes as `**options: Unpack[Group]`, one or none."""
+def groups_of(function: Callable[..., Any], groups: Groups) -> list[Any]:
+    """The group of keywords that a formula takes as `**options: Unpack[Group]`, and those that it holds."""
     last = list(inspect.signature(function).parameters.values())[-1:]
     hints = [hints_of(function).get(p.name) for p in last if p.kind is p.VAR_KEYWORD]
-    return [group for hint in hints for group in typing.get_args(hint) if group in GROUPS]
+    taken = [groups[group].keys() for hint in hints for group in typing.get_args(hint) if group in groups]
+    return [group for group, defaults in groups.items() if any(defaults.keys() <= names for names in taken)]
 
 
-def options_of(function: Callable[..., Any], given_by_caller: int) -> dict[str, inspect.Parameter]:
+def options_of(
+    function: Callable[..., Any], given_by_caller: int, groups: Groups = GROUPS
+) -> dict[str, inspect.Parameter]:
     """A function's parameters after those that its caller gives by position, and those of its groups."""
     hints, only = hints_of(function), inspect.Parameter.KEYWORD_ONLY
     after = list(inspect.signature(function).parameters.values())[given_by_caller:]
@@ -304,9 +289,9 @@ def options_of(function: Callable[..., Any], given_by_caller: int) -> dict[str, 
         for p in after
         if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name not in _SHARED
     }
-    for group in _groups(function):
+    for group in groups_of(function, groups):
         for name, hint in typing.get_type_hints(group, include_extras=True).items():
-            shared = inspect.Parameter(name, only, default=GROUPS[group][name], annotation=hint)
+            shared = inspect.Parameter(name, only, default=groups[group][name], annotation=hint)
             found.setdefault(name, shared)
     return found
 

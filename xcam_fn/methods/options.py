@@ -15,6 +15,7 @@ from xcam_fn.weights import Projection
 
 MaskOf = Callable[[Tensor, Sequence[int]], Tensor]
 Score = Literal["probability", "logit"]
+Groups = Mapping[Any, Mapping[str, Any]]
 Channels = Count | Annotated[float, ("above", 0), ("at_most", 1)] | None
 
 
@@ -45,21 +46,8 @@ MASKING: Mapping[str, Any] = {
     "baseline": 0.0, "score": "probability", "increase": True, "softmax": False, "summed": "features",
     "mask": resized_minmax, "projection": None, "channels": None,
 }  # fmt: skip
-GROUPS: Mapping[Any, Mapping[str, Any]] = {
+GROUPS: Groups = {
     RunningOptions: Running._field_defaults,
     MaskOptions: MASKING | Running._field_defaults,
 }
 """For each group its defaults."""
-
-
-class Common:
-    """What keywords mean wherever a method says nothing else.
-
-    Args:
-        baseline: the value used for hidden pixels, x₀: a number, a tensor or a callable of x.
-        score: what is explained of a class, "probability" or "logit".
-        projection: what is made of the weighted features in place of their sum over channels,
-            `(B, K, *spatial) -> (B, *spatial)`, such as `projections.principal_component`.
-        chunk_size: copies of images or features in one run, ≥ 1; it changes the memory, not the map.
-        progress: show a bar that counts runs.
-    """

@@ -381,9 +381,7 @@ def rise(
 
     scoring = call.scoring(score, Running(**options))
     index = torch.arange(num_masks, device=x.device)
-    which = torch.arange(len(x), device=x.device).repeat_interleave(num_masks)
-    scores = scoring.perturbed(lambda image, i: image * mask(i), which, (index.repeat(len(x)),))
-    scores = precise(scores).reshape(len(x), num_masks, -1)
+    scores = precise(scoring.every(lambda image, i: image * mask(i), index))
     total: Any = 0.0
     for chunk in index.split(scoring.chunk_size):
         total = total + torch.einsum("bmn,m...->bn...", scores[:, chunk], torch.vmap(mask)(chunk).to(scores))

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from xcam_fn import checks
+from xcam_fn.docstrings import documented
 from xcam_fn.methods.call import Call, fixed_class
 from xcam_fn.methods.catalog import METHODS, accepted, as_method, find_method, heatmaps_of, name_of
 from xcam_fn.methods.method import Method
@@ -22,6 +23,7 @@ Run = Callable[..., Tensor]
 Methods = Sequence[str | Callable[..., Tensor]] | Mapping[str, str | Callable[..., Tensor]]
 
 
+@documented
 def explain_all(
     model: nn.Module,
     layer: Layer,
@@ -38,9 +40,6 @@ def explain_all(
     and `fusioncam` together cost one Score-CAM and a few forwards.
 
     Args:
-        model: the network, in evaluation mode; it is never touched.
-        layer: a name, a module of the model, or None for `default_layer`.
-        x: (B, C, *size), prepared images.
         cls: as for every method; it is fixed once, so that all explain the same class.
         methods: names ("gradcam", or "gradcam+sscam" for their fusion), methods as functions, or a mapping
             from names of your own to these; None for all of `METHODS` that the network has the structure for.
@@ -51,8 +50,8 @@ def explain_all(
         {name: heatmaps}, in the order of `methods`; (B, *size) each, or (B, n, *size) for n classes.
 
     Raises:
-        ValueError: a method is not known, or a value is out of range or does not fit the model or the batch.
-        TypeError: an argument is of the wrong kind, or no method takes an option.
+        ValueError: a method is not known.
+        TypeError: no method takes an option.
     """
     checks.check_call(model, x)
     chosen = named_methods(list(METHODS) if methods is None else methods, variant, **options)

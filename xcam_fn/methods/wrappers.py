@@ -25,10 +25,9 @@ from xcam_fn.methods.options import Score
 from xcam_fn.network.calls import run_model
 from xcam_fn.network.copies import unwrap
 from xcam_fn.network.places import pools
-from xcam_fn.network.probe import Probe
-from xcam_fn.network.split import checked_calls
+from xcam_fn.network.split import default_layer
 from xcam_fn.network.split import layers as layers_of
-from xcam_fn.network.target_layer import Layer, find, position_of
+from xcam_fn.network.target_layer import Layer, find
 from xcam_fn.perturb import blurred, normal
 from xcam_fn.projections import principal_component
 from xcam_fn.scoring.score import TARGETS, explained_score
@@ -257,9 +256,8 @@ def multi_layer(
 
 def last_layers(model: nn.Module, x: Images, layer: Layer = None, *, count: int = 3) -> list[str]:
     """The last layer of each of the last resolutions, shallow to deep, pooling and padding left out."""
-    root, found, calls = unwrap(model), layers_of(model, x), checked_calls(model, x)
-    asked = None if layer is None else find(root, layer)
-    deepest = calls[position_of(root, asked, calls, Probe(root, x))].name
+    root, found = unwrap(model), layers_of(model, x)
+    deepest = default_layer(model, x) if layer is None else find(root, layer)[0]
     shown = [name for name in found if deepest in (name, name.partition("#")[0])]
     if not shown:
         raise ValueError(

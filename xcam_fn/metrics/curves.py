@@ -9,10 +9,17 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from xcam_fn import checks
-from xcam_fn.arguments import check
+from xcam_fn.arguments import Count, checked
 from xcam_fn.methods.method import comparable
-from xcam_fn.metrics.judged import Images, Judged, ScoringOptions, Values, metric, relevance_rank
+from xcam_fn.metrics.judged import (
+    Images,
+    Judged,
+    ScoringOptions,
+    StepOptions,
+    Values,
+    metric,
+    relevance_rank,
+)
 from xcam_fn.perturb import Baseline, baseline_images, blurred
 
 STEPS = 112  # 448 of 224 × 224 pixels a step, as in the papers
@@ -33,121 +40,78 @@ class Curve(NamedTuple):
 
 
 @metric("Insertion", best="highest")
-def insertion(
-    judged: Judged,
-    *,
-    baseline: Baseline = blurred,
-    steps: int | None = None,
-    pixels_per_step: int | None = None,
-    **_: Unpack[ScoringOptions],
-) -> Curve:
+def insertion(judged: Judged, *, baseline: Baseline = blurred, **options: Unpack[StepOptions]) -> Curve:
     """The score while the most relevant pixels are shown first, from a blurred image to the image itself.
 
     Pixels of equal relevance are shown in the order of their places.
 
-    {images}
+    Args:
         baseline: where it begins: a number, a tensor or a callable of x; `blurred` by default.
-        {steps}
-        {scoring}
 
     Returns:
         `Curve(fractions, scores, auc)`; the higher the area the better.
 
-    {raises}
-
     References:
         Petsiuk et al., RISE (arXiv:1806.07421), section 4.1.
     """
-    base, pixels = baseline_images(baseline, judged.x), step_pixels(judged.x, steps, pixels_per_step)
-    return _curve(judged, base, judged.x, judged.rank, pixels)
+    start, pixels = baseline_images(baseline, judged.x), _pixels(judged, options)
+    return _curve(judged, start, judged.x, judged.rank, pixels)
 
 
 @metric("Deletion", best="lowest")
-def deletion(
-    judged: Judged,
-    *,
-    baseline: Baseline = 0.0,
-    steps: int | None = None,
-    pixels_per_step: int | None = None,
-    **_: Unpack[ScoringOptions],
-) -> Curve:
+def deletion(judged: Judged, *, baseline: Baseline = 0.0, **options: Unpack[StepOptions]) -> Curve:
     """The score while the most relevant pixels are taken away first, from the image to a baseline.
 
     Pixels of equal relevance go in the order of their places.
 
-    {images}
-        baseline: where it ends: a number, a tensor or a callable of x; 0, the mean color of most networks, by
-            default.
-        {steps}
-        {scoring}
-
     Returns:
         `Curve(fractions, scores, auc)`; the lower the area the better.
-
-    {raises}
 
     References:
         Petsiuk et al., RISE (arXiv:1806.07421), section 4.1.
     """
-    return _removal(judged, baseline, step_pixels(judged.x, steps, pixels_per_step))
+    return _removal(judged, baseline, _pixels(judged, options))
 
 
 @metric("Relevance gain", best="highest")
 def symmetric_relevance_gain(
-    judged: Judged,
-    *,
-    baseline: Baseline = 0.0,
-    steps: int | None = None,
-    pixels_per_step: int | None = None,
-    **_: Unpack[ScoringOptions],
+    judged: Judged, *, baseline: Baseline = 0.0, **options: Unpack[StepOptions]
 ) -> Values:
     """How much longer the score lasts when the least relevant pixels are taken away first than the most.
 
     The area under the curve of the least relevant first minus that of the most relevant first, which is
     `deletion`: where the baseline itself lowers the score, it lowers both.
 
-    {images}
-        baseline: where both end: a number, a tensor or a callable of x; 0, the mean color of most networks,
-            by default.
-        {steps}
-        {scoring}
-
     Returns:
         (B,), in [−1, 1] of a probability; 0 of an order by chance, on average.
-
-    {raises}
 
     References:
         Blücher et al., Decoupling Pixel Flipping and Occlusion Strategy for Consistent XAI Benchmarks
         (arXiv:2401.06654), section 4.
     """
-    pixels = step_pixels(judged.x, steps, pixels_per_step)
+    pixels = _pixels(judged, options)
     most, least = (_removal(judged, baseline, pixels, least_first=first) for first in (False, True))
     return least.auc - most.auc
 
 
 @metric("IROF", best="highest")
-def irof(judged: Judged, *, baseline: Baseline = 0.0, grid: int = 14, **_: Unpack[ScoringOptions]) -> Values:
+def irof(
+    judged: Judged, *, baseline: Baseline = 0.0, grid: Count = 14, **_: Unpack[ScoringOptions]
+) -> Values:
     """The area over the score's curve while regions are taken away, the most relevant on average first.
 
     1 − ∫ p(x without the first regions) / p(x), by the trapezoid rule; the regions are the cells of a regular
     grid in place of the paper's superpixels.
 
-    {images}
-        baseline: what takes their place: a number, a tensor or a callable of x; 0, the mean color of most
-            networks, by default.
-        {grid}
-        {scoring}
+    Args:
+        grid: cells along each axis, ≥ 1; at most one a pixel.
 
     Returns:
         (B,), at most 1 of a probability, the higher the better; 0 where p(x) is not positive.
 
-    {raises}
-
     References:
         Rieger and Hansen, IROF (arXiv:2003.08747), section 3.
     """
-    checks.check_count("grid", grid)
     cell = cells(tuple(judged.x.shape[2:]), grid).to(judged.x.device)
     means = cell_sums(judged.relevance.double(), cell) / cell.flatten().bincount()
     rank = relevance_rank(means)[:, cell]
@@ -163,8 +127,6 @@ def cells(size: tuple[int, ...], grid: int | None) -> Int[Tensor, " *size"]:
         size: of the image, pixels.
         grid: cells along each axis, ≥ 1, at most one a pixel; None for one a pixel.
     """
-    if grid is not None:
-        checks.check_count("grid", grid)
     numbers = torch.zeros((), dtype=torch.int64)
     for length in size:
         along = length if grid is None else min(grid, length)
@@ -194,10 +156,9 @@ def _curve(judged: Judged, start: Tensor, end: Tensor, rank: Tensor, each: int) 
     x, scoring = judged.x, judged.scoring
     total = int(rank[0].max()) + 1
     counts = torch.arange(1, math.ceil(total / each), device=x.device) * each
-    which = torch.arange(len(x), device=x.device).repeat_interleave(len(counts))
-    between = scoring.perturbed(_replaced, which, (counts.repeat(len(x)),), beside=(start, end, rank))
+    between = scoring.every(_replaced, counts, beside=(start, end, rank))[..., 0]
     first, last = (judged.own[:, None] if image is x else scoring.each(image) for image in (start, end))
-    scores = torch.cat([first, between.reshape(len(x), -1), last], 1)
+    scores = torch.cat([first, between, last], 1)
     changed = torch.cat([counts.new_tensor([0]), counts, counts.new_tensor([total])])
     fractions = (changed.double() / total).to(scores)
     return Curve(fractions, scores, torch.trapezoid(scores, fractions))
@@ -207,7 +168,12 @@ def _replaced(_: Tensor, start: Tensor, end: Tensor, rank: Tensor, count: Tensor
     return torch.where(rank < count, end, start)
 
 
-def step_pixels(x: Tensor, steps: int | None = None, pixels_per_step: int | None = None) -> int:
+def _pixels(judged: Judged, options: StepOptions) -> int:
+    return step_pixels(judged.x, options.get("steps"), options.get("pixels_per_step"))
+
+
+@checked
+def step_pixels(x: Images, steps: Count | None = None, pixels_per_step: Count | None = None) -> int:
     """Return how many pixels each step of a curve changes.
 
     Args:
@@ -215,13 +181,9 @@ def step_pixels(x: Tensor, steps: int | None = None, pixels_per_step: int | None
         steps: how many there are, ≥ 1; 112 by default.
         pixels_per_step: in place of steps, ≥ 1.
     """
-    check("x", x, Images)
     if pixels_per_step is None:
-        steps = STEPS if steps is None else steps
-        checks.check_count("steps", steps)
-        return math.ceil(math.prod(x.shape[2:]) / steps)
+        return math.ceil(math.prod(x.shape[2:]) / (steps or STEPS))
     if steps is not None:
         both = f"steps={steps} and pixels_per_step={pixels_per_step}"
         raise ValueError(f"{both}: expected one of them, the other follows")
-    checks.check_count("pixels_per_step", pixels_per_step)
     return pixels_per_step

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from numbers import Real
 from typing import NamedTuple, Unpack
 
 import numpy as np
@@ -12,7 +11,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from xcam_fn import checks
-from xcam_fn.metrics.judged import Judged, ScoringOptions, metric
+from xcam_fn.arguments import NonNegative
+from xcam_fn.metrics.judged import Judged, ScoringOptions, metric, shares_of
 from xcam_fn.perturb import normal
 
 
@@ -37,7 +37,7 @@ def road(
     judged: Judged,
     *,
     fractions: Iterable[float] = (0.2, 0.4, 0.6, 0.8),
-    std: float = 0.01,
+    std: NonNegative = 0.01,
     seed: int = 0,
     **_: Unpack[ScoringOptions],
 ) -> Road:
@@ -47,31 +47,23 @@ def road(
     sparse linear system for all of them, and some noise: what is left does not tell where pixels were
     removed.
 
-    {images}
+    Args:
         fractions: the shares of pixels to remove, each in (0, 1).
         std: of the noise, ≥ 0, in units of x.
         seed: of the noise.
-        {scoring}
 
     Returns:
         `Road(fractions, most_relevant_first, least_relevant_first, value)`.
-
-    {raises}
 
     References:
         Rong et al., A Consistent and Efficient Evaluation Strategy for Attribution Methods
         (arXiv:2202.00449).
     """
     x = judged.x
-    checks.check_number("std", std, at_least=0)
-    checks.check_seed(seed)
     if x.ndim != 4:
         wanted = "(B, C, H, W): pixels have neighbors in two axes"
         raise ValueError(f"x has shape {tuple(x.shape)}; expected {wanted}")
-    shares = list(fractions) if isinstance(fractions, Iterable) else []
-    if not shares or not all(isinstance(share, Real) and 0 < share < 1 for share in shares):
-        wanted = "one or more numbers between 0 and 1, both excluded"
-        raise ValueError(f"fractions={fractions!r}; expected {wanted}")
+    shares = shares_of(fractions)
     total = judged.rank[0].numel()
     scores = []
     for rank in (judged.rank, total - 1 - judged.rank):

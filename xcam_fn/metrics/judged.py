@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import re
-import textwrap
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from inspect import Parameter
+from numbers import Real
 from typing import (
+    Annotated,
     Any,
     Concatenate,
     Generic,
@@ -29,7 +29,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from xcam_fn import checks
-from xcam_fn.methods.method import comparable
+from xcam_fn.arguments import Count, check
+from xcam_fn.docstrings import documented
+from xcam_fn.methods.method import comparable, groups_of, options_of
+from xcam_fn.methods.options import Groups
 from xcam_fn.network.target_layer import Layer
 from xcam_fn.perturb import Baseline, baseline_images
 from xcam_fn.scoring.running import Once, Running, RunningOptions, Scoring, scoring_of
@@ -47,18 +50,45 @@ _SCORE = Parameter("score", Parameter.KEYWORD_ONLY, default="probability", annot
 
 
 class ScoringOptions(RunningOptions, total=False):
-    """How images are scored.
-
-    Args:
-        score: what is read off for a class, "probability" or "logit".
-        precision: "float32" or "bfloat16", of the forwards.
-        compile: compile the model once.
-        scorer: a callable from images to outputs in the model's place.
-        chunk_size: perturbed images in one forward; None chooses.
-        progress: show a bar that counts forwards.
-    """
+    """How images are scored."""
 
     score: str
+
+
+class StepOptions(ScoringOptions, total=False):
+    """How many pixels a curve changes at a time.
+
+    Args:
+        steps: how many, ≥ 1; by default 112, which is 448 pixels each at 224 × 224.
+        pixels_per_step: in place of steps, ≥ 1.
+    """
+
+    steps: Count | None
+    pixels_per_step: Count | None
+
+
+class SubsetOptions(ScoringOptions, total=False):
+    """Which random subsets are removed.
+
+    Args:
+        num_subsets: how many subsets, ≥ 2.
+        grid: cells along each axis, ≥ 1, of which subsets are made; None for single pixels.
+        baseline: what takes the place of a subset: a number, a tensor or a callable of x.
+        seed: of the subsets; they are the same for every image.
+    """
+
+    num_subsets: Annotated[int, ("at_least", 2)]
+    grid: Count | None
+    baseline: Baseline
+    seed: int
+
+
+_SCORING: dict[str, Any] = {"score": "probability", **Running._field_defaults}
+_STEPS: dict[str, Any] = {"steps": None, "pixels_per_step": None}
+SUBSETS: dict[str, Any] = {"num_subsets": 100, "grid": 14, "baseline": 0.0, "seed": 0}
+_GROUPS: Groups = {
+    ScoringOptions: _SCORING, StepOptions: _SCORING | _STEPS, SubsetOptions: _SCORING | SUBSETS,
+}  # fmt: skip
 
 
 class Explainer(NamedTuple):
@@ -158,12 +188,12 @@ class HeatmapMetric(Metric, Protocol, Generic[P, Found_co]):
     """A metric that is called as `metric(model, x, heatmap, cls, **options)`.
 
     Args:
-        model: the network, in evaluation mode; it is never touched.
-        x: (B, C, *size), prepared images.
         heatmap: (B, *size), a tensor or an array, from here or from elsewhere; in [0, 1] unless only its
             order counts.
         cls: None for the predicted class of each image, an int, B ints, or a target, a callable from the
             output to one score for each image it is given. It is fixed once, on the images as they are.
+        baseline: what takes the place of pixels: a number, a tensor or a callable of x; 0, the mean color of
+            most networks, by default.
     """
 
     def __call__(
@@ -178,26 +208,41 @@ def metric(
 
     def made(formula: Callable[..., Found_co]) -> HeatmapMetric[P, Found_co]:
         own = own_keywords(formula)
+        known = (*groups_of(formula, _GROUPS), HeatmapMetric, RunningOptions)
 
         def called(
             model: nn.Module, x: Images, heatmap: Heatmap, cls: Classes = None, **options: Any
         ) -> Found_co:
-            asked = {name: options.pop(name) for name in own.keys() & options.keys()}
+            asked = taken(own, options)
             with one_class_scoring(model, x, cls, forwards_each=forwards, **options) as scoring:
                 return formula(Judged(scoring, heatmap), **asked)
 
         *shared, _ = inspect.signature(called).parameters.values()
-        flat = [*shared, *own.values(), _SCORE, *by_name(Running)]
+        written = inspect.signature(formula).parameters
+        flat = [*shared, *(written.get(name, own[name]) for name in own), _SCORE, *by_name(Running)]
         called.__dict__["__signature__"] = inspect.signature(formula).replace(parameters=flat)
-        return cast(HeatmapMetric[P, Found_co], entered(called, formula, title, best))
+        return cast(HeatmapMetric[P, Found_co], entered(called, formula, title, best, *known))
 
     return made
 
 
+def of_heatmap(title: str, *, best: Best) -> Callable[[Function], Function]:
+    """Make a metric of a function of the heatmap alone."""
+    return lambda function: entered(function, lambda judged: function(judged.heatmap), title, best)
+
+
 def own_keywords(formula: Callable[..., Any]) -> dict[str, Parameter]:
-    """The keywords of a metric's own."""
-    parameters = inspect.signature(formula).parameters.items()
-    return {name: p for name, p in parameters if p.kind is p.KEYWORD_ONLY}
+    """The keywords of a metric's own, those of its group among them."""
+    every = options_of(formula, 1, _GROUPS)
+    return {name: every[name] for name in every if name not in _SCORING}
+
+
+def taken(own: Mapping[str, Parameter], options: dict[str, Any]) -> dict[str, Any]:
+    """Those of the options that are a metric's own, checked, and no longer among the options."""
+    asked = {name: options.pop(name) for name in own.keys() & options.keys()}
+    for name, value in asked.items():
+        check(name, value, own[name].annotation)
+    return asked
 
 
 def by_name(options: Callable[..., Any]) -> list[Parameter]:
@@ -205,54 +250,18 @@ def by_name(options: Callable[..., Any]) -> list[Parameter]:
     return [p.replace(kind=p.KEYWORD_ONLY) for p in inspect.signature(options).parameters.values()]
 
 
-def entered(function: Function, formula: Callable[[Judged], Any], title: str, best: Best) -> Function:
-    """Make a function that is called in its own way a `Metric` too, by its formula over `Judged`."""
+def entered(
+    function: Function, formula: Callable[[Judged], Any], title: str, best: Best, *known: Any
+) -> Function:
+    """Make a function that is called in its own way a `Metric` too, by its formula over `Judged`.
+
+    Its docstring is completed by those of `known`.
+    """
     if formula.__doc__ and not function.__doc__:
         function.__name__ = function.__qualname__ = formula.__name__
         function.__module__, function.__doc__ = formula.__module__, formula.__doc__
     function.__dict__.update(name=function.__name__, title=title, best=best, formula=formula)
-    return documented(function)
-
-
-# -- docstrings ---------------------------------------------------------------------------------------------
-
-
-def _args(documents: Any) -> str:
-    return inspect.cleandoc(documents.__doc__).partition("\n\n")[2]
-
-
-_SHARED = {
-    "images": _args(HeatmapMetric),
-    "method": """Args:
-    method: by name or as a function.
-    model: the network, in evaluation mode; it is never touched.
-    layer: a name, a module of the model, or None for `default_layer`.
-    x: (B, C, *size), prepared images.
-    cls: None for the predicted class of each image, an int, B ints, or a target. It is fixed once, on the
-        images as they are.""",
-    "scoring": textwrap.dedent(_args(ScoringOptions).removeprefix("Args:\n")),
-    "grid": "grid: cells along each axis, ≥ 1; at most one a pixel.",
-    "subsets": """num_subsets: how many subsets, ≥ 2.
-grid: cells along each axis, ≥ 1, of which subsets are made; None for single pixels.
-baseline: what takes the place of a subset: a number, a tensor or a callable of x.
-seed: of the subsets; they are the same for every image.""",
-    "moved": """radius: of the changes, > 0, in units of x.
-num_samples: how many changes are tried, ≥ 1.
-seed: of the changes.""",
-    "shown": "baseline: what is seen where the heatmap hides: a number, a tensor or a callable of x.",
-    "steps": """steps: how many, ≥ 1; by default 112, which is 448 pixels each at 224 × 224.
-pixels_per_step: in place of steps, ≥ 1.""",
-    "raises": """Raises:
-    ValueError: a value is out of range or does not fit the model or the batch.
-    TypeError: an argument is of the wrong kind.""",
-}
-
-
-def documented(function: Function) -> Function:
-    """Fill in what docstrings share: a line `{name}` becomes that text, indented as the line is."""
-    filled = lambda line: textwrap.indent(_SHARED[line[2]], line[1])  # noqa: E731
-    function.__doc__ = re.sub(r"^( *)\{(\w+)\}$", filled, inspect.getdoc(function) or "", flags=re.M)
-    return function
+    return documented(function, *known)
 
 
 # -- arguments ----------------------------------------------------------------------------------------------
@@ -277,8 +286,6 @@ def one_class_scoring(
     checks.check_input(x)
     few = None if forwards_each is None else forwards_each * len(x)
     how = Running(**running)
-    checks.check_flag("compile", how.compile)
-    checks.check_flag("progress", how.progress)
     with scoring_of(model, x, cls, score, how, create_graph=create_graph, forwards=few) as scoring:
         if scoring.explained.many:
             raise ValueError(f"cls={cls!r}: expected one class for each image, as there is one heatmap")
@@ -303,6 +310,20 @@ def checked(heatmap: Heatmap, x: Tensor | None = None, *, unit: bool = False) ->
         remedy = "one for each image at its size (xcam_fn.heatmap(cam, size) resizes a raw map)"
         raise ValueError(f"{shape}; expected {wanted}, {remedy}")
     return maps
+
+
+def is_share(value: Any) -> bool:
+    """Whether something is a number between 0 and 1, both excluded."""
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) < 1
+
+
+def shares_of(fractions: Iterable[float]) -> list[float]:
+    """The fractions as a list, one or more, each checked."""
+    shares = list(fractions) if isinstance(fractions, Iterable) else []
+    if not shares or not all(map(is_share, shares)):
+        wanted = "one or more numbers between 0 and 1, both excluded"
+        raise ValueError(f"fractions={fractions!r}; expected {wanted}")
+    return shares
 
 
 # -- maps in order, and compared ----------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,26 +13,43 @@ from torch import Tensor, nn
 from xcam_fn import checks
 from xcam_fn.arguments import Count, check
 from xcam_fn.maps import precise
-from xcam_fn.metrics.judged import Heatmap, Values, checked, entered, mean_ranks
+from xcam_fn.metrics.judged import Function, Heatmap, Values, checked, entered, mean_ranks
 from xcam_fn.metrics.mosaic import cell_masks
 from xcam_fn.targets.beyond_classes import finite
 
 Region = Tensor | np.ndarray | Sequence[Any]
 
 
+class _OfRegion:
+    """A metric of a heatmap and a region.
+
+    Args:
+        region: boxes (B, 4) in pixels as (left, top, right, bottom), the last two excluded, or masks (B, H,
+            W).
+    """
+
+
+def _of_region(title: str, of_judged: Any = None) -> Callable[[Function], Function]:
+    """Make a metric of a function of a heatmap and a region, over what is inside of a judged one."""
+
+    def made(function: Any) -> Any:
+        found = of_judged or function
+        formula = lambda judged: found(judged.heatmap, judged.inside)  # noqa: E731
+        return entered(function, formula, title, "highest", _OfRegion)
+
+    return made
+
+
+@_of_region("Pointing game")
 def pointing_game(heatmap: Heatmap, region: Region, *, tolerance: int = 0) -> Values:
     """1 where the heatmap's highest value is in the object's region, else 0.
 
     Args:
         heatmap: (B, H, W); of equal highest values the first counts.
-        region: boxes (B, 4) in pixels as (left, top, right, bottom), the last two excluded, or masks (B, H,
-            W).
         tolerance: pixels by which the region is widened; the paper allows 15 at 224 pixels.
 
     Returns:
         (B,), 0 or 1. A heatmap that is zero everywhere points at nothing.
-
-    {raises}
 
     References:
         Zhang et al., Top-down Neural Attention by Excitation Backprop (arXiv:1608.00507).
@@ -47,18 +64,15 @@ def pointing_game(heatmap: Heatmap, region: Region, *, tolerance: int = 0) -> Va
     return hit.to(maps.dtype)
 
 
+@_of_region("Energy-based pointing game")
 def energy_pointing_game(heatmap: Heatmap, region: Region) -> Values:
     """The share of the heatmap's sum that is in the object's region; the higher the better.
 
     Args:
         heatmap: (B, H, W), in [0, 1].
-        region: boxes (B, 4) in pixels as (left, top, right, bottom), the last two excluded, or masks (B, H,
-            W).
 
     Returns:
         (B,), in [0, 1]; 0 for a heatmap that is zero everywhere.
-
-    {raises}
 
     References:
         Wang et al., Score-CAM (arXiv:1910.01279), section 4.3; the relevance mass accuracy of Arras et al.
@@ -68,6 +82,7 @@ def energy_pointing_game(heatmap: Heatmap, region: Region) -> Values:
     return _share(maps, _region(region, maps))
 
 
+@_of_region("Grid pointing game", energy_pointing_game)
 def grid_pointing(heatmap: Heatmap, cell: Int[Tensor, " B"] | Sequence[int], *, n: Count = 2) -> Values:
     """The share of the map's positive part that is in its cell of a mosaic; the higher the better.
 
@@ -80,8 +95,6 @@ def grid_pointing(heatmap: Heatmap, cell: Int[Tensor, " B"] | Sequence[int], *, 
 
     Returns:
         (B,), in [0, 1]; 1/n² for a map that knows nothing of the class, 0 for one that is nowhere positive.
-
-    {raises}
 
     References:
         Rao et al., Towards Better Understanding Attribution Methods (arXiv:2205.10435); Böhle et al.,
@@ -107,6 +120,7 @@ def _share(maps: Tensor, inside: Tensor) -> Tensor:
     return torch.where(total > 0, within / torch.where(total > 0, total, 1.0), 0.0).to(maps.dtype)
 
 
+@_of_region("Relevance rank accuracy")
 def relevance_rank_accuracy(heatmap: Heatmap, region: Region) -> Values:
     """The share of the k most relevant pixels that is in a region of k pixels; the higher the better.
 
@@ -115,13 +129,9 @@ def relevance_rank_accuracy(heatmap: Heatmap, region: Region) -> Values:
 
     Args:
         heatmap: (B, H, W); only the order of its values counts.
-        region: boxes (B, 4) in pixels as (left, top, right, bottom), the last two excluded, or masks (B, H,
-            W).
 
     Returns:
         (B,), in [0, 1]; 0 for an empty region.
-
-    {raises}
 
     References:
         Arras et al., CLEVR-XAI (arXiv:2003.07258).
@@ -136,19 +146,16 @@ def relevance_rank_accuracy(heatmap: Heatmap, region: Region) -> Values:
     return (hits / k.clamp(min=1))[:, 0].to(maps.dtype)
 
 
+@_of_region("IoU")
 def mask_iou(heatmap: Heatmap, region: Region, *, threshold: float = 0.5) -> Values:
     """The overlap of the region and of where the heatmap is high: their intersection over their union.
 
     Args:
         heatmap: (B, H, W), in [0, 1].
-        region: boxes (B, 4) in pixels as (left, top, right, bottom), the last two excluded, or masks (B, H,
-            W).
         threshold: what a value has to exceed to be high, as a share of the heatmap's highest, 0 to 1.
 
     Returns:
         (B,), in [0, 1]; the higher the better.
-
-    {raises}
 
     References:
         Zhou et al., Learning Deep Features for Discriminative Localization (arXiv:1512.04150),
@@ -163,6 +170,7 @@ def mask_iou(heatmap: Heatmap, region: Region, *, threshold: float = 0.5) -> Val
     return (shared / covered.clamp(min=1)).to(maps.dtype)
 
 
+@_of_region("Pixel AUC")
 def pixel_auc(heatmap: Heatmap, region: Region) -> Values:
     """The area under the ROC curve of the heatmap's values as a test of which pixels are in the region.
 
@@ -170,13 +178,9 @@ def pixel_auc(heatmap: Heatmap, region: Region) -> Values:
 
     Args:
         heatmap: (B, H, W); only the order of its values counts.
-        region: boxes (B, 4) in pixels as (left, top, right, bottom), the last two excluded, or masks (B, H,
-            W).
 
     Returns:
         (B,), in [0, 1], the higher the better; 0.5 where nothing is inside or nothing outside.
-
-    {raises}
 
     References:
         Hanley and McNeil, The Meaning and Use of the Area under a ROC Curve
@@ -206,21 +210,3 @@ def _region(region: Any, maps: Tensor) -> Tensor:
     rows = torch.arange(maps.shape[1], device=maps.device)[None, :, None]
     columns = torch.arange(maps.shape[2], device=maps.device)[None, None, :]
     return (columns >= left) & (columns < right) & (rows >= top) & (rows < bottom)
-
-
-def _entered(function: Any, title: str) -> None:
-    """Make a metric of a function of a heatmap and a region, over what is inside of a judged one."""
-    entered(function, lambda judged: function(judged.heatmap, judged.inside), title, "highest")
-
-
-entered(
-    grid_pointing,
-    lambda judged: energy_pointing_game(judged.heatmap, judged.inside),
-    "Grid pointing game",
-    "highest",
-)
-_entered(energy_pointing_game, "Energy-based pointing game")
-_entered(relevance_rank_accuracy, "Relevance rank accuracy")
-_entered(pointing_game, "Pointing game")
-_entered(mask_iou, "IoU")
-_entered(pixel_auc, "Pixel AUC")

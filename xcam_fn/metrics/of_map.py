@@ -14,8 +14,8 @@ from xcam_fn.metrics.judged import (
     ScoringOptions,
     Values,
     checked,
-    entered,
     metric,
+    of_heatmap,
 )
 from xcam_fn.perturb import Baseline
 
@@ -26,14 +26,8 @@ def average_drop(judged: Judged, *, baseline: Baseline = 0.0, **_: Unpack[Scorin
 
     max(0, p(x) − p(x ⊙ heatmap)) / p(x), and 0 where p(x) is 0.
 
-    {images}
-        {shown}
-        {scoring}
-
     Returns:
         (B,), in [0, 1].
-
-    {raises}
 
     References:
         Chattopadhyay et al., Grad-CAM++ (arXiv:1710.11063), section 4.1.
@@ -49,14 +43,8 @@ def increase_in_confidence(
 ) -> Values:
     """1 where the score is higher with only what the heatmap shows, else 0; the more often the better.
 
-    {images}
-        {shown}
-        {scoring}
-
     Returns:
         (B,), 0 or 1.
-
-    {raises}
 
     References:
         Chattopadhyay et al., Grad-CAM++ (arXiv:1710.11063), section 4.1.
@@ -70,14 +58,8 @@ def average_gain(judged: Judged, *, baseline: Baseline = 0.0, **_: Unpack[Scorin
 
     max(0, p(x ⊙ heatmap) − p(x)) / (1 − p(x)), and 0 where p(x) is 1.
 
-    {images}
-        {shown}
-        {scoring}
-
     Returns:
         (B,), in [0, 1], the higher the better.
-
-    {raises}
 
     References:
         Zhang et al., Opti-CAM (arXiv:2301.07002), section 5.1.
@@ -91,6 +73,7 @@ def average_gain(judged: Judged, *, baseline: Baseline = 0.0, **_: Unpack[Scorin
     return torch.where(lacks > 0, gained / torch.where(lacks > 0, lacks, 1.0), 0.0)
 
 
+@of_heatmap("Complexity", best="lowest")
 def complexity(heatmap: Heatmap) -> Values:
     """How much of the image a heatmap covers: its mean, the lower the better.
 
@@ -106,9 +89,7 @@ def complexity(heatmap: Heatmap) -> Values:
     return checked(heatmap, unit=True).flatten(1).mean(1)
 
 
-entered(complexity, lambda judged: complexity(judged.heatmap), "Complexity", "lowest")
-
-
+@of_heatmap("Entropy", best="lowest")
 def entropy(heatmap: Heatmap) -> Values:
     """How widely a heatmap is spread: the entropy of its pixels' shares of the total, the lower the better.
 
@@ -128,9 +109,7 @@ def entropy(heatmap: Heatmap) -> Values:
     return torch.special.entr(share).sum(1).to(checked(heatmap).dtype)
 
 
-entered(entropy, lambda judged: entropy(judged.heatmap), "Entropy", "lowest")
-
-
+@of_heatmap("Sparseness", best="highest")
 def sparseness(heatmap: Heatmap) -> Values:
     """How few pixels hold a heatmap's values: the Gini index of their magnitudes, the higher the better.
 
@@ -150,9 +129,6 @@ def sparseness(heatmap: Heatmap) -> Values:
     d = share.shape[1]
     places = torch.arange(1, d + 1, dtype=share.dtype, device=share.device)
     return (share @ (2 * places - d - 1) / d).to(checked(heatmap).dtype)
-
-
-entered(sparseness, lambda judged: sparseness(judged.heatmap), "Sparseness", "highest")
 
 
 def _shares(heatmap: Heatmap) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from xcam_fn import checks
+from xcam_fn.arguments import Count, Positive
 from xcam_fn.methods.catalog import find_method
 from xcam_fn.metrics.judged import (
     Best,
@@ -22,6 +23,7 @@ from xcam_fn.metrics.judged import (
     entered,
     one_class_scoring,
     own_keywords,
+    taken,
 )
 from xcam_fn.metrics.of_map import average_drop, complexity
 from xcam_fn.network.copies import name_of
@@ -30,6 +32,21 @@ from xcam_fn.perturb import uniform
 from xcam_fn.targets.classes import Classes
 
 Run = Callable[..., Tensor]
+
+
+class MethodMetric:
+    """A metric that is called as `metric(method, model, layer, x, cls, **options)`.
+
+    Args:
+        method: by name or as a function.
+        cls: None for the predicted class of each image, an int, B ints, or a target. It is fixed once, on the
+            images as they are.
+        heatmap: CAM(x) where it is there already.
+        radius: of the changes, > 0, in units of x.
+        num_samples: how many changes are tried, ≥ 1.
+        seed: of the changes.
+        **options: passed to the method.
+    """
 
 
 def method_metric(title: str, best: Best = "highest"):  # its type is that of the function within
@@ -48,7 +65,7 @@ def method_metric(title: str, best: Best = "highest"):  # its type is that of th
             heatmap: Heatmap | None = None,
             **options: Any,
         ) -> Values:
-            asked = {name: options.pop(name) for name in own.keys() & options.keys()}
+            asked = taken(own, options)
             run, recorded = checked_run(method, options), options.get("create_graph", False)
             checks.check_flag("create_graph", recorded)
             with one_class_scoring(model, x, cls, create_graph=recorded) as scoring:
@@ -57,9 +74,10 @@ def method_metric(title: str, best: Best = "highest"):  # its type is that of th
 
         signature = inspect.signature(called)
         *shared, heatmap, options = signature.parameters.values()
-        flat = [*shared, *own.values(), heatmap, options]
+        written = inspect.signature(formula).parameters
+        flat = [*shared, *(written[name] for name in own), heatmap, options]
         called.__dict__["__signature__"] = signature.replace(parameters=flat)
-        return entered(called, formula, title, best)
+        return entered(called, formula, title, best, MethodMetric)
 
     return made
 
@@ -92,14 +110,8 @@ def coherency(judged: Judged) -> Values:
 
     (1 + r) / 2 with r Pearson's correlation of CAM(x) and CAM(x ⊙ CAM(x)); r is 0 where one is constant.
 
-    {method}
-        heatmap: CAM(x) where it is there already.
-        **options: passed to the method.
-
     Returns:
         (B,), in [0, 1], the higher the better.
-
-    {raises}
 
     References:
         Poppi et al. (arXiv:2104.10252).
@@ -111,14 +123,8 @@ def coherency(judged: Judged) -> Values:
 def adcc(judged: Judged) -> Values:
     """One number for a method: the harmonic mean of coherency, 1 − complexity and 1 − average drop.
 
-    {method}
-        heatmap: the method's heatmap where it is there already.
-        **options: passed to the method.
-
     Returns:
         (B,), in [0, 1], the higher the better; 0 where one of the three is 0.
-
-    {raises}
 
     References:
         Poppi et al. (arXiv:2104.10252), equation 6.
@@ -133,21 +139,18 @@ def adcc(judged: Judged) -> Values:
 
 
 @method_metric("Max-sensitivity", "lowest")
-def max_sensitivity(judged: Judged, *, radius: float = 0.02, num_samples: int = 10, seed: int = 0) -> Values:
+def max_sensitivity(
+    judged: Judged, *, radius: Positive = 0.02, num_samples: Count = 10, seed: int = 0
+) -> Values:
     """How far the heatmap moves, at most, when the image is changed a little; the lower the better.
 
     max over δ of ‖CAM(x + δ) − CAM(x)‖ / ‖CAM(x)‖, with each value of δ uniform in [−radius, radius]. For how
     far it moves along one direction, and not by chance, see `torch.func.jvp` of the method.
 
-    {method}
-        {moved}
-        heatmap: CAM(x) where it is there already.
-        **options: passed to the method.
-
     Returns:
         (B,), ≥ 0; 0 where the heatmap is zero and stays so.
 
-    {raises}
+    Raises:
         ValueError: a heatmap is zero and does not stay so, so that there is nothing to compare it with.
 
     References:
@@ -159,21 +162,16 @@ def max_sensitivity(judged: Judged, *, radius: float = 0.02, num_samples: int = 
 
 @method_metric("Average sensitivity", "lowest")
 def average_sensitivity(
-    judged: Judged, *, radius: float = 0.02, num_samples: int = 10, seed: int = 0
+    judged: Judged, *, radius: Positive = 0.02, num_samples: Count = 10, seed: int = 0
 ) -> Values:
     """How far the heatmap moves on average when the image is changed a little; the lower the better.
 
     The mean over δ of what `max_sensitivity` takes the largest of; with its changes.
 
-    {method}
-        {moved}
-        heatmap: CAM(x) where it is there already.
-        **options: passed to the method.
-
     Returns:
         (B,), ≥ 0; 0 where the heatmap is zero and stays so.
 
-    {raises}
+    Raises:
         ValueError: a heatmap is zero and does not stay so, so that there is nothing to compare it with.
 
     References:
@@ -184,20 +182,15 @@ def average_sensitivity(
 
 
 @method_metric("Local Lipschitz estimate", "lowest")
-def local_lipschitz(judged: Judged, *, radius: float = 0.02, num_samples: int = 10, seed: int = 0) -> Values:
+def local_lipschitz(
+    judged: Judged, *, radius: Positive = 0.02, num_samples: Count = 10, seed: int = 0
+) -> Values:
     """How fast the heatmap moves, at most, as the image moves; the lower the better.
 
     max over δ of ‖CAM(x + δ) − CAM(x)‖ / ‖δ‖, with the changes of `max_sensitivity`.
 
-    {method}
-        {moved}
-        heatmap: CAM(x) where it is there already.
-        **options: passed to the method.
-
     Returns:
         (B,), ≥ 0.
-
-    {raises}
 
     References:
         Alvarez-Melis and Jaakkola, On the Robustness of Interpretability Methods (arXiv:1806.08049),
@@ -209,9 +202,6 @@ def local_lipschitz(judged: Judged, *, radius: float = 0.02, num_samples: int = 
 
 def _moved(judged: Judged, radius: float, num_samples: int, seed: int) -> tuple[Tensor, Tensor]:
     """How far the heatmaps, (N, B), and the images, (N,), move for N changes, the same for every image."""
-    checks.check_number("radius", radius, above=0)
-    checks.check_count("num_samples", num_samples)
-    checks.check_seed(seed)
     x = judged.x
 
     def found() -> tuple[Tensor, Tensor]:

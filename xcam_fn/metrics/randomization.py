@@ -11,18 +11,25 @@ import torch
 from torch import Tensor, nn
 
 from xcam_fn import checks
-from xcam_fn.arguments import check, unchecked
+from xcam_fn.arguments import Count, check, unchecked
+from xcam_fn.docstrings import documented
 from xcam_fn.metrics.judged import (
     Explainer,
     Images,
     Judged,
     Values,
     checked,
-    documented,
     one_class_scoring,
     spearman,
 )
-from xcam_fn.metrics.of_method import Run, checked_run, method_metric, named, relative_change
+from xcam_fn.metrics.of_method import (
+    MethodMetric,
+    Run,
+    checked_run,
+    method_metric,
+    named,
+    relative_change,
+)
 from xcam_fn.network.target_layer import Layer
 from xcam_fn.perturb import normal, uniform
 from xcam_fn.targets.classes import Classes, class_index, logits
@@ -34,25 +41,21 @@ Similarity = Callable[[Tensor, Tensor], Tensor]
 def random_logit(judged: Judged, *, similarity: Similarity | None = None, seed: int = 0) -> Values:
     """How alike the heatmaps of the class and of another class, chosen by chance, are; the lower the better.
 
-    {method}
+    Args:
         similarity: `(heatmaps, heatmaps) -> (B,)`; Spearman's rank correlation by default, the paper's is
             the structural similarity.
         seed: of the other class: so many classes after the explained one, the same for every image.
-        heatmap: CAM(x) where it is there already.
-        **options: passed to the method.
 
     Returns:
         (B,), as similarity returns it, by default in [−1, 1]; a heatmap that is the same for all classes
         gets 1.
 
-    {raises}
+    Raises:
         ValueError: the network has one class, or a target is explained that is no class.
 
     References:
         Sixt et al., When Explanations Lie (arXiv:1912.09818), section 4.
     """
-    checks.check_seed(seed)
-    check("similarity", similarity, Similarity | None)
     explain, asked = judged.explain, judged.scoring.explained.logit_of
     if callable(asked):
         raise ValueError(f"random_logit: cls={asked!r} is no class; expected None, an int or B ints")
@@ -66,30 +69,26 @@ def random_logit(judged: Judged, *, similarity: Similarity | None = None, seed: 
 
 
 @method_metric("Efficient MPRT", "highest")
-def efficient_mprt(judged: Judged, *, bins: int = 100, seed: int = 0) -> Values:
+def efficient_mprt(judged: Judged, *, bins: Count = 100, seed: int = 0) -> Values:
     """How much more complex the heatmap gets once the network has forgotten all that it learned.
 
     (H(CAM′(x)) − H(CAM(x))) / H(CAM(x)), where CAM′ explains the network with all parameters drawn anew, as
     the last step of `parameter_randomization` does, and H is the entropy of the histogram of a heatmap's
     values.
 
-    {method}
+    Args:
         bins: of the histogram, from the heatmap's least value to its largest, ≥ 1.
         seed: of the parameters.
-        heatmap: CAM(x) where it is there already.
-        **options: passed to the method.
 
     Returns:
         (B,), ≥ −1, the higher the better; 0 where both heatmaps are constant.
 
-    {raises}
+    Raises:
         ValueError: the heatmap is constant, and that of the other network is not.
 
     References:
         Hedström et al., Sanity Checks Revisited (arXiv:2401.06465), section 4.2.
     """
-    checks.check_count("bins", bins)
-    checks.check_seed(seed)
     explain = judged.explain
 
     def forgotten() -> nn.Module:
@@ -112,7 +111,6 @@ def _histogram_entropy(maps: Tensor, bins: int) -> Tensor:
     return torch.special.entr(counts / flat.shape[1]).sum(1)
 
 
-@documented
 def parameter_randomization(
     method: str | Run,
     model: nn.Module,
@@ -133,18 +131,15 @@ def parameter_randomization(
     model. A heatmap that stays the same does not explain the network. A layer given as a module is looked for
     by its name in the copies. With `std` and `num_samples` it is the smooth MPRT.
 
-    {method}
+    Args:
         cascading: keep what was randomized before; else randomize one layer at a time.
         seed: of the parameters.
         similarity: `(heatmaps, heatmaps) -> (B,)`; Spearman's rank correlation by default.
         std: of normal noise in the image, ≥ 0, in units of x; 0 compares heatmaps of the image itself.
         num_samples: how many noisy images the heatmaps that are compared are the mean over, ≥ 1.
-        **options: passed to the method.
 
     Returns:
         {name of the module randomized last: (B,)}, in the order of randomization.
-
-    {raises}
 
     References:
         Adebayo et al., Sanity Checks for Saliency Maps (arXiv:1810.03292); Hedström et al., Sanity Checks
@@ -162,6 +157,9 @@ def parameter_randomization(
     mean = functools.partial(_mean_under_noise, x=x, std=std, num_samples=num_samples, seed=seed)
     expected, twins = mean(explain), _randomized(model, seed, cascading=cascading)
     return {name: alike(expected, mean(explain._replace(model=twin))) for name, twin in twins}
+
+
+documented(parameter_randomization, MethodMetric)
 
 
 def _mean_under_noise(explain: Explainer, x: Tensor, std: float, num_samples: int, seed: int) -> Tensor:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from numbers import Real
-from typing import NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from xcam_fn import checks
 from xcam_fn.arguments import unchecked
 from xcam_fn.methods.method import comparable
 from xcam_fn.metrics.curves import cell_sums, cells
-from xcam_fn.metrics.judged import Judged, ScoringOptions, Values, metric, pearson
-from xcam_fn.perturb import Baseline, baseline_images, uniform
+from xcam_fn.metrics.judged import (
+    SUBSETS,
+    Judged,
+    SubsetOptions,
+    Values,
+    is_share,
+    metric,
+    pearson,
+    shares_of,
+)
+from xcam_fn.perturb import baseline_images, uniform
 
 
 class SensitivityN(NamedTuple):
@@ -34,34 +41,23 @@ class SensitivityN(NamedTuple):
 
 @metric("Faithfulness correlation", best="highest")
 def faithfulness_correlation(
-    judged: Judged,
-    *,
-    fraction: float = 0.2,
-    num_subsets: int = 100,
-    grid: int | None = 14,
-    baseline: Baseline = 0.0,
-    seed: int = 0,
-    **_: Unpack[ScoringOptions],
+    judged: Judged, *, fraction: float = 0.2, **options: Unpack[SubsetOptions]
 ) -> Values:
     """The correlation of what the heatmap says of random subsets and of what the score loses without them.
 
     Pearson's correlation over subsets S of one size of Σ h over S and p(x) − p(x without S).
 
-    {images}
+    Args:
         fraction: of the cells, how many a subset removes, in (0, 1).
-        {subsets}
-        {scoring}
 
     Returns:
         (B,), in [−1, 1], the higher the better; 0 where the sums or the scores are all alike.
-
-    {raises}
 
     References:
         Bhatt et al., Evaluating and Aggregating Feature-based Model Explanations (arXiv:2005.00631),
         definition 3.
     """
-    removed = Removed(judged, fraction, num_subsets, grid, baseline, seed)
+    removed = Removed(judged, fraction, options)
     return pearson(removed.sums(judged.relevance), removed.lost)
 
 
@@ -70,32 +66,22 @@ def sensitivity_n(
     judged: Judged,
     *,
     fractions: Iterable[float] = (0.05, 0.2, 0.5, 0.8),
-    num_subsets: int = 100,
-    grid: int | None = 14,
-    baseline: Baseline = 0.0,
-    seed: int = 0,
-    **_: Unpack[ScoringOptions],
+    **options: Unpack[SubsetOptions],
 ) -> SensitivityN:
     """The correlation of the heatmap's sums and the lost scores for subsets of several sizes n.
 
-    {images}
+    Args:
         fractions: for each n, the share of the cells that a subset removes, in (0, 1).
-        {subsets}
-        {scoring}
 
     Returns:
         `SensitivityN(fractions, correlations, value)`, see `faithfulness_correlation`.
-
-    {raises}
 
     References:
         Ancona et al., Towards Better Understanding of Gradient-based Attribution Methods (arXiv:1711.06104),
         section 4.
     """
-    shares = list(fractions) if isinstance(fractions, Iterable) else []
-    if not shares:
-        raise ValueError(f"fractions={fractions!r}; expected one or more numbers between 0 and 1")
-    every = [Removed(judged, share, num_subsets, grid, baseline, seed) for share in shares]
+    shares = shares_of(fractions)
+    every = [Removed(judged, share, options) for share in shares]
     found = torch.stack([pearson(each.sums(judged.relevance), each.lost) for each in every], 1)
     return SensitivityN(torch.tensor(shares).to(judged.x), found, found.mean(1))
 
@@ -107,37 +93,27 @@ def infidelity(
     gradient: bool = False,
     scaled: bool = True,
     fraction: float = 0.2,
-    num_subsets: int = 100,
-    grid: int | None = 14,
-    baseline: Baseline = 0.0,
-    seed: int = 0,
-    **_: Unpack[ScoringOptions],
+    **options: Unpack[SubsetOptions],
 ) -> Values:
     """The mean squared error of the heatmap as a linear model of what the score loses.
 
     The mean over random subsets S of (β I·h − (p(x) − p(x without S)))², where I is 1 on S and 0 elsewhere.
 
-    {images}
+    Args:
         gradient: whether the heatmap is a gradient: I is then x − baseline on S, the paper's perturbation.
             Else it says, as class activation maps do, what each pixel contributes.
         scaled: let β be the factor that makes the error least, as heatmaps in [0, 1] have no scale of their
             own; else it is 1.
         fraction: of the cells, how many a subset removes, in (0, 1).
-        {subsets}
-        {scoring}
 
     Returns:
         (B,), ≥ 0, in the score's unit squared; with `scaled` at most the mean square of what is lost.
 
-    {raises}
-
     References:
         Yeh et al., On the (In)fidelity and Sensitivity of Explanations (arXiv:1901.09392), definition 1.
     """
-    for name, flag in (("gradient", gradient), ("scaled", scaled)):
-        checks.check_flag(name, flag)
-    removed = Removed(judged, fraction, num_subsets, grid, baseline, seed)
-    factor = (judged.x - baseline_images(baseline, judged.x)).sum(1) if gradient else 1.0
+    removed = Removed(judged, fraction, options)
+    factor = (judged.x - removed.base).sum(1) if gradient else 1.0
     said, lost = removed.sums(judged.relevance * factor), removed.lost
     if scaled:
         power = said.square().sum(1, keepdim=True)
@@ -152,24 +128,20 @@ class Removed:
     are parts of larger ones. What the score loses does not depend on the heatmap: it is found once for all.
     """
 
-    def __init__(
-        self,
-        judged: Judged,
-        fraction: float,
-        num_subsets: int,
-        grid: int | None,
-        baseline: Baseline,
-        seed: int,
-    ) -> None:
-        if not isinstance(fraction, Real) or isinstance(fraction, bool) or not 0 < fraction < 1:
+    def __init__(self, judged: Judged, fraction: float, options: SubsetOptions) -> None:
+        if not is_share(fraction):
             raise ValueError(f"fraction={fraction!r}; expected a number between 0 and 1, both excluded")
-        checks.check_count("num_subsets", num_subsets, at_least=2)
-        checks.check_seed(seed)
-        self._judged, self._seed, self._baseline = judged, seed, baseline
-        self._cell = cells(tuple(judged.x.shape[2:]), grid).to(judged.x.device)
+        how: Any = SUBSETS | {**options}
+        self._judged, self._seed, self._baseline = judged, how["seed"], how["baseline"]
+        self._cell = cells(tuple(judged.x.shape[2:]), how["grid"]).to(judged.x.device)
         self._units = int(self._cell.max()) + 1
         self._count = max(1, round(float(fraction) * self._units))
-        self._indices = torch.arange(num_subsets, device=judged.x.device)
+        self._indices = torch.arange(how["num_subsets"], device=judged.x.device)
+
+    @property
+    def base(self) -> Tensor:
+        """What takes the place of a subset, (B, C, *size)."""
+        return baseline_images(self._baseline, self._judged.x)
 
     @property
     def lost(self) -> Tensor:
@@ -178,12 +150,9 @@ class Removed:
         return self._judged.scoring.once(key, self._losses)
 
     def _losses(self) -> Tensor:
-        judged, count = self._judged, len(self._indices)
-        base = baseline_images(self._baseline, judged.x)
-        which = torch.arange(len(base), device=base.device).repeat_interleave(count)
         without = lambda image, base, index: torch.where(self._taken(index)[self._cell], base, image)  # noqa: E731
-        scores = judged.scoring.perturbed(without, which, (self._indices.repeat(len(base)),), beside=(base,))
-        return judged.own[:, None] - scores.reshape(-1, count)
+        scores = self._judged.scoring.every(without, self._indices, beside=(self.base,))
+        return self._judged.own[:, None] - scores[..., 0]
 
     def sums(self, maps: Tensor) -> Tensor:
         """The sums of maps (B, *size) over each subset, (B, P)."""

@@ -12,44 +12,19 @@ from torch import Tensor, nn
 
 from xcam_fn import checks
 from xcam_fn.arguments import check
-from xcam_fn.metrics.curves import Curve, deletion, insertion, irof, symmetric_relevance_gain
-from xcam_fn.metrics.imputation import Road, road
+from xcam_fn.docstrings import documented
+from xcam_fn.metrics import curves, imputation, localization, of_map, of_method, randomization, subsets
+from xcam_fn.metrics.curves import Curve
+from xcam_fn.metrics.imputation import Road
 from xcam_fn.metrics.judged import Heatmap, Judged, Metric, Values, checked, one_class_scoring
-from xcam_fn.metrics.localization import (
-    energy_pointing_game,
-    grid_pointing,
-    mask_iou,
-    pixel_auc,
-    pointing_game,
-    relevance_rank_accuracy,
-)
-from xcam_fn.metrics.of_map import (
-    average_drop,
-    average_gain,
-    complexity,
-    entropy,
-    increase_in_confidence,
-    sparseness,
-)
-from xcam_fn.metrics.of_method import (
-    adcc,
-    average_sensitivity,
-    coherency,
-    local_lipschitz,
-    max_sensitivity,
-)
-from xcam_fn.metrics.randomization import efficient_mprt, random_logit
-from xcam_fn.metrics.subsets import SensitivityN, faithfulness_correlation, infidelity, sensitivity_n
+from xcam_fn.metrics.subsets import SensitivityN
 from xcam_fn.scoring.running import RunningOptions
 from xcam_fn.targets import Classes
 
-_ALL: tuple[Any, ...] = (
-    average_drop, increase_in_confidence, average_gain, insertion, deletion, symmetric_relevance_gain, irof,
-    road, faithfulness_correlation, sensitivity_n, infidelity, complexity, entropy, sparseness, coherency,
-    adcc, max_sensitivity, average_sensitivity, local_lipschitz, efficient_mprt, random_logit,
-    grid_pointing, energy_pointing_game, relevance_rank_accuracy, pointing_game, mask_iou, pixel_auc,
-)  # fmt: skip
-METRICS: Mapping[str, Metric] = MappingProxyType({metric.name: metric for metric in _ALL})
+_FAMILIES = (of_map, curves, imputation, subsets, of_method, randomization, localization)
+METRICS: Mapping[str, Metric] = MappingProxyType(
+    {one.name: one for family in _FAMILIES for one in vars(family).values() if isinstance(one, Metric)}
+)
 """Every metric that a heatmap or a data set can be judged by, by its name."""
 STANDARD = ("average_drop", "increase_in_confidence", "insertion", "deletion")
 LOCALIZATION = ("energy_pointing_game", "relevance_rank_accuracy", "pointing_game", "mask_iou", "pixel_auc")
@@ -71,6 +46,7 @@ def one_each(found: Values | Curve | Road | SensitivityN) -> Values:
     return found.auc if isinstance(found, Curve) else found.value
 
 
+@documented
 def judged(
     model: nn.Module,
     x: Float[Tensor, "B C *size"],
@@ -84,8 +60,6 @@ def judged(
     """Return the scores of heatmaps, from here or from elsewhere, on one batch.
 
     Args:
-        model: the network, in evaluation mode.
-        x: (B, C, *size), prepared images.
         heatmaps: names to heatmaps in [0, 1].
         cls: None for the predicted class of each image, an int, B ints, or a target. It is fixed once.
         metric_names: names of `METRICS`; those that need the method itself are not possible.

@@ -34,28 +34,19 @@ _WRITTEN = (nn.Module, dict, list, deque, set)
 _DEEPEST = 2  # objects within objects that are copied; a trainer's data and the like are shared
 
 
-def is_wrapper(module: nn.Module) -> bool:
-    """True for a module that only forwards to another: torch.compile's and the data-parallel ones."""
-    return _is_wrapper_type(type(module))
-
-
-def _is_wrapper_type(kind: type[nn.Module]) -> bool:
-    return issubclass(kind, _PARALLEL) or _is_compiled(kind)
-
-
-def _is_compiled(kind: type[nn.Module]) -> bool:
-    """True for the type of what `torch.compile(module)` returns.
+def _is_wrapper(kind: type[nn.Module]) -> bool:
+    """True for the type of a module that only forwards to another: torch.compile's, the data-parallel ones.
 
     Importing torch._dynamo takes seconds, and where nobody has done so no module is compiled. While another
     thread imports it, the class may not be there yet.
     """
     dynamo = sys.modules.get("torch._dynamo")
-    return dynamo is not None and issubclass(kind, getattr(dynamo, "OptimizedModule", ()))
+    return issubclass(kind, (*_PARALLEL, getattr(dynamo, "OptimizedModule", nn.DataParallel)))
 
 
 def unwrap(module: nn.Module) -> nn.Module:
     """The module inside any nesting of `torch.compile`, `DataParallel` and `DistributedDataParallel`."""
-    while is_wrapper(module):
+    while _is_wrapper(type(module)):
         module = module.get_submodule("module" if isinstance(module, _PARALLEL) else "_orig_mod")
     return module
 
@@ -134,7 +125,7 @@ def private_copy(
     copies: dict[int, Any] = {}
     changed: list[nn.Module] = []
     forwards: list[tuple[nn.Module, Forward]] = []
-    wrapping = tuple(filter(_is_wrapper_type, {type(module) for _, module, _ in modules}))
+    wrapping = tuple(filter(_is_wrapper, {type(module) for _, module, _ in modules}))
     wrappers = [module for _, module, _ in modules if wrapping and isinstance(module, wrapping)]
     for name, module, children in modules:
         if wrappers and module in wrappers:
@@ -304,9 +295,7 @@ def _(value: types.FunctionType, copies: dict[int, Any], depth: int) -> Any:
         return value
     copies[id(value)] = value  # it may refer to itself
     read = {name: value.__globals__.get(name) for name in value.__code__.co_names}
-    read = {
-        name: part for name, part in read.items() if isinstance(part, (nn.Module, dict, list, deque, set))
-    }
+    read = {name: part for name, part in read.items() if isinstance(part, _WRITTEN)}
     anew = {name: _private(part, copies, depth) for name, part in read.items()}
     if not value.__closure__ and all(anew[name] is read[name] for name in read):
         return value

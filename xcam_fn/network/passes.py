@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import weakref
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -12,41 +11,15 @@ from torch import Tensor, nn
 
 from xcam_fn import checks
 from xcam_fn.network.attention import StepByStep
-from xcam_fn.network.bound import Bound
-from xcam_fn.network.calls import (
-    Key,
-    ModuleCall,
-    features_of,
-    is_in_place,
-    run_changed,
-    with_features,
-)
+from xcam_fn.network.calls import ModuleCall, features_of, is_in_place, run_changed, with_features
 from xcam_fn.network.copies import unwrap
-from xcam_fn.network.places import ToSpatial, is_settled, path_inward, to_spatial_of
-from xcam_fn.network.probe import Probe, made_up
-from xcam_fn.network.target_layer import Carrying, Found, Layer, find, is_in_doubt, is_within, position_of
-from xcam_fn.network.vjp import by_autograd, detached, differentiated, gradient, pulled_back
-from xcam_fn.torch_state import is_readable, is_wrapped, outside_transforms
+from xcam_fn.network.places import ToSpatial
+from xcam_fn.network.vjp import by_autograd, detached, gradient, pulled_back
+from xcam_fn.torch_state import is_readable, is_wrapped
 
 Score = Callable[[Any], Tensor]
 Change = Callable[[Tensor], Tensor]
 Watched = Callable[[str], bool] | None
-
-
-class _Guess(NamedTuple):
-    """Which call of which module a layer was, and whether placing its output took all calls."""
-
-    name: str
-    number: int
-    watch_all: bool
-
-
-_TRIES = 4  # forwards until one agrees with what it was taken for: two where the network does not change
-_Guesses = dict[Found | None, _Guess]
-# What a layer was in the last forward of a network, by the layer as it was asked for. An entry saves a
-# forward and decides nothing: the forward that uses it records its own calls, and runs again where they say
-# otherwise.
-_GUESSES: weakref.WeakKeyDictionary[nn.Module, _Guesses] = weakref.WeakKeyDictionary()
 
 
 class Site(NamedTuple):
@@ -179,165 +152,13 @@ class Pass(NamedTuple):
         return self.site.placed(own, classes=many), self.site.placed(second, classes=many)
 
 
-def recorded_pass(
-    model: nn.Module,
-    layer: Layer,
-    x: Tensor,
-    to_spatial: ToSpatial | None = None,
-    *,
-    replace: Change | None = None,
-    records: bool = True,
-    score: Score | None = None,
-) -> Pass:
-    """Run the model once, recorded from the target layer on, and from the start where a graph is recorded.
-
-    Args:
-        model: the network; it is only read.
-        layer: a name, a module of the model, or None for the default layer.
-        x: (B, C, *size).
-        to_spatial: what places the layer's output; None finds it.
-        replace: the layer's own output to what takes its place; None leaves it.
-        records: whether gradients are going to be asked for; else nothing is kept for them.
-        score: what a default layer has to have a gradient of; where the first that comes into question has
-            none, the model runs again at the next that has.
-    """
-    root = unwrap(model)
-    if any(isinstance(length, torch.SymInt) for length in x.shape):
-        return _symbolic_pass(root, layer, x, to_spatial)
-    records, carrying = records or score is not None, None
-    found = _pass_at(root, layer, x, to_spatial, replace, records, None)
-    if layer is not None or score is None or found.pull is None or not by_autograd(x):
-        return found
-    first = found
-    while not _carries(found, score):
-        carrying = _carrying(root, x, score) if carrying is None else carrying
-        carrying.discard((found.site.name, found.site.number))  # another layer may return the same tensor
-        try:
-            found = _pass_at(root, layer, x, to_spatial, replace, records, carrying)
-        except checks.NoDefaultLayerError:
-            return first
-    return found
-
-
-def _carries(found: Pass, score: Score) -> bool:
-    """Whether a score has a gradient at a layer; True where it raises, as not every method asks for it."""
-    assert found.pull is not None
-    try:
-        scores, own = found.pull(score)
-        return bool(found.site.placed(own, classes=scores.ndim == 2).any())
-    except checks.LostGradientError:
-        return False
-    except Exception:
-        return True
-
-
-def _carrying(root: nn.Module, x: Tensor, score: Score) -> set[Key]:
-    """The calls of a forward that depend on x and that a score of the output depends on."""
-    seen: list[tuple[Key, Tensor]] = []
-
-    def see(call: ModuleCall, output: Any) -> None:
-        values = features_of(output)
-        if values is not None and values.requires_grad:
-            seen.append((call.key, values))
-
-    with torch.enable_grad():
-        scores = score(run_changed(root, x.detach().requires_grad_(), see=see, detached=True))
-        if not seen or not scores.requires_grad:
-            return set()
-        keys, values = zip(*seen, strict=True)  # a checkpoint runs, and is seen, again in the backward
-        grads = differentiated(scores.sum(), values)
-    return {key for key, grad in zip(keys, grads, strict=True) if grad is not None and grad.any()}
-
-
-def _pass_at(
-    root: nn.Module,
-    layer: Layer,
-    x: Tensor,
-    to_spatial: ToSpatial | None,
-    replace: Change | None,
-    records: bool,
-    carrying: Carrying,
-) -> Pass:
-    size, probe = tuple(x.shape[2:]), Probe(root, x)
-    record = (_by_autograd if records else _unrecorded) if by_autograd(x) else _by_transform
-    guesses = _GUESSES.setdefault(root, {})
-    asked = None if layer is None else find(root, layer)
-    guess = guesses.get(asked) or _first_guess(root, asked, x, probe)
-    for _ in range(_TRIES):
-        calls: list[ModuleCall] = []
-        site = Site(root, guess.name, guess.number, guess.name, None, size)
-        path = path_inward(site.module, site.name)
-        watched = None if guess.watch_all else _tells(site.name, path)
-        found = record(site, x, replace, calls, watched)
-        position = position_of(root, asked, calls, probe, carrying)
-        call = calls[position]
-        watch_all = guess.watch_all or not (to_spatial or is_settled(calls, position, size, path))
-        seen = _Guess(call.name, call.number, watch_all)
-        if seen == guess and found is not None:
-            break
-        guess = seen
-    else:
-        raise ValueError(
-            f"layer {guess.name!r}: {type(root).__name__} runs other modules at each forward of the same "
-            "images; name a layer that runs in all of them, such as 'layer#1' for its first call"
-        )
-    if carrying is None:
-        guesses[asked] = guess
-    is_call = asked is not None and asked[1] is not None
-    in_doubt = is_in_doubt(root, calls, position) and not (is_call and not isinstance(root, Bound))
-    place = to_spatial or to_spatial_of(calls, position, probe, in_doubt=in_doubt)
-    return _pass_of(
-        site._replace(shown=call.shown if is_call else call.name, to_spatial=place), calls, found, x
-    )
-
-
-def _tells(layer: str, path: Collection[str]) -> Callable[[str], bool]:
-    """Which modules tell where a layer's output lies: those that it is in, itself, and some in it."""
-    return lambda name: is_within(layer, name) or name.rpartition(".")[0] in path
-
-
-def _pass_of(site: Site, calls: list[ModuleCall], found: _Found, x: Tensor) -> Pass:
-    own, output, pull = found
-    placed = site.placed(own)
-    checks.check_features(placed, x, site.shown)
-    checks.check_finite(placed, f"layer {site.shown!r}: its output")
-    return Pass(site, calls, own, placed, output, pull)
-
-
-def _symbolic_pass(root: nn.Module, layer: Layer, x: Tensor, to_spatial: ToSpatial | None) -> Pass:
-    """A pass whose sizes are symbols: the layer is found, and placed, by a forward of numbers."""
-    with outside_transforms(), torch.no_grad():
-        known = recorded_pass(root, layer, made_up(x), to_spatial)
-    found = _by_transform(known.site, x, None, [], lambda _: False)
-    assert found is not None  # the forward of numbers reached it
-    return _pass_of(known.site, known.calls, found, x)
-
-
-def _first_guess(root: nn.Module, asked: Found | None, x: Tensor, probe: Probe) -> _Guess:
-    """Which call the layer may be, in a network that was not seen before.
-
-    The default layer is that of the first image, or of all where one does not do, as of frames of one clip.
-    """
-    if asked is not None:
-        return _Guess(asked[0], asked[1] or 1, watch_all=False)
-    calls: list[ModuleCall] = []
-    with torch.no_grad():
-        try:
-            run_changed(root, x[:1], None, calls)
-        except Exception:
-            calls.clear()
-            run_changed(root, x, None, calls)
-    call = calls[position_of(root, None, calls, probe)]
-    return _Guess(call.name, call.number, watch_all=True)
-
-
 _Pull = Callable[..., tuple[Tensor, ...]]
-_Found = tuple[Tensor, Any, _Pull | None]
+Passed = tuple[Tensor, Any, _Pull | None]
 
 
-def _unrecorded(
+def pass_unrecorded(
     site: Site, x: Tensor, replace: Change | None, calls: list[ModuleCall], watched: Watched
-) -> _Found | None:
+) -> Passed | None:
     """One forward for the features and the output alone."""
     seen: list[Tensor] = []
 
@@ -350,9 +171,9 @@ def _unrecorded(
     return (seen[0], output, None) if seen else None
 
 
-def _by_autograd(
+def pass_by_autograd(
     site: Site, x: Tensor, replace: Change | None, calls: list[ModuleCall], watched: Watched
-) -> _Found | None:
+) -> Passed | None:
     """One forward with a zero added to the layer's output; the rest records only what is asked for."""
     wanted = torch.is_grad_enabled()
     seen: list[Tensor] = []
@@ -399,12 +220,12 @@ def _by_autograd(
     return (raw, output, pull) if wanted else (*detached((raw, output)), pull)
 
 
-def _by_transform(
+def pass_by_transform(
     site: Site, x: Tensor, replace: Change | None, calls: list[ModuleCall], watched: Watched
-) -> _Found | None:
+) -> Passed | None:
     """The same by torch.func: a forward for the features, and one for each score that is asked for."""
     with differentiable_again(True):
-        found = _unrecorded(site, x, replace, calls, watched)
+        found = pass_unrecorded(site, x, replace, calls, watched)
     if found is None:
         return None
     raw, output, _ = found

@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from xcam_fn import checks
-from xcam_fn.network.calls import ModuleCall, leaves_of, module_calls
+from xcam_fn.docstrings import documented
+from xcam_fn.network.calls import leaves_of, module_calls
 from xcam_fn.network.copies import unwrap
 from xcam_fn.network.forward import forward_pass
 from xcam_fn.network.halves import halves
@@ -61,27 +62,21 @@ def checked_pass(
     return forward_pass(model, layer, x, to_spatial, records=score is not None, score=score)
 
 
+@documented
 def split(
     model: nn.Module, layer: Layer, x: Float[Tensor, "B C *size"], *, to_spatial: ToSpatial | None = None
 ) -> Split:
     """Cut the model at a layer's output into two pure functions.
 
     Args:
-        model: the network, in evaluation mode; it is never touched.
         layer: a name (`"layer4"`, `"layer4.2.relu#2"`), a module of the model, or None for `default_layer`.
         x: (B, C, *size), images to find the layer with.
-        to_spatial: where the layer returns tokens (B, T, K) or channels last, the function that selects and
-            arranges them as (B, K, *spatial); None finds it.
 
     Returns:
         `Split(trunk, head)`: `trunk(x) -> (features, residual)` and `head(features, residual) -> output`.
         Where the model can be traced the head runs what comes after the layer and nothing else; where it
         cannot, the head runs the model with the layer's output replaced. Both are of the model's structure as
         it is now, and read its parameters when they are called.
-
-    Raises:
-        ValueError: the layer is not in the model, is never reached, or is ambiguous.
-        TypeError: an argument is of the wrong kind.
     """
     x = checks.plain(x)
     with recording(x):
@@ -91,30 +86,21 @@ def split(
     return Split(trunk=found.run_trunk, head=found.run_head)
 
 
+@documented
 def features(
     model: nn.Module, layer: Layer, x: Float[Tensor, "B C *size"], *, to_spatial: ToSpatial | None = None
 ) -> Tensor:
     """Return the layer's output for x, as the layer returned it (before anything changes it in place).
 
-    Args:
-        model: the network, in evaluation mode.
-        layer: a name, a module of the model, or None for `default_layer`.
-        x: (B, C, *size), prepared images.
-        to_spatial: where the layer returns tokens (B, T, K) or channels last, the function that selects and
-            arranges them as (B, K, *spatial); None finds it.
-
     Returns:
         (B, K, *spatial), detached unless x requires grad.
-
-    Raises:
-        ValueError: bad x, unknown layer, a layer without spatial maps, or a model in training mode.
-        TypeError: an argument is of the wrong kind.
     """
     x = checks.plain(x)
     with recording(x):
         return checked_pass(model, layer, x, to_spatial, default_score(layer)).features
 
 
+@documented
 def feature_and_grad(
     model: nn.Module,
     layer: Layer,
@@ -128,23 +114,8 @@ def feature_and_grad(
 
     One forward of the model as it is now, and for each class a backward from the score to the layer.
 
-    Args:
-        model: the network, in evaluation mode; it is never touched.
-        layer: a name, a module of the model, or None for `default_layer`.
-        x: (B, C, *size), prepared images.
-        cls: what is explained: None for the predicted class of each image, an int, B ints, (B, n) ints for n
-            classes of each image, or a target, a callable from the model's output to B scores.
-        to_spatial: where the layer returns tokens (B, T, K) or channels last, the function that selects and
-            arranges them as (B, K, *spatial); None finds it.
-        create_graph: record the computation, so that the result can be differentiated with respect to the
-            parameters as well (it always can with respect to an x that requires grad).
-
     Returns:
         `FeatureAndGrad(features, grads, output)`.
-
-    Raises:
-        ValueError: bad x, layer or class, or a model in training mode.
-        TypeError: an argument is of the wrong kind.
 
     References:
         Selvaraju et al., Grad-CAM (arXiv:1610.02391).
@@ -165,6 +136,7 @@ def checked_scores(cls: Classes, batch: int) -> Callable[[Any], Tensor]:
     return lambda output: checks.scores_of(target, output, batch, many=isinstance(target, Target))
 
 
+@documented
 def default_layer(model: nn.Module, x: Float[Tensor, "B C *size"]) -> str:
     """Return the name of the layer that class activation maps are usually taken at.
 
@@ -174,13 +146,8 @@ def default_layer(model: nn.Module, x: Float[Tensor, "B C *size"]) -> str:
     norm before it (ViT: `encoder.layers.encoder_layer_11.ln_1`): after that attention a class token has all
     that the score knows, and no patch has a gradient.
 
-    Args:
-        model: the network, in evaluation mode.
-        x: (B, C, *size), prepared images.
-
     Raises:
         ValueError: the model runs neither a convolution with spatial maps nor an attention over patches.
-        TypeError: an argument is of the wrong kind.
     """
     x = checks.plain(x)
     with torch.no_grad():
@@ -208,23 +175,19 @@ def default_score(layer: Layer) -> Score | None:
     return score if layer is None else None
 
 
+@documented
 def layers(model: nn.Module, x: Float[Tensor, "B C *size"]) -> dict[str, tuple[int, ...]]:
     """Return the layers with spatial maps that the model runs for x, in order, and their shape for one image.
-
-    Args:
-        model: the network, in evaluation mode.
-        x: (B, C, *size), prepared images.
 
     Returns:
         Names to shapes (1, K, *spatial), those of tokens as they are placed on the image; a module that runs
         several times is listed once per call, as `name#1`, `name#2`, ….
-
-    Raises:
-        ValueError: bad x or a model in training mode.
-        TypeError: an argument is of the wrong kind.
     """
     x = checks.plain(x)
-    calls, probe = checked_calls(model, x), Probe(unwrap(model), x)
+    checks.check_call(model, x)
+    checks.check_model(unwrap(model))
+    with torch.no_grad():
+        calls, probe = module_calls(unwrap(model), x), Probe(unwrap(model), x)
     last = {call.name: call.number for call in calls}
     listed: dict[str, tuple[int, ...]] = {}
     in_doubt = is_measured(unwrap(model), calls, probe.size)
@@ -233,11 +196,3 @@ def layers(model: nn.Module, x: Float[Tensor, "B C *size"]) -> dict[str, tuple[i
         if len(shape) == x.ndim and shape[:1] == (1,):
             listed[call.shown if last[call.name] > 1 else call.name] = shape
     return listed
-
-
-def checked_calls(model: nn.Module, x: Tensor) -> list[ModuleCall]:
-    """Every call of a forward of x, the arguments checked."""
-    checks.check_call(model, x)
-    checks.check_model(unwrap(model))
-    with torch.no_grad():
-        return module_calls(unwrap(model), x)

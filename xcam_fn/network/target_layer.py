@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Sequence
 
 from torch import nn
@@ -151,9 +150,8 @@ def _submodule(root: nn.Module, path: str) -> nn.Module | None:
 
 def _unknown_layer(root: nn.Module, path: str) -> str:
     names = [name for name, _ in named(root) if name]
-    near = difflib.get_close_matches(path, names, n=3, cutoff=0.5)
     top = ", ".join(repr(name) for name, _ in root.named_children()) or "none"
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"its top modules are {top}"
+    hint = checks.nearest(path, names, f"its top modules are {top}", cutoff=0.5)
     return f"layer {path!r} is not in {type(root).__name__}; {hint} (xcam_fn.layers(model, x) lists them all)"
 
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple, TypedDict, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, TypedDict, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from xcam_fn import checks
+from xcam_fn.arguments import Count, check, hints_of
 from xcam_fn.network.calls import first_agrees, first_rows, keeps_rows_apart, outputs_agree, run_model
 from xcam_fn.network.copies import private_copy, unwrap
 from xcam_fn.network.halves import traced_model
@@ -42,7 +43,7 @@ class RunningOptions(TypedDict, total=False):
         progress: show a bar that counts forwards.
     """
 
-    chunk_size: int | None
+    chunk_size: Count | None
     precision: Precision
     compile: bool
     scorer: Run | None
@@ -55,22 +56,14 @@ class Running(NamedTuple):
     precision: Precision = "float32"
     compile: bool = False
     scorer: Run | None = None
-    chunk_size: int | None = None
+    chunk_size: Count | None = None
     progress: bool = False
 
 
 def check_running(how: Running, x: Tensor) -> None:
     """Raise where a keyword is out of range, or this machine cannot do what it asks."""
-    if how.chunk_size is not None:
-        checks.check_count("chunk_size", how.chunk_size)
-    if how.precision not in get_args(Precision):
-        raise ValueError(
-            f"precision={how.precision!r}; expected one of {', '.join(map(repr, get_args(Precision)))}"
-        )
-    if how.scorer is not None and not callable(how.scorer):
-        raise TypeError(
-            f"scorer is a {type(how.scorer).__name__}; expected a callable from images to outputs"
-        )
+    for name, hint in hints_of(RunningOptions).items():
+        check(name, getattr(how, name), hint)
     if how.precision == "bfloat16" and not _convolves_in_bfloat16(x.device):
         raise ValueError(f"precision='bfloat16': {x.device} cannot compute convolutions in it; use 'float32'")
     if how.compile and x.device.type == "cpu" and not _has_compiler():
@@ -340,6 +333,15 @@ class Scoring(Once):
             self.of, self.x, perturb, which, parameters, beside=beside, chunk_size=self.chunk_size,
             progress=self.how.progress,
         )  # fmt: skip
+
+    def every(
+        self, perturb: Callable[..., Tensor], *parameters: Tensor, beside: tuple[Tensor, ...] = ()
+    ) -> Tensor:
+        """The scores (B, P, n) of each image of x, perturbed in P ways: parameters (P, ...)."""
+        B, P = len(self.x), len(parameters[0])
+        which = torch.arange(B, device=self.x.device).repeat_interleave(P)
+        rows = tuple(each.repeat(B, *[1] * (each.ndim - 1)) for each in parameters)
+        return self.perturbed(perturb, which, rows, beside=beside).unflatten(0, (B, P))
 
     def shown(self, maps: Tensor, base: Tensor) -> Tensor:
         """The scores of x where maps show it, each of the class that its map is of.

@@ -1,7 +1,8 @@
-"""DeepLIFT's rescale rule: activation functions differentiated by the differences from a reference."""
+"""Activation functions changed as they run; DeepLIFT's rescale rule, their slopes from a reference."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,8 +25,29 @@ _ACTIVATIONS = _IN_PLACE | {
 }
 
 
-class Rescale(TorchFunctionMode):
-    """While it is entered, by this thread alone, activation functions have DeepLIFT's multipliers as slopes.
+class Activations(TorchFunctionMode):
+    """While it is entered, by this thread alone, activation functions return something else."""
+
+    # (function, x, what else it is given by position, by name) to what it returns; None leaves it as it is.
+    changed: Callable[[Any, Tensor, tuple[Any, ...], dict[str, Any]], Tensor | None]
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func not in _ACTIVATIONS:
+            return func(*args, **kwargs)
+        given = args[0] if args else kwargs["input"]
+        named = {name: value for name, value in kwargs.items() if name not in ("input", "inplace")}
+        output = self.changed(func, given, args[1:], named)
+        if output is None:
+            return func(*args, **kwargs)
+        in_place = func in _IN_PLACE or kwargs.get("inplace") or any(value is True for value in args[1:])
+        return given.copy_(output) if in_place else output
+
+
+class Rescale(Activations):
+    """Activation functions have DeepLIFT's multipliers as slopes.
 
     Without a reference it keeps what goes into and comes out of each; with one, of a forward that ran the
     same functions in the same order, they are differentiated as Δout / Δin. Where Δin is too small to divide
@@ -44,21 +66,15 @@ class Rescale(TorchFunctionMode):
         """Let the functions that follow be changed."""
         self.has_begun = True
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if not self.has_begun or func not in _ACTIVATIONS:
-            return func(*args, **kwargs)
-        given = args[0] if args else kwargs["input"]
-        others = {name: value for name, value in kwargs.items() if name not in ("input", "inplace")}
-        x = given.clone()
-        y = func(x.clone(), *args[1:], **others)
-        if self.keeps:
-            self.reference.append((x, y))
-        output = y if self.keeps else self._rescaled(x, y)
-        in_place = func in _IN_PLACE or kwargs.get("inplace") or any(value is True for value in args[1:])
-        return given.copy_(output) if in_place else output
+    def changed(self, func: Any, x: Tensor, others: tuple[Any, ...], named: dict[str, Any]) -> Tensor | None:
+        if not self.has_begun:
+            return None
+        x = x.clone()
+        y = func(x.clone(), *others, **named)
+        if not self.keeps:
+            return self._rescaled(x, y)
+        self.reference.append((x, y))
+        return y
 
     def _rescaled(self, x: Tensor, y: Tensor) -> Tensor:
         if self.count >= len(self.reference) or self.reference[self.count][0].shape != x.shape:
