@@ -30,7 +30,7 @@ def eighth(net: Any, x: Tensor) -> Tensor:
 
 
 def network(photographs: Sequence[xf.dataset.Photograph]) -> xf.models.LoadedModel:
-    """DINOv2 with a class for each photograph: how much more its mirror image is like x than the others are."""
+    """DINOv2 with a class for each photograph: how much more its mirror image is like x than others."""
     loaded = xf.models.load("dinov2-focus")
     tower: nn.Module = xf.bind(loaded.model, eighth)
     mirrored = [xf.images.prepare(each.path, loaded.preset)[0].flip(-1) for each in photographs]
