@@ -100,3 +100,16 @@ def test_help_shows_a_flat_signature_and_one_list_of_args(name):
     described = re.findall(r"^    (\w+):", args, flags=re.M)
     assert sorted(described) == sorted(parameters)
     assert all(re.match(r"    \S|        \S", line) for line in args.splitlines() if line)
+
+
+OTHERS = ("split", "features", "feature_and_grad", "default_layer", "layers", "concepts", "explain_all", "gain",
+          "from_gradients", "from_features")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_help_of_functions_describes_every_argument_in_order(name):
+    doc = inspect.getdoc(getattr(xf, name))
+    (args,) = re.findall(r"^Args:\n(.*?)^(?=\S)", doc or "", flags=re.M | re.S)
+    assert re.findall(r"^    [*]*(\w+):", args, flags=re.M) == list(
+        inspect.signature(getattr(xf, name)).parameters
+    )

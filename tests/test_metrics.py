@@ -20,7 +20,7 @@ import bad_calls
 import networks
 import xcam_fn as xf
 from xcam_fn import metrics
-from xcam_fn.metrics.imputation import imputed
+from xcam_fn.metrics.curves import imputed
 from xcam_fn.testing import small_case
 
 SIZE = (20, 28)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import networks
 import xcam_fn as xf
 from xcam_fn.checks import StructureError
-from xcam_fn.network.attention import StepByStep
+from xcam_fn.network.modes import StepByStep
 from xcam_fn.testing import state
 
 SIZE = (32, 48)  # 4 × 6 patches of 8 pixels

@@ -33,6 +33,7 @@ class Shared:
             `(B, K, *spatial) -> (B, *spatial)`, such as `projections.principal_component`.
         chunk_size: copies of images or features in one run, ≥ 1; it changes the memory, not the map.
         progress: show a bar that counts runs.
+        seed: any whole number, of which, and of their place, the random numbers are a function.
 
     Raises:
         ValueError: a value is out of range or does not fit the model, the batch or the layer.

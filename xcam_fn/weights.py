@@ -45,8 +45,6 @@ def gradcam_pp(
     cancels when the map is normalized.
 
     Args:
-        A: features.
-        G: the score's gradient to them.
         eps: added to the denominator, ≥ 0; other libraries do, and it is not small beside G².
         local: take Σ A · G³ with each position's own G³ in place of Σ (A G³), another reading of equation 19;
             the two agree where the gradient is the same at every position.
@@ -106,8 +104,6 @@ def xgradcam(A: Maps, G: Maps, eps: NonNegative = 0.0) -> ChannelWeights:
     """XGrad-CAM's weights, (B, K): the gradient averaged with the features as weights, 0 where Σ A is 0.
 
     Args:
-        A: features.
-        G: the score's gradient to them.
         eps: added to Σ A, ≥ 0, as other libraries do.
 
     References:
@@ -180,8 +176,6 @@ def unioncam(A: Maps, G: Maps, theta: Percentile = 10.0) -> Maps:
     """Union-CAM's weights, (B, K, *spatial): the positive gradient above a percentile, its sum 1.
 
     Args:
-        A: features.
-        G: the score's gradient to them.
         theta: the percentile of a channel's gradients, 0 to 100, below which they are dropped. The others
             are scaled to a sum of 1, or left at zero where none is positive.
 

@@ -15,9 +15,9 @@ from xcam_fn.arguments import Count
 from xcam_fn.maps import precise
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import method
-from xcam_fn.network.attention import StepByStep
-from xcam_fn.network.calls import Key, ModuleCall, module_calls, run_changed, with_features
+from xcam_fn.network.calls import Key, ModuleCall, features_of, module_calls, run_changed, with_features
 from xcam_fn.network.copies import unwrap
+from xcam_fn.network.modes import StepByStep
 from xcam_fn.network.places import ToSpatial, UnplacedError, attention_positions, to_spatial_of
 from xcam_fn.network.probe import Probe
 from xcam_fn.network.target_layer import find
@@ -163,7 +163,7 @@ def _head_of(root: nn.Module, x: Tensor, blocks: Sequence[_Block]) -> Callable[[
     return head
 
 
-def _relevance(block: _Block, score_of: Callable[[Tensor], Tensor]) -> Tensor | None:
+def _relevance(block: _Block, score_of: Callable[[Any], Tensor]) -> Tensor | None:
     """The mean over heads and queries of the positive gradient to one block's attention, (B, n, keys).
 
     None where its keys are not the tokens that it returns, as where it makes them fewer.
@@ -171,23 +171,18 @@ def _relevance(block: _Block, score_of: Callable[[Tensor], Tensor]) -> Tensor | 
     probabilities: list[Tensor] = []
     with torch.no_grad(), StepByStep(lambda values, _: probabilities.append(values) or values):
         block.forward(*block.args, **block.kwargs)
-    if len(probabilities) != 1 or probabilities[0].shape[-1] != _tokens_of(block.output).shape[1]:
+    tokens = features_of(block.output)
+    if tokens is None or len(probabilities) != 1 or probabilities[0].shape[-1] != tokens.shape[1]:
         return None
 
     def score(zero: Tensor) -> Tensor:
         with StepByStep(lambda values, _: values + zero):
             output = block.forward(*block.args, **block.kwargs)
         with StepByStep():
-            return score_of(_tokens_of(output))
+            return score_of(features_of(output))
 
     scores, pullback = vjp(score, torch.zeros_like(probabilities[0]))
     return pulled_back(pullback, scores).relu().mean((2, 3))
-
-
-def _tokens_of(output: Any) -> Tensor:
-    found: list[Tensor] = []
-    with_features(output, lambda tokens: found.append(tokens) or tokens)
-    return found[0]
 
 
 # -- attention and its gradient in the network as a whole ----------------------------------------------------

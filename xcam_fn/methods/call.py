@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from xcam_fn import checks
-from xcam_fn.network.activations import Rescale
-from xcam_fn.network.attention import StepByStep
 from xcam_fn.network.calls import outputs_agree, run_model
 from xcam_fn.network.copies import private_copy, unwrap
 from xcam_fn.network.forward import forward_pass
 from xcam_fn.network.halves import Halves, halves
+from xcam_fn.network.modes import Rescale, StepByStep
 from xcam_fn.network.passes import Pass
 from xcam_fn.network.places import ToSpatial, replaced
 from xcam_fn.network.split import checked_scores

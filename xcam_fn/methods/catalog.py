@@ -212,10 +212,12 @@ def accepted(method: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name in names}
 
 
-def with_accepted(method: Method[...], options: Mapping[str, Any]) -> Method[...]:
-    """The method with those of the options that it takes."""
+def with_accepted(method: Any, options: Mapping[str, Any]) -> Any:
+    """The method, or the function of the user's own, with those of the options that it takes."""
     taken = accepted(method, options) if options else {}
-    return method.with_options(**taken) if taken else method
+    if not taken:
+        return method
+    return method.with_options(**taken) if isinstance(method, Method) else functools.partial(method, **taken)
 
 
 def _around_plus(name: str) -> tuple[str, str]:

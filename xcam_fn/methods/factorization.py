@@ -63,7 +63,6 @@ def concepts(
         init: where the factorization starts, as scikit-learn calls it: "nndsvda" or "random".
         tol: how little it still has to gain when it stops, > 0.
         max_iter: how many steps it takes at the most, ≥ 1.
-        seed: of its random numbers.
 
     Returns:
         `Concepts(vectors, maps, offset)`, by non-negative matrix factorization; `plot.concepts` draws them.

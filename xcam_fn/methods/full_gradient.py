@@ -14,9 +14,9 @@ from xcam_fn.arguments import NonNegative
 from xcam_fn.maps import minmax, resize
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import method
-from xcam_fn.network.attention import StepByStep
 from xcam_fn.network.calls import ModuleCall, module_calls, run_changed
 from xcam_fn.network.copies import unwrap
+from xcam_fn.network.modes import StepByStep
 from xcam_fn.network.split import checked_scores
 from xcam_fn.network.vjp import pulled_back, records_nothing, vjp
 from xcam_fn.targets import Classes

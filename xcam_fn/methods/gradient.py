@@ -147,7 +147,6 @@ def smoothgradcam_pp(
     Args:
         num_samples: noisy inputs, ≥ 1.
         std: σ of the noise, ≥ 0, in units of x.
-        seed: of the noise.
         last: take D¹, and the features that are added up, of the last noisy input alone, as a library does.
         eps: added to α's denominator, ≥ 0, as a library does.
 

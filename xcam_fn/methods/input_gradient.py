@@ -17,10 +17,9 @@ from xcam_fn.maps import resize
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import method
 from xcam_fn.methods.gradient import gradcam
-from xcam_fn.network.activations import Activations
-from xcam_fn.network.attention import StepByStep
 from xcam_fn.network.calls import keeps_rows_apart
 from xcam_fn.network.forward import whole
+from xcam_fn.network.modes import Activations, StepByStep
 from xcam_fn.network.split import checked_scores
 from xcam_fn.network.vjp import pulled_back, vjp
 from xcam_fn.perturb import Baseline, baseline_images, uniform
@@ -61,7 +60,6 @@ def integrated_gradients(
         rule: how the gradient between two points is found: "jumps" finds from the scores where it jumps;
             "right" takes the gradient at the right end of each of `steps` intervals, as other libraries do.
         baseline: where the path begins: a number, a tensor that broadcasts against x, or a callable of x.
-        chunk_size: images in one forward and backward, ≥ 1; it changes the memory, not the result.
 
     References:
         Sundararajan et al., Axiomatic Attribution for Deep Networks (arXiv:1703.01365).
@@ -197,8 +195,6 @@ def expected_gradients(
         baselines: (N, C, *size), prepared images, such as some that the network was trained on; None for one
             of zeros.
         num_samples: draws, ≥ N; a multiple of N counts all baselines alike.
-        seed: of the α.
-        chunk_size: images in one forward and backward, ≥ 1; it changes the memory, not the result.
 
     References:
         Erion et al., Improving performance of deep learning models with axiomatic attribution priors and

@@ -15,7 +15,7 @@ from xcam_fn.methods.catalog import method, with_raw_maps
 from xcam_fn.methods.input_gradient import differentiable
 from xcam_fn.methods.method import Method
 from xcam_fn.methods.options import Score
-from xcam_fn.network.attention import StepByStep
+from xcam_fn.network.modes import StepByStep
 from xcam_fn.network.vjp import vjp
 from xcam_fn.perturb import Baseline, baseline_images, blurred
 from xcam_fn.weights import percentile

@@ -216,7 +216,6 @@ def sscam(
     Args:
         num_samples: noisy masks for each channel, ≥ 1.
         std: σ of the noise, ≥ 0, in units of the features (of the mask with noise="mask").
-        seed: of the noise.
         noise: where it is added: to the resized "map" before it is normalized, or to the "mask".
 
     References:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from xcam_fn import checks
 from xcam_fn.docstrings import documented
 from xcam_fn.methods.call import Call, fixed_class
-from xcam_fn.methods.catalog import METHODS, accepted, as_method, find_method, heatmaps_of, name_of
+from xcam_fn.methods.catalog import METHODS, as_method, find_method, heatmaps_of, name_of, with_accepted
 from xcam_fn.methods.method import Method
 from xcam_fn.network.target_layer import Layer
 from xcam_fn.targets import Classes
@@ -96,7 +95,7 @@ def named_methods(methods: Methods, variant: str | None = None, **options: Any) 
         found[name] = (
             find_method(given, variant=variant, **options)
             if isinstance(given, str)
-            else _with_options(as_method(given), options)
+            else with_accepted(as_method(given), options)
         )
     if not found:
         raise ValueError(f"methods is empty; expected one or more of {', '.join(METHODS)}")
@@ -104,11 +103,6 @@ def named_methods(methods: Methods, variant: str | None = None, **options: Any) 
         if not any(_gives(run, option) for run in found.values()):
             raise TypeError(f"no method takes the option {option!r}; the methods are {', '.join(found)}")
     return found
-
-
-def _with_options(run: Any, options: Mapping[str, Any]) -> Run:
-    given = accepted(run, options)
-    return run.with_options(**given) if isinstance(run, Method) else functools.partial(run, **given)
 
 
 def _gives(run: Any, option: str) -> bool:

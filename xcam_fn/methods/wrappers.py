@@ -160,7 +160,6 @@ def smoothgrad(
         num_samples: noisy inputs, ≥ 1.
         std: σ of the noise, ≥ 0, as a share of the image's range.
         statistic: of the raw maps: "mean", "square" (the mean of the squares) or "variance".
-        seed: of the noise.
 
     Returns:
         A method, "smoothgrad(gradcam)" for example.

@@ -6,13 +6,14 @@ Data sets, files and statistics belong in `evaluate`, figures in `plot`.
 from xcam_fn.metrics.accumulated import torchmetric
 from xcam_fn.metrics.curves import (
     Curve,
+    Road,
     deletion,
     insertion,
     irof,
+    road,
     step_pixels,
     symmetric_relevance_gain,
 )
-from xcam_fn.metrics.imputation import Road, road
 from xcam_fn.metrics.judged import Explainer, Judged, Metric, pearson, relevance_rank, spearman
 from xcam_fn.metrics.localization import (
     energy_pointing_game,

@@ -13,15 +13,14 @@ from torch import Tensor, nn
 from xcam_fn import checks
 from xcam_fn.arguments import check
 from xcam_fn.docstrings import documented
-from xcam_fn.metrics import curves, imputation, localization, of_map, of_method, randomization, subsets
-from xcam_fn.metrics.curves import Curve
-from xcam_fn.metrics.imputation import Road
+from xcam_fn.metrics import curves, localization, of_map, of_method, randomization, subsets
+from xcam_fn.metrics.curves import Curve, Road
 from xcam_fn.metrics.judged import Heatmap, Judged, Metric, Values, checked, one_class_scoring
 from xcam_fn.metrics.subsets import SensitivityN
 from xcam_fn.scoring.running import RunningOptions
 from xcam_fn.targets import Classes
 
-_FAMILIES = (of_map, curves, imputation, subsets, of_method, randomization, localization)
+_FAMILIES = (of_map, curves, subsets, of_method, randomization, localization)
 METRICS: Mapping[str, Metric] = MappingProxyType(
     {one.name: one for family in _FAMILIES for one in vars(family).values() if isinstance(one, Metric)}
 )

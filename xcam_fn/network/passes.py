@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from xcam_fn import checks
-from xcam_fn.network.attention import StepByStep
 from xcam_fn.network.calls import ModuleCall, features_of, is_in_place, run_changed, with_features
 from xcam_fn.network.copies import unwrap
+from xcam_fn.network.modes import StepByStep
 from xcam_fn.network.places import ToSpatial
 from xcam_fn.network.vjp import by_autograd, detached, gradient, pulled_back
 from xcam_fn.torch_state import is_readable, is_wrapped

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from xcam_fn.compat.common import evaluated
 from xcam_fn.compat.pytorch_grad_cam.utils.image import opencv
 from xcam_fn.metrics import complexity, pearson
-from xcam_fn.metrics.imputation import imputed
+from xcam_fn.metrics.curves import imputed
 from xcam_fn.perturb import normal
 
 Targets = Sequence[Callable[[Any], Tensor]]
