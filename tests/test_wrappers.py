@@ -58,6 +58,33 @@ def test_smooth_keeps_the_class_of_the_input_itself():
     )
 
 
+class GoesOnWhereBright(nn.Module):
+    """One convolution more where the images are bright: the default layer depends on them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+        self.relu, self.other, self.fc = nn.ReLU(), nn.ReLU(), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.first(x))
+        y = self.other(self.second(y)) if x.mean() > 1 else y
+        return self.fc(y.mean((2, 3)))
+
+
+@pytest.mark.parametrize("wrapped", [
+    xf.smooth("gradcam", flips=False, scales=(1.0, 2.0)),
+    xf.smoothgrad("gradcam", num_samples=3, std=0.5),
+    xf.smoothgradcam_pp.with_options(num_samples=3, std=1.5),
+])  # fmt: skip
+def test_changed_inputs_are_explained_at_the_layer_of_the_input_itself(wrapped):
+    model = networks.seeded(GoesOnWhereBright()).double()
+    x = images(1) - images(1).mean() + 0.95
+    assert xf.default_layer(model, x) == "relu"
+    assert xf.default_layer(model, x * 2) == "other"
+    torch.testing.assert_close(wrapped(model, None, x, 1), wrapped(model, "relu", x, 1))
+
+
 @pytest.mark.parametrize(
     "name", ["gradcam", "layercam", "cam", "smoothgradcam_pp", "scorecam", "iscam", "ablationcam"]
 )

@@ -63,6 +63,7 @@ class Call(Once):
         self.many = False  # until something finds that n classes of each image are asked for
         self._origin: nn.Module | None = None  # the user's model, once a copy of its structure is explained
         self._of_network: dict[str, Any] = {}  # what does not depend on what is explained
+        self._like: Call | None = None  # of whose images these are changed ones
 
     def _with(self, **changes: Any) -> Call:
         question = ("model", "layer", "x", "cls", "to_spatial", "create_graph", "records")
@@ -71,16 +72,14 @@ class Call(Once):
         return other
 
     def of(self, x: Tensor, cls: Classes) -> Call:
-        """The same question about other images, of a class that is fixed; nothing is shared."""
-        return self._with(x=x, cls=cls)
+        """The same question about other images, of a class that is fixed, at the layer that is found here."""
+        other = self._with(x=x, cls=cls)
+        other._like = self
+        return other
 
     def at(self, layer: Layer) -> Call:
         """The same question at another layer; nothing is shared."""
         return self._with(layer=self._own(layer))
-
-    def pinned(self) -> Call:
-        """The same question at the layer that was found, placed as it is here; nothing is shared."""
-        return self._with(layer=self.shown, to_spatial=self._pass().site.to_spatial)
 
     def asking(self, cls: Classes) -> Call:
         """The same network and images asked about a class; the forward is shared."""
@@ -105,10 +104,8 @@ class Call(Once):
             checks.check_model(unwrap(self.model))
             if self._origin is None and not once:
                 self._origin = unwrap(self.model)
-                self.layer, self.model = (
-                    self._own(self.layer),
-                    private_copy(self._origin, clone_buffers=False),
-                )
+                self.layer = self._own(self.layer)
+                self.model = private_copy(self._origin, clone_buffers=False)
         with recording(self.x, self.create_graph):
             yield
 
@@ -120,8 +117,16 @@ class Call(Once):
 
     # -- at the layer ---------------------------------------------------------------------------------------
 
+    def _pin(self) -> None:
+        """Take over which layer was found, and where its output lies on images of this size."""
+        like, self._like = self._like, None
+        if like is not None and (self.layer is None or "pass" in like._of_network):
+            site, self.layer = like._pass().site, like.shown
+            self.to_spatial = site.to_spatial if like.x.shape[2:] == self.x.shape[2:] else self.to_spatial
+
     def _pass(self, *, records: bool = False) -> Pass:
         """The forward at the layer, run again where it was not recorded and a gradient is asked for."""
+        self._pin()
         found = self._of_network.get("pass")
         if found is None or (records and found.pull is None):
             records = records or self.records

@@ -155,10 +155,9 @@ def smoothgradcam_pp(
     """
     x, fixed = call.x, call.explained().cls
     A = summed = call.features
-    here = call.pinned()
     G, powers = torch.zeros(()), [torch.zeros(())] * 3
     for j in range(num_samples):
-        noisy = here.of(x + std * normal(seed, j, tuple(x.shape[1:]), like=x), fixed)
+        noisy = call.of(x + std * normal(seed, j, tuple(x.shape[1:]), like=x), fixed)
         G = precise(noisy.gradient())
         powers = [total + G**p / num_samples for p, total in enumerate(powers, start=1)]
         summed = noisy.features if last else A
@@ -190,10 +189,9 @@ def cameras(call: Call, *, scales: Sequence[Positive] = (1.0, 1.58, 2.15, 2.73, 
         Jalwana et al., CAMERAS (arXiv:2106.10649).
     """
     size, fixed, seen = tuple(call.x.shape[2:]), call.explained().cls, []
-    layer = call.shown if call.layer is None else call.layer  # the default may lie elsewhere at another size
     for scale in scales:
         scaled = tuple(max(1, round(length * scale)) for length in size)
-        other = call.at(layer).of(resize(call.x, scaled), fixed)
+        other = call.of(resize(call.x, scaled), fixed)
         try:
             G = other.gradient()
         except Exception as error:
@@ -231,11 +229,11 @@ def integrated_gradcam(call: Call, *, steps: Count = 20, baseline: Baseline = 0.
         Sattarzadeh et al. (arXiv:2102.07805). The mean over the positions in place of their sum, a constant.
     """
     call.gradient()  # before the features, so that one forward is for both
-    x, here, fixed = call.x, call.pinned(), call.explained().cls
+    x, fixed = call.x, call.explained().cls
     start, total = baseline_images(baseline, x), torch.zeros(()).to(x)
-    A = here.of(start, fixed).features
+    A = call.of(start, fixed).features
     for i in range(1, steps + 1):
-        point = call if i == steps else here.of(start + i / steps * (x - start), fixed)
+        point = call if i == steps else call.of(start + i / steps * (x - start), fixed)
         G = point.gradient()
         maps = weighted(point.features - A, G, weights.gradcam, None)
         total = total + maps.relu() / steps

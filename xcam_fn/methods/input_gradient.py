@@ -205,11 +205,8 @@ def expected_gradients(
     if given.shape[1:] != x.shape[1:] or len(given) > num_samples:
         expected = f"(N, {', '.join(map(str, x.shape[1:]))}), N from 1 to num_samples={num_samples}"
         raise ValueError(f"baselines have shape {tuple(given.shape)}; expected {expected}")
-    nodes, shares = (
-        differentiable(call, chunk_size),
-        [uniform(seed, j, (), like=x) for j in range(num_samples)],
-    )
-    averages = []
+    nodes, averages = differentiable(call, chunk_size), []
+    shares = [uniform(seed, j, (), like=x) for j in range(num_samples)]
     with StepByStep():
         for images in torch.arange(len(x), device=x.device).split(nodes.per_forward):
             ways, total = [x[images] - start for start in given], torch.zeros(()).to(x)

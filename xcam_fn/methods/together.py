@@ -81,9 +81,8 @@ def named_methods(methods: Methods, variant: str | None = None, **options: Any) 
         methods = [methods]
     if not isinstance(methods, Iterable):
         raise TypeError(f"methods is a {type(methods).__name__}; expected names or functions")
-    pairs = (
-        methods.items() if isinstance(methods, Mapping) else [(name_of(given), given) for given in methods]
-    )
+    named = isinstance(methods, Mapping)
+    pairs = methods.items() if named else [(name_of(given), given) for given in methods]
     found: dict[str, Run] = {}
     for name, given in pairs:
         if not (isinstance(given, str) or callable(given)):

@@ -13,7 +13,7 @@ except ImportError as error:
     raise ImportError('torchmetrics is not installed; pip install "xcam-fn[torchmetrics]"') from error
 
 from xcam_fn import checks
-from xcam_fn.metrics.judged import Explainer, Heatmap, Judged, one_class_scoring, own_keywords
+from xcam_fn.metrics.judged import Explainer, Heatmap, Judged, one_class_scoring, own_keywords, taken
 from xcam_fn.metrics.of_method import Run, checked_run
 from xcam_fn.metrics.table import METRICS, one_each
 from xcam_fn.network.target_layer import Layer
@@ -31,8 +31,7 @@ class MeanMetric(Metric):
         super().__init__()
         checks.check_choice("name", name, tuple(METRICS))
         own = own_keywords(METRICS[name].formula)
-        self.name, self.own = name, {key: options.pop(key) for key in own.keys() & options.keys()}
-        self.how = options
+        self.name, self.own, self.how = name, taken(own, options), options
         self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 

@@ -282,9 +282,7 @@ def _(value: types.MethodType, copies: dict[int, Any], depth: int) -> Any:
 
 @_anew.register
 def _(value: functools.partial, copies: dict[int, Any], depth: int) -> Any:
-    func, args, keywords = (
-        _private(part, copies, depth) for part in (value.func, value.args, value.keywords)
-    )
+    func, args, keywords = (_private(p, copies, depth) for p in (value.func, value.args, value.keywords))
     return functools.partial(func, *args, **keywords)
 
 

@@ -72,9 +72,7 @@ def compiled(network: fx.GraphModule) -> Callable[[Tensor], Any]:
     """Return what `inference_copy` made, compiled once for all copies of the same source."""
     code = network.graph.python_code("self")
     function = _compiled(code.src, tuple(code.globals.items()))
-    holder = (
-        nn.Module()
-    )  # every GraphModule is of a class of its own, which torch.compile's guards tell apart
+    holder = nn.Module()  # each GraphModule is of a class of its own, which torch.compile's guards tell apart
     holder.__dict__.update({name: network.__dict__[name] for name in ("_parameters", "_buffers", "_modules")})
     return lambda images: function(holder, images)
 
