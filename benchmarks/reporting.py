@@ -45,10 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--part", choices=PARTS, help="run only this part, in this process")
     options = parser.parse_args(arguments)
     if options.part:
-        start = time.perf_counter()
+        start, begun = time.perf_counter(), time.process_time()
         PARTS[options.part](options)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(f"{options.part}: {time.perf_counter() - start:.1f} s, peak {peak:.0f} MiB", flush=True)
+        busy = time.process_time() - begun
+        took = f"{time.perf_counter() - start:.1f} s ({busy:.1f} s of the processor)"
+        print(f"{options.part}: {took}, peak {peak:.0f} MiB", flush=True)
         return
     with contextlib.ExitStack() as stack:
         folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))

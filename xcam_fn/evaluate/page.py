@@ -66,8 +66,7 @@ def ranks_figure(board: Board) -> Figure:
     axis = figure.subplots()
     for i, each in enumerate(board.rankings):
         best = min(each.ranks.values())
-        depth = min(each.critical, len(methods) - best)
-        axis.bar(i, depth, 0.24, best, color="#dddddd", zorder=0)
+        axis.bar(i, min(each.critical, len(methods) - best), 0.24, best, color="#dddddd", zorder=0)
     order = [m for m in board.titles if m in board.overall]
     for method in methods:
         ranks = [each.ranks[method] for each in board.rankings]
@@ -75,7 +74,8 @@ def ranks_figure(board: Board) -> Figure:
         axis.plot(ranks, marker="o", markersize=4, label=label, **look(order.index(method)))
     axis.set_xticks(range(len(names)), [name.replace(", ", "\n") for name in names], fontsize=8)
     axis.set_xlim(-0.4, len(names) - 0.6)
-    axis.set_ylim(len(methods) + 0.2, 0.8)
+    ends = [rank for each in board.rankings for rank in each.ranks.values()]
+    axis.set_ylim(max(ends) + 0.3, min(ends) - 0.3)
     axis.set_ylabel("mean rank, 1 is best")
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="y", alpha=0.25, linewidth=0.6)
