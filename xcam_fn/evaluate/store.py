@@ -27,6 +27,7 @@ KEPT = ("pictures", "heatmaps", "curves")
 _LOCK = "results.lock"
 _APPLICATION = 0x7863616D  # "xcam", by which a file of ours is known
 _VERSION = 3
+_WAIT = 600  # seconds that a run waits for a report that is read from it
 _CHUNK = 8192  # rows that are in memory at a time
 _SCHEMA = """
 CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL, checksum INTEGER NOT NULL);
@@ -386,7 +387,7 @@ def _connected(file: Path, mode: str, *, is_locked: bool = False) -> Iterator[tu
     with contextlib.ExitStack() as stack:
         try:
             address = f"{file.resolve().as_uri()}?mode={mode}"
-            connection = sqlite3.connect(address, uri=True, timeout=30, isolation_level=None)
+            connection = sqlite3.connect(address, uri=True, timeout=_WAIT, isolation_level=None)
             store = Store(stack.enter_context(contextlib.closing(connection)), file)
             known = tuple(store._all(f"PRAGMA {name}")[0][0] for name in ("application_id", "user_version"))
             is_new = known[0] == 0 and not store._all("SELECT 1 FROM sqlite_schema")
