@@ -124,7 +124,7 @@ def test_metrics_that_disagree_are_named(tmp_path):
     assert said[1].startswith("No method is among the leaders of every metric")
     assert "Insertion ↑: A." in said
     assert "Grid pointing game ↑: C." in said
-    assert "Complexity ↓: not told apart beyond chance." in said
+    assert "Complexity ↓: none is told from the best beyond chance." in said
     assert said[-1].startswith(
         "Insertion ↑ and Grid pointing game ↑ order the methods least alike, Kendall's τ -1.00"
     )
@@ -135,7 +135,7 @@ def test_chance_and_single_methods_have_no_leader(tmp_path):
     few = {"insertion": {"a": [0.5, 0.6], "b": [0.4, 0.7]}}
     said = report.advice(report.board(run(tmp_path / "few", few)))
     assert said[1].startswith(
-        "On 2 photographs no metric tells the methods apart beyond chance: evaluate more"
+        "On 2 photographs no metric tells a method from the best beyond chance: evaluate more"
     )
     alone = report.board(run(tmp_path / "alone", {"insertion": {"a": [0.5, 0.6]}}))
     assert report.advice(alone) == [
@@ -174,7 +174,9 @@ def test_runs_of_two_networks_in_one_report(tmp_path, capsys):
     kept = long[(long.run == "resnet") & (long.method == "b")].set_index("image").value
     assert {f"={n}.png": value for n, value in one.values("b", "insertion").items()} == kept.to_dict()
     same = report.read(tmp_path / "one")
-    assert {row[1] for row in report.table(one, same)[1:]} == {f"{i}: {tmp_path / 'one'}" for i in (1, 2)}
+    assert {row[1] for row in report.table(one, same)[1:]} == {
+        f"{i}: resnet ({tmp_path / 'one'})" for i in (1, 2)
+    }
 
 
 def test_every_score_as_csv(tmp_path):

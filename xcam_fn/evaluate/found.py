@@ -257,11 +257,12 @@ def pixels(file: bytes) -> np.ndarray:
 
 
 def labels(found: Sequence[Found]) -> list[str]:
-    """What tells runs apart: their networks, their folders' names, or their paths."""
-    for names in ([f.settings["model"] for f in found], [f.folder.resolve().name for f in found]):
-        if len(set(names)) == len(names):
-            return names
-    return [f"{i}: {f.folder}" for i, f in enumerate(found, 1)]
+    """What tells runs apart: their networks, and where these are the same their folders."""
+    models = [run.settings["model"] for run in found]
+    names = [f"{model} ({run.folder.resolve().name})" for model, run in zip(models, found, strict=True)]
+    paths = [f"{model} ({run.folder})" for model, run in zip(models, found, strict=True)]
+    numbered = [f"{i}: {path}" for i, path in enumerate(paths, 1)]
+    return next(each for each in (models, names, paths, numbered) if len(set(each)) == len(each))
 
 
 def metric_label(metric: str) -> str:

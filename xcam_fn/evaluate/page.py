@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import itertools
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -61,7 +62,7 @@ def ranks_figure(board: Board) -> Figure:
         board: what `ranking.board` returns, of one ranking or more.
     """
     names, methods = board.names(), list(board.overall)
-    size = 2.5 + 1.4 * len(names), max(3.2, 1.2 + 0.24 * len(methods))
+    size = 2.8 + 1.2 * len(names), max(3.2, 1.2 + 0.24 * len(methods))
     figure = Figure(figsize=size, layout="constrained")
     axis = figure.subplots()
     for i, each in enumerate(board.rankings):
@@ -72,7 +73,7 @@ def ranks_figure(board: Board) -> Figure:
         ranks = [each.ranks[method] for each in board.rankings]
         label = f"{board.titles[method]} ({board.overall[method]:.2f})"
         axis.plot(ranks, marker="o", markersize=4, label=label, **look(order.index(method)))
-    axis.set_xticks(range(len(names)), [name.replace(", ", "\n") for name in names], fontsize=8)
+    axis.set_xticks(range(len(names)), [textwrap.fill(name, 16) for name in names], fontsize=8)
     axis.set_xlim(-0.4, len(names) - 0.6)
     ends = [rank for each in board.rankings for rank in each.ranks.values()]
     axis.set_ylim(max(ends) + 0.3, min(ends) - 0.3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -56,9 +57,9 @@ class Board(NamedTuple):
     titles: dict[str, str]
 
     def names(self) -> list[str]:
-        """What the rankings are called: by their metrics and, where there are several, their runs."""
-        several = len({each.run for each in self.rankings}) > 1
-        return [metric_label(r.metric) + (f", {r.run}" if several else "") for r in self.rankings]
+        """What the rankings are called: by their metrics and, where several runs have one, by their runs."""
+        runs = Counter(each.metric for each in self.rankings)
+        return [metric_label(r.metric) + (f", {r.run}" if runs[r.metric] > 1 else "") for r in self.rankings]
 
     def listed(self, methods: Iterable[str]) -> str:
         """The titles of methods in a sentence."""
@@ -134,7 +135,9 @@ def _choice(board: Board) -> str:
     cheapest = "the cheapest (`xcam latency` times them)"
     if all(len(r.leaders) == len(board.overall) for r in board.rankings):
         few = f"On {min(r.photographs for r in board.rankings)} photographs"
-        return f"{few} no metric tells the methods apart beyond chance: evaluate more, or take {cheapest}."
+        return (
+            f"{few} no metric tells a method from the best beyond chance: evaluate more, or take {cheapest}."
+        )
     always = [m for m in board.overall if all(m in r.leaders for r in board.rankings)]
     if not always:
         return "No method is among the leaders of every metric: choose by the metric that asks your question."
@@ -151,7 +154,7 @@ def _by_metric(board: Board) -> Iterator[str]:
         by_leaders.setdefault(tuple(ranking.leaders) if is_told else (), []).append(name)
     for leaders, names in by_leaders.items():
         where = "; ".join(names)
-        yield f"{where}: {board.listed(leaders)}." if leaders else f"{where}: not told apart beyond chance."
+        yield f"{where}: {board.listed(leaders) if leaders else 'none is told from the best beyond chance'}."
 
 
 def _disagreement(board: Board) -> Iterator[str]:

@@ -157,7 +157,7 @@ def run(
         beside: where the folder holds a run with other settings, use the next of output_2, output_3 … that
             does not.
         keep: of "pictures", "heatmaps" and "curves" what is kept beside the scores, for the report's page and
-            figures: some 20 kB a photograph, 3 kB and 1 kB a heatmap.
+            figures: some 14 kB a photograph, 3 kB and 1 kB a heatmap.
         about: what else the results depend on, such as the seed of the sample: a run with other values is
             another.
         progress: show a bar on stderr.
