@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 import xcam_fn as xf
 from benchmarks.report import table
+from xcam_fn.evaluate.comparison import intervals
 from xcam_fn.metrics import METRICS
 from xcam_fn.metrics.judged import Judged, one_class_scoring
 
@@ -100,12 +101,10 @@ def leaderboard(scores: Kept) -> str:
     corrected = dict(zip(others, holm(np.nan_to_num([one.pvalue for one in tested], nan=1.0)), strict=True))
     rows = []
     for name, found in scores.items():
-        columns = [column[~np.isnan(column)] for column in found.double().T.numpy()]
         rows.append([xf.METHODS[name].title])
-        for i, values in enumerate(columns[: 5 + bool(len(columns[5]))]):
-            low, high = stats.bootstrap((values,), np.mean, method="percentile", rng=0).confidence_interval
+        for i, (mean, low, high, count) in enumerate(zip(*intervals(found.double().numpy()), strict=True)):
             p = f" p {corrected[name][i]:.2g}" if name != last and i < 4 else ""
-            rows[-1].append(f"{values.mean():.3f} ({low:.2f}–{high:.2f}){p}")
+            rows[-1] += [f"{mean:.3f} ({low:.2f}–{high:.2f}){p}"] if count else []
     return table(HEADER[: len(rows[0])], rows)
 
 

@@ -127,6 +127,13 @@ for pair in compared:
 # about the object, so any of them lands on it, and eight photographs are far too few to see how much
 # better a real weighting does. A table without intervals would have named a winner.
 #
+# The report says so in sentences made from the numbers: methods are ranked on each photograph, and leaders are those whose mean ranks
+# are no further from the best than chance allows.
+
+# %%
+print(*xf.report.advice(xf.report.board(found)), sep="\n")
+
+# %% [markdown]
 # ## Curves
 #
 # A mean of areas is a thin summary. The curves behind it, the mean over photographs:

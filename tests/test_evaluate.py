@@ -26,13 +26,14 @@ from PIL import Image
 import networks
 import xcam_fn as xf
 from xcam_fn import cli, evaluate
-from xcam_fn.evaluate import dataset, report, store
+from xcam_fn.evaluate import dataset, report, seen, store
 from xcam_fn.models import LoadedModel
 from xcam_fn.models.images import Preset
 
 XCAM = Path(sysconfig.get_path("scripts")) / "xcam"
 SMALL = ("--model", "squeezenet1_1", "--weights", "random")
 METHODS = ["gradcam", "layercam", "ablationcam"]
+PIXEL = seen.encoded(np.full((2, 2), 128, np.uint8), "PNG")
 
 
 @pytest.fixture
@@ -60,6 +61,13 @@ def data(tmp_path) -> Path:
 def run(network, data, output, **options) -> evaluate.Outcome:
     photographs = dataset.photographs(data, network.categories)
     return evaluate.run(network, photographs, **({"methods": METHODS, "output": output} | options))
+
+
+def facts(found: report.Found) -> str:
+    """What was read of a run, but for its folder."""
+    return repr(
+        (found.settings, found.images, found.scores.tolist(), found.failures, found.curves, found.files)
+    )
 
 
 def dump(folder: Path) -> list[str]:
@@ -178,7 +186,7 @@ def test_a_method_that_fails_on_one_photograph_fails_there_alone(network, data, 
     outcome = run(network, data, tmp_path / "out", methods=methods, batch_size=batch_size)
     assert (outcome.results, outcome.failures) == (12, 2)
     found = report.read(tmp_path / "out")
-    errors = {(found.images[r.number].name, r.method): r.error for r in found.results if r.error}
+    errors = {(found.images[number].name, method): error for number, method, error in found.failures}
     assert errors == {
         ("5.png", "mine"): "RuntimeError: it is too dark",
         ("6.png", "mine"): "the heatmap holds NaN or infinite values",
@@ -250,21 +258,24 @@ def test_names_that_are_not_utf_8(network, data, tmp_path):
 def written(tmp_path_factory) -> bytes:
     """A file of results."""
     folder = tmp_path_factory.mktemp("written")
-    made(folder, {"one": [0.25, 0.5, 0.125], "other": [0.75, 0.5, 0.25]})
+    made(folder, {"one": [0.25, 0.5, 0.125], "other": [0.75, 0.5, 0.25]}, keep=store.KEPT)
     return (folder / store.FILE).read_bytes()
 
 
 @pytest.mark.parametrize(
     ("statement", "words"),
     [
-        *((f"DROP TABLE {table}", f"it has lost its table '{table}'") for table in ("settings", "images", "results", "scores")),
+        *((f"DROP TABLE {table}", f"it has lost its table '{table}'") for table in ("settings", "images", "layouts", "results", "pictures", "heatmaps")),
         ("DELETE FROM settings WHERE name = 'metrics'", "rows of 'settings' have changed or are lost"),
         ("DELETE FROM settings", "its settings are lost"),
         ("UPDATE settings SET value = '[' WHERE name = 'methods'", "rows of 'settings' have changed"),
-        ("UPDATE scores SET value = 0.5 WHERE number = 0", "rows of 'scores' have changed"),
+        ("UPDATE results SET scores = zeroblob(8) WHERE number = 0", "rows of 'results' have changed"),
+        ("UPDATE layouts SET fractions = '{}'", "rows of 'layouts' have changed"),
         ("UPDATE images SET name = CAST(x'ff' AS TEXT)", "Could not decode to UTF-8"),
-        ("DELETE FROM scores WHERE number = 1", "rows of 'results' have changed or are lost"),
-        ("DELETE FROM results WHERE number = 1", "rows that those of 'scores' belong to are lost"),
+        ("DELETE FROM layouts", "rows that those of 'results' belong to are lost"),
+        ("DELETE FROM results WHERE number = 1", "rows of 'heatmaps' are lost, or those of 'results' that they"),
+        ("DELETE FROM heatmaps WHERE number = 1", "rows of 'heatmaps' are lost, or those of 'results' that they"),
+        ("DELETE FROM pictures WHERE number = 1", "rows of 'pictures' are lost, or those of 'images' that they"),
         ("DELETE FROM images WHERE number = 1", "rows that those of 'results' belong to are lost"),
     ],
 )  # fmt: skip
@@ -293,18 +304,18 @@ def test_flipped_bytes_are_said_in_one_line_or_change_nothing(written, tmp_path_
         found = report.read(folder)
     except (ValueError, OSError) as error:
         said = str(error)
-    assert found == report.read(expected) if found else str(folder) in said
+    assert facts(found) == facts(report.read(expected)) if found else str(folder) in said
     assert "\n" not in said
 
 
 def test_what_a_killed_run_was_writing_is_rolled_back_when_it_is_read(written, tmp_path):
     (tmp_path / "killed").mkdir()
     (tmp_path / store.FILE).write_bytes(written)
-    expected = report.read(tmp_path)
+    expected = facts(report.read(tmp_path))
     with contextlib.closing(sqlite3.connect(tmp_path / store.FILE, isolation_level=None)) as connection:
         connection.execute("PRAGMA cache_size = 1")
         connection.execute("BEGIN IMMEDIATE")
-        for table in ("scores", "results", "images"):
+        for table in ("heatmaps", "results", "images"):
             connection.execute(f"DELETE FROM {table}")
         connection.execute(
             "CREATE TABLE large AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 9999) SELECT i FROM n"
@@ -313,7 +324,7 @@ def test_what_a_killed_run_was_writing_is_rolled_back_when_it_is_read(written, t
             shutil.copy(file, tmp_path / "killed")
     assert (tmp_path / "killed" / f"{store.FILE}-journal").stat().st_size
     assert (tmp_path / "killed" / store.FILE).read_bytes() != written
-    assert report.read(tmp_path / "killed") == expected
+    assert facts(report.read(tmp_path / "killed")) == expected
 
 
 def test_two_runs_in_one_folder(network, data, tmp_path):
@@ -400,7 +411,7 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     data = five(folder / "photographs")
     subprocess.run(command(data, "--output", folder, *THREE), check=True, env=ALONE, capture_output=True)
-    assert len(dump(folder)) == 3 + 6 + 12
+    assert len(dump(folder)) == 3 + 3 + 6 + 6 + 1  # images, pictures, results, heatmaps, a layout of curves
     return folder
 
 
@@ -455,15 +466,20 @@ def test_a_full_disk_leaves_what_was_written(data, whole, tmp_path):
 # -- the report -----------------------------------------------------------------------------------------------------
 
 
-def made(folder: Path, drops: dict[str, list[float]]) -> report.Found:
+def made(folder: Path, drops: dict[str, list[float]], **more) -> report.Found:
     """A run with given average drops by method."""
-    settings = {"methods": {name: name.title() for name in drops}, "metrics": ["average_drop"], "model": "m", "layer": "l",
+    settings = {**more, "methods": {name: name.title() for name in drops}, "metrics": ["average_drop"], "model": "m", "layer": "l",
                 "variant": None, "versions": {"torch": "2"}, "categories": ["cat"]}  # fmt: skip
     with store.writing(folder, settings) as writer:
         for i in range(len(next(iter(drops.values())))):
-            writer.write_image(store.ImageRow(i, f"{i}.png", None, 0, 0.5))
-            for name, values in drops.items():
-                writer.write_result(store.Result(i, name, {"average_drop": store.Score(values[i])}))
+            scores = {
+                name: store.Score(values[i], np.linspace(0, 1, 3), np.zeros(3))
+                for name, values in drops.items()
+            }
+            results = [
+                store.Result(i, name, {"average_drop": score}, PIXEL) for name, score in scores.items()
+            ]
+            writer.write([store.ImageRow(i, f"{i}.png", None, 0, 0.5, PIXEL)], results)
     return report.read(folder)
 
 

@@ -25,7 +25,7 @@ app = App(
     help_format="plaintext",
     suppress_keyboard_interrupt=False,
 )
-_ARGUMENTS = {explain: "PHOTO...", compare: "PHOTO", gallery: "PHOTO", evaluate: "DATA", report: "DIR"}
+_ARGUMENTS = {explain: "PHOTO...", compare: "PHOTO", gallery: "PHOTO", evaluate: "DATA", report: "DIR..."}
 for command, argument in _ARGUMENTS.items():
     app.command(command, usage=f"Usage: xcam {command.__name__} {argument} [OPTIONS]")
 for command in (latency, export, open_app, methods, layers):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -115,6 +116,32 @@ class Tiled:
         return {"mosaics": self.mosaics, "confidence": self.confidence, "mosaic size": self.mosaic_size}
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Folder:
+    """Where results go, and which.
+
+    Attributes:
+        output: the folder of the results; `xcam report` makes tables and a page of them.
+        beside: where the folder holds a run with other settings, start one beside it.
+        retry: try again what failed before.
+        keep: what is kept beside the scores, for the report: pictures, heatmaps, curves, or none.
+            [default: all three]
+    """
+
+    output: Path = Path("xcam_results")
+    beside: Flag = False
+    retry: Flag = False
+    keep: Names = None
+
+    @property
+    def kept(self) -> Sequence[str]:
+        """What `evaluate.run` is to keep."""
+        from xcam_fn.evaluate.store import KEPT
+
+        return KEPT if self.keep is None else () if self.keep == ["none"] else self.keep
+
+
 def evaluate(
     data: Annotated[Path, Parameter(name="DATA")],
     /,
@@ -126,9 +153,7 @@ def evaluate(
     batch_size: int = 1,
     precision: Literal["float32", "bfloat16"] = "float32",
     compile: Flag = False,
-    output: Path = Path("xcam_results"),
-    beside: Flag = False,
-    retry: Flag = False,
+    folder: Folder = Folder(),
     sample: Sample = Sample(),
     tiled: Tiled = Tiled(),
 ) -> int:
@@ -145,9 +170,7 @@ def evaluate(
         batch_size: photographs at a time.
         precision: of the forwards that score.
         compile: compile the network that scores.
-        output: the folder of the results; `xcam report` makes tables and a page of them.
-        beside: where the folder holds a run with other settings, start one beside it.
-        retry: try again what failed before.
+        folder: where results go, and which.
         sample: which photographs.
         tiled: mosaics of them.
     """
@@ -164,7 +187,7 @@ def evaluate(
         photographs,
         chosen,
         metrics,
-        output=output,
+        output=folder.output,
         layer=how.layer,
         explain=explain,
         batch_size=batch_size,
@@ -172,8 +195,9 @@ def evaluate(
         options=how.options,
         precision=precision,
         compile=compile,
-        retry=retry,
-        beside=beside,
+        retry=folder.retry,
+        beside=folder.beside,
+        keep=folder.kept,
         about={"seed": sample.seed, "num images": sample.num_images} | sample.about | tiled.about,
         progress=sys.stderr.isatty(),
     )
@@ -186,18 +210,30 @@ def evaluate(
     return 0 if outcome.results else NOTHING_READ
 
 
-def report(folder: Annotated[Path, Parameter(name="DIR")], /, *, output: Path | None = None) -> int:
-    """Make tables, curves and a page of what `xcam evaluate` found.
+def report(
+    folders: Annotated[list[Path], Parameter(name="DIR", negative=())],
+    /,
+    *,
+    output: Path | None = None,
+    format: Literal["parquet", "csv"] | None = None,
+) -> int:
+    """Rank the methods of what `xcam evaluate` found, and make tables, curves and a page of it.
 
     Args:
-        folder: that `xcam evaluate` wrote to.
-        output: the folder to write to. [default: the same]
+        folders: that `xcam evaluate` wrote to: one run, or several, such as of other networks.
+        output: the folder to write to. [default: the run's; of several xcam_report]
+        format: write every score too, into scores.parquet or scores.csv, of the columns run, image, method,
+            metric and value; parquet needs pyarrow.
     """
-    found = xf.report.read(folder)
-    show(table(xf.report.table(found)))
-    if failures := sum(bool(each.error) for each in [*found.images, *found.results]):
+    found = [xf.report.read(folder) for folder in folders]
+    place = output or (folders[0] if len(folders) == 1 else Path("xcam_report"))
+    show(table(xf.report.table(*found)))
+    show("\n".join(xf.report.advice(xf.report.board(*found))))
+    if failures := sum(len(run.failures) for run in found):
         say("warning", f"{failures} failures; report.html lists them")
-    show("\n".join(f"wrote {path}" for path in xf.report.write(found, output or folder)))
+    written = xf.report.write(found, place)
+    written += [xf.report.write_scores(found, place, format)] if format else []
+    show("\n".join(f"wrote {path}" for path in written))
     return 0
 
 

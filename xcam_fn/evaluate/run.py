@@ -6,6 +6,7 @@ import functools
 import inspect
 import itertools
 import os
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ from xcam_fn import checks
 from xcam_fn.evaluate.dataset import Photograph
 from xcam_fn.evaluate.mosaic import Mosaic
 from xcam_fn.evaluate.seen import Seen, content, digest, encoded, seen
-from xcam_fn.evaluate.store import Result, Score, Store, beside, writing
+from xcam_fn.evaluate.store import KEPT, Result, Score, Store, beside, writing
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import accepted, heatmaps_of
 from xcam_fn.methods.together import Methods, Run, named_methods
@@ -35,6 +36,7 @@ from xcam_fn.network.split import default_layer, split
 from xcam_fn.scoring.running import Precision, Running, check_running, scoring_of
 
 _HEATMAP_PIXELS = 112
+_PATIENCE = 1.0  # seconds without a write, in which what was found may be lost
 _AHEAD = 2  # batches that are read while the network runs
 _PACKAGES = ("xcam-fn", "torch", "torchvision", "numpy", "pillow")
 
@@ -49,6 +51,7 @@ class RunOptions(TypedDict, total=False):
     chunk_size: int | None
     retry: bool
     beside: bool
+    keep: Sequence[str]
     about: Mapping[str, Any]
     progress: bool
 
@@ -61,6 +64,7 @@ class _Options(NamedTuple):
     chunk_size: int | None = None
     retry: bool = False
     beside: bool = False
+    keep: Sequence[str] = KEPT
     about: Mapping[str, Any] = MappingProxyType({})
     progress: bool = False
 
@@ -152,6 +156,8 @@ def run(
         retry: try again what failed in the run so far.
         beside: where the folder holds a run with other settings, use the next of output_2, output_3 … that
             does not.
+        keep: of "pictures", "heatmaps" and "curves" what is kept beside the scores, for the report's page and
+            figures: some 14 kB a photograph, 3 kB and 1 kB a heatmap.
         about: what else the results depend on, such as the seed of the sample: a run with other values is
             another.
         progress: show a bar on stderr.
@@ -172,6 +178,8 @@ def run(
         known = ", ".join(sorted(_Options._fields))
         raise TypeError(f"run() has no option {unknown[0]!r}; its options are {known}")
     asked = _Options(**how)
+    for name in asked.keep:
+        checks.check_choice("keep", name, KEPT)
     running = Running(asked.precision, asked.compile, chunk_size=asked.chunk_size)
     named: Any = [p._replace(name=p.name.encode(errors="backslashreplace").decode()) for p in photographs]
     plan = _Plan(network, named, chosen, metric_names, layer or "", explain, batch_size, running)
@@ -179,7 +187,8 @@ def run(
     check_running(running, blank)
     plan = plan._replace(layer=default_layer(network.model, blank) if layer is None else layer)
     split(network.model, plan.layer, blank)  # raises where there is no such layer
-    settings = _settings(plan, asked.about, variant, options or {})
+    about = {**asked.about, "keep": [name for name in KEPT if name in asked.keep]}
+    settings = _settings(plan, about, variant, options or {})
     plan = plan._replace(methods={name: _scored_alike(run, running) for name, run in chosen.items()})
     place = beside(Path(output), settings) if asked.beside else Path(output)
     with writing(place, settings) as store:
@@ -287,22 +296,31 @@ def _device(model: nn.Module) -> torch.device:
 
 def _batches(plan: _Plan, store: Store, progress: bool) -> Iterator[tuple[list[Seen], dict[str, set[int]]]]:
     """The batches in which something is missing, read ahead of the network, and what is missing in them."""
-    done, unreadable = store.done(), store.unreadable()
-    count, step, pending = len(plan.photographs) * plan.cells, plan.batch_size * plan.cells, []
-    for start in range(0, count, step):
-        readable = [n for n in range(start, min(start + step, count)) if n not in unreadable]
-        missing = {name: {n for n in readable if (n, name) not in done} for name in plan.methods}
-        if any(missing.values()):
-            pending.append((readable, missing))
-    already = count - sum(len(numbers) for numbers, _ in pending)
-    bar = tqdm(total=count, initial=already, unit="photo", disable=not progress)
-    with ThreadPoolExecutor(1) as pool, bar:
-        coming = (pool.submit(_read, plan, numbers) for numbers, _ in pending)
+    count = len(plan.photographs) * plan.cells
+    with ThreadPoolExecutor(1) as pool, tqdm(total=count, unit="photo", disable=not progress) as bar:
+        coming = (
+            (pool.submit(_read, plan, numbers), numbers, missing)
+            for numbers, missing in _missing(plan, store, bar)
+        )
         ahead = deque(itertools.islice(coming, _AHEAD))
-        for numbers, missing in pending:
+        while ahead:
+            reading, numbers, missing = ahead.popleft()
             ahead.extend(itertools.islice(coming, 1))
-            yield ahead.popleft().result(), missing
+            yield reading.result(), missing
             bar.update(len(numbers))
+
+
+def _missing(plan: _Plan, store: Store, bar: tqdm[Any]) -> Iterator[tuple[list[int], dict[str, set[int]]]]:
+    """The batches in which something is missing; the others count as done."""
+    unreadable, count, step = store.unreadable(), int(bar.total), plan.batch_size * plan.cells
+    for start in range(0, count, step):
+        stop = min(start + step, count)
+        readable, done = [n for n in range(start, stop) if n not in unreadable], store.done(start, stop)
+        missing = {name: {n for n in readable if (n, name) not in done} for name in plan.methods}
+        wanted = readable if any(missing.values()) else []
+        bar.update(stop - start - len(wanted))
+        if wanted:
+            yield wanted, missing
 
 
 def _read(plan: _Plan, numbers: Sequence[int]) -> list[Seen]:
@@ -315,19 +333,21 @@ def _read(plan: _Plan, numbers: Sequence[int]) -> list[Seen]:
 
 
 def _judge(plan: _Plan, store: Store, read: Sequence[Seen], missing: Mapping[str, set[int]]) -> None:
-    """Write down what the network saw of a batch, and what is missing of the methods' results."""
-    for row in (row for each in read if each.x is None for row in each.rows):
-        store.write_image(row)
-    readable = [each for each in read if each.x is not None]
-    if not readable:
-        return
-    batch = _Batch(plan, readable)
-    for row in batch.rows:
-        store.write_image(row)
-    for name, numbers in missing.items():
-        for result in batch.results(name) if numbers else ():
-            if result.number in numbers:
-                store.write_result(result)
+    """Write down what the network saw of a batch, and what is missing of the methods' results.
+
+    It is one transaction, or one in each second where methods take longer.
+    """
+    rows, results = [row for each in read if each.x is None for row in each.rows], []
+    if readable := [each for each in read if each.x is not None]:
+        batch, last = _Batch(plan, readable), time.monotonic()
+        rows += batch.rows
+        for name, numbers in missing.items():
+            found = batch.results(name) if numbers else ()
+            results += [result for result in found if result.number in numbers]
+            if time.monotonic() - last > _PATIENCE:
+                store.write(rows, results)
+                rows, results, last = [], [], time.monotonic()
+    store.write(rows, results)
 
 
 class _Batch:

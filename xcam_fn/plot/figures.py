@@ -28,6 +28,11 @@ _COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#0
 _DASHES = ("-", (0, (4, 3)), (0, (7, 3, 1.5, 3)), (0, (1.2, 1.8)))
 
 
+def look(i: int) -> dict[str, Any]:
+    """How the line of a method is drawn: the same in all figures."""
+    return {"color": _COLORS[i % len(_COLORS)], "linestyle": _DASHES[i % len(_DASHES)], "linewidth": 1.6}
+
+
 class Panel(NamedTuple):
     """A picture (H, W, 3) below its title and above its note."""
 
@@ -142,11 +147,10 @@ def _draw(axis: Any, lines: list[Line]) -> list[Any]:
     bands = [(line.mean - line.error, line.mean + line.error) for line in lines]
     drawn = []
     for i, (line, band) in enumerate(zip(lines, bands, strict=True)):
-        color, dashes = _COLORS[i % len(_COLORS)], _DASHES[i % len(_DASHES)]
+        of_line = look(i)
         if line.images > 1:
-            axis.fill_between(line.fractions, *band, color=color, alpha=shade, linewidth=0)
-        look = {"color": color, "linestyle": dashes, "linewidth": 1.6, "label": line.name}
-        drawn += axis.plot(line.fractions, line.mean, **look)
+            axis.fill_between(line.fractions, *band, color=of_line["color"], alpha=shade, linewidth=0)
+        drawn += axis.plot(line.fractions, line.mean, label=line.name, **of_line)
     axis.set_xlim(0, 1)
     axis.set_ylim(min(0.0, *(low.min() for low, _ in bands)), max(1.0, *(high.max() for _, high in bands)))
     axis.tick_params(labelsize=_SMALL)

@@ -1,0 +1,38 @@
+PRAGMA application_id = 2019778925;
+PRAGMA user_version = 2;
+BEGIN TRANSACTION;
+CREATE TABLE images (
+    number INTEGER PRIMARY KEY, name TEXT NOT NULL, label INTEGER, class INTEGER, probability REAL,
+    picture BLOB, error TEXT, content TEXT, checksum INTEGER NOT NULL
+);
+INSERT INTO "images" VALUES(0,'0.png',NULL,0,0.5,X'6A706567',NULL,'0000',308179498);
+INSERT INTO "images" VALUES(1,'1.png',NULL,0,0.625,X'6A706567',NULL,'0001',3583482718);
+INSERT INTO "images" VALUES(2,'2.png',NULL,NULL,NULL,NULL,'not an image',NULL,4252289315);
+CREATE TABLE results (
+    number INTEGER NOT NULL REFERENCES images, method TEXT NOT NULL, heatmap BLOB, error TEXT,
+    checksum INTEGER NOT NULL, PRIMARY KEY (number, method)
+);
+INSERT INTO "results" VALUES(0,'gradcam',X'706E67',NULL,1177623293);
+INSERT INTO "results" VALUES(1,'gradcam',X'706E67',NULL,3085639511);
+INSERT INTO "results" VALUES(0,'layercam',X'706E67',NULL,1295260875);
+INSERT INTO "results" VALUES(1,'layercam',NULL,'RuntimeError: it is too dark',3148412257);
+CREATE TABLE scores (
+    number INTEGER NOT NULL, method TEXT NOT NULL, metric TEXT NOT NULL, value REAL NOT NULL,
+    fractions BLOB, curve BLOB, checksum INTEGER NOT NULL, PRIMARY KEY (number, method, metric),
+    FOREIGN KEY (number, method) REFERENCES results
+);
+INSERT INTO "scores" VALUES(0,'gradcam','average_drop',0.25,NULL,NULL,1922368153);
+INSERT INTO "scores" VALUES(0,'gradcam','insertion',0.5,X'0000000000000000000000000000E03F000000000000F03F',X'000000000000D03F000000000000E03F000000000000E83F',1648524239);
+INSERT INTO "scores" VALUES(1,'gradcam','average_drop',0.375,NULL,NULL,1841817154);
+INSERT INTO "scores" VALUES(1,'gradcam','insertion',0.5625,X'0000000000000000000000000000E03F000000000000F03F',X'000000000000D43F000000000000E23F000000000000EA3F',2530019991);
+INSERT INTO "scores" VALUES(0,'layercam','average_drop',0.5,NULL,NULL,3570861275);
+INSERT INTO "scores" VALUES(0,'layercam','insertion',0.25,X'0000000000000000000000000000E03F000000000000F03F',X'000000000000C03F000000000000D03F000000000000D83F',4246905291);
+CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL, checksum INTEGER NOT NULL);
+INSERT INTO "settings" VALUES('methods','{"gradcam": "Grad-CAM", "layercam": "Layer-CAM"}',350637657);
+INSERT INTO "settings" VALUES('metrics','["average_drop", "insertion"]',3494918331);
+INSERT INTO "settings" VALUES('model','"small"',1264102939);
+INSERT INTO "settings" VALUES('layer','"layer4"',1429795470);
+INSERT INTO "settings" VALUES('variant','null',1980319036);
+INSERT INTO "settings" VALUES('versions','{"torch": "2"}',3505661922);
+INSERT INTO "settings" VALUES('categories','["cat"]',1873240587);
+COMMIT;

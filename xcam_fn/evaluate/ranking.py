@@ -1,0 +1,170 @@
+"""Which method leads: mean ranks in each metric of each run, where metrics disagree, and what follows."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float64
+from scipy import stats
+
+from xcam_fn.evaluate.comparison import LEVEL, ranked
+from xcam_fn.evaluate.found import Found, labels, metric_label
+from xcam_fn.metrics.table import METRICS
+
+_LISTED = 5  # methods that a sentence names
+
+
+class Ranking(NamedTuple):
+    """The methods in one metric of one run.
+
+    Attributes:
+        run: what tells it from the other runs.
+        metric: by name.
+        ranks: the mean rank of each method over photographs, 1 the best, by name.
+        p: the chance of ranks so far apart, were all methods alike (Friedman).
+        critical: mean ranks further apart differ beyond chance (Nemenyi, p < 0.05).
+        photographs: how many have a score of every method.
+        leaders: the methods that are no further than this from the best, the best first; all where p ≥ 0.05.
+    """
+
+    run: str
+    metric: str
+    ranks: dict[str, float]
+    p: float
+    critical: float
+    photographs: int
+    leaders: list[str]
+
+
+class Board(NamedTuple):
+    """Rankings of the same methods.
+
+    Attributes:
+        rankings: one for each metric of each run.
+        overall: the mean of each method's ranks over these, the best first, by name.
+        tau: Kendall's τ of each two rankings: 1 where they order the methods alike, −1 where in reverse, NaN
+            where one ranks all alike.
+        titles: of all methods; those without a rank have no scores in a run.
+    """
+
+    rankings: list[Ranking]
+    overall: dict[str, float]
+    tau: Float64[np.ndarray, "rankings rankings"]
+    titles: dict[str, str]
+
+    def names(self) -> list[str]:
+        """What the rankings are called: by their metrics and, where several runs have one, by their runs."""
+        runs = Counter(each.metric for each in self.rankings)
+        return [metric_label(r.metric) + (f", {r.run}" if runs[r.metric] > 1 else "") for r in self.rankings]
+
+    def listed(self, methods: Iterable[str]) -> str:
+        """The titles of methods in a sentence."""
+        titles = [self.titles[m] for m in methods]
+        titles = titles if len(titles) <= _LISTED else [*titles[:_LISTED], f"{len(titles) - _LISTED} more"]
+        *some, last = titles
+        return f"{', '.join(some)} and {last}" if some else last
+
+
+def board(*found: Found) -> Board:
+    """Rank the methods in each metric of each run, where two or more have scores.
+
+    Args:
+        *found: what `read` returns, of one run or of several; ranked are the methods that all of them have.
+
+    References:
+        Demšar, Statistical Comparisons of Classifiers over Multiple Data Sets (JMLR 7, 2006), section 3.2.
+    """
+    shared = [m for m in found[0].methods if all(_has_scores(run, m) for run in found)]
+    made = [
+        ranking
+        for run, label in zip(found, labels(found), strict=True)
+        for metric in (run.metrics if len(shared) > 1 else ())
+        if (ranking := _ranking(run, label, metric, shared)) is not None
+    ]
+    ranks = np.array([[*each.ranks.values()] for each in made]).reshape(len(made), len(shared))
+    tau = np.eye(len(made))
+    for i, j in itertools.combinations(range(len(made)), 2):
+        correlated: Any = stats.kendalltau(ranks[i], ranks[j])
+        tau[i, j] = tau[j, i] = correlated.statistic
+    overall = dict(zip(shared, ranks.mean(0).tolist(), strict=True)) if made else {}
+    titles = {m: run.title(m) for run in found for m in run.methods}
+    return Board(made, dict(sorted(overall.items(), key=lambda each: each[1])), tau, titles)
+
+
+def _has_scores(run: Found, method: str) -> bool:
+    return method in run.methods and not np.isnan(run.scores[:, run.methods.index(method)]).all()
+
+
+def _ranking(run: Found, label: str, metric: str, methods: list[str]) -> Ranking | None:
+    """The ranking of these methods; None where no photograph has a score of each."""
+    columns = run.of(metric)[:, [run.methods.index(m) for m in methods]]
+    mean, p, critical, photographs = ranked(columns, METRICS[metric].best)
+    if not photographs:
+        return None
+    ranks = dict(zip(methods, mean.tolist(), strict=True))
+    leaders = [
+        m for m in sorted(ranks, key=ranks.__getitem__) if p >= LEVEL or ranks[m] <= mean.min() + critical
+    ]
+    return Ranking(label, metric, ranks, p, critical, photographs, leaders)
+
+
+def advice(board: Board) -> list[str]:
+    """Which method to use: sentences that say what the numbers tell, and what they do not.
+
+    Args:
+        board: what `board` returns.
+    """
+    if not board.rankings:
+        return ["No two methods have scores of the same photographs: there is nothing to rank."]
+    (best, rank), (second, following), *_ = board.overall.items()
+    metrics = f" over {len(board.rankings)} metrics" if len(board.rankings) > 1 else ""
+    first = f"{board.titles[best]} has the best mean rank{metrics}, {rank:.2f} of {len(board.overall)}"
+    return [
+        f"{first}; {board.titles[second]} follows with {following:.2f}.",
+        _choice(board),
+        *_by_metric(board),
+        *_disagreement(board),
+    ]
+
+
+def _choice(board: Board) -> str:
+    cheapest = "the cheapest (`xcam latency` times them)"
+    if all(len(r.leaders) == len(board.overall) for r in board.rankings):
+        few = f"On {min(r.photographs for r in board.rankings)} photographs"
+        return (
+            f"{few} no metric tells a method from the best beyond chance: evaluate more, or take {cheapest}."
+        )
+    always = [m for m in board.overall if all(m in r.leaders for r in board.rankings)]
+    if not always:
+        return "No method is among the leaders of every metric: choose by the metric that asks your question."
+    if len(always) == 1:
+        return f"Use {board.listed(always)}: it alone is among the leaders of every metric."
+    return f"{board.listed(always)} are among the leaders of every metric: of these take {cheapest}."
+
+
+def _by_metric(board: Board) -> Iterator[str]:
+    """Who leads each metric, those alike in one sentence."""
+    by_leaders: dict[tuple[str, ...], list[str]] = {}
+    for name, ranking in zip(board.names(), board.rankings, strict=True):
+        is_told = len(ranking.leaders) < len(board.overall)
+        by_leaders.setdefault(tuple(ranking.leaders) if is_told else (), []).append(name)
+    for leaders, names in by_leaders.items():
+        where = "; ".join(names)
+        yield f"{where}: {board.listed(leaders) if leaders else 'none is told from the best beyond chance'}."
+
+
+def _disagreement(board: Board) -> Iterator[str]:
+    """Which two metrics order the methods least alike."""
+    two = itertools.combinations(range(len(board.tau)), 2)
+    pairs = [pair for pair in two if not np.isnan(board.tau[pair])]
+    if len(board.overall) < 3 or not pairs:
+        return
+    least = min(pairs, key=board.tau.__getitem__)
+    best = [min(r.ranks, key=r.ranks.__getitem__) for r in (board.rankings[i] for i in least)]
+    names = " and ".join(board.names()[i] for i in least)
+    tops = " and ".join(board.titles[m] for m in dict.fromkeys(best))
+    yield f"{names} order the methods least alike, Kendall's τ {board.tau[least]:.2f}; first there: {tops}."
