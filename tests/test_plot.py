@@ -24,26 +24,24 @@ def colors(values: np.ndarray, name: str) -> np.ndarray:
     return mpl.colormaps[name](values)[..., :3] * 255
 
 
-@pytest.mark.parametrize("colormap", ["viridis", "jet"])
+@pytest.mark.parametrize("colormap", ["inferno", "jet"])
 def test_an_overlay_is_the_weighted_mean_of_picture_and_color(colormap):
-    found = plot.overlay(PICTURE, MAP, colormap=colormap, alpha=0.3)
+    found = plot.overlay(PICTURE, MAP, colormap=colormap, alpha=0.3, alpha_follows_heatmap=False)
     assert found.dtype == np.uint8
     np.testing.assert_allclose(found, 0.7 * PICTURE + 0.3 * colors(MAP, colormap), atol=0.51)
 
 
 def test_the_extremes_of_alpha_are_the_picture_and_the_color():
     np.testing.assert_array_equal(plot.overlay(PICTURE, MAP, alpha=0.0), PICTURE)
-    np.testing.assert_allclose(plot.overlay(PICTURE, MAP, alpha=1.0), colors(MAP, "viridis"), atol=0.51)
+    full = plot.overlay(PICTURE, MAP, alpha=1.0, alpha_follows_heatmap=False)
+    np.testing.assert_allclose(full, colors(MAP, "inferno"), atol=0.51)
 
 
-def test_alpha_that_follows_the_heatmap_leaves_the_irrelevant_as_it_is():
-    relevance = np.zeros((12, 20))
-    relevance[3:6, 4:9] = 1
-    found = plot.overlay(PICTURE, relevance, alpha=0.5, alpha_follows_heatmap=True)
-    np.testing.assert_array_equal(found[relevance == 0], PICTURE[relevance == 0])
-    np.testing.assert_array_equal(
-        found[relevance == 1], plot.overlay(PICTURE, relevance, alpha=0.5)[relevance == 1]
-    )
+def test_by_default_the_opacity_follows_the_heatmap():
+    cover = 0.75 * MAP[..., None]
+    expected = (1 - cover) * PICTURE + cover * colors(MAP, "inferno")
+    np.testing.assert_allclose(plot.overlay(PICTURE, MAP), expected, atol=0.51)
+    np.testing.assert_array_equal(plot.overlay(PICTURE, np.zeros((12, 20))), PICTURE)
 
 
 @pytest.mark.parametrize("size", [(3, 5), (12, 20), (7, 20)])

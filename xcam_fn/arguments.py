@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,27 @@ _WORDS: dict[Any, str] = {
     bool: "True or False", int: "a whole number", float: "a number", str: "a name", type(None): "None",
     Callable: "a callable", Sequence: "a list",
 }  # fmt: skip
+
+
+class ReadableSignature(inspect.Signature):
+    """A signature that prints functions by name, without addresses, and annotations without quotes."""
+
+    @classmethod
+    def of(cls, signature: inspect.Signature) -> ReadableSignature:
+        """The same parameters and return type."""
+        return cls(list(signature.parameters.values()), return_annotation=signature.return_annotation)
+
+    def __str__(self) -> str:
+        return _readable(super().__str__())
+
+    def format(self, **how: Any) -> str:
+        """As `help` asks for it from Python 3.13 on."""
+        return _readable(super().format(**how))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _readable(signature: str) -> str:
+    named = re.sub(r"<function ([\w.]+) at 0x\w+>", r"\1", signature)
+    return re.sub(r"(?<=: |> )(ForwardRef\()?'([^']*)'(?(1)\))", r"\2", named)
 
 
 def checked(function: Function) -> Function:

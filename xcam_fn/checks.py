@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import math
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
@@ -265,12 +264,6 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raise where an option is not one of a few words."""
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name}={value!r}; expected one of {', '.join(map(repr, choices))}")
-
-
-def nearest(name: str, known: Iterable[str], otherwise: str) -> str:
-    """Return "did you mean …?" with the names that are nearest to an unknown one, or else `otherwise`."""
-    near = difflib.get_close_matches(name, list(known), n=3)
-    return f"did you mean {' or '.join(map(repr, near))}?" if near else otherwise
 
 
 _LARGEST = torch.finfo(torch.float32).max

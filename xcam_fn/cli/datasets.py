@@ -11,9 +11,11 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 import xcam_fn as xf
-from xcam_fn.cli.options import Flag, Names, Question
+from xcam_fn.cli.options import Flag, Names, Question, check_spelling
 from xcam_fn.cli.text import NOTHING_READ, say, say_left_out, show, table
+from xcam_fn.names import nearest
 
+_METRICS = "docs/metrics.md lists them"
 _PROBLEMS = 5  # of a file of boxes that are said one by one
 Photos = Annotated[list[Path] | None, Parameter(consume_multiple=True, negative=())]
 
@@ -151,6 +153,13 @@ def evaluate(
         sample: which photographs.
         tiled: mosaics of them.
     """
+    if not data.exists():
+        raise FileNotFoundError(f"data {str(data)!r}: no such folder or CSV file; check the path")
+    for name in methods or ():
+        check_spelling(name)
+    for name in metrics or ():
+        if name not in xf.__all__:
+            raise ValueError(f"metric {name!r} is not known; {nearest(name, xf.__all__, _METRICS)}")
     if sample.num_images < 0:
         raise ValueError(f"--num-images {sample.num_images}: expected 1 or more, or 0 for all")
     loaded, chosen = _loaded(how, methods)
@@ -193,6 +202,8 @@ def report(folder: Annotated[Path, Parameter(name="DIR")], /, *, output: Path | 
         folder: that `xcam evaluate` wrote to.
         output: the folder to write to. [default: the same]
     """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{str(folder)!r}: no such folder; expected one that `xcam evaluate` wrote")
     found = xf.report.read(folder)
     show(table(xf.report.table(found)))
     if failures := sum(bool(each.error) for each in [*found.images, *found.results]):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from xcam_fn import checks
-from xcam_fn.arguments import check, hints_of, unchecked
+from xcam_fn.arguments import ReadableSignature, check, hints_of, unchecked
 from xcam_fn.maps import heatmap
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.options import GROUPS, Common
@@ -218,9 +218,12 @@ class Method(Generic[P]):
         """The method as a library defines it, a key of `VARIANTS` that has this method."""
         return self.with_options(**self.variants[library])
 
+    def __get__(self, instance: Any, owner: type | None = None) -> Method[P]:
+        return self  # not bound as an attribute of a class; `help` shows the signature of what has a __get__
+
     def __repr__(self) -> str:
         parameters = inspect.signature(self).parameters.values()
-        return f"{self.name}{inspect.Signature([p.replace(annotation=p.empty) for p in parameters])}"
+        return f"{self.name}{ReadableSignature([p.replace(annotation=p.empty) for p in parameters])}"
 
     def __reduce__(self) -> Any:
         if getattr(sys.modules.get(self.__module__), self.name, None) is self:
@@ -249,7 +252,7 @@ def _signature(method: Method[...]) -> inspect.Signature:
     default = method.options.get("postprocess", heatmap)
     postprocess = inspect.Parameter("postprocess", inspect.Parameter.KEYWORD_ONLY, default=default)
     parameters = [*positional, of_call["to_spatial"], *own, postprocess, of_call["create_graph"]]
-    return inspect.Signature(parameters, return_annotation=Tensor)
+    return ReadableSignature(parameters, return_annotation=Tensor)
 
 
 def _doc(method: Method[...]) -> str:
@@ -259,8 +262,9 @@ def _doc(method: Method[...]) -> str:
     for known in (*method.explains, Common):
         said = re.findall(r"^    (\w+):", "".join(args), flags=re.M)
         args.append(described(known, method.own_options.keys() - set(said)))
-    head = own[""] or f"{method.title}: {method.summary}"
-    references = own.get("References") or f"    {method.paper or 'none'}\n"
+    of_weights = sections(method.explains[0]) if method.explains and not own[""] else own
+    head = own[""] or f"{method.title}: {method.summary}.\n\n{of_weights['']}"
+    references = of_weights.get("References") or f"    {method.paper or 'none'}\n"
     return f"{head}\n\nArgs:\n{''.join(args)}\n{_RETURNS}{own.get('Raises', '')}\nReferences:\n{references}"
 
 

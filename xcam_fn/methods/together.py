@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from xcam_fn import checks
 from xcam_fn.methods.call import Call, fixed_class
 from xcam_fn.methods.catalog import METHODS, accepted, as_method, find_method, heatmaps_of, name_of
 from xcam_fn.methods.method import Method
+from xcam_fn.names import nearest
 from xcam_fn.network.target_layer import Layer
 from xcam_fn.targets import Classes
 
@@ -103,7 +105,9 @@ def named_methods(methods: Methods, variant: str | None = None, **options: Any) 
         raise ValueError(f"methods is empty; expected one or more of {', '.join(METHODS)}")
     for option in options:
         if not any(_gives(run, option) for run in found.values()):
-            raise TypeError(f"no method takes the option {option!r}; the methods are {', '.join(found)}")
+            known = {name for run in found.values() for name in inspect.signature(run).parameters}
+            hint = nearest(option, known, f"the methods are {', '.join(found)}")
+            raise TypeError(f"no method takes the option {option!r}; {hint}")
     return found
 
 

@@ -29,6 +29,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from xcam_fn import checks
+from xcam_fn.arguments import ReadableSignature
 from xcam_fn.methods.method import comparable
 from xcam_fn.network.target_layer import Layer
 from xcam_fn.perturb import Baseline, baseline_images
@@ -210,7 +211,9 @@ def entered(function: Function, formula: Callable[[Judged], Any], title: str, be
     if formula.__doc__ and not function.__doc__:
         function.__name__ = function.__qualname__ = formula.__name__
         function.__module__, function.__doc__ = formula.__module__, formula.__doc__
-    function.__dict__.update(name=function.__name__, title=title, best=best, formula=formula)
+    signature = ReadableSignature.of(inspect.signature(function))
+    about = {"name": function.__name__, "title": title, "best": best, "formula": formula}
+    function.__dict__.update(about, __signature__=signature)
     return documented(function)
 
 
