@@ -193,7 +193,7 @@ In forwards of the network: {_uncapitalized(about["cost"].strip())}
 ```
 
 ```sh
-xcam explain cat.jpg {network}--methods {name}
+xcam explain --example {network}--methods {name}
 ```
 
 {options(method)}

@@ -178,7 +178,7 @@ print(*written)
 # ## Fusions
 #
 # Two maps that err in different ways are better together. Any gradient method and any perturbation method fuse by name, in
-# Python and in the command (`xcam explain cat.jpg --methods layercam+ablationcam`); parts may be methods of your own.
+# Python and in the command (`xcam explain --example --methods layercam+ablationcam`); parts may be methods of your own.
 
 # %%
 fused = {

@@ -158,8 +158,8 @@ def evaluate(
     for name in methods or ():
         check_spelling(name)
     for name in metrics or ():
-        if name not in xf.__all__:
-            raise ValueError(f"metric {name!r} is not known; {nearest(name, xf.__all__, _METRICS)}")
+        if name not in dir(xf):
+            raise ValueError(f"metric {name!r} is not known; {nearest(name, dir(xf), _METRICS)}")
     if sample.num_images < 0:
         raise ValueError(f"--num-images {sample.num_images}: expected 1 or more, or 0 for all")
     loaded, chosen = _loaded(how, methods)
