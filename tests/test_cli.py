@@ -286,12 +286,17 @@ def test_layers_lists_what_runs_and_marks_the_default(model, capsys):
     loaded = xf.models.load(model, weights="random")
     x = torch.zeros(1, 3, 224, 224)
     shapes = xf.layers(loaded.model, x)
-    assert [line[2:].split()[0] for line in lines] == list(shapes)
+    listed = [line[2:].split()[0] for line in lines]
+    assert [name.partition("#")[0] for name in listed] == [name.partition("#")[0] for name in shapes]
+    assert len(set(listed)) == len(shapes)
+    assert all(
+        xf.features(loaded.model, name, x).shape == shape
+        for name, shape in zip(listed[-9:], list(shapes.values())[-9:], strict=True)
+    )
     (marked,) = [line[2:].split()[0] for line in lines if line.startswith("*")]
-    assert marked.partition("#")[0] == xf.default_layer(loaded.model, x)
+    assert marked == xf.default_layer(loaded.model, x)
     assert cli.main(["explain", "cat.png", "--model", model, "--weights", "random"]) == 0
     assert f"; {model}, layer {marked}\n" in capsys.readouterr().out
-    assert xf.features(loaded.model, marked, x).shape == shapes[marked]
 
 
 def test_the_version_is_the_package_s(capsys):

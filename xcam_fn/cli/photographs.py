@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
@@ -175,11 +174,6 @@ class _Explainer:
         x, picture = xf.images.prepare(photo, self.loaded.preset)
         return x.to(self.how.device), picture
 
-    @functools.cached_property
-    def layer(self) -> str:
-        """The layer by the name that `xcam layers` lists."""
-        return self.how.layer or xf.models.describe.layers_and_default(self.loaded, self.how.device)[1]
-
     def maps(self, x: Any, cls: Any) -> dict[xf.Method, Any]:
         """The heatmaps of the methods that fit the network."""
         from xcam_fn.methods.together import explained_where_possible
@@ -197,7 +191,8 @@ class _Explainer:
         probabilities = describe.probabilities(loaded, x)
         index = int(probabilities.argmax()) if cls is None else cls
         maps = {method: heatmaps[0] for method, heatmaps in self.maps(x, index).items()}
-        caption = describe.caption(loaded, index, float(probabilities[index]), self.layer)
+        shown_layer = layer or xf.default_layer(loaded.model, x)
+        caption = describe.caption(loaded, index, float(probabilities[index]), shown_layer)
         rows = [
             (f"  {i}", loaded.categories[i], describe.percent(probability))
             for i, probability in describe.likeliest(probabilities)
