@@ -36,7 +36,7 @@ for probability, index in zip(*(part.tolist() for part in probabilities.topk(4))
 # All four are cats: the network knows what is in the picture, and hesitates about the breed. Whatever follows explains
 # the likeliest of them.
 #
-# One call makes a heatmap. The first argument is the model, just as it is; the second the layer whose maps are used, where
+# One call makes a heatmap. The first argument is the model, just as it is; the second the layer to explain, where
 # `None` is the last one that has places; the third the batch; the fourth the class.
 
 # %%

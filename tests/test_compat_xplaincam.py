@@ -274,7 +274,7 @@ def test_options_reach_our_methods():
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
-        (lambda m, x: cam.GradCAM("resnet18"), TypeError, r"model is a str; expected a torch.nn.Module"),
+        (lambda m, x: cam.GradCAM("resnet18"), TypeError, r"model must be a torch.nn.Module"),
         (lambda m, x: cam.GradCAM(m, "conv9"), ValueError, r"layer 'conv9' is not in Residual; did you mean"),
         (lambda m, x: cam.GradCAM(nn.Linear(1, 1)), ValueError, r"has no Conv2d; expected a layer's name"),
         (lambda m, x: cam.GradCAM(m, layer=None), TypeError, r"unexpected keyword argument 'layer'"),

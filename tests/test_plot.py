@@ -183,10 +183,10 @@ def test_values_out_of_range_are_refused(change, reason):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"image": "cat.jpg"}, "image is a str; expected a PIL image"),
-        ({"heatmap": [[1.0]]}, "heatmap is a list; expected a tensor or an array"),
-        ({"alpha": "0.5"}, "alpha='0.5' is a str; expected a number"),
-        ({"colormap": 3}, "colormap is a int; expected the name"),
+        ({"image": "cat.jpg"}, "image must be a PIL image"),
+        ({"heatmap": [[1.0]]}, "heatmap must be a tensor or an array"),
+        ({"alpha": "0.5"}, "alpha must be a number"),
+        ({"colormap": 3}, "colormap must be the name"),
     ],
 )
 def test_arguments_of_the_wrong_kind_are_refused(change, reason):
@@ -197,7 +197,7 @@ def test_arguments_of_the_wrong_kind_are_refused(change, reason):
 
 @pytest.mark.usefixtures("unchecked")
 def test_a_figure_wants_titles_to_maps():
-    with pytest.raises(TypeError, match="maps is a list; expected titles to heatmaps"):
+    with pytest.raises(TypeError, match="maps must be titles to heatmaps"):
         plot.heatmaps(PICTURE, [MAP])
     with pytest.raises(ValueError, match="maps is empty"):
         plot.heatmaps(PICTURE, {})
@@ -408,9 +408,9 @@ def test_curves_that_do_not_fit_are_refused(change, reason):
 
 @pytest.mark.usefixtures("unchecked")
 def test_a_figure_of_curves_wants_names_to_curves():
-    with pytest.raises(TypeError, match="curves is a list; expected names to curves"):
+    with pytest.raises(TypeError, match="curves must be names to curves"):
         plot.curves([curve()])
-    with pytest.raises(TypeError, match=r"curves\['CAM'\] is a tuple; expected a Curve"):
+    with pytest.raises(TypeError, match=r"curves\['CAM'\] must be a Curve"):
         plot.curves({"CAM": tuple(curve())})
     with pytest.raises(TypeError, match=r"curves\['CAM'\]\.auc is a str, 'high'; expected numbers"):
         plot.curves({"CAM": curve(auc="high")})
@@ -532,7 +532,7 @@ def test_frames_that_cannot_be_made_are_refused(change, reason):
         ({"baseline": "gray"}, "baseline is a str, 'gray'; expected numbers"),
         ({"fractions": "all"}, "fractions is a str, 'all'; expected numbers"),
         ({"scores": [None] * 6 + ["x"]}, "scores is a list, .*; expected numbers"),
-        ({"heatmap": [[1.0]]}, "heatmap is a list; expected a tensor or an array"),
+        ({"heatmap": [[1.0]]}, "heatmap must be a tensor or an array"),
     ],
 )
 def test_frames_of_the_wrong_kind_are_refused(change, reason):

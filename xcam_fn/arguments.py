@@ -109,7 +109,7 @@ def check(name: str, value: Any, hint: Any) -> None:
     kind, bounds = _plain(fitting[0] if fitting else kinds[0])
     is_word = isinstance(value, str) and get_origin(kind) is Literal
     if not fitting and not is_word:
-        raise TypeError(f"{_found(name, value)}; expected {' or '.join(map(_words, kinds))}")
+        raise TypeError(f"{name} must be {' or '.join(map(_words, kinds))}, got {_found(value)}")
     if is_word or get_origin(kind) is Literal:
         checks.check_choice(name, value, get_args(kind))
     elif kind is float:
@@ -148,11 +148,10 @@ def _fits(value: Any, hint: Any) -> bool:
     return origin is Any or not isinstance(origin, type) or isinstance(value, origin)
 
 
-def _found(name: str, value: Any) -> str:
+def _found(value: Any) -> str:
     if isinstance(value, Tensor):
-        return f"{name} has shape {tuple(value.shape)} and {value.dtype}"
-    shown = f"={value!r}" if type(value) in _WORDS else ""
-    return f"{name}{shown} is a {type(value).__name__}"
+        return f"shape {tuple(value.shape)} and {value.dtype}"
+    return repr(value) if type(value) in _WORDS else type(value).__name__
 
 
 def _words(hint: Any) -> str:

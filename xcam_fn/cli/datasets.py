@@ -145,11 +145,11 @@ def evaluate(
             mosaics]
         explain: the predicted class of each photograph, or its label.
         batch_size: photographs at a time.
-        precision: of the forwards that score.
+        precision: of the forward passes that score.
         compile: compile the network that scores.
         output: the folder of the results; `xcam report` makes tables and a page of them.
         beside: where the folder holds a run with other settings, start one beside it.
-        retry: try again what failed before.
+        retry: repeat what failed before.
         sample: which photographs.
         tiled: mosaics of them.
     """
@@ -221,7 +221,7 @@ def latency(
     rounds: int | None = None,
     output: Path | None = None,
 ) -> None:
-    """Time methods: seconds an image after warm-up, in turn, the bare forward beside them.
+    """Time methods: seconds per image after warm-up, beside the network's forward pass.
 
     Args:
         how: the network, and how the maps are computed.
@@ -229,7 +229,7 @@ def latency(
         photo: photographs to explain, the next in each round. [default: noise, for which perturbation
             methods have most to do]
         batch_size: copies of an image at a time.
-        rounds: how often each is timed. [default: 5, or once for each photograph where there are more]
+        rounds: how often each is timed. [default: 5, or the number of photographs if larger]
         output: a CSV file to write the table to.
     """
     import torch

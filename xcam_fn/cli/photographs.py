@@ -28,7 +28,7 @@ def explain(
     methods: Names = None,
     save_maps: Flag = False,
 ) -> int:
-    """Explain photographs: the five likeliest classes, and a figure with a heatmap per method.
+    """Explain photographs: print the five likeliest classes and draw one heatmap per method.
 
     Args:
         photos: one or more image files, before the options.
@@ -73,7 +73,7 @@ def compare(
     class_: ClassName = None,
     methods: Names = None,
 ) -> None:
-    """Compare methods on a photograph: all side by side, each with its four scores, and their curves.
+    """Compare methods on a photograph: draw all side by side, with their scores and curves.
 
     Args:
         photo: an image file, before the options.
@@ -110,12 +110,12 @@ def gallery(
     class_: Annotated[list[str] | None, Parameter(name="--class", negative=())] = None,
     pairs: Names = None,
 ) -> None:
-    """Show how maps fuse: a row for each pair, with its gradient map, its region map and the fusion of both.
+    """Draw how maps fuse: a row for each pair, with its gradient map, its region map and their fusion.
 
     Args:
         photo: an image file, before the options.
         how: the network, and how the maps are computed and drawn.
-        class_: a class to explain, an index or a name; once for each. [default: the likeliest]
+        class_: a class to explain, an index or a name; repeatable. [default: the likeliest]
         pairs: methods to fuse. [default: gradcam+sscam gradcam_pp+iscam xgradcam+ablationcam]
     """
     (photo,) = how.photographs([photo], pairs or ())

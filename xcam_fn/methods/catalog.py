@@ -157,7 +157,7 @@ def as_method(given: str | Callable[..., Any]) -> Any:
     if isinstance(given, str):
         return find_method(given)
     if not callable(given):
-        raise TypeError(f"method is a {type(given).__name__}; expected a method, or its name")
+        raise TypeError(f"method must be a method, or its name, got {type(given).__name__}")
     if isinstance(given, functools.partial) and not given.args:
         inner = as_method(given.func)
         if isinstance(inner, Method):
@@ -170,7 +170,7 @@ def with_raw_maps(given: str | Callable[..., Any]) -> Method[...]:
     """A method by its name, or as it is, for a formula that reads its raw maps."""
     found = as_method(given)
     if not isinstance(found, Method):
-        raise TypeError(f"method={given!r} is a {type(given).__name__}; expected a method, or its name")
+        raise TypeError(f"method must be a method, or its name, got {given!r}")
     return found
 
 

@@ -84,14 +84,14 @@ def named_methods(methods: Methods, variant: str | None = None, **options: Any) 
     if isinstance(methods, str):
         methods = [methods]
     if not isinstance(methods, Iterable):
-        raise TypeError(f"methods is a {type(methods).__name__}; expected names or functions")
+        raise TypeError(f"methods must be names or functions, got {type(methods).__name__}")
     pairs = (
         methods.items() if isinstance(methods, Mapping) else [(name_of(given), given) for given in methods]
     )
     found: dict[str, Run] = {}
     for name, given in pairs:
         if not (isinstance(given, str) or callable(given)):
-            raise TypeError(f"methods: {given!r} is a {type(given).__name__}; expected a name or a function")
+            raise TypeError(f"methods: {given!r} must be a name or a function, got {type(given).__name__}")
         if name in found:
             raise ValueError(
                 f"methods: two are called {name!r}; pass a mapping from names of your own to methods"

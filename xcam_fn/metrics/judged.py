@@ -242,7 +242,7 @@ seed: of the subsets; they are the same for every image.""",
     "moved": """radius: of the changes, > 0, in units of x.
 num_samples: how many changes are tried, ≥ 1.
 seed: of the changes.""",
-    "shown": "baseline: what is seen where the heatmap hides: a number, a tensor or a callable of x.",
+    "shown": "baseline: value used for hidden pixels: a number, a tensor or a callable of x.",
     "steps": """steps: how many, ≥ 1; by default 112, which is 448 pixels each at 224 × 224.
 pixels_per_step: in place of steps, ≥ 1.""",
     "raises": """Raises:
@@ -291,7 +291,7 @@ def one_class_scoring(
 def checked(heatmap: Heatmap, x: Tensor | None = None, *, unit: bool = False) -> Tensor:
     """The heatmap as a tensor of finite values, with `unit` in [0, 1], with x one for each image of x."""
     if not isinstance(heatmap, (Tensor, np.ndarray)):
-        raise TypeError(f"heatmap is a {type(heatmap).__name__}; expected a tensor or an array (B, *size)")
+        raise TypeError(f"heatmap must be a tensor or an array (B, *size), got {type(heatmap).__name__}")
     maps = finite("heatmap", heatmap)
     maps = maps if x is None else maps.to(x.device)
     shape = f"heatmap has shape {tuple(maps.shape)}"

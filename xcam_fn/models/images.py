@@ -85,7 +85,7 @@ def load(image: Source) -> Image.Image:
     if isinstance(image, np.ndarray):
         image = _from_array(image, "image")
     if not isinstance(image, Image.Image):
-        raise TypeError(f"image is a {type(image).__name__}; expected {_EXPECTED}")
+        raise TypeError(f"image must be {_EXPECTED}, got {type(image).__name__}")
     if 0 in image.size:
         raise ValueError(f"image is {image.width} x {image.height} pixels; expected at least one pixel")
     return _to_rgb(ImageOps.exif_transpose(image), "image")

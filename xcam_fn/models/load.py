@@ -205,7 +205,7 @@ def _checked_device(device: str | torch.device) -> torch.device:
 
 def _source(name: str) -> _Source:
     if not isinstance(name, str):
-        raise TypeError(f"model is a {type(name).__name__}; expected a name, such as 'lite0' or 'resnet50'")
+        raise TypeError(f"model must be a name, such as 'lite0' or 'resnet50', got {type(name).__name__}")
     if name in _LITE_CROPS:
         return _lite(name)
     if name.startswith("timm:"):

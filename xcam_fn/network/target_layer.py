@@ -38,7 +38,7 @@ def find(root: nn.Module, layer: str | nn.Module) -> Found:
         if found is None and isinstance(root, Bound):
             found = _submodule(root.model, path)  # its layers go by the names that they have in the model
     else:
-        raise TypeError(f"layer={layer!r} is a {type(layer).__name__}; expected a name, a module or None")
+        raise TypeError(f"layer must be a name, a module or None, got {layer!r}")
     name = name_of(root, found)
     if name is not None:
         return name, number

@@ -328,7 +328,7 @@ def check_style(
 
 def _colormap(name: str) -> Colormap:
     if not isinstance(name, str):
-        raise TypeError(f"colormap is a {type(name).__name__}; expected the name of one, as 'inferno'")
+        raise TypeError(f"colormap must be the name of one, as 'inferno', got {type(name).__name__}")
     if name not in mpl.colormaps:
         hint = nearest(name, mpl.colormaps, "expected one such as 'inferno' or 'jet'")
         raise ValueError(f"colormap={name!r} is none of matplotlib's; {hint}")

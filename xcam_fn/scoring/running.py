@@ -68,9 +68,7 @@ def check_running(how: Running, x: Tensor) -> None:
             f"precision={how.precision!r}; expected one of {', '.join(map(repr, get_args(Precision)))}"
         )
     if how.scorer is not None and not callable(how.scorer):
-        raise TypeError(
-            f"scorer is a {type(how.scorer).__name__}; expected a callable from images to outputs"
-        )
+        raise TypeError(f"scorer must be a callable from images to outputs, got {type(how.scorer).__name__}")
     if how.precision == "bfloat16" and not _convolves_in_bfloat16(x.device):
         raise ValueError(f"precision='bfloat16': {x.device} cannot compute convolutions in it; use 'float32'")
     if how.compile and x.device.type == "cpu" and not _has_compiler():
