@@ -24,8 +24,6 @@ import torch
 import xcam_fn as xf
 from xcam_fn.checks import StructureError
 
-STYLE = {"alpha": 0.8, "alpha_follows_heatmap": True}
-
 net = xf.models.load("lite0")
 x, picture = xf.images.prepare(skimage.data.chelsea(), net.preset)
 probabilities = net.model(x).softmax(1)[0].detach()
@@ -43,7 +41,7 @@ for probability, index in zip(*(part.tolist() for part in probabilities.topk(4))
 CLS = int(probabilities.argmax())
 heat = xf.gradcam(net.model, None, x, CLS)
 print(tuple(heat.shape), f"from {float(heat.min()):.0f} to {float(heat.max()):.0f}")
-xf.plot.heatmaps(picture, {"Grad-CAM": heat}, **STYLE)
+xf.plot.heatmaps(picture, {"Grad-CAM": heat})
 
 # %% [markdown]
 # The cheek and the nose. Next, every other method. All are called alike, so a loop over the registry is
@@ -77,7 +75,7 @@ for axis in axes.flat:
 for axis, (name, found) in zip(axes.flat, maps.items(), strict=False):
     # Maps of single points are drawn up to their 99th percentile, or nothing of them would be seen.
     shown = (found / found.quantile(0.99)).clamp(max=1) if found.mean() < 0.05 else found
-    axis.imshow(xf.plot.overlay(picture, shown, **STYLE))
+    axis.imshow(xf.plot.overlay(picture, shown))
     axis.set_title(xf.METHODS[name].title.replace(" Feature", "\nFeature"), fontsize=9)
 plt.show()
 

@@ -197,7 +197,7 @@ BAD_CALLS = {
     "chunk size": (
         lambda: xf.integrated_gradients(residual(), None, x, chunk_size=2.5),
         TypeError,
-        r"chunk_size=2.5 is a float",
+        r"chunk_size must be a whole number ≥ 1, got 2.5",
     ),
     "baseline": (
         lambda: xf.integrated_gradients(residual(), None, x, baseline=torch.zeros(7)),
