@@ -145,7 +145,7 @@ def check_command(line: str) -> None:
             assert set(words[1:]) <= set(targets), line
         case ["pip"]:
             about = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-            for extras in re.findall(r"xcam-fn\[(.*?)\]", line):
+            for extras in re.findall(r"(?:xcam-fn|\.)\[(.*?)\]", line):
                 assert set(extras.split(",")) <= set(about["optional-dependencies"]), line
         case ["python"]:
             assert words[1] == "-m" or (ROOT / words[1]).is_file(), line

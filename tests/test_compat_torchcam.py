@@ -262,7 +262,7 @@ def test_what_is_printed_is_theirs(small):
         (lambda m, x: methods.GradCAM(m, "third"), ValueError, "layer 'third' is not in Two"),
         (lambda m, x: methods.GradCAM(m, 3), TypeError, "expected a name"),
         (lambda m, x: methods.GradCAM(m, None, (3, 12, 15), reshape_transform=len), ValueError, "target_layer=None"),
-        (lambda m, x: methods.GradCAM(m, "first", reshape_transform=3), TypeError, "reshape_transform is a int"),
+        (lambda m, x: methods.GradCAM(m, "first", reshape_transform=3), TypeError, "reshape_transform must be a function, got int"),
         (lambda m, x: methods.GradCAM(m, "first", samples=3), TypeError, "samples"),
         (lambda m, x: methods.GradCAM(m, "first")(1, input_tensor=x), ValueError, "scores is required"),
         (lambda m, x: methods.GradCAM(m, "first")(9, m(x), input_tensor=x), ValueError, "class_idx=9 is out of range"),

@@ -22,7 +22,7 @@ app = App(
     name="xcam",
     help="Class activation maps: see which parts of a photograph made a network decide as it did.",
     version=lambda: importlib.metadata.version("xcam-fn"),
-    help_format="plaintext",
+    help_format="markdown",
     suppress_keyboard_interrupt=False,
 )
 _ARGUMENTS = {explain: "PHOTO...", compare: "PHOTO", gallery: "PHOTO", evaluate: "DATA", report: "DIR"}
