@@ -52,7 +52,7 @@ Watch = Callable[[int], None]
 
 
 class StoppedError(Exception):
-    """Whoever asked does not want the answer any more."""
+    """The explanation was canceled."""
 
 
 class Seen(NamedTuple):

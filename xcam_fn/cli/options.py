@@ -167,7 +167,7 @@ def class_index(name: str | None, loaded: xf.models.LoadedModel) -> int | None:
 
 
 def method_name(name: str) -> str:
-    """The name of a method as it is here; the reader's own keep theirs."""
+    """The key in `METHODS` of a name as others write it; FILE.py:NAME stays."""
     from xcam_fn.methods.catalog import own_name
 
     return name if ":" in name else own_name(name)
@@ -182,7 +182,7 @@ def _listed(text: str) -> list[str]:
 
 
 def _method(name: str, variant: str | None, options: dict[str, Any]) -> xf.Method:
-    """The method of that name, which may be one of the reader's own, with options."""
+    """The method of that name, or FILE.py:NAME, with options."""
     from xcam_fn.methods.catalog import with_accepted
 
     if ":" not in name:

@@ -165,7 +165,7 @@ def gain(
             image, or a target, a callable from the output to one score for each image it is given.
         baseline: x₀, the value used for hidden pixels: a number, a tensor or a callable of x.
         score: what is explained of a class, "probability" or "logit".
-        **options: precision, compile, scorer, chunk_size and progress, as for every perturbation method.
+        **options: scoring options: precision, compile, scorer, chunk_size and progress.
 
     Returns:
         `(*heatmaps) -> (m, B)` or `(m, B, n)`, for m heatmaps (B, *size) or (B, n, *size) in one go.

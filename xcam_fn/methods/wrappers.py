@@ -301,7 +301,7 @@ def refinecam(
     Π_l n(U(ReLU(cam_l))): each layer's map scaled to [0, 1] and resized to the input, then multiplied.
 
     Args:
-        method: whose maps, a method or its name.
+        method: the method, or its name.
         layers: names or modules; None for the last layer of each of the last three resolutions, `layer` being
             the deepest.
         each: what is made of a layer's map before they are multiplied, `(cam, size) -> map`.

@@ -1,4 +1,4 @@
-"""What is said of a network, a class and an explanation, for all who say it: the command and the app."""
+"""Classes, layers and explanations in words, for the command and the app."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def heatmaps(
         image: the picture, as for `overlay`.
         maps: titles to heatmaps, as for `overlay`; the title of a map that is zero everywhere says so.
         caption: a line below the pictures.
-        notes: titles to what is said below their pictures, such as scores.
+        notes: titles to notes below their pictures, such as scores.
         columns: how many pictures stand in a row, ≥ 1.
         **style: colormap, alpha and alpha_follows_heatmap, as for `overlay`.
 
