@@ -89,7 +89,7 @@ def test_help_and_wrong_names_need_no_torch():
         "gallery cat.png --pairs gradcam+sccam": "method 'sccam' is not known; did you mean 'sscam'",
         "evaluate nosuch": "data 'nosuch': no such folder",
         "evaluate . --metrics insertn": "metric 'insertn' is not known; did you mean 'insertion'",
-        "report nosuch": "'nosuch': no such folder",
+        "report nosuch": "'nosuch' holds no results.sqlite",
     }
     code = (
         "import sys\n"

@@ -260,7 +260,7 @@ def test_what_is_printed_is_theirs(small):
     [
         (lambda m, x: methods.GradCAM(m, "second")(1, m(x)), ValueError, r"input_tensor=x, .*remember\(model\)"),
         (lambda m, x: methods.GradCAM(m, "third"), ValueError, "layer 'third' is not in Two"),
-        (lambda m, x: methods.GradCAM(m, 3), TypeError, "expected a name"),
+        (lambda m, x: methods.GradCAM(m, 3), TypeError, "must be a name"),
         (lambda m, x: methods.GradCAM(m, None, (3, 12, 15), reshape_transform=len), ValueError, "target_layer=None"),
         (lambda m, x: methods.GradCAM(m, "first", reshape_transform=3), TypeError, "reshape_transform must be a function, got int"),
         (lambda m, x: methods.GradCAM(m, "first", samples=3), TypeError, "samples"),
@@ -284,7 +284,7 @@ def test_what_is_printed_is_theirs(small):
         (lambda m, x: methods.LeGrad(m, "first"), ValueError, "score_projection=None is for torchvision's"),
         (lambda m, x: methods.LeGrad(m, "first", score_projection=len, grid_shape=3), TypeError, "grid_shape=3; expected"),
         (lambda m, x: methods.LeGrad(m, "first", score_projection=len)(1, input_tensor=x), ValueError, "no block with attention"),
-        (lambda m, x: methods.GradCAM.fuse_cams(x), TypeError, "expected a list of tensors"),
+        (lambda m, x: methods.GradCAM.fuse_cams(x), TypeError, "must be a list of tensors"),
         (lambda m, x: methods.GradCAM.fuse_cams([]), ValueError, "cams is an empty list"),
         (lambda m, x: metrics.ClassificationMetric(methods.CAM(m, "second")).update(x, 1, targets=len), ValueError, "not both"),
         (lambda m, x: metrics.ClassificationMetric(methods.CAM(m, "second")).summary(), AssertionError, "update the metric"),

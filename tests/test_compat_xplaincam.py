@@ -400,3 +400,13 @@ def test_a_script_says_what_is_wrong_in_one_line(tmp_path, monkeypatch, capsys):
     assert left.value.code == 2
     assert "--methods='GradCM'" in capsys.readouterr().err
     assert list(inspect.signature(evaluate).parameters)[:2] == ["script", "data_path"]
+
+
+def test_overlays_are_as_opaque_everywhere_as_xplaincams(monkeypatch):
+    drawn: list = []
+    monkeypatch.setattr(utils, "saved_and_shown", lambda figure, *_, **__: drawn.append(figure))
+    image, cam = torch.rand(1, 3, 8, 8), torch.linspace(0, 1, 64).reshape(8, 8)
+    utils.visualize_cam(image, {"map": cam})
+    colors = mpl.colormaps["jet"](cam.numpy())[..., :3]
+    expected = 255 * (0.5 * image[0].movedim(0, -1).numpy() + 0.5 * colors)
+    np.testing.assert_allclose(drawn[0].axes[1].images[0].get_array(), expected, atol=1.01)

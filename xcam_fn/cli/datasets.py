@@ -203,7 +203,9 @@ def report(folder: Annotated[Path, Parameter(name="DIR")], /, *, output: Path | 
         output: the folder to write to. [default: the same]
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"{str(folder)!r}: no such folder; expected one that `xcam evaluate` wrote")
+        raise FileNotFoundError(
+            f"{str(folder)!r} holds no results.sqlite; expected a folder that `xcam evaluate` wrote"
+        )
     found = xf.report.read(folder)
     show(table(xf.report.table(found)))
     if failures := sum(bool(each.error) for each in [*found.images, *found.results]):
