@@ -42,7 +42,11 @@ _LIBRARIES = {"xplaincam": "XplainCAM", "torchcam": "TorchCAM", "pytorch-grad-ca
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Put the pages that are made into the navigation."""
-    entries = {"Methods": _method_nav(), "Notebooks": [f"notebooks/{path.stem}.md" for path in notebooks()]}
+    entries = {
+        "Methods": _method_nav(),
+        "Notebooks": [f"notebooks/{path.stem}.md" for path in notebooks()],
+        "API": list(api_pages()),
+    }
     assert config.nav is not None
     config.nav = [{name: entries.get(name, entry) for name, entry in item.items()} for item in config.nav]
     config.watch.extend(str(path) for path in (ROOT / "xcam_fn", NOTEBOOKS, ROOT / "README.md"))
@@ -84,8 +88,20 @@ def made_pages() -> dict[str, str]:
     """Every page that has no file of its own, by its path, in Markdown."""
     import xcam_fn as xf
 
-    pages = {f"methods/{name}.md": method_page(name) for name in xf.METHODS}
+    pages = api_pages() | {f"methods/{name}.md": method_page(name) for name in xf.METHODS}
     return pages | {f"notebooks/{path.stem}.md": notebook_page(path) for path in notebooks()}
+
+
+def api_pages() -> dict[str, str]:
+    """The reference, a page for each section of api.md, and one that lists them."""
+    introduction, *rest = re.split(r"^## (.+)\n", (DOCS / "api.md").read_text(encoding="utf-8"), flags=re.M)
+    sections = dict(zip(rest[::2], rest[1::2], strict=True))
+    slugs = {title: re.sub(r"\W+", "-", title.lower()).strip("-") for title in sections}
+    listed = [f"- [{title}]({slug}.md)" for title, slug in slugs.items()]
+    index = introduction.replace("](", "](../") + "\n".join(listed) + "\n"
+    return {"api/index.md": index} | {
+        f"api/{slugs[title]}.md": f"# {title}\n{body}" for title, body in sections.items()
+    }
 
 
 def notebooks() -> list[Path]:
@@ -193,7 +209,7 @@ In forwards of the network: {_uncapitalized(about["cost"].strip())}
 ```
 
 ```sh
-xcam explain cat.jpg {network}--methods {name}
+xcam explain --example {network}--methods {name}
 ```
 
 {options(method)}

@@ -565,6 +565,8 @@ def page(rows: Iterable[dict[str, str]]) -> str:
         f"- **Maps** says how many of the {len(METHODS)} methods give one; the others are named, with the "
         "reason below.",
         "",
+        "The reasons:",  # a list right after a list would lose its numbers
+        "",
         *(f"{number}. `{name}`: {reason}." for number, (name, reason) in enumerate(REASONS.items(), start=1)),
         f"{len(REASONS) + 1}. {ZERO}.",
         f"{len(REASONS) + 2}. {UNPLACED}.",

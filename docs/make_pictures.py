@@ -33,7 +33,6 @@ PICTURES = Path(__file__).parent / "pictures"
 SCALE = 2  # the photograph is shown in more pixels than the network sees
 POINTS = 0.05  # a map whose mean is lower is one of points, drawn up to its 99th percentile to be seen at all
 INCHES = 9.5
-STYLE: dict[str, Any] = {"alpha": 0.8, "alpha_follows_heatmap": True}
 
 
 def main() -> None:
@@ -101,47 +100,97 @@ def _explained(name: str) -> np.ndarray:
     heatmap = xf.METHODS[name](_network().model, None, x)
     if heatmap.mean() < POINTS:
         heatmap = (heatmap / heatmap.quantile(0.99)).clamp(max=1)
-    return xf.plot.overlay(photograph, heatmap, **STYLE)
+    return xf.plot.overlay(photograph, heatmap)
 
 
 # -- the figures of pages -----------------------------------------------------------------------------------
 
 
-def _front() -> np.ndarray:
-    """The photograph and the pictures of three methods, which have to be there already, in one square."""
+def _tiles(names: list[str], columns: int) -> np.ndarray:
+    """The photograph and the pictures of methods, which have to be there already, titled, in rows."""
     gap, side = 8, _cat()[1].shape[0]
     tiles = {"photograph": Image.fromarray(_cat()[1])}
-    for name in ("gradcam", "integrated_gradients", "rise"):
-        tiles[xf.METHODS[name].title] = Image.open(_path_of(name))
-    square = Image.new("RGB", (2 * side + gap, 2 * side + gap), "white")
+    tiles |= {xf.METHODS[name].title: Image.open(_path_of(name)) for name in names}
+    rows = -(-len(tiles) // columns)
+    sheet = Image.new("RGB", (columns * (side + gap) - gap, rows * (side + gap) - gap), "white")
     for number, (title, tile) in enumerate(tiles.items()):
-        top, left = (part * (side + gap) for part in divmod(number, 2))
-        square.paste(tile, (left, top))
-        ImageDraw.Draw(square).text(
+        top, left = (part * (side + gap) for part in divmod(number, columns))
+        sheet.paste(tile, (left, top))
+        ImageDraw.Draw(sheet).text(
             (left + 16, top + side - 16), title, "white", ImageFont.load_default(26), "ls", stroke_width=2,
             stroke_fill="#00000080",
         )  # fmt: skip
-    return np.asarray(square)
+    return np.asarray(sheet)
+
+
+def _front() -> np.ndarray:
+    return _tiles(["gradcam", "integrated_gradients", "rise"], columns=2)
+
+
+def _methods() -> np.ndarray:
+    names = ["gradcam", "layercam", "scorecam", "ablationcam", "groupcam", "rise", "integrated_gradients"]
+    small = Image.fromarray(_tiles(names, columns=4))
+    small.thumbnail((1000, 1000))
+    return np.asarray(small)
+
+
+def _transformer() -> np.ndarray:
+    """Of four photographs in one, what a DINOv2 finds like each of three of them."""
+    network = xf.models.load("dinov2-focus")
+
+    def eighth(net: Any, x: Tensor) -> Tensor:
+        options = {"norm": True, "stop_early": True, "intermediates_only": True, "output_fmt": "NLC"}
+        ((_, prefix),) = net.forward_intermediates(x, indices=[7], return_prefix_tokens=True, **options)
+        return prefix[:, 0]
+
+    tower, sources = xf.bind(network.model, eighth), ("chelsea", "coffee", "rocket", "astronaut")
+    photographs = [getattr(skimage.data, name)() for name in sources]
+    quarters = [xf.images.prepare(each, network.preset)[1] for each in photographs]
+    rows = [np.concatenate(pair, 1) for pair in (quarters[:2], quarters[2:])]
+    x, picture = xf.images.prepare(np.concatenate(rows), network.preset)
+    embeddings = [tower(xf.images.prepare(each, network.preset)[0])[0].detach() for each in photographs]
+    similar = [xf.targets.similarity(each) for each in embeddings]
+    maps = {}
+    for i, title in enumerate(("the cat", "the cup", "the rocket")):
+        others = [each for j, each in enumerate(similar) if j != i]
+        contrast = similar[i] - sum(others[1:], others[0]) * (1 / 3)
+        maps[f"like {title}"] = xf.chefer(tower, None, x, contrast, signed=True)
+    return _png(xf.plot.heatmaps(picture, maps), dpi=85)
+
+
+def _fusion() -> np.ndarray:
+    x, photograph = _cat()
+    methods = ["gradcam", "reciprocam", "gradcam+reciprocam"]
+    maps = xf.explain_all(_network().model, None, x, methods=methods)
+    titles = ("Grad-CAM", "Recipro-CAM", "fused")
+    return _png(xf.plot.heatmaps(photograph, dict(zip(titles, maps.values(), strict=True))), dpi=85)
+
+
+def _curves() -> np.ndarray:
+    x, _ = _cat()
+    maps = xf.explain_all(_network().model, None, x, methods=["gradcam", "groupcam", "xgradcam", "randomcam"])
+    curves = {xf.METHODS[name].title: xf.insertion(_network().model, x, heat) for name, heat in maps.items()}
+    return _png(xf.plot.curves(curves, title="Insertion"), dpi=100)
 
 
 def _tutorial() -> np.ndarray:
     x, photograph = _cat()
     methods = {"Grad-CAM": "gradcam", "Layer-CAM": "layercam", "Score-CAM": "scorecam"}
     maps = xf.explain_all(_network().model, None, x, methods=list(methods.values()))
-    return _pixels(xf.plot.heatmaps(photograph, dict(zip(methods, maps.values(), strict=True)), **STYLE))
+    return _pixels(xf.plot.heatmaps(photograph, dict(zip(methods, maps.values(), strict=True))))
 
 
 def _layers() -> np.ndarray:
     x, photograph = _cat()
     maps = {name: xf.layercam(_network().model, name, x) for name in ("_blocks.4", "_blocks.10", "_swish")}
-    return _pixels(xf.plot.heatmaps(photograph, maps, alpha=0.65))
+    return _pixels(xf.plot.heatmaps(photograph, maps))
 
 
 def _insertion() -> np.ndarray:
     x, photograph = _cat()
     heat = xf.gradcam(_network().model, None, x)
     curve = xf.insertion(_network().model, x, heat)
-    return _pixels(xf.plot.curves({"Grad-CAM": curve}, photograph, heat, **STYLE))
+    return _pixels(xf.plot.curves({"Grad-CAM": curve}, photograph, heat))
 
 
 def _wrappers() -> np.ndarray:
@@ -151,7 +200,7 @@ def _wrappers() -> np.ndarray:
         ["layercam", "multi_layer(layercam)", "sess(layercam)"],
     ]
     maps = [{name: xf.find_method(name)(_network().model, None, x) for name in row} for row in rows]
-    return _pixels(xf.plot.grid(photograph, maps, **STYLE))
+    return _pixels(xf.plot.grid(photograph, maps))
 
 
 def _concepts() -> np.ndarray:
@@ -170,9 +219,7 @@ def _dog_cat(photo: str) -> np.ndarray:
         maps = xf.explain_all(network.model, None, x, cls, methods)
         title = network.categories[cls]
         rows.append({f"{xf.METHODS[name].title}\n{title}": heat for name, heat in maps.items()})
-    return _png(
-        xf.plot.grid(photograph, rows, colormap="inferno", alpha=0.75, alpha_follows_heatmap=True), dpi=85
-    )
+    return _png(xf.plot.grid(photograph, rows), dpi=85)
 
 
 def _frames() -> np.ndarray:
@@ -185,7 +232,7 @@ def _icon() -> np.ndarray:
     cells = np.array(
         [[0.15, 0.3, 0.2, 0.05], [0.35, 0.75, 0.6, 0.2], [0.3, 0.9, 1.0, 0.45], [0.1, 0.4, 0.55, 0.3]]
     )
-    colors = (mpl.colormaps["viridis"](cells)[..., :3] * 255).astype(np.uint8)
+    colors = (mpl.colormaps["inferno"](cells)[..., :3] * 255).astype(np.uint8)
     large = Image.fromarray(colors).resize((96, 96), Image.Resampling.NEAREST).convert("RGBA")
     shape = Image.new("L", large.size)
     ImageDraw.Draw(shape).rounded_rectangle((0, 0, 95, 95), radius=18, fill=255)
@@ -196,6 +243,10 @@ def _icon() -> np.ndarray:
 FIGURES: dict[str, Callable[[], np.ndarray]] = {
     "icon": _icon,
     "front": _front,
+    "methods": _methods,
+    "transformer": _transformer,
+    "fusion": _fusion,
+    "curves": _curves,
     "tutorial": _tutorial,
     "layers": _layers,
     "insertion": _insertion,

@@ -24,8 +24,6 @@ import torch
 import xcam_fn as xf
 from xcam_fn.checks import StructureError
 
-STYLE = {"alpha": 0.8, "alpha_follows_heatmap": True}
-
 net = xf.models.load("lite0")
 x, picture = xf.images.prepare(skimage.data.chelsea(), net.preset)
 probabilities = net.model(x).softmax(1)[0].detach()
@@ -36,14 +34,14 @@ for probability, index in zip(*(part.tolist() for part in probabilities.topk(4))
 # All four are cats: the network knows what is in the picture, and hesitates about the breed. Whatever follows explains
 # the likeliest of them.
 #
-# One call makes a heatmap. The first argument is the model, just as it is; the second the layer whose maps are used, where
+# One call makes a heatmap. The first argument is the model, just as it is; the second the layer to explain, where
 # `None` is the last one that has places; the third the batch; the fourth the class.
 
 # %%
 CLS = int(probabilities.argmax())
 heat = xf.gradcam(net.model, None, x, CLS)
 print(tuple(heat.shape), f"from {float(heat.min()):.0f} to {float(heat.max()):.0f}")
-xf.plot.heatmaps(picture, {"Grad-CAM": heat}, **STYLE)
+xf.plot.heatmaps(picture, {"Grad-CAM": heat})
 
 # %% [markdown]
 # The cheek and the nose. Next, every other method. All are called alike, so a loop over the registry is
@@ -77,7 +75,7 @@ for axis in axes.flat:
 for axis, (name, found) in zip(axes.flat, maps.items(), strict=False):
     # Maps of single points are drawn up to their 99th percentile, or nothing of them would be seen.
     shown = (found / found.quantile(0.99)).clamp(max=1) if found.mean() < 0.05 else found
-    axis.imshow(xf.plot.overlay(picture, shown, **STYLE))
+    axis.imshow(xf.plot.overlay(picture, shown))
     axis.set_title(xf.METHODS[name].title.replace(" Feature", "\nFeature"), fontsize=9)
 plt.show()
 

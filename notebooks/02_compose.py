@@ -32,8 +32,6 @@ import xcam_fn as xf
 from xcam_fn.cli import main
 from xcam_fn.testing import check_method
 
-STYLE = {"alpha": 0.8, "alpha_follows_heatmap": True}
-
 net = xf.models.load("lite0")
 x, picture = xf.images.prepare(skimage.data.chelsea(), net.preset)
 dog, other = xf.images.prepare(skimage.data.astronaut(), net.preset)
@@ -79,7 +77,7 @@ rows = [
      {"Grad-CAM": xf.gradcam, "Peak-CAM": peakcam, "Layer-CAM": xf.layercam}.items()}
     for layer in ("_swish", LAYER)
 ]  # fmt: skip
-xf.plot.grid(picture, rows, **STYLE)
+xf.plot.grid(picture, rows)
 
 # %% [markdown]
 # ## Does it keep its promises?
@@ -126,7 +124,7 @@ check_method(softpeakcam, sharpness=2.0)
 sharpness = {
     f"sharpness {value:g}": softpeakcam(net.model, LAYER, x, sharpness=value) for value in (0.0, 1.0, 1e6)
 }
-xf.plot.heatmaps(picture, sharpness, **STYLE)
+xf.plot.heatmaps(picture, sharpness)
 
 # %% [markdown]
 # ## Beside the others
@@ -178,7 +176,7 @@ print(*written)
 # ## Fusions
 #
 # Two maps that err in different ways are better together. Any gradient method and any perturbation method fuse by name, in
-# Python and in the command (`xcam explain cat.jpg --methods layercam+ablationcam`); parts may be methods of your own.
+# Python and in the command (`xcam explain --example --methods layercam+ablationcam`); parts may be methods of your own.
 
 # %%
 fused = {
@@ -201,7 +199,7 @@ def geometric(D: Tensor, R: Tensor, gains: Tensor) -> Tensor:
 D, R = xf.layercam(net.model, None, x, 282), xf.groupcam(net.model, None, x, 282)
 gain = xf.gain(net.model, x, 282)
 fused["geometric"] = geometric(D, R, gain(D, R))
-xf.plot.heatmaps(picture, fused, **STYLE)
+xf.plot.heatmaps(picture, fused)
 
 # %% [markdown]
 # The claims of this notebook:

@@ -49,7 +49,7 @@ def compared(name, theirs, ours):
     """Write down the largest difference of two maps (1, h, w) in [0, 1]."""
     differences[name] = float((torch.as_tensor(theirs) - ours).abs().max())
     pictures[f"{name}: theirs"], pictures["ours"] = theirs, ours
-    figure = xf.plot.heatmaps(picture, pictures, alpha=0.8, alpha_follows_heatmap=True)
+    figure = xf.plot.heatmaps(picture, pictures)
     pictures.clear()
     print(f"{name}: largest difference {differences[name]:.1e}")
     return figure
@@ -227,7 +227,7 @@ variants = {
     name: xf.find_method(name, variant="xplaincam")(model, LAYER, x, CLS)
     for name in ("gradcam", "gradcam_pp", "layercam")
 }
-xf.plot.heatmaps(picture, variants, alpha=0.8, alpha_follows_heatmap=True)
+xf.plot.heatmaps(picture, variants)
 
 # %% [markdown]
 # ## What came out

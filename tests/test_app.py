@@ -3,7 +3,6 @@
 import ast
 import base64
 import io
-import itertools
 import os
 import re
 import shutil
@@ -51,6 +50,13 @@ def asked(layer: str, cls: int = 1, methods: tuple[str, ...] = FEW, **others: ob
     return app.Asked("cat.png", SMALL, "random", layer, cls, "goldfish", methods)._replace(**others)
 
 
+def judged(loaded: LoadedModel, wanted: app.Asked, x: torch.Tensor) -> app.Found:
+    """All maps and all curves."""
+    *_, found = app.explain(loaded, wanted, x, ignore)
+    *_, found = app.judge(loaded, wanted, x, found, ignore)
+    return found
+
+
 def tiny() -> tuple[LoadedModel, torch.Tensor]:
     """A network of 40 channels, and an image for it."""
     parts = [
@@ -76,13 +82,12 @@ def test_layers_are_listed_with_their_sizes(small):
     choices, default = app.layer_choices(small, "cpu")
     x = torch.zeros(1, 3, 224, 224)
     shapes = xf.layers(small.model, x)
-    assert [name for _, name in choices] == list(shapes)
-    default_name = xf.default_layer(small.model, x)
-    assert default == [name for name in shapes if name.partition("#")[0] == default_name][-1]
-    for text, name in choices:
-        assert text.startswith(f"{name}  {'×'.join(map(str, shapes[name][1:]))}")
+    assert default == xf.default_layer(small.model, x)
+    for (text, name), (call, shape) in zip(choices, shapes.items(), strict=True):
+        assert name in (call, call.partition("#")[0])
+        assert text.startswith(f"{name}  {'×'.join(map(str, shape[1:]))}")
         assert text.endswith(", default") == (name == default)
-        assert app.channels(choices, name) == shapes[name][1]
+        assert app.channels(choices, name) == shape[1]
     assert app.channels(choices, "elsewhere") is None
 
 
@@ -167,9 +172,7 @@ def test_the_weights_box_does_not_tell_which_files_there_are(tmp_path):
 
 def test_maps_and_curves_are_those_of_the_library():
     loaded, x = tiny()
-    steps = list(app.explain(loaded, asked("1"), x, ignore))
-    assert len(steps) == 4
-    found = steps[-1]
+    found = judged(loaded, asked("1"), x)
     assert list(found.maps) == list(found.curves) == list(FEW)
     for name in FEW:
         heatmap = xf.METHODS[name](loaded.model, "1", x, 1)
@@ -190,7 +193,7 @@ def test_a_method_that_fails_is_a_remark_and_the_rest_goes_on(monkeypatch):
         app, "find_method", lambda name, **how: fail if name == "layercam" else find(name, **how)
     )
     wanted = asked("1", methods=("layercam", "gradcam"))
-    *_, found = app.explain(loaded, wanted, x, ignore)
+    found = judged(loaded, wanted, x)
     assert found.remarks == {"layercam": "ArithmeticError: no such map"}
     assert list(found.maps) == list(found.curves) == ["gradcam"]
     page = app.overlays(np.zeros((24, 20, 3), np.uint8), found, wanted)
@@ -216,16 +219,20 @@ def test_the_code_makes_the_same_pictures(small, cat, monkeypatch):
     layer = app.layer_choices(small, "cpu")[1]
     seen = app.see(small, cat, "cpu")
     wanted = asked(layer)
-    *_, found = itertools.islice(app.explain(small, wanted, seen.x, ignore), 3)  # without the last curves
+    *_, found = app.explain(small, wanted, seen.x, ignore)
+    next(app.judge(small, wanted, seen.x, found, ignore))  # Grad-CAM's curves alone
     monkeypatch.chdir(cat.parent)
     made: dict = {}
-    exec(app.code(wanted, 0.3), made)
+    assert "insertion" not in app.code(wanted, 0.3)
+    exec(app.code(wanted, 0.3, curves=True), made)
     assert {file.name for file in cat.parent.iterdir()} == {
         "cat.png", "overlays.png", "insertion.png", "deletion.png",
     }  # fmt: skip
     shown = pictures(app.overlays(seen.picture, found, wanted))
     assert [np.array_equal(picture, seen.picture) for picture in shown[:2]] == [True, True]
-    blended = [seen.picture, *(0.7 * seen.picture + 0.3 * colors for colors in shown[2::2])]
+    cover = [0.3 * picture[..., 3:] / 255 for picture in shown[2::2]]
+    pairs = zip(shown[2::2], cover, strict=True)
+    blended = [seen.picture, *((1 - a) * seen.picture + a * heat[..., :3] for heat, a in pairs)]
     panels = [axis.images[0].get_array() for axis in made["overlays"].axes if axis.images]
     assert len(panels) == len(blended) == 3
     for panel, picture in zip(panels, blended, strict=True):
@@ -307,14 +314,55 @@ def test_a_photograph_is_deleted_once_no_tab_shows_it(small, cat):
     desk = _Desk(lambda _model, _weights: small, "cpu")
     one, two = (gr.Request(session_hash=name) for name in ("one", "two"))
     other = Path(shutil.copy(cat, cat.with_name("other.png")))
+    layer = app.layer_choices(small, "cpu")[1]
     for tab in (one, one, two):
-        desk.photo_chosen(str(cat), SMALL, "random", tab)
-    desk.photo_chosen(str(other), SMALL, "random", one)
+        list(desk.photo_chosen(str(cat), SMALL, "random", layer, 0.5, tab))
+    list(desk.photo_chosen(str(other), SMALL, "random", layer, 0.5, one))
     assert cat.exists()
     desk.left(two)
     assert (cat.exists(), other.exists()) == (False, True)
-    desk.photo_chosen(None, SMALL, "random", one)
+    list(desk.photo_chosen(None, SMALL, "random", layer, 0.5, one))
     assert not other.exists()
+
+
+def test_a_photograph_is_explained_at_once_and_judged_when_asked(small):
+    import gradio as gr
+
+    from xcam_fn.app.page import _Desk
+
+    desk, tab = _Desk(lambda _model, _weights: small, "cpu"), gr.Request(session_hash="one")
+    layer = app.layer_choices(small, "cpu")[1]
+    example = desk.example()
+    first, *_, last = desk.photo_chosen(example, SMALL, "random", layer, 0.5, tab)
+    assert "The network takes this for: " in first[1]
+    assert first[2].count("<img") == 1
+    assert f"; {SMALL}, layer {layer}." in last[1]
+    assert last[2].count("xcam-heatmap") == 1
+    assert 'download="chelsea_gradcam.png"' in last[2]
+    assert (last[3], last[5].visible) == ("", True)  # no curves, and the button that asks for them
+    answer = last[7]
+    *_, last = desk.judge(answer, 0.5, tab)
+    assert last[2].count("<img") == 2
+    assert last[4].visible is False
+    assert desk.stops == {}
+    desk.left(tab)
+    assert not Path(example).exists()
+
+
+def test_the_legend_of_curves_is_text_that_wraps():
+    loaded, x = tiny()
+    found = judged(loaded, asked("1"), x)
+    page = app.curves(found)
+    areas = [
+        float(area)
+        for area in re.findall(r"Grad-CAM <b>(.*?)</b>|Group-CAM <b>(.*?)</b>", page)
+        for area in area
+        if area
+    ]
+    assert len(areas) == 4
+    assert areas[0] >= areas[1]
+    assert areas[2] <= areas[3]
+    assert 'stroke-dasharray="6.4 4.8"' in page
 
 
 needs_a_browser = pytest.mark.skipif(
@@ -420,17 +468,19 @@ def test_a_photograph_in_the_browser_from_beginning_to_end(tmp_path, cat, page):
         page.goto(address)
         page.get_by_text("No photograph yet").wait_for()
         page.set_input_files("input[type=file]", cat)
-        page.get_by_text("The network takes this for: tiger cat (class 282)").wait_for(timeout=60_000)
+        page.locator("#status").get_by_text("Explained: tiger cat (class 282)").wait_for(timeout=60_000)
         loaded = xf.models.load("lite0")
         x, picture = xf.images.prepare(cat, loaded.preset)
         maps = []
         for name, cls in (("tiger cat", 282), ("zebra", 340)):
             choose(page, "Class to explain", name)
             maps.append(explained(page, name).astype(int))
-            expected = xf.plot.overlay(picture, xf.gradcam(loaded.model, None, x, cls)[0], alpha=1.0)
-            assert np.abs(maps[-1] - expected).mean() < 0.5
+            heatmap = xf.gradcam(loaded.model, None, x, cls)[0]
+            expected = xf.plot.overlay(picture, heatmap, alpha=1.0, alpha_follows_heatmap=False)
+            assert np.abs(maps[-1][..., :3] - expected).mean() < 0.5
         assert np.abs(maps[0] - maps[1]).mean() > 5  # another class, another map
-        assert page.locator("#curves img").count() == 2
+        page.get_by_role("button", name="Insertion and deletion curves").click()
+        page.locator("#curves img").nth(1).wait_for(timeout=60_000)
         assert "cls = 340  # zebra" in page.locator(".cm-content").inner_text()
         slider = page.get_by_role("spinbutton")
         slider.fill("0.2")

@@ -1,5 +1,6 @@
 """The command `xcam`, with real photographs and the real EfficientNet-Lite0."""
 
+import inspect
 import os
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ from PIL import Image
 
 import xcam_fn as xf
 from xcam_fn import cli
-from xcam_fn.cli.options import Question
+from xcam_fn.cli.options import Drawing, Question
 
 XCAM = Path(sysconfig.get_path("scripts")) / "xcam"
 SMALL = "squeezenet1_1"
@@ -77,15 +78,54 @@ def test_bad_input_is_one_line_and_status_2():
     assert line.startswith("xcam: error: method 'gradcm' is not known; did you mean 'gradcam'")
 
 
-def test_help_needs_neither_torch_nor_matplotlib():
+def test_help_and_wrong_names_need_no_torch():
+    wrong = {
+        "explain missing.jpg": "image 'missing.jpg': no such file",
+        "explain missing.jpg cat.png --methods gradcm": "method 'gradcm' is not known; did you mean 'gradcam'",
+        "explain cat.png --methods smth(gradcam)": "method 'smth' is not known; did you mean 'smooth'",
+        "explain cat.png --variant captum": 'Choose from: "xplaincam"',
+        "explain cat.png --methds gradcam": "Did you mean --methods?",
+        "compare missing.jpg": "image 'missing.jpg': no such file",
+        "gallery cat.png --pairs gradcam+sccam": "method 'sccam' is not known; did you mean 'sscam'",
+        "evaluate nosuch": "data 'nosuch': no such folder",
+        "evaluate . --metrics insertn": "metric 'insertn' is not known; did you mean 'insertion'",
+        "report nosuch": "'nosuch' holds no results.sqlite",
+    }
     code = (
         "import sys\n"
         "from xcam_fn import cli\n"
         "assert cli.main(['--help']) == cli.main(['explain', '--help']) == 0\n"
+        f"assert all(cli.main(words.split()) == 2 for words in {list(wrong)})\n"
         "assert not {'torch', 'matplotlib', 'numpy', 'PIL'} & set(sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     assert "--save-maps" in done.stdout
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(wrong)
+    for line, reason in zip(lines, wrong.values(), strict=True):
+        assert reason in line
+
+
+def test_the_example_needs_no_torchvision(folder):
+    code = (
+        "import sys\n"
+        "from xcam_fn import cli\n"
+        "assert cli.main(['explain', '--example']) == 0\n"
+        "assert 'torchvision' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert (lines[0], lines[-1]) == ("chelsea.png", "  wrote xcam_output/chelsea.png")
+    assert cli.main(["explain", "cat.png", "--example"]) == 2
+    assert list((folder / "xcam_output").iterdir()) == [folder / "xcam_output" / "chelsea.png"]
+
+
+def test_the_look_is_plot_s():
+    own = {name: p.default for name, p in inspect.signature(xf.plot.overlay).parameters.items()}
+    assert Drawing().style == {name: own[name] for name in Drawing().style}
+    assert Drawing(constant_alpha=True).style["alpha_follows_heatmap"] is False
 
 
 def test_a_reader_that_has_enough_is_no_error():
@@ -170,7 +210,7 @@ def test_an_empty_heatmap_is_explained_in_words(gain, cause, capsys):
 
 
 def test_one_unreadable_photograph_among_many_is_reported_and_the_rest_done(capsys):
-    assert explain("notes.txt", "cat.png", "missing.jpg") == 0
+    assert explain("notes.txt", "cat.png", "missing.jpg") == 1
     out, err = capsys.readouterr()
     assert out.splitlines()[-1] == "  wrote xcam_output/cat.png"
     assert err.splitlines() == [
@@ -186,7 +226,7 @@ def test_names_that_are_not_text_stop_no_run(folder, capfd):
     (folder / "odd").mkdir()
     for name in (odd, "notes.png"):
         shutil.copy("cat.png" if name == odd else "notes.txt", folder / "odd" / name)
-    assert explain(f"odd/{odd}", "odd/notes.png") == 0
+    assert explain(f"odd/{odd}", "odd/notes.png") == 1
     assert "odd/ca\\udcfft.png\n" in capfd.readouterr().out
     assert (folder / "xcam_output" / odd).is_file()
     assert explain(f"odd/{odd}", "--output", f"odd/{odd}") == 2
@@ -219,11 +259,11 @@ def test_a_method_that_reports_progress_is_asked_to_only_for_a_person(monkeypatc
         asked.append(progress)
         return xf.gradcam.run(call)
 
-    method = xf.Method(slow, "slow", "Slow", "perturbation")
-    monkeypatch.setattr("xcam_fn.methods.catalog.METHODS", {"slow": method})
-    assert explain("cat.png", "--methods", "slow") == 0
+    method = xf.Method(slow, "rise", "Slow", "perturbation")
+    monkeypatch.setattr("xcam_fn.methods.catalog.METHODS", {"rise": method})
+    assert explain("cat.png", "--methods", "rise") == 0
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    assert explain("cat.png", "--methods", "slow") == 0
+    assert explain("cat.png", "--methods", "rise") == 0
     assert asked == [False, True]
 
 
@@ -246,10 +286,17 @@ def test_layers_lists_what_runs_and_marks_the_default(model, capsys):
     loaded = xf.models.load(model, weights="random")
     x = torch.zeros(1, 3, 224, 224)
     shapes = xf.layers(loaded.model, x)
-    assert [line[2:].split()[0] for line in lines] == list(shapes)
+    listed = [line[2:].split()[0] for line in lines]
+    assert [name.partition("#")[0] for name in listed] == [name.partition("#")[0] for name in shapes]
+    assert len(set(listed)) == len(shapes)
+    assert all(
+        xf.features(loaded.model, name, x).shape == shape
+        for name, shape in zip(listed[-9:], list(shapes.values())[-9:], strict=True)
+    )
     (marked,) = [line[2:].split()[0] for line in lines if line.startswith("*")]
-    assert marked.partition("#")[0] == xf.default_layer(loaded.model, x)
-    assert xf.features(loaded.model, marked, x).shape == shapes[marked]
+    assert marked == xf.default_layer(loaded.model, x)
+    assert cli.main(["explain", "cat.png", "--model", model, "--weights", "random"]) == 0
+    assert f"; {model}, layer {marked}\n" in capsys.readouterr().out
 
 
 def test_the_version_is_the_package_s(capsys):
@@ -270,7 +317,10 @@ def test_the_version_is_the_package_s(capsys):
         ),
         ("explain cat.png --methods gradcam notes.txt", "method 'notes.txt' is not known; it is a file"),
         ("explain cat.png --methods gradcm", "method 'gradcm' is not known; did you mean 'gradcam'"),
-        ("explain cat.png --methods zzz", "method 'zzz' is not known; expected one or more of gradcam, "),
+        (
+            "explain cat.png --methods zzz",
+            "method 'zzz' is not known; expected the name of one (`xcam methods`",
+        ),
         ("explain missing.jpg", "image 'missing.jpg': no such file"),
         ("explain notes.txt", "image 'notes.txt' is not an image"),
         ("explain cat.png --model resnt50", "model 'resnt50' is not known; did you mean 'resnet50'"),
@@ -279,7 +329,11 @@ def test_the_version_is_the_package_s(capsys):
         ("explain cat.png --class 1000", "class 1000 is out of range"),
         ("explain cat.png --class -1", "class -1 is out of range"),
         ("explain cat.png --class cat", "class 'cat' may be 'tiger cat' (282)"),
-        ("explain cat.png --layer features.99", "layer 'features.99' is not in"),
+        ("explain cat.png --layer features.99", "(`xcam layers MODEL` lists them all)"),
+        (
+            "explain cat.png --layer _fc --model lite0",
+            "choose another layer (without --layer one is found, `xcam layers MODEL` lists them)",
+        ),
         ("explain cat.png --colormap virids", "colormap='virids' is none of matplotlib's"),
         ("explain cat.png --alpha 2", "alpha=2.0 is out of range"),
         ("explain cat.png --alpha x", 'unable to convert "x" into float'),
@@ -320,6 +374,8 @@ def test_options_reach_the_methods_and_what_they_fuse(capsys):
     assert capsys.readouterr().out.count("wrote") == 3
     assert explain("cat.png", "--option", "num_samples=1") == 2
     assert "no method takes the option 'num_samples'" in capsys.readouterr().err
+    assert explain("cat.png", "--methods", "sscam", "--option", "num_sample=1") == 2
+    assert "no method takes the option 'num_sample'; did you mean 'num_samples'" in capsys.readouterr().err
     assert explain("cat.png", "--option", "num_samples") == 2
     assert "expected NAME=VALUE" in capsys.readouterr().err
 
@@ -327,7 +383,7 @@ def test_options_reach_the_methods_and_what_they_fuse(capsys):
 def test_a_variant_by_name(capsys):
     assert explain("cat.png", "--methods", "gradcam_pp", "--variant", "xplaincam") == 0
     assert explain("cat.png", "--variant", "captum") == 2
-    assert "variant 'captum' is not known; expected one of xplaincam" in capsys.readouterr().err
+    assert 'Invalid value "captum" for --variant. Choose from: "xplaincam"' in capsys.readouterr().err
 
 
 OWN = """

@@ -90,11 +90,8 @@ def prepared(photographs: torch.Tensor) -> dict[str, Any]:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """A folder with the photograph that pages name."""
+    """An empty folder."""
     monkeypatch.chdir(tmp_path)
-    Image.fromarray(skimage.data.chelsea()).save(
-        "cat.jpg", format="png"
-    )  # as sharp as the file in the package
     return tmp_path
 
 
@@ -148,7 +145,7 @@ def check_command(line: str) -> None:
             assert set(words[1:]) <= set(targets), line
         case ["pip"]:
             about = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-            for extras in re.findall(r"xcam-fn\[(.*?)\]", line):
+            for extras in re.findall(r"(?:xcam-fn|\.)\[(.*?)\]", line):
                 assert set(extras.split(",")) <= set(about["optional-dependencies"]), line
         case ["python"]:
             assert words[1] == "-m" or (ROOT / words[1]).is_file(), line
@@ -178,4 +175,4 @@ def test_a_block_that_fails_is_noticed(photographs, folder):
     with pytest.raises(AssertionError):
         run_page("page", "<!-- setup: a = 1 -->\n```python\nassert a == 2\n```\n", {})
     with pytest.raises(Exception, match="layr"):
-        check_command("xcam explain cat.jpg --layr layer4")
+        check_command("xcam explain --example --layr layer4")

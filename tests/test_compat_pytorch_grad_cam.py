@@ -356,7 +356,7 @@ def test_every_public_name_is_there():
     ("make", "kind", "words"),
     [
         (compat.GradCAM, TypeError, "missing a required argument: 'target_layers'"),
-        (lambda m: compat.GradCAM(m, m.last), TypeError, "target_layers is a ReLU; expected a list of modules"),
+        (lambda m: compat.GradCAM(m, m.last), TypeError, "target_layers must be a list of modules"),
         (lambda m: compat.GradCAM(m, [])(torch.ones(1, 3, 8, 8)), ValueError, "target_layers is empty"),
         (lambda m: compat.GradCAM(m, [nn.ReLU()])(torch.ones(1, 3, 8, 8)), ValueError, "is not a module of this"),
         (lambda m: compat.GradCAM(m, [m.last])(torch.ones(1, 3, 8, 8), [len] * 2), ValueError, "targets is 2 of them; expected None or a list of 1"),

@@ -274,7 +274,7 @@ def test_options_reach_our_methods():
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
-        (lambda m, x: cam.GradCAM("resnet18"), TypeError, r"model is a str; expected a torch.nn.Module"),
+        (lambda m, x: cam.GradCAM("resnet18"), TypeError, r"model must be a torch.nn.Module"),
         (lambda m, x: cam.GradCAM(m, "conv9"), ValueError, r"layer 'conv9' is not in Residual; did you mean"),
         (lambda m, x: cam.GradCAM(nn.Linear(1, 1)), ValueError, r"has no Conv2d; expected a layer's name"),
         (lambda m, x: cam.GradCAM(m, layer=None), TypeError, r"unexpected keyword argument 'layer'"),
@@ -400,3 +400,13 @@ def test_a_script_says_what_is_wrong_in_one_line(tmp_path, monkeypatch, capsys):
     assert left.value.code == 2
     assert "--methods='GradCM'" in capsys.readouterr().err
     assert list(inspect.signature(evaluate).parameters)[:2] == ["script", "data_path"]
+
+
+def test_overlays_are_as_opaque_everywhere_as_xplaincams(monkeypatch):
+    drawn: list = []
+    monkeypatch.setattr(utils, "saved_and_shown", lambda figure, *_, **__: drawn.append(figure))
+    image, cam = torch.rand(1, 3, 8, 8), torch.linspace(0, 1, 64).reshape(8, 8)
+    utils.visualize_cam(image, {"map": cam})
+    colors = mpl.colormaps["jet"](cam.numpy())[..., :3]
+    expected = 255 * (0.5 * image[0].movedim(0, -1).numpy() + 0.5 * colors)
+    np.testing.assert_allclose(drawn[0].axes[1].images[0].get_array(), expected, atol=1.01)

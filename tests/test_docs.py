@@ -119,3 +119,22 @@ def test_a_part_that_is_missing_is_an_error(hooks):
 def test_formulas_and_links(hooks):
     assert "<mfrac>" in hooks.formula(r"\frac{1}{2}")
     assert "arxiv.org/abs/1610.02391" in hooks.method_page("gradcam")
+
+
+def test_the_readme_lists_every_method():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = text.partition("<details>")[2].partition("</details>")[0]
+    listed = re.findall(r"^\| .*? \| `(\w+)` \| (.*?) \| .*? \|$", table, re.M)
+    expected = [(n, m.summary + (f" (needs {m.needs})" if m.needs else "")) for n, m in xf.METHODS.items()]
+    assert listed == expected
+    assert f"All {len(xf.METHODS)}, in the order of" in text
+
+
+def test_the_reference_is_a_page_for_each_section(hooks):
+    pages = hooks.api_pages()
+    text = (DOCS / "api.md").read_text(encoding="utf-8")
+    assert len(pages) == 1 + len(re.findall(r"^## ", text, re.M))
+    assert sorted(re.findall(r"^::: (\S+)", "\n".join(pages.values()), re.M)) == sorted(
+        re.findall(r"^::: (\S+)", text, re.M)
+    )
+    assert "[Metrics](metrics.md)" in pages["api/index.md"]

@@ -57,7 +57,7 @@ BAD_CALLS = {
     "layer of another kind": (
         lambda: xf.gradcam(residual(), 3, x),
         TypeError,
-        r"layer=3 is a int; expected a name",
+        r"layer must be a name",
     ),
     "layer without maps": (
         lambda: xf.gradcam(residual(), "fc", x),
@@ -88,9 +88,9 @@ BAD_CALLS = {
     "class by name": (
         lambda: xf.gradcam(residual(), None, x, "cat"),
         TypeError,
-        r"cls='cat' is a str; expected None, an int",
+        r"cls must be None, an int",
     ),
-    "class a float": (lambda: xf.gradcam(residual(), None, x, 1.5), TypeError, r"cls=1.5 is a float"),
+    "class a float": (lambda: xf.gradcam(residual(), None, x, 1.5), TypeError, r"cls must be .*, got 1.5"),
     "float classes": (
         lambda: xf.gradcam(residual(), None, x, torch.ones(2)),
         TypeError,
@@ -109,7 +109,7 @@ BAD_CALLS = {
     "x an array": (
         lambda: xf.gradcam(residual(), None, x.numpy()),
         TypeError,
-        r"x is a ndarray; expected a torch.Tensor",
+        r"x must be a torch.Tensor",
     ),
     "x of integers": (
         lambda: xf.gradcam(residual(), None, (x * 9).to(torch.uint8)),
@@ -167,7 +167,7 @@ BAD_CALLS = {
     "model a function": (
         lambda: xf.gradcam(lambda x: x, None, x),
         TypeError,
-        r"model is a function; expected a torch.nn.Module",
+        r"model must be a torch.nn.Module",
     ),
     "output that no rule covers": (
         lambda: xf.gradcam(networks.seeded(networks.Wrapped("tuple")), None, x),
@@ -197,7 +197,7 @@ BAD_CALLS = {
     "chunk size": (
         lambda: xf.integrated_gradients(residual(), None, x, chunk_size=2.5),
         TypeError,
-        r"chunk_size=2.5 is a float",
+        r"chunk_size must be a whole number ≥ 1, got 2.5",
     ),
     "baseline": (
         lambda: xf.integrated_gradients(residual(), None, x, baseline=torch.zeros(7)),

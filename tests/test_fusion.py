@@ -287,7 +287,7 @@ def every(methods, **options):
 
 BAD = {
     "name": (fuse(gradient="gradcm"), ValueError, r"method 'gradcm' is not known; did you mean 'gradcam'"),
-    "kind": (fuse(region=3), TypeError, r"region=3 is a int; expected a name or a callable or a tensor"),
+    "kind": (fuse(region=3), TypeError, r"region must be a name or a callable or a tensor"),
     "shape": (
         fuse(region=torch.zeros(1, 3, 4)),
         ValueError,
@@ -325,26 +325,30 @@ BAD = {
         TypeError,
         r"maps is a tensor of torch.complex64; expected a dense tensor",
     ),
-    "array": (lambda: xf.combine(np.zeros((4, 4)), torch.zeros(4, 4), []), TypeError, r"first is a ndarray"),
+    "array": (
+        lambda: xf.combine(np.zeros((4, 4)), torch.zeros(4, 4), []),
+        TypeError,
+        r"first must be .*, got ndarray",
+    ),
     "no gains": (
         lambda: xf.fuse(torch.zeros(1, 4, 4), torch.zeros(1, 4, 4), None),
         TypeError,
-        r"gain=None is a",
+        r"gain must be a callable, got None",
     ),
     "no baseline": (
         fuse(baseline=None),
         TypeError,
-        r"baseline=None is a NoneType; expected a tensor or a number",
+        r"baseline must be a tensor or a number",
     ),
     "nan baseline": (fuse(baseline=float("nan")), ValueError, r"baseline=nan is out of range"),
     "gain without a baseline": (
         lambda: xf.gain(networks.seeded(networks.Residual()), ONE, 1, baseline=None),
         TypeError,
-        r"baseline=None is a",
+        r"baseline must be .*, got None",
     ),
     "no methods": (every([]), ValueError, r"methods is empty; expected one or more of gradcam,"),
     "twice": (every(["gradcam", "gradcam"]), ValueError, r"methods: two are called 'gradcam'"),
-    "method kind": (every([3]), TypeError, r"methods: 3 is a int; expected a name or a function"),
+    "method kind": (every([3]), TypeError, r"methods: 3 must be a name or a function"),
     "option": (every(["gradcam"], chunk_size=3), TypeError, r"no method takes the option 'chunk_size'"),
 }
 

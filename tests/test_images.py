@@ -223,7 +223,7 @@ def test_arrays_out_of_range_are_refused(values, reason):
 
 @pytest.mark.usefixtures("unchecked")
 def test_what_is_no_image_at_all_is_refused():
-    with pytest.raises(TypeError, match="image is a list; expected a path"):
+    with pytest.raises(TypeError, match="image must be a path"):
         images.load([1, 2])
 
 

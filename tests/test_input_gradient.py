@@ -84,7 +84,7 @@ def test_baselines_that_do_not_fit_are_refused():
             xf.expected_gradients(network(), None, images(), baselines=given, **options)
     with pytest.raises(ValueError, match="baselines holds NaN or infinite values"):
         xf.expected_gradients(network(), None, images(), baselines=images() * torch.nan)
-    with pytest.raises(TypeError, match=r"baselines=0\.0 is a float; expected a floating-point tensor"):
+    with pytest.raises(TypeError, match=r"baselines must be a floating-point tensor"):
         xf.expected_gradients(network(), None, images(), baselines=0.0)
 
 

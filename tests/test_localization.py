@@ -444,7 +444,7 @@ MAPS = torch.rand(2, 6, 8)
 BAD = {
     "cell range": (lambda: xf.grid_pointing(MAPS, [0, 4]), ValueError, r"cell=\[0.0, 4.0\]; expected 2 whole numbers, 0 to 3, for n=2"),
     "cell count": (lambda: xf.grid_pointing(MAPS, [0]), ValueError, r"cell=\[0.0\]; expected 2 whole numbers"),
-    "cell word": (lambda: xf.grid_pointing(MAPS, "left"), TypeError, r"cell is a str"),
+    "cell word": (lambda: xf.grid_pointing(MAPS, "left"), TypeError, r"cell must be"),
     "size": (lambda: xf.grid_pointing(MAPS, [0, 1], n=3), ValueError, r"a mosaic of size \(6, 8\): expected height and width, multiples of n=3"),
     "n": (lambda: xf.grid_pointing(MAPS, [0, 1], n=0), ValueError, r"n=0 is out of range"),
     "axes": (lambda: xf.grid_pointing(MAPS[0], [0, 1]), ValueError, r"heatmap has shape \(6, 8\); expected \(B, H, W\)"),

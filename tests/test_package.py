@@ -2,6 +2,9 @@
 
 import ast
 import importlib
+import inspect
+import pydoc
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -98,3 +101,34 @@ def test_ci_skips_only_what_it_may_lack(reason, outcome, monkeypatch):
     monkeypatch.delenv("CI")
     report.outcome = "skipped"
     assert refused_skip(report).outcome == "skipped"
+
+
+@pytest.mark.parametrize("name", sorted(set(xf.__all__)))
+def test_help_is_well_formed(name):
+    """Sections start at the margin and all else in them is indented, which is what documentation tools parse."""
+    it = getattr(xf, name)
+    doc = inspect.getdoc(it) or ""
+    assert doc, "no docstring"
+    inside = False
+    for line in doc.splitlines():
+        if re.fullmatch(r" *(Args|Attributes|Returns|Raises|References|Example):", line):
+            assert not line.startswith(" "), line
+            inside = True
+        else:
+            assert not (inside and line and not line.startswith(" ")), line
+        assert not re.fullmatch(r" *\{\w+\}", line), line  # a part that was not filled in
+    if callable(it) and not isinstance(it, type):
+        page = pydoc.plain(pydoc.render_doc(it))
+        signature = page.partition("\n\n")[2].partition("\n")[0]
+        assert signature.startswith(f"{it.__name__}(")
+        assert " -> " in signature
+        assert " at 0x" not in signature
+
+
+@pytest.mark.parametrize("name", sorted(xf.METHODS))
+def test_help_of_a_method_has_its_formula_and_authors(name):
+    doc = inspect.getdoc(xf.METHODS[name]) or ""
+    head, _, references = doc.partition("Args:")[0], *doc.partition("References:\n")[1:]
+    assert re.search(r"[=Σ‖Π−∂×≥]", head), head
+    authors_and_source = r"    [A-Z][\w-]+.*(arXiv:|doi:|hal-|pytorch-grad-cam|20\d\d)"
+    assert re.match(authors_and_source, references, re.S) or name == "randomcam", references

@@ -584,9 +584,9 @@ def test_a_bound_model_goes_through_transforms(residual):
 
 
 def test_errors_of_bind(residual, unchecked):
-    with pytest.raises(TypeError, match=r"model is a int; expected a torch\.nn\.Module"):
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module"):
         xf.bind(3, lambda net, x: net(x))
-    with pytest.raises(TypeError, match="fn is a str; expected a function of the model and x"):
+    with pytest.raises(TypeError, match="fn must be a function of the model and x"):
         xf.bind(residual, "logits")
     closed = xf.bind(residual, lambda _, x: seeded(Residual())(x))
     with pytest.raises(
@@ -663,7 +663,7 @@ def test_a_target_that_does_not_fit_says_what_the_output_is(target, output, mess
         (lambda: T.segment(None), TypeError, "segment: cls is None"),
         (lambda: T.similarity(torch.ones(5) * 1j), TypeError, "embedding is a tensor of torch.complex64"),
         (lambda: T.segment(1, [[1, -1]]), ValueError, "segment: mask holds negative values"),
-        (lambda: T.segment(1, "mask"), TypeError, "mask is a str; expected a tensor or an array"),
+        (lambda: T.segment(1, "mask"), TypeError, "mask must be a tensor or an array"),
         (lambda: T.detection([0, 0, 1]), ValueError, r"box has shape \(3,\); expected \(4,\) or \(B, 4\)"),
         (lambda: T.detection([4, 0, 1, 1]), ValueError, "expected x1, y1, x2, y2 with x1 < x2"),
         (lambda: T.detection([0, 0, np.nan, 1]), ValueError, "box holds NaN"),

@@ -292,7 +292,7 @@ def test_own_to_spatial_equals_the_found_one(method):
     [
         (lambda t: rearrange(t[:, 1:], "b (h w) d -> b d h w", h=5), ValueError, r"to_spatial fails .*\(2, 17, 16\)"),
         (lambda t: t[:, 1:], ValueError, r"to_spatial makes shape \(2, 16, 16\).*with 4 axes"),
-        ("b (h w) d", TypeError, "to_spatial is a str; expected a function"),
+        ("b (h w) d", TypeError, "to_spatial must be a function"),
     ],
 )  # fmt: skip
 def test_bad_to_spatial(to_spatial, error, message, unchecked):

@@ -7,14 +7,14 @@ A name is imported when it is first used, so that `xcam --help` does not wait fo
 type checkers where each name stands.
 """
 
-import ast
 import importlib.util
 import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import lazy_loader
+
+from xcam_fn.names import names_of_methods as _names_of_methods
 
 __version__ = "0.1.0"
 
@@ -56,17 +56,6 @@ def __getattr__(name: str) -> Any:
         if name in methods.__all__:
             return globals().setdefault(name, getattr(methods, name))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def _names_of_methods() -> set[str]:
-    """What the families list in their `__all__`, read without importing them, and so torch."""
-    found: set[str] = set()
-    for file in Path(__file__).with_name("methods").glob("*.py"):
-        for node in ast.parse(file.read_text(encoding="utf-8")).body:
-            target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
-            if isinstance(target, ast.Name) and target.id == "__all__":
-                found |= {str(one.value) for one in ast.walk(node) if isinstance(one, ast.Constant)}
-    return found
 
 
 def __dir__() -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,6 +30,27 @@ _WORDS: dict[Any, str] = {
     bool: "True or False", int: "a whole number", float: "a number", str: "a name", type(None): "None",
     Callable: "a callable", Sequence: "a list", Iterable: "an iterable",
 }  # fmt: skip
+
+
+class ReadableSignature(inspect.Signature):
+    """A signature that prints functions by name, without addresses, and annotations without quotes."""
+
+    @classmethod
+    def of(cls, signature: inspect.Signature) -> ReadableSignature:
+        """The same parameters and return type."""
+        return cls(list(signature.parameters.values()), return_annotation=signature.return_annotation)
+
+    def __str__(self) -> str:
+        return _readable(super().__str__())
+
+    def format(self, **how: Any) -> str:
+        """As `help` asks for it from Python 3.13 on."""
+        return _readable(super().format(**how))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _readable(signature: str) -> str:
+    named = re.sub(r"<function ([\w.]+) at 0x\w+>", r"\1", signature)
+    return re.sub(r"(?<=: |> )(ForwardRef\()?'([^']*)'(?(1)\))", r"\2", named)
 
 
 def checked(function: Function) -> Function:
@@ -87,7 +109,7 @@ def check(name: str, value: Any, hint: Any) -> None:
     kind, bounds = _plain(fitting[0] if fitting else kinds[0])
     is_word = isinstance(value, str) and get_origin(kind) is Literal
     if not fitting and not is_word:
-        raise TypeError(f"{_found(name, value)}; expected {' or '.join(map(_words, kinds))}")
+        raise TypeError(f"{name} must be {' or '.join(map(_words, kinds))}, got {_found(value)}")
     if is_word or get_origin(kind) is Literal:
         checks.check_choice(name, value, get_args(kind))
     elif kind is float:
@@ -126,11 +148,10 @@ def _fits(value: Any, hint: Any) -> bool:
     return origin is Any or not isinstance(origin, type) or isinstance(value, origin)
 
 
-def _found(name: str, value: Any) -> str:
+def _found(value: Any) -> str:
     if isinstance(value, Tensor):
-        return f"{name} has shape {tuple(value.shape)} and {value.dtype}"
-    shown = f"={value!r}" if type(value) in _WORDS else ""
-    return f"{name}{shown} is a {type(value).__name__}"
+        return f"shape {tuple(value.shape)} and {value.dtype}"
+    return repr(value) if type(value) in _WORDS else type(value).__name__
 
 
 def _words(hint: Any) -> str:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import math
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
@@ -31,7 +30,7 @@ class StructureError(ValueError):
 def check_call(model: nn.Module, x: Tensor) -> None:
     """Raise where model is no module that can be explained, or x no batch of finite floating-point values."""
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {_kind(model)}; expected a torch.nn.Module")
+        raise TypeError(f"model must be a torch.nn.Module, got {_kind(model)}")
     if isinstance(model, torch.jit.ScriptModule):
         remedy = "pass the module it was made from"
         raise TypeError(f"model is a TorchScript module, which cannot be split; {remedy}")
@@ -60,7 +59,7 @@ def check_model(model: nn.Module) -> None:
 def check_input(x: Tensor) -> None:
     """Raise where x is not a non-empty batch of finite floating-point values."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"x is a {_kind(x)}; expected a torch.Tensor (torch.as_tensor makes one)")
+        raise TypeError(f"x must be a torch.Tensor, got {_kind(x)} (torch.as_tensor makes one)")
     if not holds_numbers(x):
         kinds = {"nested": x.is_nested, "meta": x.is_meta, f"{x.layout}": x.layout != torch.strided}
         also = "".join(f", in a {kind} tensor" for kind, is_so in kinds.items() if is_so)
@@ -243,34 +242,28 @@ def check_to_spatial(to_spatial: Any) -> None:
     """Raise where what places a layer's output is no function."""
     if to_spatial is not None and not callable(to_spatial):
         wanted = f"a function from the layer's output to (B, K, H, W), such as {ARRANGED}"
-        raise TypeError(f"to_spatial is a {_kind(to_spatial)}; expected {wanted}")
+        raise TypeError(f"to_spatial must be {wanted}, got {_kind(to_spatial)}")
 
 
 def check_count(name: str, value: Any, *, at_least: int = 1) -> None:
     """Raise where an option is not a whole number of at least so many."""
-    wanted = f"expected a whole number ≥ {at_least}"
+    wanted = f"a whole number ≥ {at_least}"
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}={value!r} is a {_kind(value)}; {wanted}")
+        raise TypeError(f"{name} must be {wanted}, got {value!r}")
     if not at_least <= value < 2**63:
-        raise ValueError(f"{name}={value} is out of range; {wanted}")
+        raise ValueError(f"{name}={value} is out of range; expected {wanted}")
 
 
 def check_flag(name: str, value: Any) -> None:
     """Raise where an option is not True or False."""
     if not isinstance(value, bool):
-        raise TypeError(f"{name} is a {_kind(value)}; expected True or False")
+        raise TypeError(f"{name} must be True or False, got {_kind(value)}")
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raise where an option is not one of a few words."""
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name}={value!r}; expected one of {', '.join(map(repr, choices))}")
-
-
-def nearest(name: str, known: Iterable[str], otherwise: str, cutoff: float = 0.6) -> str:
-    """Return "did you mean …?" with the names that are nearest to an unknown one, or else `otherwise`."""
-    near = difflib.get_close_matches(name, list(known), n=3, cutoff=cutoff)
-    return f"did you mean {' or '.join(map(repr, near))}?" if near else otherwise
 
 
 _LARGEST = torch.finfo(torch.float32).max
@@ -280,7 +273,7 @@ _BOUNDS = {"above": (">", operator.gt), "at_least": ("≥", operator.ge), "at_mo
 def check_number(name: str, value: Any, **bounds: int) -> None:
     """Raise where an option is not a finite number within bounds: above=, at_least=, at_most=."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}={value!r} is a {_kind(value)}; expected a number")
+        raise TypeError(f"{name} must be a number, got {value!r}")
     largest = _LARGEST if isinstance(value, float) else 2**63 - 1  # of whole numbers torch takes no larger
     if not abs(value) <= largest or not all(_BOUNDS[kind][1](value, bounds[kind]) for kind in bounds):
         words = " and ".join(f"{_BOUNDS[kind][0]} {bounds[kind]}" for kind in bounds)
@@ -290,7 +283,7 @@ def check_number(name: str, value: Any, **bounds: int) -> None:
 def check_seed(seed: Any) -> None:
     """Raise where a seed is not a whole number."""
     if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"seed={seed!r} is a {_kind(seed)}; expected a whole number")
+        raise TypeError(f"seed must be a whole number, got {seed!r}")
 
 
 def check_tensor(name: str, value: Tensor) -> None:

@@ -32,6 +32,9 @@ def principal_component(A: Maps, *, center: bool = True, sign: Literal["mean", "
     Returns:
         (B, *spatial), signed whatever the order of the channels; without centering, so that its sum is
         positive. Zero where every channel is constant.
+
+    References:
+        Muhammad and Yeasin, Eigen-CAM (arXiv:2008.00299).
     """
     rows = _centered(A) if center else precise(A).flatten(2)
     if rows.shape[1] > rows.shape[2]:
@@ -61,6 +64,9 @@ def kernel_component(A: Maps, *, kernel: Kernel = "sigmoid", gamma: Positive | N
 
     Raises:
         ValueError: an option is out of range.
+
+    References:
+        KPCA-CAM (arXiv:2410.00267).
     """
     gamma = 1 / A.shape[1] if gamma is None else gamma
     rows = _centered(A)

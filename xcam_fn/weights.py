@@ -27,7 +27,7 @@ ChannelWeights = Float[Tensor, "B K"]
 
 @checked
 def gradcam(A: Maps, G: Maps) -> ChannelWeights:
-    """Grad-CAM's weights, (B, K): the mean of the gradient over the positions.
+    """The weights of Grad-CAM's map Σ_k w_k A_k, (B, K): w_k = mean_ij G_kij, the gradient's mean.
 
     References:
         Selvaraju et al. (arXiv:1610.02391), equation 1.
@@ -41,8 +41,8 @@ def gradcam_pp(
 ) -> ChannelWeights:
     """Grad-CAM++'s weights, (B, K): the positive gradient, each position weighted by its share α.
 
-    α = G² / (2 G² + Σ A G³), 0 where the denominator is 0. The paper's factor exp(score) is left out: it
-    cancels when the map is normalized.
+    w_k = Σ_ij α_kij ReLU(G_kij); the map is Σ_k w_k A_k. α = G² / (2 G² + Σ A G³), 0 where the denominator
+    is 0. The paper's factor exp(score) is left out: it cancels when the map is normalized.
 
     Args:
         eps: added to the denominator, ≥ 0; other libraries do, and it is not small beside G².
@@ -103,6 +103,8 @@ def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
 def xgradcam(A: Maps, G: Maps, eps: NonNegative = 0.0) -> ChannelWeights:
     """XGrad-CAM's weights, (B, K): the gradient averaged with the features as weights, 0 where Σ A is 0.
 
+    w_k = Σ_ij A_kij G_kij / Σ_ij A_kij; the map is Σ_k w_k A_k.
+
     Args:
         eps: added to Σ A, ≥ 0, as other libraries do.
 
@@ -118,6 +120,8 @@ def xgradcam(A: Maps, G: Maps, eps: NonNegative = 0.0) -> ChannelWeights:
 def layercam(A: Maps, G: Maps) -> Maps:
     """Layer-CAM's weights, (B, K, *spatial): the positive part of the gradient, at each position.
 
+    w_kij = ReLU(G_kij); the map is Σ_k w_kij A_kij.
+
     References:
         Jiang et al., LayerCAM, IEEE TIP 2021 (doi:10.1109/TIP.2021.3089943), equation 4.
     """
@@ -127,6 +131,8 @@ def layercam(A: Maps, G: Maps) -> Maps:
 @checked
 def hirescam(A: Maps, G: Maps) -> Maps:
     """HiResCAM's weights, (B, K, *spatial): the gradient itself, at each position.
+
+    w_kij = G_kij; HiResCAM's map is Σ_k w_kij A_kij.
 
     References:
         Draelos and Carin (arXiv:2011.08891), equation 4.
@@ -163,7 +169,7 @@ def gradcam_elementwise(A: Maps, G: Maps) -> Maps:
 
 @checked
 def absolute(A: Maps, G: Maps) -> Maps:
-    """Seg-Eigen-CAM's weights, (B, K, *spatial): the absolute gradient, at each position.
+    """Seg-Eigen-CAM's weights, (B, K, *spatial): w_kij = |G_kij|, the absolute gradient.
 
     References:
         Chung and Ying, Seg-Eigen-CAM, Applied Sciences 2025 (doi:10.3390/app15137562), equation 10.

@@ -81,7 +81,7 @@ function draw(pixels, heatmap, size) {
   const colored = new Uint8ClampedArray(4 * size * size);
   heatmap.forEach((value, i) => {
     const color = settings.colors[Math.round(255 * value)];
-    colored.set([color >> 16, (color >> 8) & 255, color & 255, 255], 4 * i);
+    colored.set([color >> 16, (color >> 8) & 255, color & 255, 255 * value], 4 * i);
   });
   for (const [id, data] of [["picture", pixels], ["heat", colored]]) {
     const canvas = at(id);

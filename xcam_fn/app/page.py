@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 from gradio.themes import Default
@@ -27,9 +30,9 @@ from xcam_fn.models.load import LoadedModel
 
 _STYLE = Path(__file__).parent / "templates" / "app.css"
 _BLEND = "(alpha) => { document.documentElement.style.setProperty('--xcam-alpha', alpha) }"
-_SCROLL = """() => {  // to the results, where a narrow screen has them below the controls
-    const status = document.querySelector("#status")
-    if (status.getBoundingClientRect().top > innerHeight / 2) status.scrollIntoView({behavior: "smooth"})
+_SCROLL = """() => {  // to the results, which a narrow screen has above the controls
+    const status = document.querySelector("#status"), top = status.getBoundingClientRect().top
+    if (top < 0 || top > innerHeight / 2) status.scrollIntoView({behavior: "smooth"})
 }"""
 _LISTED = 2000  # layers in the list, more than any network has
 _EXPECTED = (ValueError, TypeError, OSError, RuntimeError)
@@ -40,17 +43,40 @@ _LABELS: dict[str, Any] = {
     name: {"label": label, "info": info}
     for name, label, info in (
         ("cls", "Class to explain", "The five likeliest come first; type to search by name."),
-        ("methods", "Methods", "A map for each. Forwards are runs of the network: many take long."),
+        ("methods", "Methods", "One map each. Those that run the network often (many forwards) are slow."),
         ("model", "Network", "lite0 is EfficientNet-Lite0; or one of torchvision, or timm:NAME."),
         ("weights", "Weights", "A checkpoint's path, or random, then Enter; empty for the published ones."),
-        ("layer", "Layer", "Whose maps are used: channels × height × width."),
+        ("layer", "Layer", "The layer to explain: channels × height × width."),
     )
 }
 _INTRODUCTION = """\
 # Where does the network look?
-Drop a photograph: the network says what it sees. Choose one of its classes and press **Explain**: colors show
-which parts of the photograph speak for that class.
+Drop a photograph: the network names what it sees, and Grad-CAM shows which parts speak for that class.
+Choose other classes and methods, and press **Explain**.
 """
+_FIRST = ("gradcam",)  # what explains a photograph at once
+_ALPHA = 0.75
+# The site's colors and fonts.
+_THEME = Default(
+    primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+).set(
+    button_primary_background_fill="#3b1f5e", button_primary_background_fill_dark="#5b3a86",
+    button_primary_background_fill_hover="#5b3a86", button_primary_background_fill_hover_dark="#6d4a9c",
+    button_primary_text_color="white", button_primary_text_color_dark="white",
+    slider_color="#1f857c", slider_color_dark="#43c59e",
+)  # fmt: skip
+
+
+class _Answer(NamedTuple):
+    """What is shown of a photograph."""
+
+    asked: Asked
+    seen: app.Seen
+    found: Found
+
+    def code(self, alpha: float) -> str:
+        done = self.asked._replace(methods=tuple(self.found.maps))
+        return app.code(done, alpha, curves=bool(self.found.curves)) if self.found.maps else ""
 
 
 @dataclass(frozen=True)
@@ -63,22 +89,38 @@ class _Desk:
     photos: dict[str, str] = field(default_factory=dict)  # the file that each browser tab shows
 
     def photo_chosen(
-        self, photo: str | None, model: str, weights: str, request: gr.Request
-    ) -> tuple[Any, ...]:
-        """The class, the status and emptied results, of another photograph."""
+        self,
+        photo: str | None,
+        model: str,
+        weights: str,
+        layer: str,
+        alpha: float,
+        request: gr.Request,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008 (gradio looks for it here)
+    ) -> Iterator[tuple[Any, ...]]:
+        """The class, the status and the results of another photograph, explained by Grad-CAM at once."""
         self._keep(photo, request)
-        empty = ("", gr.Slider(visible=False), gr.Code("", visible=False), None)
         try:
             loaded = self.load(model, weights)
             if photo is None:
-                return self._classes(loaded, None), _said(_BEGIN), "", *empty
+                yield self._classes(loaded, None), _said(_BEGIN), *_emptied(""), *_buttons(running=False)
+                return
             seen = app.see(loaded, photo, self.device)
         except _EXPECTED as error:
-            return gr.skip(), _problem(error), "", *empty
+            yield gr.skip(), _problem(error), *_emptied(""), *_buttons(running=False)
+            return
         (cls, probability), *_ = describe.likeliest(seen.probabilities)
         name, share = describe.class_name(cls, loaded.categories), describe.percent(probability)
-        status = _said(f"The network takes this for: {name}, {share}. Press Explain to see why.")
-        return self._classes(loaded, seen), status, app.overlays(seen.picture, _NOTHING), *empty
+        picture = _emptied(app.overlays(seen.picture, _NOTHING))
+        status = _said(f"The network takes this for: {name}, {share}.")
+        yield self._classes(loaded, seen), status, *picture, *_buttons(running=True)
+        self.stops.setdefault(str(request.session_hash), threading.Event())
+        for shown in self.explain(photo, model, weights, layer, cls, list(_FIRST), alpha, request, progress):
+            yield gr.skip(), *shown
+
+    def example(self) -> str:
+        """A copy of the example photograph where the page may read it; it goes as an uploaded one does."""
+        return shutil.copy(app.images.example(), tempfile.mkdtemp())
 
     def settings(self, model: str, weights: str, layer: str | None = None) -> tuple[Any, Any]:
         """The layers and methods of another network, or the same with what methods cost at another layer."""
@@ -101,31 +143,69 @@ class _Desk:
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008 (gradio looks for it here)
     ) -> Iterator[tuple[Any, ...]]:
-        """The status, the maps, the curves and the code, as they come."""
-        unchanged = (*(gr.skip(),) * 5, *_buttons(running=False))
+        """The status, the maps and the code, as they come."""
         if photo is None or cls is None or not methods:
             missing = "a photograph" if photo is None else "a class" if cls is None else "a method"
-            yield _problem(f"Choose {missing} first."), *unchanged
+            yield _problem(f"Choose {missing} first."), *_unchanged()
             return
-        try:
+
+        def steps() -> Iterator[_Answer]:
             loaded = self.load(model, weights)
             seen = app.see(loaded, photo, self.device)
             asked = Asked(Path(photo).name, model, weights or None, layer, cls, loaded.categories[cls],
                           tuple(methods), self.device)  # fmt: skip
-            watch = _Watch(asked, progress, self.stops[str(request.session_hash)])
-            shown: tuple[Any, ...] = ()
+            watch = self._watch(asked, "{}", request, progress)
             for found in app.explain(loaded, asked, seen.x, watch):
                 watch.step += 1
-                shown = _shown(seen, found, asked, alpha)
-                yield _said(""), *shown, *_buttons(running=True)
-            about = describe.caption(loaded, cls, float(seen.probabilities[cls]), layer)
-            yield _said(f"Explained: {about}."), *shown, *_buttons(running=False)
+                yield _Answer(asked, seen, found)
+
+        yield from self._results(steps(), alpha, request)
+
+    def judge(
+        self,
+        answer: _Answer | None,
+        alpha: float,
+        request: gr.Request,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> Iterator[tuple[Any, ...]]:
+        """The same with the curves of the maps that are shown."""
+        if answer is None:
+            yield _said(_BEGIN), *_unchanged()
+            return
+        asked, seen, found = answer
+
+        def steps() -> Iterator[_Answer]:
+            loaded = self.load(asked.model, asked.weights or "")
+            watch = self._watch(asked, "curves of {}", request, progress)
+            for judged in app.judge(loaded, asked, seen.x, found, watch):
+                watch.step += 1
+                yield _Answer(asked, seen, judged)
+
+        yield from self._results(steps(), alpha, request)
+
+    def _results(
+        self, steps: Iterator[_Answer], alpha: float, request: gr.Request
+    ) -> Iterator[tuple[Any, ...]]:
+        """What the page shows of each step, and what stopped them."""
+        answer = None
+        try:
+            for answer in steps:
+                yield _said(""), *_shown(answer, alpha), *_buttons(running=True)
+            if answer is not None:
+                asked, probability = answer.asked, float(answer.seen.probabilities[answer.asked.cls])
+                loaded = self.load(asked.model, asked.weights or "")
+                about = describe.caption(loaded, asked.cls, probability, asked.layer)
+                yield _said(f"Explained: {about}."), *_shown(answer, alpha), *_buttons(running=False)
         except StoppedError:
-            yield _said("Canceled. What was found until then stays."), *unchanged
+            yield _said("Canceled. What was found until then stays."), *_unchanged()
         except _EXPECTED as error:
-            yield _problem(error), *unchanged
+            yield _problem(error), *_unchanged()
         finally:
             self.stops.pop(str(request.session_hash), None)
+
+    def _watch(self, asked: Asked, what: str, request: gr.Request, progress: gr.Progress) -> _Watch:
+        stop = self.stops.setdefault(str(request.session_hash), threading.Event())
+        return _Watch([what.format(METHODS[name].title) for name in asked.methods], progress, stop)
 
     def begin(self, request: gr.Request) -> tuple[Any, ...]:
         """The status and the buttons while an explanation waits for its turn."""
@@ -159,9 +239,8 @@ class _Desk:
 class _Watch:
     """Says how far an explanation is, and stops it when it is not wanted any more."""
 
-    def __init__(self, asked: Asked, progress: gr.Progress, stop: threading.Event) -> None:
-        titles = [METHODS[name].title for name in asked.methods]
-        self.steps = [*titles, *(f"curves of {title}" for title in titles)]
+    def __init__(self, steps: list[str], progress: gr.Progress, stop: threading.Event) -> None:
+        self.steps = steps
         self.step, self._forwards, self._progress, self._stop = 0, 0, progress, stop
 
     def __call__(self, count: int) -> None:
@@ -199,35 +278,51 @@ def _buttons(*, running: bool) -> tuple[Any, Any]:
     return gr.Button(interactive=not running), gr.Button(interactive=running)
 
 
-def _shown(seen: app.Seen, found: Found, asked: Asked, alpha: float) -> tuple[Any, ...]:
-    done = asked._replace(methods=tuple(found.maps))
-    slider = gr.Slider(visible=bool(found.maps))
-    code = gr.Code(app.code(done, alpha) if found.maps else "", visible=bool(found.maps))
-    return app.overlays(seen.picture, found, asked), app.curves(found), slider, code, done
+def _shown(answer: _Answer, alpha: float) -> tuple[Any, ...]:
+    """The overlays, the curves, the slider, the button for curves, the code and the answer."""
+    asked, seen, found = answer
+    shown = bool(found.maps)
+    ask = gr.Button(visible=shown and found.curves.keys() != found.maps.keys())
+    code = gr.Code(answer.code(alpha), visible=shown)
+    return (
+        app.overlays(seen.picture, found, asked),
+        app.curves(found),
+        gr.Slider(visible=shown),
+        ask,
+        code,
+        answer,
+    )
 
 
-def _recoded(asked: Asked | None, alpha: float) -> Any:
-    return app.code(asked, alpha) if asked and asked.methods else gr.skip()
+def _emptied(overlays: str) -> tuple[Any, ...]:
+    hidden = gr.Slider(visible=False), gr.Button(visible=False), gr.Code("", visible=False)
+    return overlays, "", *hidden, None
+
+
+def _unchanged() -> tuple[Any, ...]:
+    return *(gr.skip(),) * 6, *_buttons(running=False)
+
+
+def _recoded(answer: _Answer | None, alpha: float) -> Any:
+    return answer.code(alpha) if answer and answer.found.maps else gr.skip()
 
 
 # -- the page -----------------------------------------------------------------------------------------------
 
 
 def _controls(loaded: LoadedModel, weights: str, device: str) -> dict[str, Any]:
-    """The components that a person chooses with, by name."""
+    """The components that a person chooses with, by name, but for the photograph."""
     layers, default = app.layer_choices(loaded, device)
     classes, names = app.class_choices(loaded.categories, None), models.names()
     methods = app.method_choices(app.channels(layers, default))
-    size = f"at most {app.MAX_MEGABYTES} MB, {app.MAX_MEGAPIXELS} megapixels"
     parts: dict[str, Any] = {
-        "photo": gr.File(label=f"Photograph ({size})", file_types=["image"], height=150),
         "cls": gr.Dropdown(classes, value=None, **_LABELS["cls"]),
         "methods": gr.Dropdown(methods, value=["gradcam"], multiselect=True, **_LABELS["methods"]),
     }
     with gr.Row():
         parts["explain"] = gr.Button("Explain", variant="primary", min_width=100, scale=2)
         parts["cancel"] = gr.Button("Cancel", interactive=False, min_width=100)
-    with gr.Accordion("Network and layer", open=True):
+    with gr.Accordion("Network and layer", open=False):
         parts["model"] = gr.Dropdown(names, value=loaded.name, allow_custom_value=True, **_LABELS["model"])
         parts["weights"] = gr.Textbox(weights, **_LABELS["weights"])
         parts["layer"] = gr.Dropdown(layers, value=default, num_choices_shown=_LISTED, **_LABELS["layer"])
@@ -239,34 +334,52 @@ def _results() -> dict[str, Any]:
     code: dict[str, Any] = {"label": "The same pictures in Python", "language": "python", "visible": False}
     return {
         "status": gr.HTML(_said(_BEGIN), elem_id="status"),
-        "alpha": gr.Slider(0, 1, 0.5, step=0.05, label="Opacity of the colors", visible=False),
         "overlays": gr.HTML(elem_id="overlays"),
+        "alpha": gr.Slider(0, 1, _ALPHA, step=0.05, label="Opacity of the colors", visible=False),
+        "ask": gr.Button("Insertion and deletion curves", visible=False),
         "curves": gr.HTML(elem_id="curves"),
         "code": gr.Code(interactive=False, **code),
-        "asked": gr.State(),
+        "answer": gr.State(),
+    }
+
+
+def _photograph() -> dict[str, Any]:
+    """Where the photograph comes from."""
+    size = f"at most {app.MAX_MEGABYTES} MB, {app.MAX_MEGAPIXELS} megapixels"
+    return {
+        "photo": gr.File(label=f"Photograph ({size})", file_types=["image"], height=150),
+        "example": gr.Button(
+            "Use the example photograph", size="sm", visible=find_spec("skimage") is not None
+        ),
     }
 
 
 def _wire(page: gr.Blocks, parts: SimpleNamespace, desk: _Desk) -> None:
     private: dict[str, Any] = {"api_visibility": "private"}
     quiet: dict[str, Any] = private | {"show_progress": "hidden"}
+    slow: dict[str, Any] = private | {"show_progress_on": parts.status, "concurrency_id": "network"}
     network = [parts.model, parts.weights]
-    results = [parts.overlays, parts.curves, parts.alpha, parts.code, parts.asked]
+    results = [parts.overlays, parts.curves, parts.alpha, parts.ask, parts.code, parts.answer]
     buttons = [parts.explain, parts.cancel]
-    see: Any = (desk.photo_chosen, [parts.photo, *network], [parts.cls, parts.status, *results])
-    settings = [parts.layer, parts.methods]
     question = [parts.photo, *network, parts.layer, parts.cls, parts.methods, parts.alpha]
     answer = [parts.status, *results, *buttons]
-    parts.photo.change(*see, **quiet)
+    chosen = [parts.photo, *network, parts.layer, parts.alpha]
+    see: Any = (desk.photo_chosen, chosen, [parts.cls, *answer])
+    settings = [parts.layer, parts.methods]
+    parts.example.click(desk.example, None, parts.photo, **quiet)
+    parts.photo.change(*see, **slow)
     another = gr.on([parts.model.change, parts.weights.submit], desk.settings, network, settings, **quiet)
-    another.then(*see, **quiet)
+    another.then(*see, **slow)
     parts.layer.input(desk.settings, [*network, parts.layer], settings, **quiet)
     begun = parts.explain.click(desk.begin, None, [parts.status, *buttons], queue=False, **quiet)
-    begun.then(desk.explain, question, answer, show_progress_on=parts.status, **private)
+    begun.then(desk.explain, question, answer, **slow)
     parts.explain.click(None, None, None, js=_SCROLL, **private)
+    judging = parts.ask.click(desk.begin, None, [parts.status, *buttons], queue=False, **quiet)
+    judged = [parts.answer, parts.alpha]
+    judging.then(desk.judge, judged, answer, **slow)
     parts.cancel.click(desk.cancel, None, parts.cancel, queue=False, **quiet)
     parts.alpha.change(None, parts.alpha, None, js=_BLEND, **private)
-    parts.alpha.change(_recoded, [parts.asked, parts.alpha], parts.code, trigger_mode="always_last", **quiet)
+    parts.alpha.change(_recoded, [parts.answer, parts.alpha], parts.code, trigger_mode="always_last", **quiet)
     page.unload(desk.left)
 
 
@@ -278,12 +391,14 @@ def serve(
     desk, loaded = _Desk(load, device), load(model, weights)
     with gr.Blocks(title="xcam", analytics_enabled=False, fill_width=True) as page:
         gr.Markdown(_INTRODUCTION)
-        with gr.Row():
-            with gr.Column(scale=1, min_width=340):
-                controls = _controls(loaded, weights, device)
-            with gr.Column(scale=3, min_width=340):
+        with gr.Row(elem_id="desk"):  # in the order of a narrow screen; app.css places them on a wide one
+            with gr.Column(elem_id="photograph"):
+                photograph = _photograph()
+            with gr.Column(elem_id="results"):
                 results = _results()
-        _wire(page, SimpleNamespace(**controls, **results), desk)
+            with gr.Column(elem_id="controls"):
+                controls = _controls(loaded, weights, device)
+        _wire(page, SimpleNamespace(**photograph, **controls, **results), desk)
     page.queue(max_size=8, default_concurrency_limit=1, api_open=False)
     guards = [Middleware(TrustedHostMiddleware, allowed_hosts=_HOSTS), Middleware(_OwnOrigin)]
     try:
@@ -291,8 +406,7 @@ def serve(
             server_name=_HOSTS[0], server_port=port, share=False, inbrowser=browser, quiet=True,
             prevent_thread_lock=True, max_file_size=f"{app.MAX_MEGABYTES}mb", footer_links=[],
             run_history=False, mcp_server=False, ssr_mode=False, pwa=False, enable_monitoring=False,
-            css_paths=[_STYLE], app_kwargs={"middleware": guards},
-            theme=Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+            css_paths=[_STYLE], app_kwargs={"middleware": guards}, theme=_THEME,
         )  # fmt: skip
         ready(address)
         while True:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup, escape
 from PIL import Image
@@ -31,6 +31,7 @@ from xcam_fn.methods.catalog import heatmaps_of
 from xcam_fn.metrics import Curve
 from xcam_fn.models import describe, images
 from xcam_fn.models.load import LoadedModel
+from xcam_fn.plot.figures import COLORS, CURVE_INCHES, DASHES
 from xcam_fn.scoring.running import Running, default_chunk_size, running_model
 
 MAX_MEGABYTES = 20
@@ -51,7 +52,7 @@ Watch = Callable[[int], None]
 
 
 class StoppedError(Exception):
-    """Whoever asked does not want the answer any more."""
+    """The explanation was canceled."""
 
 
 class Seen(NamedTuple):
@@ -168,7 +169,7 @@ def method_choices(channels: int | None) -> Choices:
 
 
 def explain(loaded: LoadedModel, asked: Asked, x: Float[Tensor, "1 C h w"], watch: Watch) -> Iterator[Found]:
-    """Yield all that was found so far: the maps one after the other, then the curves; what fails is a remark.
+    """Yield the maps found so far, one after the other; what fails is a remark.
 
     `watch` is called with the number of images before each forward that scores, and may raise `StoppedError`.
     """
@@ -194,6 +195,13 @@ def explain(loaded: LoadedModel, asked: Asked, x: Float[Tensor, "1 C h w"], watc
         else:
             found.maps[name] = heatmap
         yield found
+
+
+def judge(
+    loaded: LoadedModel, asked: Asked, x: Float[Tensor, "1 C h w"], found: Found, watch: Watch
+) -> Iterator[Found]:
+    """Yield what was found with the curves of one map after the other."""
+    how = _watched(loaded.model, x, watch)
     for name, heatmap in found.maps.items():
         watch(0)
         judged = evaluate.judged(loaded.model, x, {name: heatmap}, asked.cls, list(CURVES), **how)
@@ -213,14 +221,14 @@ def _watched(model: nn.Module, x: Tensor, watch: Watch) -> dict[str, Any]:
     return {"scorer": scorer, "chunk_size": default_chunk_size(x, model)}
 
 
-def code(asked: Asked, alpha: float) -> str:
+def code(asked: Asked, alpha: float, *, curves: bool = False) -> str:
     """The program that makes the same pictures, to be run in the folder of the photograph."""
     quoted = {name: json.dumps(value, ensure_ascii=False) for name, value in asked._asdict().items()}
     printable = "".join(letter if letter.isprintable() else " " for letter in asked.category)
     name = " ".join(printable.split())  # in one line: what follows a line break would be run
     category = "" if name == str(asked.cls) else name
     shown = quoted | {"category": category, "moved": asked.device != "cpu", "alpha": f"{alpha:g}"}
-    return _TEMPLATES.get_template("code.txt").render(shown)
+    return _TEMPLATES.get_template("code.txt").render(shown, curves=curves)
 
 
 # -- what the page shows ------------------------------------------------------------------------------------
@@ -235,12 +243,19 @@ def overlays(picture: np.ndarray, found: Found, asked: Asked | None = None) -> s
     panels = [{"photograph": photograph, "title": "Photograph", "note": "as the network sees it"}]
     for name in asked.methods if asked else ():
         panel = {"title": METHODS[name].title, "note": found.remarks.get(name, "not computed yet")}
-        if name in found.maps:
-            colors = plot.overlay(picture, found.maps[name][0], alpha=1.0)
-            panel |= {"photograph": photograph, "heatmap": _url(colors), "note": _note(name, found)}
+        if name in found.maps and asked:
+            panel |= {"photograph": photograph, "heatmap": _url(_colored(found.maps[name][0].cpu().numpy()))}
+            panel |= {"note": _note(name, found), "file": f"{Path(asked.photo).stem}_{name}.png"}
         panels.append(panel)
-    ramp = plot.overlay(np.zeros((1, 128)), np.linspace(0, 1, 128)[None], alpha=1.0)
+    ramp = _colored(np.linspace(0, 1, 128)[None])[..., :3]
     return _html("overlays.html", panels=panels, legend=_url(ramp) if found.maps else "")
+
+
+def _colored(heatmap: np.ndarray) -> UInt8[np.ndarray, "h w 4"]:
+    """The heatmap (h, w) in color, its opacity the heatmap itself."""
+    black = np.zeros((*heatmap.shape, 3), np.uint8)
+    colors = plot.overlay(black, heatmap, alpha=1.0, alpha_follows_heatmap=False)
+    return np.dstack([colors, np.round(255 * heatmap).astype(np.uint8)])
 
 
 def _note(name: str, found: Found) -> str:
@@ -250,17 +265,35 @@ def _note(name: str, found: Found) -> str:
 
 
 def curves(found: Found) -> str:
-    """The curves of all methods so far, a figure for insertion and one for deletion, as HTML."""
+    """The curves of all methods so far, a figure for insertion and one for deletion, as HTML.
+
+    The legend is HTML, whose lines are broken where the screen is narrow.
+    """
     if not found.curves:
         return ""
     figures = []
     for metric, meaning in CURVES.items():
         about = evaluate.METRICS[metric]
         named = {METHODS[name].title: both[metric] for name, both in found.curves.items()}
-        file = io.BytesIO()
-        plot.curves(named, best=about.best, title=about.title).savefig(file, format="svg")
-        figures.append({"metric": metric, "meaning": meaning, "url": _data("image/svg+xml", file.getvalue())})
-    return _html("curves.html", figures=figures, several=len(found.curves) > 1)
+        figure, file = plot.curves(named, best=about.best, title=about.title), io.BytesIO()
+        if legend := figure.axes[-1].get_legend():
+            legend.remove()
+            figure.set_size_inches(*CURVE_INCHES)
+        figure.savefig(file, format="svg")
+        lines = [
+            {"title": title, "area": float(curve.auc), "color": COLORS[i % len(COLORS)], "dashes": _dashes(i)}
+            for i, (title, curve) in enumerate(named.items())
+        ]
+        lines.sort(key=lambda line: line["area"], reverse=about.best == "highest")
+        url = _data("image/svg+xml", file.getvalue())
+        figures.append({"metric": metric, "meaning": meaning, "url": url, "lines": lines})
+    return _html("curves.html", figures=figures)
+
+
+def _dashes(number: int) -> str:
+    """The dashes of a curve, as SVG writes them."""
+    dashes = DASHES[number % len(DASHES)]
+    return "" if isinstance(dashes, str) else " ".join(f"{1.6 * length:g}" for length in dashes[1])
 
 
 def safe(text: str) -> Markup:

@@ -20,9 +20,9 @@ _INTERRUPTED = 130
 
 app = App(
     name="xcam",
-    help="Class activation maps: which parts of a photograph made a network see what it saw.",
+    help="Class activation maps: see which parts of a photograph made a network decide as it did.",
     version=lambda: importlib.metadata.version("xcam-fn"),
-    help_format="plaintext",
+    help_format="markdown",
     suppress_keyboard_interrupt=False,
 )
 _ARGUMENTS = {explain: "PHOTO...", compare: "PHOTO", gallery: "PHOTO", evaluate: "DATA", report: "DIR..."}
@@ -33,7 +33,7 @@ for command in (latency, export, open_app, methods, layers):
 
 
 def main(arguments: Sequence[str] | None = None, app: App = app) -> int:
-    """The exit status: 0, 1 where no photograph could be read, 2 for bad input, 130 for Ctrl-C."""
+    """The exit status: 0, 1 where photographs could not be read, 2 for bad input, 130 for Ctrl-C."""
     try:
         status = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()

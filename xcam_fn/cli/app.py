@@ -17,11 +17,11 @@ _HOST = "127.0.0.1"
 
 
 def app(*, network: Network = Network(), port: int = 7860, device: str = "cpu", browser: bool = True) -> None:
-    """Open the app: drop a photograph, choose, and look. It runs on this machine only; Ctrl-C ends it.
+    """Open the app in a browser: drop a photograph and see. It runs on this machine only; Ctrl-C ends it.
 
     Args:
-        network: what is chosen at the beginning.
-        port: of this machine's own address, 127.0.0.1.
+        network: the network to begin with.
+        port: the port, at 127.0.0.1.
         device: where to compute, such as cpu or cuda.
         browser: open the page in a browser.
     """

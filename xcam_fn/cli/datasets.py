@@ -12,9 +12,11 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 import xcam_fn as xf
-from xcam_fn.cli.options import Flag, Names, Question
+from xcam_fn.cli.options import Flag, Names, Question, check_spelling
 from xcam_fn.cli.text import NOTHING_READ, say, say_left_out, show, table
+from xcam_fn.names import nearest
 
+_METRICS = "docs/metrics.md lists them"
 _PROBLEMS = 5  # of a file of boxes that are said one by one
 Photos = Annotated[list[Path] | None, Parameter(consume_multiple=True, negative=())]
 
@@ -168,12 +170,19 @@ def evaluate(
             mosaics]
         explain: the predicted class of each photograph, or its label.
         batch_size: photographs at a time.
-        precision: of the forwards that score.
+        precision: of the forward passes that score.
         compile: compile the network that scores.
         folder: where results go, and which.
         sample: which photographs.
         tiled: mosaics of them.
     """
+    if not data.exists():
+        raise FileNotFoundError(f"data {str(data)!r}: no such folder or CSV file; check the path")
+    for name in methods or ():
+        check_spelling(name)
+    for name in metrics or ():
+        if name not in dir(xf):
+            raise ValueError(f"metric {name!r} is not known; {nearest(name, dir(xf), _METRICS)}")
     if sample.num_images < 0:
         raise ValueError(f"--num-images {sample.num_images}: expected 1 or more, or 0 for all")
     loaded, chosen = _loaded(how, methods)
@@ -225,6 +234,11 @@ def report(
         format: write every score too, into scores.parquet or scores.csv, of the columns run, image, method,
             metric and value; parquet needs pyarrow.
     """
+    for folder in folders:
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"{str(folder)!r} holds no results.sqlite; expected a folder that `xcam evaluate` wrote"
+            )
     found = [xf.report.read(folder) for folder in folders]
     place = output or (folders[0] if len(folders) == 1 else Path("xcam_report"))
     show(table(xf.report.table(*found)))
@@ -246,7 +260,7 @@ def latency(
     rounds: int | None = None,
     output: Path | None = None,
 ) -> None:
-    """Time methods: seconds an image after warm-up, in turn, the bare forward beside them.
+    """Time methods: seconds per image after warm-up, beside the network's forward pass.
 
     Args:
         how: the network, and how the maps are computed.
@@ -254,7 +268,7 @@ def latency(
         photo: photographs to explain, the next in each round. [default: noise, for which perturbation
             methods have most to do]
         batch_size: copies of an image at a time.
-        rounds: how often each is timed. [default: 5, or once for each photograph where there are more]
+        rounds: how often each is timed. [default: 5, or the number of photographs if larger]
         output: a CSV file to write the table to.
     """
     import torch

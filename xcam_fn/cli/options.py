@@ -6,14 +6,15 @@ import ast
 import importlib
 import re
 import runpy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 import xcam_fn as xf
+from xcam_fn.names import check_file, letters, names_of_methods, unknown_method
 
 Names = Annotated[list[str] | None, Parameter(consume_multiple=True, negative=())]
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
@@ -42,7 +43,7 @@ class LayerOf(Network):
     """The network and its target layer.
 
     Attributes:
-        layer: whose maps are used; `xcam layers MODEL` lists them. [default: the last convolution's]
+        layer: the layer to explain; `xcam layers MODEL` lists them. [default: the last convolution's output]
     """
 
     layer: str | None = None
@@ -54,14 +55,14 @@ class Question(LayerOf):
     """The network, its target layer, and how methods are computed there.
 
     Attributes:
-        variant: whose definitions to compute: xplaincam, torchcam or pytorch-grad-cam. [default: the papers']
-        option: a keyword of the methods, such as num_samples=10, once for each. [default: the methods' own]
+        variant: another library's definition of the methods. [default: the papers']
+        option: method option NAME=VALUE, such as num_samples=10; repeatable. [default: the methods' own]
         device: where to compute, such as cpu or cuda.
-        image_size: of the square that whole photographs are resized to, pixels. [default: as the model was
-            trained, which crops the center]
+        image_size: resize whole photographs to a square of this side, in pixels. [default: resize and crop
+            the center, as in training]
     """
 
-    variant: str | None = None
+    variant: Literal["xplaincam", "torchcam", "pytorch-grad-cam"] | None = None
     option: Annotated[list[str] | None, Parameter(negative=())] = None
     device: str = "cpu"
     image_size: int | None = None
@@ -107,22 +108,57 @@ class Question(LayerOf):
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Drawing(Question):
-    """The same, and how the maps are drawn.
+    """The same, what is explained if no photograph is named, and how the maps are drawn.
 
     Attributes:
+        example: explain a photograph of a cat that comes with the extra `demo`.
         output: the folder to write to.
-        colormap: a name of matplotlib's, such as viridis or jet.
-        alpha: how much the colors cover the photograph, 0 to 1.
+        colormap: a matplotlib colormap, such as inferno or jet.
+        alpha: opacity of the colors, 0 to 1.
+        constant_alpha: the same opacity everywhere. [default: it follows the heatmap]
     """
 
+    example: Flag = False
     output: Path = Path("xcam_output")
-    colormap: str = "viridis"
-    alpha: float = 0.5
+    colormap: str = "inferno"
+    alpha: float = 0.75
+    constant_alpha: Flag = False
 
     @property
     def style(self) -> dict[str, Any]:
         """The keywords of `plot.heatmaps`."""
-        return {"colormap": self.colormap, "alpha": self.alpha}
+        follows = not self.constant_alpha
+        return {"colormap": self.colormap, "alpha": self.alpha, "alpha_follows_heatmap": follows}
+
+    def photographs(self, named: Sequence[Path | None], methods: Sequence[str]) -> list[Path]:
+        """Return the photographs to explain; raises where one choice is wrong, before torch is imported."""
+        if self.output.exists() and not self.output.is_dir():
+            raise ValueError(f"--output {str(self.output)!r} is a file; expected a folder")
+        found = [photo for photo in named if photo is not None]
+        if bool(found) == self.example:
+            problem = "both --example and a photograph" if found else "no photograph"
+            raise ValueError(f"{problem} was named; expected one or more before the options, or --example")
+        for name in methods:
+            check_spelling(name)
+        if len(found) == 1:
+            check_file("image", found[0], "an image file")
+        return found or [xf.images.example()]
+
+    def shown(self, photo: Path) -> str:
+        """The photograph as it is named in print."""
+        return photo.name if self.example else str(photo)
+
+
+def check_spelling(method: str) -> None:
+    """Raise where a name, or one within "a+b" or "smooth(a)", is none of the methods'; needs no torch."""
+    known = names_of_methods()
+    if Path(method).is_file():
+        raise ValueError(f"method {method!r} is not known; it is a file: photographs come before --methods")
+    if ":" in method or letters(method) in set(map(letters, known)):
+        return
+    for part in filter(None, re.split(r"[,()]|(?<!\+)\+(?!\+)", method)):
+        if letters(part) not in {*map(letters, known), "all"}:
+            raise ValueError(unknown_method(part, known))
 
 
 def class_index(name: str | None, loaded: xf.models.LoadedModel) -> int | None:
@@ -131,7 +167,7 @@ def class_index(name: str | None, loaded: xf.models.LoadedModel) -> int | None:
 
 
 def method_name(name: str) -> str:
-    """The name of a method as it is here; the reader's own keep theirs."""
+    """The key in `METHODS` of a name as others write it; FILE.py:NAME stays."""
     from xcam_fn.methods.catalog import own_name
 
     return name if ":" in name else own_name(name)
@@ -146,11 +182,9 @@ def _listed(text: str) -> list[str]:
 
 
 def _method(name: str, variant: str | None, options: dict[str, Any]) -> xf.Method:
-    """The method of that name, which may be one of the reader's own, with options."""
+    """The method of that name, or FILE.py:NAME, with options."""
     from xcam_fn.methods.catalog import with_accepted
 
-    if Path(name).is_file():
-        raise ValueError(f"method {name!r} is not known; it is a file: photographs come before --methods")
     if ":" not in name:
         return xf.find_method(name, variant=variant, **options)
     home, _, attribute = name.rpartition(":")

@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 import xcam_fn as xf
 from xcam_fn.cli.options import ClassName, Drawing, Flag, Names, class_index, method_name
-from xcam_fn.cli.text import NOTHING_READ, say, say_left_out, show, table
+from xcam_fn.cli.text import SOME_FAILED, say, say_left_out, show, table
 
-_LEGEND = "drop and increase of confidence, area of insertion and of deletion"
+_LEGEND = "average drop, increase in confidence, area under insertion and deletion curves"
 _PAIRS = ("gradcam+sscam", "gradcam_pp+iscam", "xgradcam+ablationcam")
 
 
@@ -28,7 +28,7 @@ def explain(
     methods: Names = None,
     save_maps: Flag = False,
 ) -> int:
-    """Explain photographs: the five likeliest classes, and a figure with a heatmap per method.
+    """Explain photographs: print the five likeliest classes and draw one heatmap per method.
 
     Args:
         photos: one or more image files, before the options.
@@ -38,9 +38,9 @@ def explain(
             two. [default: gradcam]
         save_maps: write the heatmaps too, as .npy files.
     """
-    if not photos:
-        raise ValueError("no photograph was named; expected one or more before the options")
-    explainer = _Explainer(how, methods or ["gradcam"], leave_out=methods == ["all"])
+    methods = methods or ["gradcam"]
+    photos = how.photographs(photos or [], methods)
+    explainer = _Explainer(how, methods, leave_out=methods == ["all"])
     cls = class_index(class_, explainer.loaded)
     unreadable = 0
     alone = len(photos) == 1
@@ -56,24 +56,24 @@ def explain(
             continue
         found = explainer.explain(x, cls)
         figure = xf.plot.heatmaps(picture, found.titled, caption=found.caption, **how.style)
-        lines = [str(photo), *found.lines, _saved(figure, how.output / f"{name}.png")]
+        lines = [how.shown(photo), *found.lines, _saved(figure, how.output / f"{name}.png")]
         if save_maps:
             lines += [_saved(m, how.output / f"{name}_{method.name}.npy") for method, m in found.maps.items()]
         show("\n".join(lines))
     if unreadable:
         say("warning", f"{unreadable} of {len(photos)} photographs could not be read")
-    return NOTHING_READ if unreadable == len(photos) else 0
+    return SOME_FAILED if unreadable else 0
 
 
 def compare(
-    photo: Annotated[Path, Parameter(name="PHOTO")],
+    photo: Annotated[Path | None, Parameter(name="PHOTO")] = None,
     /,
     *,
     how: Drawing = Drawing(),
     class_: ClassName = None,
     methods: Names = None,
 ) -> None:
-    """Compare methods on a photograph: all side by side, each with its four scores, and their curves.
+    """Compare methods on a photograph: draw all side by side, with their scores and curves.
 
     Args:
         photo: an image file, before the options.
@@ -81,7 +81,9 @@ def compare(
         class_: the class to explain, an index or a name such as "tabby cat". [default: the likeliest]
         methods: one or more methods, or all. [default: all]
     """
-    explainer = _Explainer(how, methods or ["all"], leave_out=methods in (None, ["all"]))
+    methods = methods or ["all"]
+    (photo,) = how.photographs([photo], methods)
+    explainer = _Explainer(how, methods, leave_out=methods == ["all"])
     x, picture = explainer.prepare(photo)
     explained = explainer.explain(x, class_index(class_, explainer.loaded))
     maps = {title: heatmap[None] for title, heatmap in explained.titled.items()}
@@ -97,25 +99,26 @@ def compare(
     written = [_saved(figure, how.output / f"{photo.stem}_{name}.png") for name, figure in figures.items()]
     headings = ["method", *(xf.evaluate.METRICS[name].title for name in xf.evaluate.STANDARD)]
     rows = [[title, *(f"{value:.4f}" for value in row.values())] for title, row in scores.items()]
-    show("\n".join([str(photo), *explained.lines, table([headings, *rows]), *written]))
+    show("\n".join([how.shown(photo), *explained.lines, table([headings, *rows]), *written]))
 
 
 def gallery(
-    photo: Annotated[Path, Parameter(name="PHOTO")],
+    photo: Annotated[Path | None, Parameter(name="PHOTO")] = None,
     /,
     *,
     how: Drawing = Drawing(),
     class_: Annotated[list[str] | None, Parameter(name="--class", negative=())] = None,
     pairs: Names = None,
 ) -> None:
-    """Show how maps fuse: a row for each pair, with its gradient map, its region map and the fusion of both.
+    """Draw how maps fuse: a row for each pair, with its gradient map, its region map and their fusion.
 
     Args:
         photo: an image file, before the options.
         how: the network, and how the maps are computed and drawn.
-        class_: a class to explain, an index or a name; once for each. [default: the likeliest]
+        class_: a class to explain, an index or a name; repeatable. [default: the likeliest]
         pairs: methods to fuse. [default: gradcam+sscam gradcam_pp+iscam xgradcam+ablationcam]
     """
+    (photo,) = how.photographs([photo], pairs or ())
     names = list(dict.fromkeys(map(method_name, pairs or _PAIRS)))
     for name in names:
         if name.count("+") != 1:
@@ -164,8 +167,6 @@ class _Explainer:
         xf.plot.check_style(**how.style)
         self.how, self.leave_out = how, leave_out  # leave out methods that do not fit the network?
         self.methods = how.methods(names, **({"progress": True} if sys.stderr.isatty() else {}))
-        if how.output.exists() and not how.output.is_dir():
-            raise ValueError(f"--output {str(how.output)!r} is a file; expected a folder")
         self.loaded = how.load()
 
     def prepare(self, photo: Path) -> tuple[Any, Any]:
@@ -206,7 +207,7 @@ class _Explainer:
 
 def _note(drop: float, increase: float, insertion: float, deletion: float) -> str:
     gained = "yes" if increase else "no"
-    return f"drop {drop:.3f}, increase {gained}\ninsertion {insertion:.3f} deletion {deletion:.3f}"
+    return f"drop {drop:.3f}, increase {gained}\nins. {insertion:.3f}, del. {deletion:.3f}"
 
 
 def _saved(what: Any, path: Path) -> str:

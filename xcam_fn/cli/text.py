@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
 
-NOTHING_READ = 1  # the exit status where of several photographs none could be read
+NOTHING_READ = SOME_FAILED = 1  # exit statuses
+_IN_A_SHELL = {  # what errors name in Python
+    r"layer=None finds one": "without --layer one is found",
+    r"layer=None": "no --layer",
+    r"xcam_fn\.layers\(model, x\)": "`xcam layers MODEL`",
+    r", or pass to_spatial=.*": "",
+}
 
 
 def show(text: str) -> None:
@@ -17,8 +24,11 @@ def show(text: str) -> None:
 
 
 def say(kind: str, what: object) -> None:
-    """Print a warning or an error in one line on stderr."""
-    _write(f"xcam: {kind}: {' '.join(str(what).split())}", sys.stderr)
+    """Print a warning or an error in one line on stderr, by the names that things have in a shell."""
+    line = " ".join(str(what).split())
+    for python, shell in _IN_A_SHELL.items():
+        line = re.sub(python, shell, line)
+    _write(f"xcam: {kind}: {line}", sys.stderr)
 
 
 def say_left_out(lacking: Mapping[str, Exception]) -> None:

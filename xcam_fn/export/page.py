@@ -78,7 +78,7 @@ def sample_images(size: int, device: torch.device | str = "cpu") -> Float[Tensor
 
 def _colors() -> list[int]:
     """256 colors from low to high, each as one number 0xRRGGBB."""
-    table = np.round(mpl.colormaps["viridis"](np.arange(256))[:, :3] * 255).astype(int)
+    table = np.round(mpl.colormaps["inferno"](np.arange(256))[:, :3] * 255).astype(int)
     return (table @ np.array([1 << 16, 1 << 8, 1])).tolist()
 
 

@@ -76,6 +76,9 @@ def _fem(A: Maps, *, k: NonNegative = 2.0, summed: Literal["masks", "features"] 
         A: features, (B, K, *spatial).
         k: how many standard deviations above its mean a channel has to be at a position to count, ≥ 0.
         summed: "masks", or "features" for Σ mean(M_k) A_k, as a library does.
+
+    References:
+        Fuad et al., Features Understanding in 3D CNNs, IPTA 2020 (hal-02963298).
     """
     rows = A.flatten(2)
     limit = rows.mean(2, keepdim=True) + k * rows.std(2, correction=0, keepdim=True)

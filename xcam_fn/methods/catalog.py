@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType, ModuleType
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -17,6 +16,7 @@ from xcam_fn.arguments import checked
 from xcam_fn.maps import heatmap
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.method import Method
+from xcam_fn.names import letters, unknown_method
 
 P = ParamSpec("P")
 Value = TypeVar("Value")
@@ -144,17 +144,12 @@ def own_name(name: str) -> str:
         return f"{own_name(gradient)}+{own_name(region)}"
     wrapper, opened, inner = spelled.strip().removesuffix(")").partition("(")
     if opened and spelled.rstrip().endswith(")"):
-        return f"{_by_letters(WRAPPERS).get(_letters(wrapper), wrapper)}({own_name(inner)})"
-    return _by_letters(METHODS).get(_letters(spelled), name)
-
-
-def _letters(name: str) -> str:
-    """A name without what libraries spell in different ways."""
-    return re.sub(r"[\s_,-]", "", name.casefold()).replace("plusplus", "pp")
+        return f"{_by_letters(WRAPPERS).get(letters(wrapper), wrapper)}({own_name(inner)})"
+    return _by_letters(METHODS).get(letters(spelled), name)
 
 
 def _by_letters(registry: Mapping[str, Any]) -> dict[str, str]:
-    return {_letters(name): name for name in registry}
+    return {letters(name): name for name in registry}
 
 
 def as_method(given: str | Callable[..., Any]) -> Any:
@@ -162,7 +157,7 @@ def as_method(given: str | Callable[..., Any]) -> Any:
     if isinstance(given, str):
         return find_method(given)
     if not callable(given):
-        raise TypeError(f"method is a {type(given).__name__}; expected a method, or its name")
+        raise TypeError(f"method must be a method, or its name, got {type(given).__name__}")
     if isinstance(given, functools.partial) and not given.args:
         inner = as_method(given.func)
         if isinstance(inner, Method):
@@ -175,7 +170,7 @@ def with_raw_maps(given: str | Callable[..., Any]) -> Method[...]:
     """A method by its name, or as it is, for a formula that reads its raw maps."""
     found = as_method(given)
     if not isinstance(found, Method):
-        raise TypeError(f"method={given!r} is a {type(given).__name__}; expected a method, or its name")
+        raise TypeError(f"method must be a method, or its name, got {given!r}")
     return found
 
 
@@ -232,7 +227,4 @@ def _unknown(name: str) -> str:
     if "(" in name:
         around = ", ".join(f"{wrapper}(…)" for wrapper in WRAPPERS)
         return f"method {name!r} is not known; expected one of {around} around a method"
-    near = checks.nearest(_letters(name), METHODS, "")
-    hint = checks.nearest(name, METHODS, near)
-    hint = f"{hint} (xcam methods lists them)" if hint else f"expected one or more of {', '.join(METHODS)}"
-    return f"method {name!r} is not known; {hint}"
+    return unknown_method(name, METHODS)

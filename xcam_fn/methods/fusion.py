@@ -161,7 +161,7 @@ def gain(
     """Return the function that says what heatmaps gain: β = p(x ⊙ heatmap) − p(x₀), for `fuse` or by itself.
 
     Args:
-        **options: precision, compile, scorer, chunk_size and progress, as for every perturbation method.
+        **options: scoring options: precision, compile, scorer, chunk_size and progress.
 
     Returns:
         `(*heatmaps) -> (m, B)` or `(m, B, n)`, for m heatmaps (B, *size) or (B, n, *size) in one go.

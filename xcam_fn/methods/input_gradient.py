@@ -302,9 +302,10 @@ class _Guided(Activations):
 def guided_backprop(call: Call) -> Tensor:
     """Guided backpropagation: the input's gradient, of which each ReLU passes back the positive part alone.
 
-    The map is the sum over the input's channels of the absolute value; the raw map is their signed sum. It
-    shows edges that the network uses, for whatever class: see `parameter_randomization`. Activations other
-    than ReLU (and those cut off above, such as ReLU6) keep their own gradient. The layer is not used.
+    R_l = [f_l > 0] [R_{l+1} > 0] R_{l+1} at each ReLU of output f. The map is the sum over the input's
+    channels of the absolute value; the raw map is their signed sum. It shows edges that the network uses,
+    for whatever class: see `parameter_randomization`. Activations other than ReLU (and those cut off above,
+    such as ReLU6) keep their own gradient. The layer is not used.
 
     References:
         Springenberg et al., Striving for Simplicity (arXiv:1412.6806).

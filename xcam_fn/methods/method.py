@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from xcam_fn import checks
-from xcam_fn.arguments import check, hints_of, unchecked
+from xcam_fn.arguments import ReadableSignature, check, hints_of, unchecked
 from xcam_fn.docstrings import composed, sections
 from xcam_fn.maps import heatmap
 from xcam_fn.methods.call import Call
@@ -200,9 +200,12 @@ class Method(Generic[P]):
         """The method as a library defines it, a key of `VARIANTS` that has this method."""
         return self.with_options(**self.variants[library])
 
+    def __get__(self, instance: Any, owner: type | None = None) -> Method[P]:
+        return self  # not bound as an attribute of a class; `help` shows the signature of what has a __get__
+
     def __repr__(self) -> str:
         parameters = inspect.signature(self).parameters.values()
-        return f"{self.name}{inspect.Signature([p.replace(annotation=p.empty) for p in parameters])}"
+        return f"{self.name}{ReadableSignature([p.replace(annotation=p.empty) for p in parameters])}"
 
     def __reduce__(self) -> Any:
         if getattr(sys.modules.get(self.__module__), self.name, None) is self:
@@ -254,14 +257,16 @@ def _signature(method: Method[...]) -> inspect.Signature:
     default = method.options.get("postprocess", heatmap)
     postprocess = inspect.Parameter("postprocess", inspect.Parameter.KEYWORD_ONLY, default=default)
     parameters = [*positional, of_call["to_spatial"], *own, postprocess, of_call["create_graph"]]
-    return inspect.Signature(parameters, return_annotation=Tensor)
+    return ReadableSignature(parameters, return_annotation=Tensor)
 
 
 def _doc(method: Method[...]) -> str:
     """The formula's docstring, its Args completed by those that methods, groups and functions share."""
+    own = sections(method.run)
+    of_weights = sections(method.explains[0]) if method.explains and not own.get("") else own
     head, paper = f"{method.title}: {method.summary}", f"    {method.paper or 'none'}\n"
-    parts = {"References": paper} | sections(method.run) | {"Returns": _RETURNS}
-    parts[""] = parts[""] or head
+    parts = {"References": of_weights.get("References", paper)} | own | {"Returns": _RETURNS}
+    parts[""] = own.get("") or f"{head}.\n\n{of_weights.get('', '')}"
     groups = groups_of(method.run, GROUPS)
     return composed(parts, inspect.signature(method).parameters, *method.explains, *groups)
 

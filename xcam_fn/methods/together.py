@@ -13,6 +13,7 @@ from xcam_fn.docstrings import documented
 from xcam_fn.methods.call import Call, fixed_class
 from xcam_fn.methods.catalog import METHODS, as_method, find_method, heatmaps_of, name_of, with_accepted
 from xcam_fn.methods.method import Method
+from xcam_fn.names import nearest
 from xcam_fn.network.target_layer import Layer
 from xcam_fn.targets import Classes
 
@@ -80,13 +81,13 @@ def named_methods(methods: Methods, variant: str | None = None, **options: Any) 
     if isinstance(methods, str):
         methods = [methods]
     if not isinstance(methods, Iterable):
-        raise TypeError(f"methods is a {type(methods).__name__}; expected names or functions")
+        raise TypeError(f"methods must be names or functions, got {type(methods).__name__}")
     named = isinstance(methods, Mapping)
     pairs = methods.items() if named else [(name_of(given), given) for given in methods]
     found: dict[str, Run] = {}
     for name, given in pairs:
         if not (isinstance(given, str) or callable(given)):
-            raise TypeError(f"methods: {given!r} is a {type(given).__name__}; expected a name or a function")
+            raise TypeError(f"methods: {given!r} must be a name or a function, got {type(given).__name__}")
         if name in found:
             raise ValueError(
                 f"methods: two are called {name!r}; pass a mapping from names of your own to methods"
@@ -100,7 +101,9 @@ def named_methods(methods: Methods, variant: str | None = None, **options: Any) 
         raise ValueError(f"methods is empty; expected one or more of {', '.join(METHODS)}")
     for option in options:
         if not any(_gives(run, option) for run in found.values()):
-            raise TypeError(f"no method takes the option {option!r}; the methods are {', '.join(found)}")
+            known = {name for run in found.values() for name in inspect.signature(run).parameters}
+            hint = nearest(option, known, f"the methods are {', '.join(found)}")
+            raise TypeError(f"no method takes the option {option!r}; {hint}")
     return found
 
 

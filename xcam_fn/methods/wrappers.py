@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xcam_fn import checks
-from xcam_fn.arguments import Count, NonNegative, Positive, Share
+from xcam_fn.arguments import Count, NonNegative, Positive, ReadableSignature, Share
 from xcam_fn.maps import heatmap, own_size, precise, resize
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import as_method, enter_wrapper, heatmaps_of, method, name_of
@@ -59,7 +59,7 @@ def wrapper(how: str, *, finishes: bool = False, raw: bool = False) -> Callable[
     def entered(formula: Callable[..., Tensor]) -> Any:
         own, (call, _, *after) = options_of(formula, 2), inspect.signature(formula).parameters.values()
         method = call.replace(name="method", annotation="str | Method")
-        signature = inspect.Signature([method, *after], return_annotation=Method)
+        signature = ReadableSignature([method, *after], return_annotation=Method)
 
         def run(call: Call, **options: Any) -> Tensor:
             inner, mine = options.pop("inner"), {name: options.pop(name) for name in own if name in options}
@@ -298,7 +298,7 @@ def refinecam(
     Π_l n(U(ReLU(cam_l))): each layer's map scaled to [0, 1] and resized to the input, then multiplied.
 
     Args:
-        method: whose maps, a method or its name.
+        method: the method, or its name.
         layers: names or modules; None for the last layer of each of the last three resolutions, `layer` being
             the deepest.
         each: what is made of a layer's map before they are multiplied, `(cam, size) -> map`.

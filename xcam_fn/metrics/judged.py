@@ -29,7 +29,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from xcam_fn import checks
-from xcam_fn.arguments import Count, check
+from xcam_fn.arguments import Count, ReadableSignature, check
 from xcam_fn.docstrings import documented
 from xcam_fn.methods.method import comparable, groups_of, options_of
 from xcam_fn.methods.options import Groups
@@ -260,7 +260,9 @@ def entered(
     if formula.__doc__ and not function.__doc__:
         function.__name__ = function.__qualname__ = formula.__name__
         function.__module__, function.__doc__ = formula.__module__, formula.__doc__
-    function.__dict__.update(name=function.__name__, title=title, best=best, formula=formula)
+    signature = ReadableSignature.of(inspect.signature(function))
+    about = {"name": function.__name__, "title": title, "best": best, "formula": formula}
+    function.__dict__.update(about, __signature__=signature)
     return documented(function, *known)
 
 
@@ -295,7 +297,7 @@ def one_class_scoring(
 def checked(heatmap: Heatmap, x: Tensor | None = None, *, unit: bool = False) -> Tensor:
     """The heatmap as a tensor of finite values, with `unit` in [0, 1], with x one for each image of x."""
     if not isinstance(heatmap, (Tensor, np.ndarray)):
-        raise TypeError(f"heatmap is a {type(heatmap).__name__}; expected a tensor or an array (B, *size)")
+        raise TypeError(f"heatmap must be a tensor or an array (B, *size), got {type(heatmap).__name__}")
     maps = finite("heatmap", heatmap)
     maps = maps if x is None else maps.to(x.device)
     shape = f"heatmap has shape {tuple(maps.shape)}"

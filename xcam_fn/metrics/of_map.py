@@ -119,7 +119,7 @@ def sparseness(heatmap: Heatmap) -> Values:
         heatmap: (B, *size), of any scale.
 
     Returns:
-        (B,), in [0, 1): 1 − 1/d for a single pixel, 0 for an even heatmap and one that is zero everywhere.
+        (B,), from 0 to below 1; 1 − 1/d for a single pixel, 0 for an even heatmap and for one of zeros.
 
     References:
         Chalasani et al., Concise Explanations of Neural Networks using Adversarial Training

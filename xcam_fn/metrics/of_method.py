@@ -85,7 +85,7 @@ def method_metric(title: str, best: Best = "highest"):  # its type is that of th
 def checked_run(method: str | Run, options: dict[str, Any]) -> Run:
     """The method by name or as a function, with its options, its heatmaps checked."""
     if not callable(run := find_method(method) if isinstance(method, str) else method):
-        raise TypeError(f"method is a {type(method).__name__}; expected a method, or its name")
+        raise TypeError(f"method must be a method, or its name, got {type(method).__name__}")
 
     def explained(model: nn.Module, layer: Layer, x: Tensor, cls: Classes) -> Tensor:
         maps = checked(run(model, layer, x, cls, **options))

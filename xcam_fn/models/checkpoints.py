@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from xcam_fn.models.images import check_file
+from xcam_fn.names import check_file
 
 State = Mapping[str, Tensor]
 

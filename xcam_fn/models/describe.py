@@ -1,4 +1,4 @@
-"""What is said of a network, a class and an explanation, for all who say it: the command and the app."""
+"""Classes, layers and explanations in words, for the command and the app."""
 
 from __future__ import annotations
 
@@ -47,10 +47,12 @@ def caption(loaded: LoadedModel, cls: int, probability: float, layer: str) -> st
 
 
 def layers_and_default(loaded: LoadedModel, device: str = "cpu") -> tuple[dict[str, tuple[int, ...]], str]:
-    """The layers that have maps with their shapes, and the default one: its last call where it runs often."""
+    """The layers that have maps with their shapes, and the default one; a name alone is of the last call."""
     blank = torch.zeros(1, 3, loaded.preset.crop, loaded.preset.crop, device=device)
     shapes, default = layers(loaded.model, blank), default_layer(loaded.model, blank)
-    return shapes, [name for name in shapes if default in (name, name.partition("#")[0])][-1]
+    last = {name.partition("#")[0]: name for name in shapes}
+    plain = {call: name for name, call in last.items()}
+    return {plain.get(name, name): shape for name, shape in shapes.items()}, default
 
 
 def why_empty(method: Method, model: nn.Module, layer: str | None, x: Tensor, cls: Any) -> str:

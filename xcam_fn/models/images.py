@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -11,17 +12,21 @@ import torch
 from jaxtyping import Bool, Float32, Float64, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torchvision import transforms
-from torchvision.transforms import InterpolationMode
 
 from xcam_fn import checks
 from xcam_fn.arguments import check, hints_of
+from xcam_fn.names import check_file
 
 Source = str | os.PathLike[str] | Image.Image | np.ndarray
 
 # What decodes pixels, and nothing that runs another program (EPS) or is fetched from elsewhere.
 _WANTED = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "JPEG2000", "AVIF")
 FORMATS = [name for name in _WANTED if name in set(Image.registered_extensions().values())]
+
+# As torchvision names them, and as it resizes PIL images.
+_FILTERS = {each.name.lower(): each for each in Image.Resampling} | {
+    "nearest-exact": Image.Resampling.NEAREST
+}
 
 _EXPECTED = "a path, a PIL image, or an array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4)"
 _LONGEST_RATIO = 32
@@ -47,6 +52,18 @@ class Preset(NamedTuple):
     interpolation: str = "bilinear"
 
 
+def example() -> Path:
+    """Return the path of a photograph of a cat, which the extra `demo` brings (scikit-image's, CC0).
+
+    Raises:
+        ValueError: scikit-image is not installed.
+    """
+    found = importlib.util.find_spec("skimage")
+    if found is None or found.origin is None:
+        raise ValueError('the example photograph needs scikit-image; pip install "xcam-fn[demo]"')
+    return Path(found.origin).parent / "data" / "chelsea.png"
+
+
 def load(image: Source) -> Image.Image:
     """Return the image in RGB, upright as its EXIF data says, transparent parts over white.
 
@@ -68,7 +85,7 @@ def load(image: Source) -> Image.Image:
     if isinstance(image, np.ndarray):
         image = _from_array(image, "image")
     if not isinstance(image, Image.Image):
-        raise TypeError(f"image is a {type(image).__name__}; expected {_EXPECTED}")
+        raise TypeError(f"image must be {_EXPECTED}, got {type(image).__name__}")
     if 0 in image.size:
         raise ValueError(f"image is {image.width} x {image.height} pixels; expected at least one pixel")
     return _to_rgb(ImageOps.exif_transpose(image), "image")
@@ -98,11 +115,11 @@ def prepare(image: Source, preset: Preset) -> tuple[Float32[Tensor, "1 3 h w"], 
             f"0 < crop <= resize, or the picture would be padded with black, and resize <= {_LONGEST_SIDE}"
         )
         raise ValueError(f"preset: {sizes}; expected {wanted}")
-    modes = tuple(mode.value for mode in InterpolationMode)
-    checks.check_choice("preset: interpolation", preset.interpolation, modes)
+    checks.check_choice("preset: interpolation", preset.interpolation, tuple(_FILTERS))
     picture = _framed(load(image), preset, preset.interpolation)
     pixels = torch.from_numpy(picture).permute(2, 0, 1).float().div(255)
-    return transforms.Normalize(preset.mean, preset.std)(pixels)[None].contiguous(), picture
+    mean, std = (torch.tensor(values)[:, None, None] for values in (preset.mean, preset.std))
+    return pixels.sub(mean).div(std)[None].contiguous(), picture
 
 
 def prepare_mask(mask: Bool[np.ndarray, "h w"], preset: Preset) -> Bool[Tensor, "crop crop"]:
@@ -138,20 +155,22 @@ def is_image_file(path: Path) -> bool:
 def _framed(image: Image.Image, preset: Preset, interpolation: str) -> np.ndarray:
     """The square of an image that the network sees."""
     # Of a strip the middle: the rest is cropped away anyway, and resizing it could take any memory.
-    longest = _LONGEST_RATIO * min(image.size)
-    middle = transforms.CenterCrop((min(image.height, longest), min(image.width, longest)))(image)
-    sides = [preset.resize] if isinstance(preset.resize, int) else list(preset.resize)
-    resized = transforms.Resize(sides, InterpolationMode(interpolation))(middle)
-    return np.array(transforms.CenterCrop(preset.crop)(resized))
+    shorter = min(image.size)
+    middle = _center(
+        image, min(image.width, _LONGEST_RATIO * shorter), min(image.height, _LONGEST_RATIO * shorter)
+    )
+    if isinstance(preset.resize, int):
+        width, height = (preset.resize * side // shorter for side in middle.size)
+    else:
+        height, width = preset.resize
+    resized = middle.resize((width, height), _FILTERS[interpolation])
+    return np.array(_center(resized, preset.crop, preset.crop))
 
 
-def check_file(what: str, path: Path, expected: str) -> None:
-    """Raise where there is no regular file at the path; a pipe or a device could be read for ever."""
-    if not path.exists():
-        raise FileNotFoundError(f"{what} {str(path)!r}: no such file; check the path")
-    if not path.is_file():
-        kind = "folder" if path.is_dir() else "pipe, socket or device"
-        raise ValueError(f"{what} {str(path)!r} is a {kind}; expected {expected}")
+def _center(image: Image.Image, width: int, height: int) -> Image.Image:
+    """The middle of an image that is as large or larger."""
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
 
 
 def shares_of_white(values: np.ndarray, argument: str, remedy: str) -> Float64[np.ndarray, "..."]:

@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torchvision
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xcam_fn import checks
 from xcam_fn.arguments import checked
 from xcam_fn.models.checkpoints import State, class_count, filled, read_onnx, read_state
 from xcam_fn.models.images import Preset
+from xcam_fn.names import nearest
 
 _IMAGENET_CLASSES = 1000
 _LITE_CROPS = {"lite0": 224, "lite1": 240, "lite2": 260}
@@ -122,9 +121,9 @@ def download_place(name: str) -> Path | None:
     Returns:
         The path, whether there is a file or not; None for other models, whose weights come otherwise.
     """
-    if name not in _torchvision_names():
+    if name in _LITE_CROPS or name not in _torchvision_names():
         return None
-    url = torchvision.models.get_model_weights(name)["DEFAULT"].url
+    url = _torchvision_models().get_model_weights(name)["DEFAULT"].url
     return Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
 
 
@@ -187,8 +186,9 @@ def _listed(found: list[int], categories: Sequence[str]) -> str:
 
 
 def _categories(count: int) -> list[str]:
-    imagenet = torchvision.models.ResNet50_Weights.DEFAULT.meta["categories"]
-    return list(imagenet) if count == len(imagenet) else list(map(str, range(count)))
+    if count != _IMAGENET_CLASSES:
+        return list(map(str, range(count)))
+    return Path(__file__).with_name("imagenet.txt").read_text(encoding="utf-8").splitlines()
 
 
 def _checked_device(device: str | torch.device) -> torch.device:
@@ -205,16 +205,16 @@ def _checked_device(device: str | torch.device) -> torch.device:
 
 def _source(name: str) -> _Source:
     if not isinstance(name, str):
-        raise TypeError(f"model is a {type(name).__name__}; expected a name, such as 'lite0' or 'resnet50'")
+        raise TypeError(f"model must be a name, such as 'lite0' or 'resnet50', got {type(name).__name__}")
     if name in _LITE_CROPS:
         return _lite(name)
-    if name in _torchvision_names():
-        return _torchvision(name)
     if name.startswith("timm:"):
         return _timm(name)
     if name == _DINOV2:
         return _dinov2()
-    raise ValueError(f"model {name!r} is not known; {checks.nearest(name.casefold(), names(), _EXPECTED)}")
+    if name in _torchvision_names():
+        return _torchvision(name)
+    raise ValueError(f"model {name!r} is not known; {nearest(name.casefold(), names(), _EXPECTED)}")
 
 
 def _imported(package: str, name: str, remedy: str) -> Any:
@@ -250,12 +250,19 @@ def _lite(name: str) -> _Source:
     return _Source(preset, build, pretrained)
 
 
+def _torchvision_models() -> Any:
+    """The module `torchvision.models`, imported where it is asked: that takes as long as torch itself."""
+    return importlib.import_module("torchvision.models")
+
+
 def _torchvision_names() -> list[str]:
-    return torchvision.models.list_models(module=torchvision.models)
+    models = _torchvision_models()
+    return models.list_models(module=models)
 
 
 def _torchvision(name: str) -> _Source:
-    published = torchvision.models.get_model_weights(name)["DEFAULT"]
+    models = _torchvision_models()
+    published = models.get_model_weights(name)["DEFAULT"]
 
     def build(num_classes: int, state: State) -> nn.Module:
         options: dict[str, Any] = {}
@@ -265,7 +272,7 @@ def _torchvision(name: str) -> _Source:
             options = {"transform_input": True, "aux_logits": auxiliary}
         if options or name.startswith("vgg"):
             options["init_weights"] = not state  # slow, and in vain where a checkpoint follows
-        return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
+        return models.get_model(name, weights=None, num_classes=num_classes, **options)
 
     def pretrained() -> nn.Module:
         path = download_place(name)
@@ -275,7 +282,7 @@ def _torchvision(name: str) -> _Source:
                 digest = torch.hub.HASH_REGEX.search(path.name)
                 checked, watched = digest and digest.group(1), sys.stderr.isatty()
                 torch.hub.download_url_to_file(published.url, str(path), checked, progress=watched)
-            return torchvision.models.get_model(name, weights=published)
+            return models.get_model(name, weights=published)
 
     wanted = published.transforms()
     crop, resize, interpolation = wanted.crop_size[0], wanted.resize_size[0], wanted.interpolation.value
@@ -304,7 +311,7 @@ def _timm(name: str) -> _Source:
     if is_unknown or (tag and timm_name not in tagged):
         problem = " is not in timm" if is_unknown else f": timm has no weights {tag!r} for {architecture}"
         known = [f"timm:{each}" for each in (timm.list_models() if is_unknown else tagged)]
-        raise ValueError(f"model {name!r}{problem}; {checks.nearest(name, known, _EXPECTED)}")
+        raise ValueError(f"model {name!r}{problem}; {nearest(name, known, _EXPECTED)}")
 
     def build(num_classes: int, _state: State) -> nn.Module:
         return timm.create_model(timm_name, pretrained=False, num_classes=num_classes)

@@ -67,10 +67,10 @@ def bind(model: nn.Module, fn: Callable[[Any, Tensor], Any]) -> nn.Module:
         ValueError: when it runs: fn returns a tensor with another number of rows than there are images.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if not callable(fn):
         raise TypeError(
-            f"fn is a {type(fn).__name__}; expected a function of the model and x, such as "
-            "lambda net, x: net(x, other)"
+            "fn must be a function of the model and x, such as lambda net, x: net(x, other), got "
+            f"{type(fn).__name__}"
         )
     return Bound(model, fn)

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from torch import nn
 
 from xcam_fn import checks
+from xcam_fn.names import nearest
 from xcam_fn.network.bound import Bound
 from xcam_fn.network.calls import Key, ModuleCall
 from xcam_fn.network.copies import name_of, named, unwrap
@@ -37,7 +38,7 @@ def find(root: nn.Module, layer: str | nn.Module) -> Found:
         if found is None and isinstance(root, Bound):
             found = _submodule(root.model, path)  # its layers go by the names that they have in the model
     else:
-        raise TypeError(f"layer={layer!r} is a {type(layer).__name__}; expected a name, a module or None")
+        raise TypeError(f"layer must be a name, a module or None, got {layer!r}")
     name = name_of(root, found)
     if name is not None:
         return name, number
@@ -151,7 +152,7 @@ def _submodule(root: nn.Module, path: str) -> nn.Module | None:
 def _unknown_layer(root: nn.Module, path: str) -> str:
     names = [name for name, _ in named(root) if name]
     top = ", ".join(repr(name) for name, _ in root.named_children()) or "none"
-    hint = checks.nearest(path, names, f"its top modules are {top}", cutoff=0.5)
+    hint = nearest(path, names, f"its top modules are {top}", cutoff=0.5)
     return f"layer {path!r} is not in {type(root).__name__}; {hint} (xcam_fn.layers(model, x) lists them all)"
 
 

@@ -17,6 +17,7 @@ from xcam_fn import checks
 from xcam_fn.arguments import check
 from xcam_fn.metrics import Curve, relevance_rank
 from xcam_fn.models.images import unit_floats
+from xcam_fn.names import nearest
 from xcam_fn.perturb import baseline_images, blurred
 from xcam_fn.plot import inputs
 from xcam_fn.plot.figures import COLUMNS, Panel, curve_figure, curves_figure, panels_figure
@@ -34,7 +35,8 @@ class Style(TypedDict, total=False):
     alpha_follows_heatmap: bool
 
 
-_COLORMAP = "viridis"
+_COLORMAP = "inferno"
+_ALPHA = 0.75
 _CONCEPTS = "Set1"  # colors that are told apart
 _MEAN_COLOR = (0.485, 0.456, 0.406)  # of ImageNet; zero once it is normalized
 
@@ -44,8 +46,8 @@ def overlay(
     heatmap: Map,
     *,
     colormap: str = _COLORMAP,
-    alpha: float = 0.5,
-    alpha_follows_heatmap: bool = False,
+    alpha: float = _ALPHA,
+    alpha_follows_heatmap: bool = True,
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Return the picture with the heatmap laid over it in color.
 
@@ -53,10 +55,10 @@ def overlay(
         image: the picture at its own size: a PIL image, an array (H, W), (H, W, 1) or (H, W, 3), or a tensor
             (H, W), (1, H, W) or (3, H, W), of uint8 or of floats in [0, 1]; of a batch of one its image.
         heatmap: (h, w) or (1, h, w), in [0, 1]; resized to the picture (bilinear) where it differs.
-        colormap: a name of matplotlib's: "viridis" is perceptually even, "jet" is what many papers show.
-        alpha: how much the color covers, in [0, 1].
-        alpha_follows_heatmap: cover each pixel by alpha times the heatmap, so that the picture stays as it is
-            where nothing is relevant.
+        colormap: a name of matplotlib's: "inferno" is perceptually even, "jet" is what many papers show.
+        alpha: opacity of the color, in [0, 1].
+        alpha_follows_heatmap: an opacity of alpha times the heatmap, which leaves the picture as it is where
+            nothing is relevant; False for the same opacity everywhere, as many papers show it.
 
     Returns:
         (H, W, 3), uint8.
@@ -88,7 +90,7 @@ def heatmaps(
         image: the picture, as for `overlay`.
         maps: titles to heatmaps, as for `overlay`; the title of a map that is zero everywhere says so.
         caption: a line below the pictures.
-        notes: titles to what is said below their pictures, such as scores.
+        notes: titles to notes below their pictures, such as scores.
         columns: how many pictures stand in a row, ≥ 1.
         **style: colormap, alpha and alpha_follows_heatmap, as for `overlay`.
 
@@ -162,7 +164,7 @@ def concepts(
         maps: one map of each concept, (h, w), ≥ 0, at any size, as `Concepts.maps[i]` of `xcam_fn.concepts`;
             with titles where it is a mapping, else numbered.
         caption: a line below the pictures.
-        alpha: how much the colors cover, in [0, 1].
+        alpha: opacity of the colors, in [0, 1].
 
     Returns:
         The figure, the caller's alone.
@@ -315,8 +317,8 @@ def frames(
 def check_style(
     *,
     colormap: str = _COLORMAP,
-    alpha: float = 0.5,
-    alpha_follows_heatmap: bool = False,
+    alpha: float = _ALPHA,
+    alpha_follows_heatmap: bool = True,
 ) -> None:
     """Raise what `overlay` and `heatmaps` would raise for these, before any heatmap is computed."""
     checks.check_number("alpha", alpha, at_least=0, at_most=1)
@@ -326,9 +328,9 @@ def check_style(
 
 def _colormap(name: str) -> Colormap:
     if not isinstance(name, str):
-        raise TypeError(f"colormap is a {type(name).__name__}; expected the name of one, as 'viridis'")
+        raise TypeError(f"colormap must be the name of one, as 'inferno', got {type(name).__name__}")
     if name not in mpl.colormaps:
-        hint = checks.nearest(name, mpl.colormaps, "expected one such as 'viridis' or 'jet'")
+        hint = nearest(name, mpl.colormaps, "expected one such as 'inferno' or 'jet'")
         raise ValueError(f"colormap={name!r} is none of matplotlib's; {hint}")
     return mpl.colormaps[name]
 

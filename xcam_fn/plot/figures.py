@@ -15,7 +15,7 @@ from xcam_fn.plot.inputs import Line
 
 COLUMNS = 4
 _PANEL_INCHES = 2.6
-_CURVE_INCHES = (4.4, 3.4)
+CURVE_INCHES = (4.4, 3.4)
 _LINE_INCHES = 0.19
 _TEXT: Any = {"fontsize": 10, "parse_math": False}
 _SMALL = 9
@@ -24,13 +24,13 @@ _LEGEND_CHARACTERS = 32
 _SHADE = 0.2
 # Okabe and Ito's colors, but for yellow, which is faint on white. Neighbors differ in dashes too, with gaps
 # through which a line below is seen, as of methods that agree; 7 and 4 have no common divisor: 28 looks.
-_COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000")
-_DASHES = ("-", (0, (4, 3)), (0, (7, 3, 1.5, 3)), (0, (1.2, 1.8)))
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000")
+DASHES = ("-", (0, (4, 3)), (0, (7, 3, 1.5, 3)), (0, (1.2, 1.8)))
 
 
 def look(i: int) -> dict[str, Any]:
     """How the line of a method is drawn: the same in all figures."""
-    return {"color": _COLORS[i % len(_COLORS)], "linestyle": _DASHES[i % len(_DASHES)], "linewidth": 1.6}
+    return {"color": COLORS[i % len(COLORS)], "linestyle": DASHES[i % len(DASHES)], "linewidth": 1.6}
 
 
 class Panel(NamedTuple):
@@ -86,7 +86,7 @@ def panels_figure(
 
 def curve_figure(line: Line, title: str | None, beside: Panel | None = None) -> Figure:
     """One curve with the area under it shaded, at the right of a panel if there is one."""
-    width, height = _CURVE_INCHES
+    width, height = CURVE_INCHES
     if beside is None:
         figure = _figure(width, height)
         axis: Any = figure.subplots()
@@ -98,7 +98,7 @@ def curve_figure(line: Line, title: str | None, beside: Panel | None = None) -> 
         left.set_axis_off()
         left.set_anchor("N")
         beside.wrapped(inches).show(left)
-    axis.fill_between(line.fractions, line.mean, color=_COLORS[0], alpha=_SHADE, linewidth=0)
+    axis.fill_between(line.fractions, line.mean, color=COLORS[0], alpha=_SHADE, linewidth=0)
     _draw(axis, [line])
     text = ", ".join(filter(None, [title, "" if beside else line.name, f"AUC = {line.area}"]))
     if line.images > 1:
@@ -113,7 +113,7 @@ def curves_figure(lines: list[Line], best: str, title: str | None) -> Figure:
     spread = any(line.images > 1 for line in lines)
     head = f"area under the curve{' (mean' * spread}\n{'± standard error), ' * spread}{best} first"
     words = "\n".join([head, *labels]).splitlines()
-    width, height = _CURVE_INCHES
+    width, height = CURVE_INCHES
     beside = max(map(len, words)) / _CHARACTERS_PER_INCH + 0.8
     figure = _figure(width + beside, max(height, _LINE_INCHES * (len(words) + 5)))
     axis = figure.subplots()

@@ -40,7 +40,7 @@ def picture_of(image: Picture) -> Float64[np.ndarray, "H W 3"]:
     elif isinstance(image, np.ndarray):
         values = image
     else:
-        raise TypeError(f"image is a {type(image).__name__}; expected a PIL image, an array or a tensor")
+        raise TypeError(f"image must be a PIL image, an array or a tensor, got {type(image).__name__}")
     values = values[..., None] if values.ndim == 2 else values
     if values.ndim != 3 or values.shape[2] not in (1, 3) or values.size == 0:
         shape = tuple(getattr(image, "shape", values.shape))
@@ -53,7 +53,7 @@ def picture_of(image: Picture) -> Float64[np.ndarray, "H W 3"]:
 def map_of(heatmap: Map, argument: str) -> Float64[np.ndarray, "h w"]:
     """One map, whatever its values."""
     if not isinstance(heatmap, (Tensor, np.ndarray)):
-        raise TypeError(f"{argument} is a {type(heatmap).__name__}; expected a tensor or an array (h, w)")
+        raise TypeError(f"{argument} must be a tensor or an array (h, w), got {type(heatmap).__name__}")
     values = array_of(heatmap, argument) if isinstance(heatmap, Tensor) else heatmap
     values = values[0] if values.ndim == 3 and len(values) == 1 else values
     if values.ndim != 2 or values.size == 0:
@@ -104,7 +104,7 @@ def check_titled(argument: str, given: Any, expected: str, kind: str) -> None:
     """Raise where an argument is not a mapping of titles to one map or curve or more."""
     if not isinstance(given, Mapping):
         found = type(given).__name__
-        raise TypeError(f'{argument} is a {found}; expected {expected}, as {{"Grad-CAM": {kind}}}')
+        raise TypeError(f'{argument} must be {expected}, as {{"Grad-CAM": {kind}}}, got {found}')
     if not given:
         raise ValueError(f'{argument} is empty; expected at least one {kind}, as {{"Grad-CAM": {kind}}}')
 
@@ -113,7 +113,7 @@ def _line(name: str, curve: Curve) -> Line:
     argument = f"curves[{name!r}]"
     if not isinstance(curve, Curve):
         kind = type(curve).__name__
-        raise TypeError(f"{argument} is a {kind}; expected a Curve, as xcam_fn.insertion returns it")
+        raise TypeError(f"{argument} must be a Curve, as xcam_fn.insertion returns it, got {kind}")
     fractions, scores, auc = (numbers_of(v, f"{argument}.{k}", None) for k, v in curve._asdict().items())
     fits = fractions.ndim == auc.ndim == 1 and scores.shape == (len(auc), len(fractions))
     if not fits or scores.size == 0:

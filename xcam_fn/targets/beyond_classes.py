@@ -235,7 +235,7 @@ def finite(name: str, value: Any) -> Tensor:
     try:
         found = torch.as_tensor(np.array(value) if isinstance(value, np.ndarray) else value)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name} is a {type(value).__name__}; expected a tensor or an array") from error
+        raise TypeError(f"{name} must be a tensor or an array, got {type(value).__name__}") from error
     checks.check_tensor(name, found)
     return found if found.is_floating_point() else found.to(torch.float32)
 

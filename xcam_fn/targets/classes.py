@@ -280,7 +280,7 @@ def _numbers(cls: Any, batch: int, count: int, name: str) -> Any:
 def _number(cls: Any, count: int, name: str) -> int:
     if isinstance(cls, bool) or not isinstance(cls, SupportsIndex):
         wanted = "None, an int, ints, or a callable from the model's output to scores"
-        raise TypeError(f"{name}={cls!r} is a {type(cls).__name__}; expected {wanted}")
+        raise TypeError(f"{name} must be {wanted}, got {cls!r}")
     if not 0 <= (index := operator.index(cls)) < count:
         raise ValueError(f"{name}={index} is out of range: the model has {count} classes, 0 to {count - 1}")
     return index

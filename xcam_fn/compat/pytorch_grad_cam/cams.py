@@ -108,7 +108,7 @@ class BaseCAM(_Called):
         super().__init__(*args, **options)
         if not isinstance(self.target_layers, (list, tuple)):
             found = type(self.target_layers).__name__
-            raise TypeError(f"target_layers is a {found}; expected a list of modules, such as [model.layer4]")
+            raise TypeError(f"target_layers must be a list of modules, such as [model.layer4], got {found}")
         if vars(self).get("ratio_channels_to_ablate", 1.0) != 1.0:
             raise ValueError("ratio_channels_to_ablate is not 1; every channel is ablated here: leave it out")
 

@@ -50,7 +50,7 @@ class BaseCAM(Remembers):
     def __init__(self, *args: Any, **arguments: Any) -> None:
         super().__init__(*args, **arguments)
         if not isinstance(self.model, nn.Module):
-            raise TypeError(f"model is a {type(self.model).__name__}; expected a torch.nn.Module")
+            raise TypeError(f"model must be a torch.nn.Module, got {type(self.model).__name__}")
         if self.layered:
             self.target_layer_name = _layer_name(self.model, vars(self)["target_layer"])
 

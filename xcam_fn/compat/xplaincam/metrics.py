@@ -94,7 +94,9 @@ class InsertionDeletion:
         named = {title or "heatmap": results} if one else results
         curves = {name: _curve(name, found) for name, found in named.items()}
         title = f"{mode} curve" if one else title or f"{mode} curves"
-        figure = plot.curves(curves, *beside, best=best, alpha=alpha, colormap="jet", title=title)
+        figure = plot.curves(
+            curves, *beside, best=best, alpha=alpha, alpha_follows_heatmap=False, colormap="jet", title=title
+        )
         saved_and_shown(figure, save_path, dpi=300, closed=True)
 
 

@@ -37,7 +37,9 @@ def visualize_cam(
     """Draw an image (1, 3, H, W) in [0, 1] and its overlays, `nrow` pictures in a row; save and show it."""
     maps = {name: unit_map(cam) for name, cam in cams.items()}
     columns = nrow or 1 + len(maps)
-    figure = plot.heatmaps(img, maps, alpha=alpha, colormap="jet", columns=columns)
+    figure = plot.heatmaps(
+        img, maps, alpha=alpha, alpha_follows_heatmap=False, colormap="jet", columns=columns
+    )
     if figure_title:
         figure.suptitle(figure_title)
     saved_and_shown(figure, save_path, dpi=200)

@@ -119,7 +119,7 @@ class _CAM(Remembers):
         given = found.arguments
         self.model, layers, place = given["model"], given["target_layer"], given["reshape_transform"]
         if not (place is None or callable(place)):
-            raise TypeError(f"reshape_transform is a {type(place).__name__}; expected a function")
+            raise TypeError(f"reshape_transform must be a function, got {type(place).__name__}")
         if layers is None:
             name = None if place else locate_candidate_layer(self.model, given["input_shape"])
             if name is None:
@@ -254,7 +254,7 @@ def _explained(cls: Any, scores: Any, output: Any) -> Callable[[Any], Tensor]:
 def stacked(cams: Any, shape: Sequence[int] | None, change: Callable[[Tensor], Tensor]) -> Tensor:
     """Maps (B, *spatial) of several layers, changed and then resized to one shape, (L, B, *shape)."""
     if not isinstance(cams, list) or not all(isinstance(cam, Tensor) for cam in cams):
-        raise TypeError(f"cams is a {type(cams).__name__}; expected a list of tensors, one for each layer")
+        raise TypeError(f"cams must be a list of tensors, one for each layer, got {type(cams).__name__}")
     if not cams:
         raise ValueError("cams is an empty list; expected the maps of one layer or more")
     largest = tuple(map(max, zip(*(cam.shape[1:] for cam in cams), strict=True)))

@@ -1,0 +1,47 @@
+"""Names and paths as people give them, checked without torch: the command refuses wrong ones at once."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def nearest(name: str, known: Iterable[str], otherwise: str, cutoff: float = 0.6) -> str:
+    """Return "did you mean …?" with the names that are nearest to an unknown one, or else `otherwise`."""
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=cutoff)
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else otherwise
+
+
+def letters(name: str) -> str:
+    """Return a method's name without what libraries spell in different ways."""
+    return re.sub(r"[\s_,-]", "", name.casefold()).replace("++", "pp").replace("plusplus", "pp")
+
+
+def unknown_method(name: str, known: Iterable[str]) -> str:
+    """Return the message for a name that is none of the methods'."""
+    known = list(known)
+    hint = nearest(name, known, nearest(letters(name), known, "expected the name of one"))
+    return f"method {name!r} is not known; {hint} (`xcam methods` lists them)"
+
+
+def check_file(what: str, path: Path, expected: str) -> None:
+    """Raise where there is no regular file at the path; a pipe or a device could be read for ever."""
+    if not path.exists():
+        raise FileNotFoundError(f"{what} {str(path)!r}: no such file; check the path")
+    if not path.is_file():
+        kind = "folder" if path.is_dir() else "pipe, socket or device"
+        raise ValueError(f"{what} {str(path)!r} is a {kind}; expected {expected}")
+
+
+def names_of_methods() -> set[str]:
+    """Return what the families list in their `__all__`, read without importing them."""
+    found: set[str] = set()
+    for file in Path(__file__).with_name("methods").glob("*.py"):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+            if isinstance(target, ast.Name) and target.id == "__all__":
+                found |= {str(one.value) for one in ast.walk(node) if isinstance(one, ast.Constant)}
+    return found
