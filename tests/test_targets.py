@@ -161,7 +161,9 @@ def test_detection_is_differentiable_in_score_and_box():
     box = torch.tensor([0.0, 0.0, 4.0, 4.0])
 
     def score(scores: Tensor, boxes: Tensor) -> Tensor:
-        return T.detection(box, min_iou=0.4)([{"boxes": boxes, "labels": torch.tensor([3]), "scores": scores}])
+        return T.detection(box, min_iou=0.4)(
+            [{"boxes": boxes, "labels": torch.tensor([3]), "scores": scores}]
+        )
 
     scores = torch.tensor([0.7], dtype=torch.float64, requires_grad=True)
     boxes = torch.tensor([[1.0, 1.0, 5.0, 4.5]], dtype=torch.float64, requires_grad=True)
