@@ -548,7 +548,10 @@ def test_frames_of_the_wrong_kind_are_refused(change, reason):
 
 def test_boxes_are_drawn_where_they_lie_on_the_picture():
     picture = np.zeros((40, 60, 3))
-    boxes = {"left": [2.0, 1.0, 10.0, 18.0], "right": torch.tensor([14.0, 4.0, 29.0, 19.0])}  # pixels of the maps
+    boxes = {
+        "left": [2.0, 1.0, 10.0, 18.0],
+        "right": torch.tensor([14.0, 4.0, 29.0, 19.0]),
+    }  # pixels of the maps
     figure = plot.detections(picture, boxes, {"left": np.eye(20, 30), "right": np.ones((20, 30))})
     photograph, left, right = figure.axes[:3]
     corners = lambda axis: [(*p.get_xy(), p.get_width(), p.get_height()) for p in axis.patches[1::2]]  # noqa: E731

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from xcam_fn.network.vjp import by_autograd, differentiated
 from xcam_fn.torch_state import Convolution
 
 Edge = tuple[Any, int]  # a node of autograd's graph, and which of its outputs
+_REGIONS = re.compile("roi_?(align|pool)", re.IGNORECASE)  # in the name of a node that cuts boxes out of maps
 
 
 class _Maps(NamedTuple):
@@ -109,12 +111,14 @@ def _maps(
 
 def _front(node: Any, maps: list[_Maps], dead: Collection[Edge], start: Edge) -> tuple[str, ...]:
     """The names of the last maps of each size that all paths to earlier maps of the size lead through."""
+    regions = {edge for edge in _reached(node, ()) if _REGIONS.search(type(edge[0]).__name__)}
+    of_regions = _reached(node, regions) if regions else set()  # maps of a box each, not of the image
     of_size: dict[tuple[int, ...], list[_Maps]] = {}
     for one in maps:
-        of_size.setdefault(one.size, []).append(one)
+        if one.edge not in of_regions:
+            of_size.setdefault(one.size, []).append(one)
     while True:
-        last = [group[-1] for group in of_size.values()]
-        reached = _reached(node, {one.edge for one in last} | set(dead))
+        reached = _reached(node, {group[-1].edge for group in of_size.values()} | set(dead))
         passed = [
             group
             for group in of_size.values()
@@ -124,7 +128,7 @@ def _front(node: Any, maps: list[_Maps], dead: Collection[Edge], start: Edge) ->
             break
         for group in passed:
             group.pop()
-    front = [one for one in last if one.edge in reached]
+    front = [group[-1] for group in of_size.values() if group[-1].edge in reached]
     if start in reached or not front:
         raise checks.NoDefaultLayerError(
             "layer=None: there are no layers with maps that all of the score is read through; name the layer "
