@@ -25,6 +25,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "cameras": {"scales": [1.0, 1.5]},
     "occlusion": {"window": 8, "stride": 6},
     "rise": {"num_masks": 20},
+    "drise": {"num_masks": 20},
     "deep_feature_factorization": {"num_concepts": 3},
     "opticam": {"steps": 2},
     "curvecam": {"steps": 2},

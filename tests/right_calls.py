@@ -381,7 +381,7 @@ enter(
     lambda w: {
         "output": [{"boxes": torch.tensor([[0.0, 0, 5, 5], [2, 2, 9, 9]]), "labels": torch.tensor([1, 2]),
                     "scores": torch.tensor([0.9, 0.5])}] * w.batch,
-        "box": [1.0, 1.0, 6.0, 6.0], "label": w.rng.choice([None, 1]),
+        "box": [1.0, 1.0, 5.0, 6.0], "label": w.rng.choice([None, 1]),
     },
 )  # fmt: skip
 enter(
@@ -429,6 +429,11 @@ enter("plot.heatmaps", xf.plot.heatmaps, lambda w: {"image": _picture(w), "maps"
       "alpha_follows_heatmap")  # fmt: skip
 enter("plot.grid", xf.plot.grid, lambda w: {"image": _picture(w), "rows": [{"a": w.heatmap[0]}, {"a": w.heatmap[0]}]},
       "colormap", "alpha", "alpha_follows_heatmap")  # fmt: skip
+enter(
+    "plot.detections",
+    xf.plot.detections,
+    lambda w: {"image": _picture(w), "boxes": {"a": [0, 1, 4, 3]}, "maps": {"a": w.heatmap[0]}},
+)
 enter(
     "plot.concepts", xf.plot.concepts, lambda w: {"image": _picture(w), "maps": [w.heatmap[0], w.heatmap[0]]}
 )

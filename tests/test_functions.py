@@ -22,6 +22,7 @@ OPTIONS = {
     "sscam": {"num_samples": 2},
     "iscam": {"num_samples": 2},
     "rise": {"num_masks": 8},
+    "drise": {"num_masks": 8},
     "groupcam": {"num_groups": 2},
     "integrated_gradients": {"steps": 5},
     "expected_gradients": {"num_samples": 3},

@@ -243,7 +243,7 @@ def test_equal_masks_are_scored_once_for_all_methods():
 
 def test_together_they_are_what_they_are_apart(lite0, photographs):
     x = photographs[:, :, ::7, ::7].contiguous()
-    left = ("sscam", "iscam", "rise", "cam", *networks.OF_ATTENTION)
+    left = ("sscam", "iscam", "rise", "drise", "cam", *networks.OF_ATTENTION)
     names = [name for name in xf.METHODS if name not in left]
     few = {"num_groups": 4, "num_samples": 2, "steps": 2, "scales": [1.0, 1.5], "channels": 8}
     together = xf.explain_all(lite0, "_blocks.3", x, None, [*names, "gradcam+groupcam"], **few)

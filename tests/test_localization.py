@@ -231,7 +231,7 @@ class Disconnected(nn.Module):
 # windows across cells, at norms over the channels of all cells, or search among maps that are nowhere zero.
 LEAVING = {
     "eigencam", "kpcacam", "fem", "randomcam", "deep_feature_factorization", "sidu", "sscam", "rise",
-    "occlusion", "normgrad", "opticam", "curvecam",
+    "drise", "occlusion", "normgrad", "opticam", "curvecam",
 }  # fmt: skip
 LACKING = {*networks.OF_ATTENTION, "cameras", "refinecam"}  # no attention, one size, no other layer
 

@@ -539,3 +539,37 @@ def test_frames_of_the_wrong_kind_are_refused(change, reason):
     arguments = {"image": PICTURE, "heatmap": MAP, **change}
     with pytest.raises(TypeError, match=reason):
         plot.frames(**arguments)
+
+
+# -- detections ------------------------------------------------------------------------------------------------
+
+
+def test_boxes_are_drawn_where_they_lie_on_the_picture():
+    picture = np.zeros((40, 60, 3))
+    boxes = {
+        "left": [2.0, 1.0, 10.0, 18.0],
+        "right": torch.tensor([14.0, 4.0, 29.0, 19.0]),
+    }  # pixels of the maps
+    figure = plot.detections(picture, boxes, {"left": np.eye(20, 30), "right": np.ones((20, 30))})
+    photograph, left, right = figure.axes[:3]
+    corners = lambda axis: [(*p.get_xy(), p.get_width(), p.get_height()) for p in axis.patches[1::2]]  # noqa: E731
+    assert corners(left) == [(3.5, 1.5, 16, 34)]
+    assert corners(right) == [(27.5, 7.5, 30, 30)]
+    assert corners(photograph) == corners(left) + corners(right)
+    colors = [axis.patches[1].get_edgecolor() for axis in (left, right)]
+    assert colors == [p.get_edgecolor() for p in photograph.patches[1::2]]
+    assert colors[0] != colors[1]
+
+
+@pytest.mark.parametrize(
+    ("boxes", "message"),
+    [
+        ({"b": [0.0, 0.0, 1.0, 1.0]}, r"boxes has the titles \['b'\]; expected those of maps, \['a'\]"),
+        ({"a": [0.0, 0.0, 0.0, 1.0]}, r"boxes\['a'\]=\[0\.0, 0\.0, 0\.0, 1\.0\]; expected x1, y1, x2, y2"),
+        ({"a": [0.0, 0.0, 1.0]}, r"boxes\['a'\]=\[0\.0, 0\.0, 1\.0\]; expected x1, y1, x2, y2"),
+        ({}, "boxes is empty; expected at least one box"),
+    ],
+)
+def test_boxes_that_are_none_are_refused(boxes, message):
+    with pytest.raises(ValueError, match=message):
+        plot.detections(PICTURE, boxes, {"a": MAP})

@@ -152,8 +152,7 @@ def test_detection_is_the_best_product_of_score_and_overlap():
     }
     box = [2, 0, 6, 4]
     torch.testing.assert_close(T.detection(box)([detected]), torch.tensor([0.5]))
-    torch.testing.assert_close(T.detection(box, 1)([detected]), torch.tensor([0.9 * 8 / 24]))
-    assert T.detection([7, 0, 8, 1])([detected]) == 0
+    torch.testing.assert_close(T.detection(box, 1, min_iou=0.3)([detected]), torch.tensor([0.9 * 8 / 24]))
     both = T.detection(torch.tensor([box, [8, 8, 9, 9]]), [2, 1])([detected, detected])
     torch.testing.assert_close(both, torch.tensor([0.5, 1.0]))
 
@@ -162,7 +161,9 @@ def test_detection_is_differentiable_in_score_and_box():
     box = torch.tensor([0.0, 0.0, 4.0, 4.0])
 
     def score(scores: Tensor, boxes: Tensor) -> Tensor:
-        return T.detection(box)([{"boxes": boxes, "labels": torch.tensor([3]), "scores": scores}])
+        return T.detection(box, min_iou=0.4)(
+            [{"boxes": boxes, "labels": torch.tensor([3]), "scores": scores}]
+        )
 
     scores = torch.tensor([0.7], dtype=torch.float64, requires_grad=True)
     boxes = torch.tensor([[1.0, 1.0, 5.0, 4.5]], dtype=torch.float64, requires_grad=True)
@@ -444,7 +445,7 @@ def test_detectors_of_torchvision(name):
     x = made(2, 3, 64, 64)
     with torch.no_grad():
         label = int(model(x[:1])[0]["labels"][0])
-    target = T.detection([8, 8, 48, 40], label)
+    target = T.detection([8, 8, 48, 40], label, min_score=0.0, min_iou=0.0)
     found = xf.gradcam(model, layer, x, target, postprocess=None)
     assert not found.requires_grad
     assert all(p.grad is None for p in model.parameters())
@@ -462,7 +463,7 @@ def test_detectors_of_torchvision(name):
 def test_perturbation_and_metrics_of_a_detector():
     model, layer = detector("fasterrcnn")
     x = made(1, 3, 64, 64)
-    target = T.detection([0, 0, 64, 56])
+    target = T.detection([0, 0, 64, 56], min_iou=0.0)
     heat = xf.rise(model, layer, x, target, num_masks=4)
     assert heat.shape == (1, 64, 64)
     assert torch.isfinite(heat).all()
@@ -632,7 +633,7 @@ LOGITS = torch.zeros(2, 6)
         (T.segment(3), DENSE, r"cls=3 is out of range: the model has 3 classes"),
         (T.segment(torch.tensor([[1, 2]] * 2)), DENSE, r"segment: cls has shape \(2, 2\); expected one class"),
         (T.detection([0, 0, 1, 1]), LOGITS, r"detection: .*shape \(2, 6\); expected a list with one dict"),
-        (T.detection([0, 0, 1, 1]), [DETECTED, NOTHING], r"image 1 has no detections; .*box_score_thresh"),
+        (T.detection([0, 0, 4, 4], min_iou=0.0), [DETECTED, NOTHING], r"image 1 has no detections; .*box_score_thresh"),
         (T.detection([0, 0, 1, 1], 3), [DETECTED], r"image 0 has no detection with label 3; its labels are \[1, 7\]"),
         (T.detection([[0, 0, 1, 1]] * 3), [DETECTED], r"box has shape \(3, 4\) for a batch of 1; .*\(1, 4\)"),
         (T.detection([0, 0, 1, 1], [1, 7]), [DETECTED], r"label has shape \(2,\) for a batch of 1"),

@@ -15,6 +15,7 @@ from xcam_fn.network.calls import outputs_agree, run_model
 from xcam_fn.network.copies import private_copy, unwrap
 from xcam_fn.network.forward import forward_pass
 from xcam_fn.network.halves import Halves, halves
+from xcam_fn.network.levels import score_levels
 from xcam_fn.network.modes import Rescale, StepByStep
 from xcam_fn.network.passes import Pass
 from xcam_fn.network.places import ToSpatial, replaced
@@ -24,7 +25,7 @@ from xcam_fn.network.vjp import pulled_back, recording, records_nothing, vjp
 from xcam_fn.perturb import perturbation_scores
 from xcam_fn.scoring.running import Once, Running, Scoring, check_rows, mixing
 from xcam_fn.scoring.score import TARGETS, Explained, check_score, explained_score
-from xcam_fn.targets import Classes, logit
+from xcam_fn.targets import Classes, Target, logit
 from xcam_fn.torch_state import in_transform
 
 Change = Callable[[Tensor, Tensor], Tensor]
@@ -129,13 +130,31 @@ class Call(Once):
         self._pin()
         found = self._of_network.get("pass")
         if found is None or (records and found.pull is None):
-            records = records or self.records
-            score = self._score if self.layer is None else None
-            found = forward_pass(
-                self.model, self.layer, self.x, self.to_spatial, records=records, score=score
-            )
+            records, layer = records or self.records, self._at
+            score = self._score if layer is None else None
+            found = forward_pass(self.model, layer, self.x, self.to_spatial, records=records, score=score)
             self._of_network["pass"] = found
         return found
+
+    @property
+    def levels(self) -> list[str] | None:
+        """The layers that a detection is read through, see `score_levels`; None for other targets."""
+        whole = self.cls.whole if isinstance(self.cls, Target) else None
+        if whole is not None and "levels" not in self._of_network:
+            score = checked_scores(whole, self.x.shape[0])
+            self._of_network["levels"] = score_levels(self.model, self.x, score)
+        return self._of_network.get("levels")
+
+    @property
+    def _at(self) -> Layer:
+        """The layer that is asked for, or where none is, the one that a detection is read through."""
+        found = None if self.layer is not None else self.levels
+        if found is not None and len(found) > 1:
+            raise ValueError(
+                f"layer=None: the score is read through several layers, {', '.join(found)}; "
+                "multi_layer(method) adds up their maps, or name one of them"
+            )
+        return self.layer if found is None else found[0]
 
     @property
     def _score(self) -> Callable[[Any], Tensor]:
@@ -172,14 +191,14 @@ class Call(Once):
     def curvature(self) -> tuple[Tensor, Tensor]:
         """The gradient, and the second derivative times the features, (B, n, K, *spatial) each."""
         with StepByStep():
-            found = forward_pass(self.model, self.layer, self.x, self.to_spatial)
+            found = forward_pass(self.model, self._at, self.x, self.to_spatial)
             self._of_network.setdefault("pass", found)
             G, HA = found.curvature(self._score)
         return self._by_class(G), self._by_class(HA)
 
     def gradient_at(self, replace: Callable[[Tensor], Tensor], cls: Classes) -> Tensor:
         """The gradient of the score where something else takes the place of the layer's own output."""
-        found = forward_pass(self.model, self.layer, self.x, self.to_spatial, replace=replace)
+        found = forward_pass(self.model, self._at, self.x, self.to_spatial, replace=replace)
         return self._by_class(found.gradient(checked_scores(cls, self.x.shape[0])))
 
     def multipliers(self) -> Tensor:

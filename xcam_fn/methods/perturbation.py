@@ -29,9 +29,10 @@ from xcam_fn.perturb import (
 )
 from xcam_fn.scoring.running import Running, RunningOptions
 from xcam_fn.targets import Classes
+from xcam_fn.targets.detections import Detection
 from xcam_fn.weights import Projection
 
-__all__ = ["groupcam", "gscorecam", "iscam", "rise", "scorecam", "sscam"]
+__all__ = ["drise", "groupcam", "gscorecam", "iscam", "rise", "scorecam", "sscam"]
 
 _RESIZE_FIRST = functools.partial(heatmap, resize_first=True)
 _CUMULATIVE: dict[str, Any] = {"scales": "cumulative"}
@@ -385,3 +386,32 @@ def rise(
     for chunk in index.split(scoring.chunk_size):
         total = total + torch.einsum("bmn,m...->bn...", scores[:, chunk], torch.vmap(mask)(chunk).to(scores))
     return total / (num_masks * keep)
+
+
+@method(
+    "D-RISE", family="perturbation", paper="arXiv:2006.03204",
+    summary="RISE for detectors: masks weighted by how alike what they show is detected",
+    cost=lambda channels, num_masks: num_masks, returns="scores", explains=(rise,),  # noqa: ARG005
+)  # fmt: skip
+def drise(
+    call: Call,
+    *,
+    num_masks: Count = 5000,
+    grid: Count = 16,
+    keep: Annotated[float, ("above", 0), ("at_most", 1)] = 0.5,
+    seed: int = 0,
+    **options: Unpack[RunningOptions],
+) -> Tensor:
+    """D-RISE: random masks added up, each weighted by how alike a detection is found where it shows.
+
+    Σ_n s_n M_n / (N · P), s_n = max_j IoU(d, d_j) cos(p, p_j) O_j over the detections d_j in x ⊙ M_n, for the
+    detection d with class probabilities p that `cls=targets.detection(box, label)` asks for. It is RISE, with
+    finer masks, of `detection(..., part="similarity")`; of any other class or target it is RISE itself.
+
+    References:
+        Petsiuk et al., Black-box Explanation of Object Detectors via Saliency Maps (arXiv:2006.03204).
+    """
+    asked = call.asking(call.cls.similar()) if isinstance(call.cls, Detection) else call
+    maps = rise.run(asked, num_masks=num_masks, grid=grid, keep=keep, seed=seed, **options)
+    call.many = asked.many
+    return maps

@@ -220,19 +220,24 @@ def multi_layer(
     call: Call,
     explain: Explain,
     layers: Layers | None = None,
-    combine: Combine = "mean",
+    combine: Combine | None = None,
     *,
     each: Postprocess | None = heatmap,
 ) -> Tensor:
     """The method's maps at several layers, combined into one.
 
+    Of a detection the layers are the levels that its score is read through, and their raw maps are added up,
+    each resized so that it keeps its sum: Σ_l (|Ω_l| / |Ω|) U(cam_l), |Ω_l| the places of a level. A level
+    counts by what it adds to the score, and one that is not read is zero.
+
     Args:
         method: a method, or its name.
         layers: their names or modules; None for the last layer of each of the last three resolutions, the
-            deepest being the layer that the method is called with.
-        combine: "mean", "max" or "product", or a callable from the maps, (L, B, *size), to one, (B, *size).
+            deepest being the layer that the method is called with, or for the levels of a detection.
+        combine: "mean", "max" or "product", or a callable from the maps, (L, B, *size), to one, (B, *size);
+            None for the mean, and for the sum of the levels of a detection.
         each: what is made of a layer's map before, `(cam, size) -> map`; None leaves it raw. Where the maps
-            differ in size they are resized to the largest.
+            differ in size they are resized to the largest. Not for the sum of levels.
 
     Returns:
         A method, "multi_layer(gradcam)" for example; its `postprocess` is given what is combined.
@@ -242,13 +247,18 @@ def multi_layer(
             ValueError) where the network has one resolution alone.
         TypeError: layers is a single name.
     """
-    chosen = last_layers(call.model, call.x, call.layer) if layers is None else layers
-    maps = [explain(call.at(one), postprocess=each) for one in chosen]
+    levels = call.levels if layers is None and call.layer is None else None
+    adds_up = levels is not None and combine is None
+    chosen = levels or (last_layers(call.model, call.x, call.layer) if layers is None else layers)
+    maps = [explain(call.at(one), postprocess=None if adds_up else each) for one in chosen]
     axes = call.x.ndim - 2
     largest = tuple(map(max, zip(*(cam.shape[-axes:] for cam in maps), strict=True)))
     stacked = torch.stack([resize(cam, largest) for cam in maps])
+    if adds_up:
+        places = stacked.new_tensor([cam[0].numel() for cam in maps]) / stacked[0, 0].numel()
+        return torch.einsum("l,l...->...", places, stacked)
     if not callable(combine):
-        return _COMBINATIONS[combine](stacked, 0)
+        return _COMBINATIONS[combine or "mean"](stacked, 0)
     fits = lambda found: found.shape == stacked.shape[1:]  # noqa: E731
     return checks.check_returned("combine", combine(stacked), f"maps {tuple(stacked.shape[1:])}", fits)
 

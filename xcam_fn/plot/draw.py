@@ -148,6 +148,54 @@ def grid(
     return panels_figure(panels, caption, colormap=style.get("colormap", _COLORMAP), columns=counts[0])
 
 
+def detections(
+    image: Picture,
+    boxes: Mapping[str, Numbers],
+    maps: Mapping[str, Map],
+    *,
+    caption: str | None = None,
+    columns: int = COLUMNS,
+    **style: Unpack[Style],
+) -> Figure:
+    """A figure of the picture with boxes and, beside it, of the picture under each box's heatmap.
+
+    Args:
+        image: the picture, as for `overlay`.
+        boxes: titles to boxes, x1, y1, x2, y2 in pixels of their heatmaps, which are those of x.
+        maps: the same titles to heatmaps, as for `overlay`.
+        caption: a line below the pictures.
+        columns: how many pictures stand in a row, ≥ 1.
+        **style: colormap, alpha and alpha_follows_heatmap, as for `overlay`.
+
+    Returns:
+        The figure, the caller's alone.
+
+    Raises:
+        ValueError: there are no maps, boxes has other titles, a shape or a value is out of range, or the
+            colormap is unknown.
+        TypeError: an argument is of the wrong kind.
+    """
+    inputs.check_titled("maps", maps, "titles to heatmaps", "map")
+    inputs.check_titled("boxes", boxes, "titles to boxes", "box")
+    checks.check_count("columns", columns)
+    if boxes.keys() != maps.keys():
+        raise ValueError(f"boxes has the titles {list(boxes)}; expected those of maps, {list(maps)}")
+    picture = inputs.picture_of(image)
+    drawn = {}
+    for number, (title, values) in enumerate(maps.items()):
+        height, width = inputs.map_of(values, f"maps[{title!r}]").shape
+        box = inputs.numbers_of(boxes[title], f"boxes[{title!r}]")
+        if box.shape != (4,) or not (box[2:] > box[:2]).all():
+            expected = "x1, y1, x2, y2 with x1 < x2 and y1 < y2"
+            raise ValueError(f"boxes[{title!r}]={boxes[title]!r}; expected {expected}")
+        scale = np.array([picture.shape[1] / width, picture.shape[0] / height] * 2)
+        drawn[number] = box * scale
+    panels = [_photograph(picture)._replace(boxes=drawn)]
+    for number, panel in enumerate(_overlaid(picture, maps, "maps", style)):
+        panels.append(panel._replace(boxes={number: drawn[number]}))
+    return panels_figure(panels, caption, colormap=style.get("colormap", _COLORMAP), columns=columns)
+
+
 def concepts(
     image: Picture,
     maps: Sequence[Map] | Mapping[str, Map],

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from xcam_fn.arguments import check
 from xcam_fn.plot.inputs import Line
@@ -34,15 +37,16 @@ def look(i: int) -> dict[str, Any]:
 
 
 class Panel(NamedTuple):
-    """A picture (H, W, 3) below its title and above its note."""
+    """A picture (H, W, 3) below its title and above its note, and boxes in it by their numbers."""
 
     pixels: np.ndarray
     title: str
     note: str = ""
+    boxes: Mapping[int, np.ndarray] = MappingProxyType({})  # x1, y1, x2, y2 in pixels of the picture
 
     def wrapped(self, inches: float) -> Panel:
         """The panel with its text in lines that are no wider."""
-        return Panel(self.pixels, _wrapped(self.title, inches), _wrapped(self.note, inches))
+        return self._replace(title=_wrapped(self.title, inches), note=_wrapped(self.note, inches))
 
     def show(self, axis: Any) -> None:
         """Draw the panel in the axes."""
@@ -50,6 +54,13 @@ class Panel(NamedTuple):
         axis.set_title(self.title, **_TEXT)
         below = {"ha": "center", "va": "top", "transform": axis.transAxes, "fontsize": _SMALL}
         axis.text(0.5, -0.03, self.note, parse_math=False, **below)
+        for number, (x1, y1, x2, y2) in self.boxes.items():
+            color = _COLORS[number % len(_COLORS)]
+            for edge, width in (("white", 3.5), (color, 2.0)):  # seen on any ground
+                corner = (x1 - 0.5, y1 - 0.5)  # a pixel's center has its whole number
+                axis.add_patch(
+                    Rectangle(corner, x2 - x1, y2 - y1, fill=False, edgecolor=edge, linewidth=width)
+                )
 
 
 def panels_figure(

@@ -4,7 +4,7 @@
 |----------------------------|----------------------------------------------------------------------------|
 | logits (B, classes)        | `logit`, `probability`, `log_odds`, `sigmoid` (multi-label), `contrast`    |
 | logits (B, classes, H, W)  | `segment`: torchvision's dict and an object with .logits too               |
-| a list of detections       | `detection`, for torchvision's detectors                                   |
+| detections                 | `detection`: torchvision's lists, YOLO heads, DETR and its kin              |
 | embeddings (B, D)          | `similarity`: image_embeds and pooler_output too                           |
 | numbers (B,) or (B, n)     | `regression`                                                               |
 | something for each image   | `per_image`, a function for each                                           |
@@ -13,11 +13,12 @@ Each takes the model's output to scores (B,), or (B, n) where n classes of each 
 Targets are added, subtracted and multiplied by numbers, also with callables of your own:
 `logit(281) - 0.5 * logit(282)`.
 
-`target` has what all of them share, `classes` those of classification, `beyond_classes` the others, `outputs`
-the search for logits, embeddings or detections in an output. Nothing here runs a network.
+`target` has what all of them share, `classes` those of classification, `detections` that of detectors,
+`beyond_classes` the others, `outputs` the search for logits or embeddings in an output. Nothing here runs a
+network.
 """
 
-from xcam_fn.targets.beyond_classes import detection, per_image, regression, segment, similarity
+from xcam_fn.targets.beyond_classes import per_image, regression, segment, similarity
 from xcam_fn.targets.classes import (
     Classes,
     ClassScore,
@@ -29,6 +30,7 @@ from xcam_fn.targets.classes import (
     resolve,
     sigmoid,
 )
+from xcam_fn.targets.detections import detection
 from xcam_fn.targets.outputs import describe, logits
 from xcam_fn.targets.target import Score, Target
 

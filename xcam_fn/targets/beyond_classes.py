@@ -1,4 +1,4 @@
-"""The targets of dense outputs, detections, embeddings and numbers, and of a function for each image."""
+"""The targets of dense outputs, embeddings and numbers, and of a function for each image."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from xcam_fn import checks
-from xcam_fn.targets.classes import class_index, is_sequence, is_whole
-from xcam_fn.targets.outputs import dense_logits, describe, detections, embeddings, numbers
+from xcam_fn.targets.classes import class_index
+from xcam_fn.targets.outputs import dense_logits, describe, embeddings, numbers
 from xcam_fn.targets.target import Chosen, Fixed, Reading, Target
 
 
@@ -89,81 +89,6 @@ def _mean_over_pixels(values: Tensor, index: Tensor, share: Tensor) -> Tensor:
     values = values.flatten(2)
     rows = index[:, None, None].expand(-1, 1, values.shape[-1])
     return (values.gather(1, rows).squeeze(1) * share).sum(-1)
-
-
-def detection(box: Any, label: int | Sequence[int] | Tensor | None = None) -> Target:
-    """The target for torchvision's detectors: score × overlap (IoU) of the detection that matches a box best.
-
-        detected    score   IoU with box   product
-        ┌───┐       0.9     0.5            0.45
-        │ ┌─┼─┐     0.6     0.8            0.48   ◀ score
-        └─┼─┘ │     0.7     0.0            0.00
-          └───┘
-
-    Both are differentiated: a map shows what makes the network sure and what makes the box fit. The score
-    is 0 where nothing of the label overlaps the box, and for a perturbed image without any detection; an
-    image that is to be explained has to have one.
-
-    Name the layer: `backbone.body.layer4` for a ResNet with a feature pyramid; `layer=None` would find one of
-    the detector's heads. Detectors resize images and pad them to multiples of 32 pixels; a map is stretched
-    over the padding too, so that images whose resized sides are multiples of 32 are explained most exactly.
-
-    Args:
-        box: (4,) for all images or (B, 4): x1, y1, x2, y2 in pixels of the image as passed in.
-        label: the label that counts, or one for each image; None for any.
-
-    Raises:
-        ValueError: box is no box; when called: the output is something else, an image has no detection (of
-            that label), or box or label is for another number of images.
-        TypeError: box or label is of the wrong kind.
-    """
-    box = finite("box", box)
-    if box.ndim not in (1, 2) or box.shape[-1] != 4 or box.numel() == 0:
-        raise ValueError(f"box has shape {tuple(box.shape)}; expected (4,) or (B, 4): x1, y1, x2, y2")
-    if checks.is_readable(box) and not bool((box[..., 2:] > box[..., :2]).all()):
-        raise ValueError(f"box={box.tolist()}: expected x1, y1, x2, y2 with x1 < x2 and y1 < y2")
-    choose = functools.partial(_wanted, box, None if label is None else _checked_label(label))
-    return Reading(detections, choose, _best_matches)
-
-
-def _checked_label(label: Any) -> Tensor:
-    found = torch.as_tensor(label) if is_sequence(label) or isinstance(label, int) else label
-    if isinstance(label, bool) or not isinstance(found, Tensor) or not is_whole(found):
-        raise TypeError(f"label={label!r}; expected None, a whole number, or one for each image")
-    checks.check_tensor("label", found)
-    return found
-
-
-def _wanted(
-    box: Tensor, label: Tensor | None, values: list[dict[str, Tensor]]
-) -> tuple[Tensor, Tensor | None]:
-    """The box and the label that are looked for in each image."""
-    like = values[0]["boxes"]
-    boxes = _of_images("detection: box", box, len(values), 4).to(like)
-    labels = None if label is None else _of_images("label", label, len(values)).to(like.device)
-    for image, detected in enumerate(values):
-        if not len(detected["scores"]):
-            remedy = "take one that has, or lower the score that counts (torchvision's box_score_thresh)"
-            raise ValueError(f"detection: image {image} has no detections; {remedy}")
-        if labels is not None and not bool((detected["labels"] == labels[image]).any()):
-            there = f"its labels are {detected['labels'].unique().tolist()}"
-            wanted = f"label {int(labels[image])}; {there}: pass one of these, or label=None for any"
-            raise ValueError(f"detection: image {image} has no detection with {wanted}")
-    return boxes, labels
-
-
-def _best_matches(values: list[dict[str, Tensor]], boxes: Tensor, labels: Tensor | None) -> Tensor:
-    """The highest score × IoU of each image, 0 where nothing is detected."""
-    from torchvision.ops import box_iou  # noqa: PLC0415  (loaded with the first detector)
-
-    best = []
-    for image, detected in enumerate(values):
-        scores, box = detected["scores"], boxes[image : image + 1].to(detected["boxes"])
-        products = scores * box_iou(detected["boxes"], box)[:, 0].to(scores)
-        if labels is not None:
-            products = products * (detected["labels"] == labels[image])
-        best.append(torch.cat([products, products.new_zeros(1)]).max())
-    return torch.stack(best)
 
 
 def similarity(embedding: Any) -> Target:

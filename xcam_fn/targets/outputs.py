@@ -13,7 +13,7 @@ from xcam_fn.arguments import checked
 
 _LOGITS = ("logits", "out")
 _EMBEDDINGS = ("image_embeds", "pooler_output", "embedding")
-_DETECTIONS = ("boxes", "labels", "scores")
+DETECTIONS = ("boxes", "labels", "scores")
 _WITH_LOGITS = "an object with .logits or a dict with 'logits' or 'out'"
 
 
@@ -55,23 +55,6 @@ def numbers(output: Any) -> Float[Tensor, "B n"]:
     return found if found.ndim == 2 else found[:, None]
 
 
-def detections(output: Any) -> list[dict[str, Tensor]]:
-    """Boxes, labels and scores of each image, as torchvision's detectors return; ValueError where not."""
-    if not _is_detections(output):
-        keys = str(_DETECTIONS)[1:-1]
-        expected = f"a list with one dict for each image, with keys {keys}, as torchvision's detectors return"
-        raise _misfit(output, _LOGITS, expected, "detection: ")
-    expected = "boxes (N, 4), labels (N,) and scores (N,), tensors"
-    for one in output:
-        for key, axes in zip(_DETECTIONS, (2, 1, 1), strict=True):
-            if not isinstance(one[key], Tensor):
-                raise _misfit(output, _LOGITS, expected, "detection: ")
-            checks.check_dense(f"detection: {key}", one[key])
-            if one[key].shape != (len(one["boxes"]), 4)[:axes]:
-                raise _misfit(output, _LOGITS, expected, "detection: ")
-    return list(output)
-
-
 def describe(output: Any) -> str:
     """The kind and shape of a model's output, in words."""
     kind = "dict" if type(output).__name__ == "OrderedDict" else type(output).__name__
@@ -92,9 +75,17 @@ def describe(output: Any) -> str:
     return f"a {kind}" + ("" if found is None else f" with .logits, {describe(found)}")
 
 
-def _is_detections(output: Any) -> bool:
+def is_listed(output: Any) -> bool:
+    """Whether an output is a list of detections, a dict for each image, as torchvision's detectors return."""
     images = output if isinstance(output, (list, tuple)) else ()
-    return bool(images) and all(isinstance(one, dict) and set(_DETECTIONS) <= set(one) for one in images)
+    return bool(images) and all(isinstance(one, dict) and set(DETECTIONS) <= set(one) for one in images)
+
+
+def part_of(output: Any, *names: str) -> Tensor | None:
+    """The first tensor among an output's entries or attributes of the names."""
+    is_mapping = isinstance(output, Mapping)
+    parts = (output.get(name) if is_mapping else getattr(output, name, None) for name in names)
+    return next((y for y in parts if isinstance(y, Tensor)), None)
 
 
 def _read(
@@ -107,7 +98,7 @@ def _read(
     in_parts: bool = False,
 ) -> Tensor:
     """The tensor under one of the names or, with `in_parts`, the one part of a tuple or list that fits."""
-    found = _named(output, names)
+    found = output if isinstance(output, Tensor) else part_of(output, *names)
     if found is None and in_parts and isinstance(output, (list, tuple)):
         parts = [y for y in output if isinstance(y, Tensor) and y.is_floating_point() and not y.is_nested]
         parts = [y for y in parts if fits(y)]
@@ -115,30 +106,24 @@ def _read(
         expected += f" (there are {len(parts)} of that shape: say which)" * (len(parts) > 1)
     if found is not None:
         found = checks.check_returned("the model", found, expected)
-    if found is None or not fits(found):
-        raise _misfit(output, names, expected, target)
+    # The queries of a detector are no pixels.
+    if found is None or not fits(found) or part_of(output, "pred_boxes") is not None:
+        raise misfit(output, names, expected, target)
     if found.numel() == 0:
         raise ValueError(f"{target}the model's output is {describe(output)}; it holds no values")
     return found
 
 
-def _named(output: Any, names: tuple[str, ...]) -> Tensor | None:
-    """The output where it is a tensor, else the first tensor among its entries or attributes of the names."""
-    is_mapping = isinstance(output, Mapping)
-    parts = (output.get(name) if is_mapping else getattr(output, name, None) for name in names)
-    return output if isinstance(output, Tensor) else next((y for y in parts if isinstance(y, Tensor)), None)
-
-
-def _misfit(output: Any, names: tuple[str, ...], expected: str, target: str) -> ValueError:
+def misfit(output: Any, names: tuple[str, ...], expected: str, target: str) -> ValueError:
     """The error for an output that is not what a target reads, with what to pass for it."""
-    found = _named(output, names)
-    if _is_detections(output):
+    found = output if isinstance(output, Tensor) else part_of(output, *names)
+    if is_listed(output) or part_of(output, "pred_boxes") is not None:
         remedy = "xcam_fn.targets.detection(box, label)"
     elif found is not None and found.ndim == 2:
         remedy = "a class, or xcam_fn.targets.regression(index)"
     elif found is not None and found.ndim > 0:
         remedy = f"xcam_fn.targets.{'regression()' if found.ndim == 1 else 'segment(cls, mask)'}"
-    elif _named(output, _EMBEDDINGS) is not None:
+    elif part_of(output, *_EMBEDDINGS) is not None:
         remedy = "xcam_fn.targets.similarity(embedding)"
     else:
         example = "lambda output: output[0][:, 3]"

@@ -26,6 +26,11 @@ class Target(abc.ABC):
     perturbed images.
     """
 
+    @property
+    def whole(self) -> Target | None:
+        """All that is read for the target, where a default layer is to have all of it, as of detections."""
+        return None
+
     @abc.abstractmethod
     def fixed(self, output: Any) -> Fixed:
         """The target with every choice made by this output, of the B images as they are.
@@ -108,6 +113,16 @@ class _Combination(Target):
     """Multiples of targets, added up."""
 
     terms: tuple[tuple[float, Target], ...]
+
+    @property
+    def whole(self) -> Target | None:
+        """All that is read for the terms."""
+        found = [(1.0, target.whole or target) for _, target in self.terms]
+        return _Combination(tuple(found)) if any(target.whole for _, target in self.terms) else None
+
+    def pinned(self, output: Any) -> Target:
+        """The same with the choices of its terms made by this output."""
+        return _Combination(tuple((factor, target.pinned(output)) for factor, target in self.terms))
 
     def fixed(self, output: Any) -> Fixed:
         terms = [(factor, target.fixed(output)) for factor, target in self.terms]

@@ -1,0 +1,151 @@
+"""The layers that all of a score is read through, found in the graph of its gradient."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from xcam_fn import checks
+from xcam_fn.network.calls import Key, ModuleCall, features_of, run_changed
+from xcam_fn.network.copies import unwrap
+from xcam_fn.network.places import UnplacedError, to_spatial_of
+from xcam_fn.network.probe import Probe
+from xcam_fn.network.target_layer import is_measured
+from xcam_fn.network.vjp import by_autograd, differentiated
+from xcam_fn.torch_state import Convolution
+
+Edge = tuple[Any, int]  # a node of autograd's graph, and which of its outputs
+_REGIONS = re.compile("roi_?(align|pool)", re.IGNORECASE)  # in the name of a node that cuts boxes out of maps
+
+
+class _Maps(NamedTuple):
+    """A call whose output lies on the image, and where it stands in the graph."""
+
+    call: ModuleCall
+    size: tuple[int, ...]
+    edge: Edge
+
+
+def score_levels(model: nn.Module, x: Tensor, score: Callable[[Any], Tensor]) -> list[str]:
+    """The layers through which a score reads the image: the last of each resolution, shallow to deep.
+
+    Every path by which the score has a gradient to the image leads through one of them. What comes after the
+    last layer of a resolution is read beside others, as by heads of which one tells the class and one the
+    box: a path leads around it to an earlier layer of its resolution, and it is left out.
+
+    Args:
+        model: the network; it is only read.
+        x: (B, C, *size).
+        score: the output to scores, (B,) or (B, n).
+
+    Raises:
+        ValueError: there is no such layer, or scores are read through different ones.
+    """
+    if torch.compiler.is_dynamo_compiling() or not by_autograd(x):
+        raise ValueError(
+            "layer=None: the layers of a detection are found in autograd's graph, which torch.func and "
+            "torch.compile have not; name the layer (xcam_fn.layers(model, x) lists them)"
+        )
+    root, calls, seen = unwrap(model), [], {}
+    leaf = x.detach().requires_grad_()
+
+    def see(call: ModuleCall, output: Any) -> None:
+        values = features_of(output)
+        if values is not None and values.grad_fn is not None:
+            seen[call.key] = (values, (values.grad_fn, values.output_nr))
+
+    with torch.enable_grad():
+        scores = score(run_changed(root, leaf, None, calls, see=see, detached=True))
+        columns = scores.sum(0).unbind() if scores.ndim == 2 else [scores.sum()]
+        start = (leaf.view_as(leaf).grad_fn.next_functions[0][0], 0)  # pyright: ignore[reportOptionalMemberAccess]
+    if scores.grad_fn is None:
+        raise checks.lost_gradient("x")
+    found = set()
+    for column in columns:
+        grads = differentiated(column, [values for values, _ in seen.values()], retain_graph=True)
+        edges = {key: edge for key, (_, edge) in seen.items()}
+        for image in range(len(x)):
+            own = {key: _of_image(grad, image, len(x)) for key, grad in zip(seen, grads, strict=True)}
+            dead = {edges[key] for key, grad in own.items() if grad is None or not grad.any()}
+            maps = _maps(calls, own, edges, Probe(root, x))
+            found.add(_front(column.grad_fn, maps, dead - {m.edge for m in maps}, start))
+    if len(found) > 1:
+        listed = "; ".join(sorted(", ".join(names) for names in found))
+        raise ValueError(
+            f"layer=None: the detections explained are read at different layers ({listed}); explain them one "
+            "at a time, or name the layer"
+        )
+    return list(found.pop())
+
+
+def _of_image(grad: Tensor | None, image: int, batch: int) -> Tensor | None:
+    return grad if grad is None or not grad.ndim or len(grad) != batch else grad[image : image + 1]
+
+
+def _maps(
+    calls: list[ModuleCall], grads: dict[Key, Tensor | None], edges: dict[Key, Edge], probe: Probe
+) -> list[_Maps]:
+    """The calls with maps on which an image's score depends, in the order of the calls."""
+    found, in_doubt = [], is_measured(probe.root, calls, probe.size)
+    grids = {call.shape[2:] for call in calls if isinstance(call.module, Convolution)}
+    for i, call in enumerate(calls):
+        grad = grads.get(call.key)
+        if grad is None or not call.name or not call.is_alone or call.shape[0] != 1:
+            continue
+        try:
+            place = to_spatial_of(calls, i, probe, in_doubt=in_doubt)
+        except UnplacedError:
+            continue
+        placed = grad if place is None else place(grad)
+        size = tuple(placed.shape[2:])
+        # Tokens keep the size of maps that they were made of; rows of heads, or of several levels, do not.
+        is_map = placed.ndim == probe.x.ndim and (grad.ndim == placed.ndim or size in grids)
+        if is_map and placed.shape[1] > 1 and max(size) > 1 and placed.any():
+            found.append(_Maps(call, tuple(sorted(size)), edges[call.key]))
+    return found
+
+
+def _front(node: Any, maps: list[_Maps], dead: Collection[Edge], start: Edge) -> tuple[str, ...]:
+    """The names of the last maps of each size that all paths to earlier maps of the size lead through."""
+    regions = {edge for edge in _reached(node, ()) if _REGIONS.search(type(edge[0]).__name__)}
+    of_regions = _reached(node, regions) if regions else set()  # maps of a box each, not of the image
+    of_size: dict[tuple[int, ...], list[_Maps]] = {}
+    for one in maps:
+        if one.edge not in of_regions:
+            of_size.setdefault(one.size, []).append(one)
+    while True:
+        reached = _reached(node, {group[-1].edge for group in of_size.values()} | set(dead))
+        passed = [
+            group
+            for group in of_size.values()
+            if any(one.edge in reached and one.edge != group[-1].edge for one in group)
+        ]
+        if not passed:
+            break
+        for group in passed:
+            group.pop()
+    front = [group[-1] for group in of_size.values() if group[-1].edge in reached]
+    if start in reached or not front:
+        raise checks.NoDefaultLayerError(
+            "layer=None: there are no layers with maps that all of the score is read through; name the layer "
+            "to explain (xcam_fn.layers(model, x) lists them)"
+        )
+    once = {one.call.name for one in maps if one.call.number > 1}
+    return tuple(one.call.shown if one.call.name in once else one.call.name for one in front)
+
+
+def _reached(node: Any, stops: Collection[Edge]) -> set[Edge]:
+    """What is reached from a node towards the inputs, not going on from the stops."""
+    reached, stack, visited = set(), [node], set()
+    while stack:
+        for edge in stack.pop().next_functions:
+            if edge[0] is not None and edge not in reached:
+                reached.add(edge)
+                if edge not in stops and edge[0] not in visited:
+                    visited.add(edge[0])
+                    stack.append(edge[0])
+    return reached
