@@ -249,9 +249,9 @@ def default_candidates(calls: Sequence[ModuleCall], size: tuple[int, ...]) -> It
     ):  # frames and places may be attended to in turn, out of one row of tokens
         yield from [i for i in reversed(range(calls[attentions[-1]].start)) if _is_row(calls, i)]
     if not attentions:
-        yield from [i for i in range(last_map + 1, len(calls)) if _is_row(calls, i) and calls[i].is_alone][
-            :-2:-1
-        ]
+        after = range(last_map + 1, len(calls))
+        rows = [i for i in after if _is_row(calls, i) and calls[i].is_alone and not pools(calls[i].module)]
+        yield from rows[:-2:-1]
     yield from maps
 
 
