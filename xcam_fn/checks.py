@@ -17,7 +17,7 @@ from xcam_fn.torch_state import BatchNorm, Convolution, is_readable
 _RANKS = {
     3: "(B, C, L), a batch of signals",
     4: "(B, C, H, W), a batch of images",
-    5: "(B, C, D, H, W), a batch of volumes",
+    5: "(B, C, D, H, W), a batch of volumes or, D being time, of clips",
 }
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 ARRANGED = "lambda t: einops.rearrange(t[:, 1:], 'b (h w) d -> b d h w', h=14)"
@@ -164,6 +164,16 @@ def plain(x: Any) -> Any:
 def maps_of(x: Tensor) -> str:
     """The shape that maps of x have, in words."""
     return f"({x.shape[0]}, K, {', '.join('DHW'[-(x.ndim - 2) :])})"
+
+
+def frames_first(x: Tensor) -> str:
+    """What to do about clips that were given as (B, T, C, H, W), for a network that takes them so."""
+    if x.ndim != 5:
+        return ""
+    return (
+        "; where the network takes clips with their frames first, (B, T, C, H, W), explain "
+        "xcam_fn.bind(model, lambda net, x: net(x.transpose(1, 2))) and pass x as (B, C, T, H, W)"
+    )
 
 
 def check_features(features: Any, x: Tensor, layer: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -10,23 +11,32 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from xcam_fn import checks
-from xcam_fn.arguments import Count, checked, unchecked
+from xcam_fn.arguments import Count, Positive, checked, unchecked
 
 Maps = Float[Tensor, "..."]
 _MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 @checked
-def heatmap(cam: Maps, size: Sequence[int], *, resize_first: bool = False) -> Maps:
-    """A raw map made into a heatmap: negative parts dropped, resized to the input, each map scaled to [0, 1].
+def heatmap(
+    cam: Maps,
+    size: Sequence[int],
+    *,
+    resize_first: bool = False,
+    scale: Literal["image", "batch"] | Positive = "image",
+) -> Maps:
+    """A raw map made into a heatmap: negative parts dropped, resized to the input, scaled to [0, 1].
 
     Args:
         cam: (B, *spatial) or (B, n, *spatial), signed; as many spatial axes as `size` has entries.
         size: the input's spatial size, 1 to 3 entries, pixels.
         resize_first: resize before the negative parts are dropped, as some libraries do.
+        scale: what becomes 1. "image": the largest value of each map, and its least becomes 0. "batch": the
+            largest of all maps given; a number > 0: that value, what is above is cut off. With these two 0
+            stays 0 and maps can be compared, across images, classes and times.
 
     Returns:
-        (B, *size) or (B, n, *size), in [0, 1]; a constant map gives zeros.
+        (B, *size) or (B, n, *size), in [0, 1]; with scale="image" a constant map gives zeros.
 
     Raises:
         ValueError: `size` or the shape of `cam` is not as above.
@@ -38,10 +48,12 @@ def heatmap(cam: Maps, size: Sequence[int], *, resize_first: bool = False) -> Ma
         raise ValueError(
             f"cam has shape {tuple(cam.shape)}; expected {wanted}; cam.unsqueeze(0) adds a batch"
         )
-    if resize_first:
-        return _scaled(cam, _resized(cam, size).relu(), len(size))
-    cam = cam.relu()
-    return _scaled(cam, _resized(cam, size), len(size))
+    cam = cam if resize_first else cam.relu()
+    resized = _resized(cam, size).relu()
+    if scale == "image":
+        return _scaled(cam, resized, len(size))
+    largest = resized.amax().clamp(min=torch.finfo(cam.dtype).tiny) if scale == "batch" else scale
+    return (resized / largest).clamp(max=1)
 
 
 @checked

@@ -29,7 +29,8 @@ class Network:
     """The network.
 
     Attributes:
-        model: lite0, a classification model of torchvision, or timm:NAME.
+        model: lite0, a classification model of torchvision, timm:NAME, or FILE.py:FUNCTION for a function of
+            your own that returns a network.
         weights: a checkpoint of your own (a state dict, or .safetensors), or random.
     """
 
@@ -68,8 +69,11 @@ class Question(LayerOf):
     image_size: int | None = None
 
     def load(self) -> xf.models.LoadedModel:
-        """Return the network on its device."""
-        loaded = xf.models.load(self.model, weights=self.weights, device=self.device).classifying()
+        """Return the network on its device; the classes of one's own have no names yet."""
+        if ":" in self.model and not self.model.startswith("timm:"):
+            loaded = _own_network(self.model, self.weights, self.device)
+        else:
+            loaded = xf.models.load(self.model, weights=self.weights, device=self.device).classifying()
         if (side := self.image_size) is None:
             return loaded
         if side < 1:
@@ -187,14 +191,7 @@ def _method(name: str, variant: str | None, options: dict[str, Any]) -> xf.Metho
 
     if ":" not in name:
         return xf.find_method(name, variant=variant, **options)
-    home, _, attribute = name.rpartition(":")
-    is_file = home.endswith(".py")
-    if is_file and not Path(home).is_file():
-        raise ValueError(f"method {name!r}: there is no file {home!r}; {_EXPECTED}")
-    try:
-        names = runpy.run_path(home) if is_file else vars(importlib.import_module(home))
-    except ImportError as error:
-        raise ValueError(f"method {name!r}: {home!r} cannot be imported ({error}); {_EXPECTED}") from None
+    names, home, attribute = _imported("method", name)
     if not isinstance(found := names.get(attribute), xf.Method):
         there = ", ".join(key for key, value in names.items() if isinstance(value, xf.Method))
         raise ValueError(
@@ -202,3 +199,37 @@ def _method(name: str, variant: str | None, options: dict[str, Any]) -> xf.Metho
             "xcam_fn.from_gradients makes one of a weighting function"
         )
     return with_accepted(found, options)
+
+
+def _own_network(name: str, weights: str | None, device: str) -> xf.models.LoadedModel:
+    """The network that a function of the reader's own returns, with a checkpoint where one is named."""
+    from torch import nn
+
+    from xcam_fn.models.checkpoints import filled, read_state
+
+    names, home, attribute = _imported("model", name)
+    function = names.get(attribute)
+    if not callable(function):
+        raise ValueError(
+            f"model {name!r}: {home} has no function {attribute!r}; expected one that returns a network"
+        )
+    model = function()
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model {name!r} returned a {type(model).__name__}; expected a torch.nn.Module")
+    if weights is not None:
+        filled(model, read_state(Path(weights)), name, Path(weights))
+    unknown = xf.images.Preset(0, 0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    return xf.models.LoadedModel(model.eval().to(device), unknown, [], name)
+
+
+def _imported(what: str, name: str) -> tuple[dict[str, Any], str, str]:
+    """The names of a file or a module of the reader's own, where it is, and the name asked for in it."""
+    home, _, attribute = name.rpartition(":")
+    is_file = home.endswith(".py")
+    if is_file and not Path(home).is_file():
+        raise ValueError(f"{what} {name!r}: there is no file {home!r}; {_EXPECTED}")
+    try:
+        names = runpy.run_path(home) if is_file else vars(importlib.import_module(home))
+    except ImportError as error:
+        raise ValueError(f"{what} {name!r}: {home!r} cannot be imported ({error}); {_EXPECTED}") from None
+    return names, home, attribute

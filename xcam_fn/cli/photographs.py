@@ -30,36 +30,60 @@ def explain(
 ) -> int:
     """Explain photographs: print the five likeliest classes and draw one heatmap per method.
 
+    With a network of your own (--model FILE.py:FUNCTION) also arrays (.npy), volumes (.nii, .nii.gz), signals
+    (.wav, .flac, .ogg) and short clips (.mp4, .avi, .mov, .mkv, .webm), whose values go in as they are.
+
     Args:
-        photos: one or more image files, before the options.
+        photos: one or more files, before the options.
         how: the network, and how the maps are computed and drawn.
         class_: the class to explain, an index or a name such as "tabby cat". [default: the likeliest]
         methods: one or more methods, or all; `xcam methods` lists them, and gradcam+sscam is the fusion of
             two. [default: gradcam]
-        save_maps: write the heatmaps too, as .npy files.
+        save_maps: write the heatmaps too, as .npy files, or .nii.gz beside a volume, in its place.
     """
+    import numpy as np
+
+    from xcam_fn.cli import inputs
+
     methods = methods or ["gradcam"]
     photos = how.photographs(photos or [], methods)
     explainer = _Explainer(how, methods, leave_out=methods == ["all"])
-    cls = class_index(class_, explainer.loaded)
+    if explainer.loaded.categories:
+        class_index(class_, explainer.loaded)  # refused before anything is read
     unreadable = 0
     alone = len(photos) == 1
     named = _named(photos, how.output)
     for photo, name in tqdm(named, total=len(photos), unit="photo", disable=alone or None):
         try:
-            x, picture = explainer.prepare(photo)
+            given = inputs.read(photo) if inputs.is_data(photo) else None
+            x, picture = explainer.prepare(photo) if given is None else (given.x.to(how.device), None)
         except (ValueError, OSError) as error:
             if alone:
                 raise
             say("warning", error)
             unreadable += 1
             continue
-        found = explainer.explain(x, cls)
-        figure = xf.plot.heatmaps(picture, found.titled, caption=found.caption, **how.style)
-        lines = [how.shown(photo), *found.lines, _saved(figure, how.output / f"{name}.png")]
-        if save_maps:
-            lines += [_saved(m, how.output / f"{name}_{method.name}.npy") for method, m in found.maps.items()]
-        show("\n".join(lines))
+        found = explainer.explain(x, class_index(class_, explainer.named(x)))
+        if given is None:
+            figures = {name: xf.plot.heatmaps(picture, found.titled, caption=found.caption, **how.style)}
+        else:
+            figures = {
+                f"{name}_{method.name}": given.draw(
+                    m, caption=f"{method.title}: {found.caption}", **how.style
+                )
+                for method, m in found.maps.items()
+            }
+        lines = [_saved(figure, how.output / f"{stem}.png") for stem, figure in figures.items()]
+        for method, m in found.maps.items() if save_maps else ():
+            suffix, save = (".npy", np.save) if given is None else (given.suffix, given.save)
+            path = how.output / f"{name}_{method.name}{suffix}"
+            if path.resolve() in {one.resolve() for one in photos}:
+                raise ValueError(
+                    f"--output {str(how.output)!r}: a map would be written over the input {path}"
+                )
+            save(path, m.float().cpu().numpy())
+            lines.append(f"  wrote {path}")
+        show("\n".join([how.shown(photo), *found.lines, *lines]))
     if unreadable:
         say("warning", f"{unreadable} of {len(photos)} photographs could not be read")
     return SOME_FAILED if unreadable else 0
@@ -171,8 +195,20 @@ class _Explainer:
 
     def prepare(self, photo: Path) -> tuple[Any, Any]:
         """The photograph as the network takes it, (1, 3, h, w), and as a picture (h, w, 3)."""
+        if not self.loaded.preset.crop:
+            expected = "expected --image-size, for values in [0, 1], or a prepared array (.npy)"
+            raise ValueError(
+                f"{str(photo)!r}: how {self.loaded.name} wants photographs is not known; {expected}"
+            )
         x, picture = xf.images.prepare(photo, self.loaded.preset)
         return x.to(self.how.device), picture
+
+    def named(self, x: Any) -> xf.models.LoadedModel:
+        """The network, its classes numbered by what it returns where nobody named them."""
+        if not self.loaded.categories:
+            count = len(xf.models.describe.probabilities(self.loaded, x))
+            self.loaded = self.loaded._replace(categories=list(map(str, range(count))))
+        return self.loaded
 
     def maps(self, x: Any, cls: Any) -> dict[xf.Method, Any]:
         """The heatmaps of the methods that fit the network."""
@@ -210,15 +246,10 @@ def _note(drop: float, increase: float, insertion: float, deletion: float) -> st
     return f"drop {drop:.3f}, increase {gained}\nins. {insertion:.3f}, del. {deletion:.3f}"
 
 
-def _saved(what: Any, path: Path) -> str:
-    """Write a figure, or a map as an array, and say where."""
+def _saved(figure: Any, path: Path) -> str:
+    """Write a figure, and say where."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".npy":
-        import numpy as np
-
-        np.save(path, what.float().cpu().numpy())
-    else:
-        what.savefig(path, dpi=130)
+    figure.savefig(path, dpi=130)
     return f"  wrote {path}"
 
 
@@ -226,7 +257,8 @@ def _named(photos: list[Path], output: Path) -> Iterator[tuple[Path, str]]:
     """Each photograph with a name for its files: its own, numbered where another has it already."""
     taken = {photo.resolve() for photo in photos}
     for photo in photos:
-        names = (photo.stem + (f"_{n}" if n > 1 else "") for n in itertools.count(1))
+        stem = Path(photo.name.removesuffix(".gz")).stem
+        names = (stem + (f"_{n}" if n > 1 else "") for n in itertools.count(1))
         name = next(name for name in names if (output / f"{name}.png").resolve() not in taken)
         taken.add((output / f"{name}.png").resolve())
         yield photo, name

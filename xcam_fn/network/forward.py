@@ -157,7 +157,7 @@ def _pass_at(
     if carrying is None:
         guesses[asked] = guess
     is_call = asked is not None and asked[1] is not None
-    in_doubt = is_in_doubt(root, calls, position) and not (is_call and not isinstance(root, Bound))
+    in_doubt = is_in_doubt(root, calls, position, probe) and not (is_call and not isinstance(root, Bound))
     place = to_spatial or to_spatial_of(calls, position, probe, in_doubt=in_doubt)
     return _pass_of(
         site._replace(shown=call.shown if is_call else call.name, to_spatial=place), calls, found, x

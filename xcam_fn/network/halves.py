@@ -76,6 +76,7 @@ def halves(found: Pass, x: Tensor, *, differentiable: bool = False) -> Halves:
             lambda x: trunk(site.root, x),
             lambda features, residual: head(site.root, features, *residual),
             takes_any_batch=cut.residual_is_empty
+            and len(found.own) == len(x)
             and (
                 not is_readable(found.own)
                 or keeps_rows_apart(lambda a: head(site.root, a), found.own[:1].detach())

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from xcam_fn import checks
 from xcam_fn.network.calls import ModuleCall
-from xcam_fn.network.probe import Probe
+from xcam_fn.network.probe import Fold, Probe
 from xcam_fn.torch_state import BatchNorm, Convolution
 
 ToSpatial = Callable[[Tensor], Tensor]
@@ -57,6 +57,8 @@ def to_spatial_of(
         UnplacedError: they were not found to lie on the image.
     """
     call, shape, axes = calls[position], calls[position].shape, len(probe.size) + 2
+    if (len(shape), axes) == (4, 5):
+        return _to_spatial_of_frames(calls, position, probe, in_doubt=in_doubt)
     if shape[:1] != (1,):  # as windows of an image
         return None
     if len(shape) == axes:
@@ -90,13 +92,36 @@ def _to_spatial_of_maps(
     return _channels_first if is_last else None  # too small to be measured, its shape has to do
 
 
+def _to_spatial_of_frames(
+    calls: Sequence[ModuleCall], position: int, probe: Probe, *, in_doubt: bool
+) -> ToSpatial | None:
+    """What arranges frames that run as images of their own, (B * T, K, H, W), as clips."""
+    call = calls[position]
+    fold = probe.folded(call)
+    if fold is None:
+        return None
+    is_last, is_told = _layout(calls, position)
+    if in_doubt or not is_told:
+        is_last = is_last if is_told else probe.is_last(call)
+        grid = call.shape[1:-1] if is_last else call.shape[2:]
+        place = probe.maps(call, (fold.frames, *grid), is_last=is_last)
+        if place is None or place.turned:
+            raise _unplaced(call, probe)
+    return functools.partial(_clips, fold=fold, is_last=is_last)
+
+
+def _clips(values: Tensor, *, fold: Fold, is_last: bool) -> Tensor:
+    rows, maps = "b t" if fold.by_clip else "t b", "h w k" if is_last else "k h w"
+    return rearrange(values, f"({rows}) {maps} -> b k t h w", t=fold.frames)
+
+
 def _unplaced(call: ModuleCall, probe: Probe) -> UnplacedError:
     what = f"tokens of shape {call.shape}" if len(call.shape) == 3 else f"shape {call.shape}"
     return UnplacedError(
         f"layer {call.name!r} returns {what} for one image, and its values do not move most where a patch "
         "of the image is changed; choose another layer or call (xcam_fn.layers(model, x) lists them), or "
         f"pass to_spatial=a function that arranges what it returns as {checks.maps_of(probe.x)}, such as "
-        f"{checks.ARRANGED}"
+        f"{checks.ARRANGED}{checks.frames_first(probe.x)}"
     )
 
 
@@ -129,8 +154,9 @@ def is_settled(
         size: of the images, pixels.
         path: as `path_inward` finds it.
     """
-    axes = len(size) + 2
-    if len(calls[position].shape) != axes or own_layout(calls[position]) is not None:
+    axes, rank = len(size) + 2, len(calls[position].shape)
+    axes = rank if (rank, axes) == (4, 5) else axes  # frames in the batch are maps too
+    if rank != axes or own_layout(calls[position]) is not None:
         return True  # tokens are measured
     for before in reversed(calls[:position]):
         if len(before.shape) == axes and own_layout(before) is not None:
@@ -149,16 +175,15 @@ def placed_shape(
         place = to_spatial_of(calls, position, probe, in_doubt=in_doubt)
     except UnplacedError:
         return ()
-    return shape if place is None else tuple(place(torch.empty(shape, device="meta")).shape)
+    return shape if place is None else (1, *place(torch.empty(shape, device="meta")).shape[1:])
 
 
-def place_tokens(tokens: Tensor, *, prefix: int, grid: tuple[int, ...], turned: bool = False) -> Tensor:
+def place_tokens(tokens: Tensor, *, prefix: int, grid: tuple[int, ...], order: tuple[int, ...]) -> Tensor:
     """Tokens (B, prefix + patches + others, K) as maps (B, K, *grid), those that are no patches left out."""
-    names = _AXES[len(grid)]
-    order = " ".join(reversed(names.split())) if turned else names
-    sizes = dict(zip(names.split(), grid, strict=True))
+    names = _AXES[len(grid)].split()
     patches = tokens[:, prefix : prefix + math.prod(grid)]
-    return rearrange(patches, f"b ({order}) k -> b k {names}", **sizes)
+    row = " ".join(names[axis] for axis in order)
+    return rearrange(patches, f"b ({row}) k -> b k {' '.join(names)}", **dict(zip(names, grid, strict=True)))
 
 
 def _channels_first(values: Tensor) -> Tensor:
@@ -219,10 +244,14 @@ def default_candidates(calls: Sequence[ModuleCall], size: tuple[int, ...]) -> It
     attentions = [i for i in _attentions(calls) if i > last_map]
     for i in reversed(attentions):
         yield calls[i].start - 1
+    if (
+        attentions and len(size) == 3
+    ):  # frames and places may be attended to in turn, out of one row of tokens
+        yield from [i for i in reversed(range(calls[attentions[-1]].start)) if _is_row(calls, i)]
     if not attentions:
-        yield from [i for i in range(last_map + 1, len(calls)) if _is_row(calls, i) and calls[i].is_alone][
-            :-2:-1
-        ]
+        after = range(last_map + 1, len(calls))
+        rows = [i for i in after if _is_row(calls, i) and calls[i].is_alone and not pools(calls[i].module)]
+        yield from rows[:-2:-1]
     yield from maps
 
 
@@ -254,7 +283,8 @@ def _activations(calls: Sequence[ModuleCall], size: tuple[int, ...]) -> list[int
     axes = len(size) + 2
     convolutions = [i for i, call in enumerate(calls) if isinstance(call.module, Convolution) and call.name]
     shapes = {i: calls[i].shape for i in convolutions}
-    spatial = [i for i, s in shapes.items() if (len(s) == axes or _is_narrow(s, axes)) and max(s[2:]) > 1]
+    ranks = {axes, 4} if axes == 5 else {axes}  # frames of clips may run as images
+    spatial = [i for i, s in shapes.items() if (len(s) in ranks or _is_narrow(s, axes)) and max(s[2:]) > 1]
     around = [
         next(
             (

@@ -15,6 +15,7 @@ from xcam_fn.perturb import normal
 from xcam_fn.torch_state import is_readable, is_wrapped, outside_transforms
 
 Grid = tuple[int, ...]
+_TINY = torch.finfo(torch.float32).tiny
 
 # The patches that are changed, as shares of each axis: no two in one row and column, others where axes are
 # exchanged, and inside of one cell of every grid up to 32.
@@ -22,14 +23,34 @@ _PATCHES = ((0.118, 0.294, 0.706), (0.294, 0.882, 0.118), (0.882, 0.706, 0.882))
 _ENOUGH = 0.8  # of the largest answer to a patch, for a position to be the patch's own
 _SLOPE = 0.3  # of the centers of answers over the patches' places, for maps to lie as the image does
 _LEAST = 0.01  # by which that answer's share has to exceed the one of a position that answers to all alike
+_STANDS_OUT = 2.0  # how much more a patch's own position answers than others in line with it, of three axes
+# How the axes of a grid may follow each other in a row, the slowest first.
+_ORDERS: dict[int, tuple[Grid, ...]] = {
+    1: ((0,),),
+    2: ((0, 1), (1, 0)),
+    3: ((0, 1, 2), (2, 1, 0), (1, 2, 0)),
+}
+_Key = tuple[str, int, bool]  # a call, and whether its channels are read as the last axis
 
 
 class Place(NamedTuple):
-    """How positions in a row lie on the image: how many stand before, their grid, if columns come first."""
+    """How positions in a row lie on the image: how many stand before, their grid, its axes, slowest first."""
 
     prefix: int
     grid: Grid
-    turned: bool
+    order: Grid
+
+    @property
+    def turned(self) -> bool:
+        """Whether columns come before rows."""
+        return self.order[-1] < self.order[0]
+
+
+class Fold(NamedTuple):
+    """Frames in the axis of the batch: how many of a clip, and whether one clip follows the other there."""
+
+    frames: int
+    by_clip: bool
 
 
 class Probe:
@@ -44,39 +65,53 @@ class Probe:
         self.root, self.x, self.size = root, x, tuple(x.shape[2:])
 
     @functools.cached_property
-    def _shares(self) -> dict[tuple[str, int, bool], Tensor]:
-        """By call and layout (channels last), the share of each position's answers to each patch, (3, T)."""
+    def _found(self) -> tuple[dict[_Key, Tensor], dict[Key, Fold]]:
+        """How much each position answers to each patch, (3, T), the mean is 1; and frames in the batch."""
         if is_wrapped(next(iter(self.root.parameters()), self.x.new_zeros(()))):
-            return {}  # under vmap over models nothing can be read
+            return {}, {}  # under vmap over models nothing can be read
         with outside_transforms(), torch.no_grad():
             images = _changed(self.x[:1].detach() if is_readable(self.x) else made_up(self.x))
             for batches in ([images], list(images.split(1))):  # it may take one image at a time
                 with contextlib.suppress(ValueError, TypeError):
                     return _measured(self.root, batches)
-        return {}
+        return {}, {}
+
+    def _shares(self, call: ModuleCall, *, is_last: bool) -> Tensor | None:
+        """The share of each position's answers to each patch, (3, T)."""
+        answers = self._found[0].get((*call.key, is_last))
+        return None if answers is None else answers / answers.sum(0).clamp(min=_TINY)
 
     def tokens(self, call: ModuleCall) -> Place | None:
         """How a call's output (B, T, K) lies on the image; None where it does not, or not in order."""
-        shares = self._shares.get((*call.key, True))
-        if shares is None:
+        shares, answers = self._shares(call, is_last=True), self._found[0].get((*call.key, True))
+        if shares is None or answers is None:
             return None
         for grid in _grids(call.shape[1], self.size):
             starts = torch.arange(call.shape[1] - math.prod(grid) + 1)
-            for turned in (False, True):
-                fits = _fits(shares, grid, starts, turned=turned)
+            for order in _ORDERS[len(grid)]:
+                fits = _fits(shares, grid, starts, order)
+                if len(grid) == 3:  # attention along one axis alone answers all along it
+                    here = (fits >= _ENOUGH).nonzero().flatten().tolist()
+                    fits[[start for start in here if not _is_local(answers, grid, order, start)]] = 0
                 if fits.max() >= _ENOUGH:
-                    return Place(int(fits.argmax()), grid, turned)
+                    return Place(int(fits.argmax()), grid, order)
         return None
+
+    def folded(self, call: ModuleCall) -> Fold | None:
+        """How a call's rows are the frames of clips; None where they were not found to be."""
+        return self._found[1].get(call.key)
 
     def moves(self, call: ModuleCall) -> bool:
         """Whether a call's output depends on the image, as far as that could be measured."""
-        found = [shares for key, shares in self._shares.items() if key[:2] == call.key]
-        return not found or any(bool(shares.any()) for shares in found)
+        found = [answers for key, answers in self._found[0].items() if key[:2] == call.key]
+        return not found or any(bool(answers.any()) for answers in found)
 
     def is_last(self, call: ModuleCall) -> bool:
         """Whether a call's maps lie on the image better with their channels last than first."""
-        found = {last: self._shares.get((*call.key, last)) for last in (False, True)}
-        grids = {False: call.shape[2:], True: call.shape[1:-1]}
+        found = {last: self._shares(call, is_last=last) for last in (False, True)}
+        fold = self.folded(call)
+        frames = () if fold is None else (fold.frames,)
+        grids = {False: (*frames, *call.shape[2:]), True: (*frames, *call.shape[1:-1])}
         slopes = {k: -1.0 if s is None else _slope(s, grids[k], turned=False) for k, s in found.items()}
         return slopes[True] > slopes[False]
 
@@ -85,14 +120,16 @@ class Probe:
 
         What could not be measured, as of a network that takes these images alone, is taken as it is.
         """
-        shares = self._shares.get((*call.key, is_last))
+        shares, order = self._shares(call, is_last=is_last), tuple(range(len(grid)))
         if shares is None:
-            return Place(0, grid, turned=False)
+            return Place(0, grid, order)
         for turned in (False, True):
-            own = grid[::-1] if turned else grid
-            fits = _fits(shares, own, torch.zeros(1, dtype=torch.int64), turned=turned).max() >= _ENOUGH
+            own, axes = (grid[::-1], order[::-1]) if turned else (grid, order)
+            fits = bool(_fits(shares, own, torch.zeros(1, dtype=torch.int64), axes) >= _ENOUGH)
+            if len(grid) == 3:
+                fits = fits and _is_local(self._found[0][*call.key, is_last], own, axes)
             if fits or _slope(shares, grid, turned=turned) > _SLOPE:
-                return Place(0, own, turned)
+                return Place(0, own, axes)
         return None
 
 
@@ -118,38 +155,56 @@ def _changed(image: Tensor) -> Tensor:
     return torch.cat(images)
 
 
-def _measured(root: nn.Module, batches: list[Tensor]) -> dict[tuple[str, int, bool], Tensor]:
-    rows = sum(map(len, batches))
+def _measured(root: nn.Module, batches: list[Tensor]) -> tuple[dict[_Key, Tensor], dict[Key, Fold]]:
+    rows, axes = len(batches[0]), batches[0].ndim
     seen: dict[Key, list[Tensor]] = {}
-    found: dict[tuple[str, int, bool], Tensor] = {}
+    found: dict[_Key, Tensor] = {}
+    folds: dict[Key, Fold] = {}
 
     def see(call: ModuleCall, output: Any) -> None:
         values = features_of(output)
-        if values is None or values.ndim < 3 or len(values) != rows // len(batches):
+        in_batch = values is not None and (values.ndim, axes) == (4, 5)
+        if values is None or values.ndim < 3 or (len(values) % rows if in_batch else len(values) != rows):
             return
         parts = seen.setdefault(call.key, [])
         parts.append(values.clone() if len(batches) > 1 else values)
-        if len(parts) == len(batches):
-            values = torch.cat(seen.pop(call.key))
-            for is_last in (True, False) if values.ndim > 3 else (True,):
-                found[*call.key, is_last] = _shares_of(values if is_last else values.movedim(1, -1))
+        if len(parts) < len(batches):
+            return
+        values = torch.cat(seen.pop(call.key))
+        if in_batch:
+            unfolded = _unfolded(values)
+            if unfolded is None:
+                return
+            folds[call.key], values = unfolded
+        found[*call.key, True] = _answers_of(values)
+        if values.ndim > 3:
+            found[*call.key, False] = _answers_of(values.movedim(2 if in_batch else 1, -1))
 
     for batch in batches:
         run_changed(root, batch, see=see)
-    return found
+    return found, folds
 
 
-def _shares_of(values: Tensor) -> Tensor:
-    """What share of each position's answers is to each patch, (3, T), for values (3, ..., K).
+def _unfolded(values: Tensor) -> tuple[Fold, Tensor] | None:
+    """Values (3 * T, ...) as (3, T, ...), if in one of two orders the frame of each patch answers to it."""
+    for by_clip in (True, False):
+        order = (3, -1) if by_clip else (-1, 3)
+        frames = values.unflatten(0, order).transpose(0, 0 if by_clip else 1)
+        count = frames.shape[1]
+        if _is_local(_answers_of(frames.flatten(2)), (count,), (0,)):
+            return Fold(count, by_clip), frames
+    return None
+
+
+def _answers_of(values: Tensor) -> Tensor:
+    """How much each position of values (3, ..., K) answers to each patch, (3, T).
 
     Answers are counted in those of all positions to the patch, as one patch may stand out more than another.
     """
     one, two, three = values.flatten(1, -2).float()
     near, far, across = ((a - b).norm(dim=-1) for a, b in ((one, two), (one, three), (two, three)))
     answers = torch.stack([near + far - across, near + across - far, far + across - near]).clamp(min=0)
-    tiny = torch.finfo(answers.dtype).tiny
-    answers = answers / answers.mean(1, keepdim=True).clamp(min=tiny)
-    return (answers / answers.sum(0).clamp(min=tiny)).cpu()
+    return (answers / answers.mean(1, keepdim=True).clamp(min=_TINY)).cpu()
 
 
 def _slope(shares: Tensor, grid: Grid, *, turned: bool) -> float:
@@ -162,24 +217,44 @@ def _slope(shares: Tensor, grid: Grid, *, turned: bool) -> float:
     for axis, length in enumerate(grid):
         along = above.movedim(axis + 1, 1).reshape(3, length, -1).sum(2)
         middles = (torch.arange(length) + 0.5) / length
-        center = (along * middles).sum(1) / along.sum(1).clamp(min=torch.finfo(along.dtype).tiny)
+        center = (along * middles).sum(1) / along.sum(1).clamp(min=_TINY)
         patch = torch.tensor([one[len(grid) - 1 - axis if turned else axis] for one in _PATCHES])
         patch = patch - patch.mean()
         slopes.append(float((center * patch).sum() / patch.square().sum()) if length > 1 else 1.0)
     return min(slopes)
 
 
-def _fits(shares: Tensor, grid: Grid, starts: Tensor, *, turned: bool) -> Tensor:
+def _fits(shares: Tensor, grid: Grid, starts: Tensor, order: Grid) -> Tensor:
     """How far the positions that a grid has at the patches answer to them, at most 1, for each start."""
     above = (shares - 1 / 3) / (shares.amax(1, keepdim=True) - 1 / 3).clamp(min=_LEAST)
-    order = range(len(grid))[:: -1 if turned else 1]
-    found = []
-    for row, patch in zip(above, _PATCHES, strict=True):
-        position = 0
-        for axis in order:
-            position = position * grid[axis] + int(patch[axis] * grid[axis])
-        found.append(row[starts + position])
-    return torch.stack(found).amin(0)
+    positions = _positions(grid, order)
+    own = [row[starts + positions[cell]] for row, cell in zip(above, _cells(grid), strict=True)]
+    return torch.stack(own).amin(0)
+
+
+def _is_local(answers: Tensor, grid: Grid, order: Grid, start: int = 0) -> bool:
+    """Whether each patch's position stands out among all that do not touch it, and along each axis."""
+    positions = _positions(grid, order) + start
+    for row, cell in zip(answers, _cells(grid), strict=True):
+        own = row[positions[cell]]
+        far = row.clone()
+        far[positions[tuple(slice(max(0, i - 1), i + 2) for i in cell)].flatten()] = 0
+        lines = [row[positions[(*cell[:i], slice(None), *cell[i + 1 :])]] for i in range(len(grid))]
+        others = [(line.sum() - own) / (len(line) - 1) for line in lines if len(line) > 1]
+        if own < _STANDS_OUT * torch.stack([far.max(), *others]).max() or own == 0:
+            return False
+    return True
+
+
+def _cells(grid: Grid) -> list[Grid]:
+    """Where in a grid the patches are."""
+    return [tuple(int(p * n) for p, n in zip(patch, grid, strict=False)) for patch in _PATCHES]
+
+
+def _positions(grid: Grid, order: Grid) -> Tensor:
+    """The position in the row of each cell of a grid, (*grid)."""
+    rows = torch.arange(math.prod(grid)).reshape([grid[axis] for axis in order])
+    return rows.permute([order.index(axis) for axis in range(len(grid))])
 
 
 @functools.lru_cache(maxsize=64)

@@ -190,7 +190,7 @@ def layers(model: nn.Module, x: Float[Tensor, "B C *size"]) -> dict[str, tuple[i
         calls, probe = module_calls(unwrap(model), x), Probe(unwrap(model), x)
     last = {call.name: call.number for call in calls}
     listed: dict[str, tuple[int, ...]] = {}
-    in_doubt = is_measured(unwrap(model), calls, probe.size)
+    in_doubt = is_measured(unwrap(model), calls, probe)
     for i, call in enumerate(calls):
         shape = placed_shape(calls, i, probe, in_doubt=in_doubt) if call.name else ()
         if len(shape) == x.ndim and shape[:1] == (1,):

@@ -13,6 +13,7 @@ from xcam_fn.network.calls import Key, ModuleCall
 from xcam_fn.network.copies import name_of, named, unwrap
 from xcam_fn.network.places import default_candidates, has_tokens, placed_shape
 from xcam_fn.network.probe import Probe
+from xcam_fn.torch_state import Convolution
 
 Layer = str | nn.Module | None
 Found = tuple[str, int | None]  # a module's first name, and which of its calls (None: the last)
@@ -83,16 +84,26 @@ def position_of(
         )
     if number is not None:
         return positions[number - 1]
-    if is_in_doubt(root, calls, positions[-1]):  # of two streams, one may be of another image
+    if is_in_doubt(root, calls, positions[-1], probe):  # of two streams, one may be of another image
         return next((i for i in reversed(positions) if probe.moves(calls[i])), positions[-1])
     return positions[-1]
 
 
-def is_in_doubt(root: nn.Module, calls: Sequence[ModuleCall], position: int) -> bool:
+def is_in_doubt(root: nn.Module, calls: Sequence[ModuleCall], position: int, probe: Probe) -> bool:
     """Whether a call may be of something else than the image, or more than one call are of it."""
     name = calls[position].name
     twice = [call.module for call in calls if call.number > 1 and is_within(name, call.name)]
-    return isinstance(root, Bound) or any(any(True for _ in module.parameters()) for module in twice)
+    has_weights = any(any(True for _ in module.parameters()) for module in twice)
+    return isinstance(root, Bound) or has_weights or _may_be_frames_first(root, probe)
+
+
+def _may_be_frames_first(root: nn.Module, probe: Probe) -> bool:
+    """Whether x may be clips (B, T, C, H, W), whose axes the network exchanges by itself."""
+    if len(probe.size) != 3:
+        return False
+    channels, frames = probe.x.shape[1:3]
+    first = next((m for m in root.modules() if isinstance(m, Convolution)), None)
+    return channels == frames or first is None or first.in_channels != channels
 
 
 def is_within(name: str, outer: str) -> bool:
@@ -100,9 +111,9 @@ def is_within(name: str, outer: str) -> bool:
     return not outer or f"{name}.".startswith(f"{outer}.")
 
 
-def is_measured(root: nn.Module, calls: Sequence[ModuleCall], size: tuple[int, ...]) -> bool:
+def is_measured(root: nn.Module, calls: Sequence[ModuleCall], probe: Probe) -> bool:
     """Whether shapes do not tell what is a map: a network is bound, attends, or ends in tokens."""
-    return isinstance(root, Bound) or has_tokens(calls, size)
+    return isinstance(root, Bound) or has_tokens(calls, probe.size) or _may_be_frames_first(root, probe)
 
 
 def default_call(
@@ -113,7 +124,7 @@ def default_call(
     Raises:
         ValueError: there is none.
     """
-    in_doubt = is_measured(root, calls, probe.size)
+    in_doubt = is_measured(root, calls, probe)
     single: list[int] = []
     for position in default_candidates(calls, probe.size):
         call = calls[position]
@@ -133,7 +144,8 @@ def default_call(
         )
     raise checks.NoDefaultLayerError(
         f"layer=None: {type(root).__name__} runs no convolution and no attention over patches of the image "
-        "that the score depends on, so there is no default layer; name the layer to explain"
+        "that the score depends on, so there is no default layer; name the layer to explain "
+        f"{checks.frames_first(probe.x)}"
     )
 
 

@@ -1,3 +1,4 @@
-"""Figures of heatmaps, curves and concepts."""
+"""Figures of heatmaps, curves and concepts, of volumes, clips and signals."""
 
 from xcam_fn.plot.draw import *  # noqa: F403
+from xcam_fn.plot.slices import *  # noqa: F403

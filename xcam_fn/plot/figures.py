@@ -79,32 +79,37 @@ def panels_figure(
     note_lines = max(len(panel.note.splitlines()) for panel in panels)
     row_height = inches * height / width + _LINE_INCHES * (title_lines + note_lines)
     caption_height = _LINE_INCHES * (1 + len(below.splitlines())) if below else 0
-    figure = _figure(figure_width, rows * row_height + caption_height)
+    figure = figure_of(figure_width, rows * row_height + caption_height)
     axes: Any = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, panel in zip(axes.flat, panels, strict=False):
         panel.show(axis)
     if colormap:
-        scale = ScalarMappable(cmap=colormap)
-        bar = figure.colorbar(scale, ax=axes, ticks=[0, 1], fraction=0.03, pad=0.02, aspect=20 * rows)
-        bar.ax.set_yticklabels(["least", "most"])
-        bar.set_label("relevance", labelpad=-12)
+        relevance_bar(figure, axes, colormap, aspect=20 * rows)
     if below:
         figure.supxlabel(below, **_TEXT)
     return figure
+
+
+def relevance_bar(figure: Figure, axes: Any, colormap: str, aspect: int = 20) -> None:
+    """Add a bar of what the colors of relevance mean beside the axes."""
+    scale = ScalarMappable(cmap=colormap)
+    bar = figure.colorbar(scale, ax=axes, ticks=[0, 1], fraction=0.03, pad=0.02, aspect=aspect)
+    bar.ax.set_yticklabels(["least", "most"])
+    bar.set_label("relevance", labelpad=-12)
 
 
 def curve_figure(line: Line, title: str | None, beside: Panel | None = None) -> Figure:
     """One curve with the area under it shaded, at the right of a panel if there is one."""
     width, height = CURVE_INCHES
     if beside is None:
-        figure = _figure(width, height)
+        figure = figure_of(width, height)
         axis: Any = figure.subplots()
     else:
         ratio = min(2.0, max(0.5, beside.pixels.shape[1] / beside.pixels.shape[0]))
         inches = (height - 4 * _LINE_INCHES) * ratio
-        figure = _figure(inches + width, height)
+        figure = figure_of(inches + width, height)
         left, axis = figure.subplots(1, 2, width_ratios=[inches, width])
         left.set_axis_off()
         left.set_anchor("N")
@@ -126,7 +131,7 @@ def curves_figure(lines: list[Line], best: str, title: str | None) -> Figure:
     words = "\n".join([head, *labels]).splitlines()
     width, height = CURVE_INCHES
     beside = max(map(len, words)) / _CHARACTERS_PER_INCH + 0.8
-    figure = _figure(width + beside, max(height, _LINE_INCHES * (len(words) + 5)))
+    figure = figure_of(width + beside, max(height, _LINE_INCHES * (len(words) + 5)))
     axis = figure.subplots()
     handles = _draw(axis, lines)
     axis.set_title(_wrapped(title or "", width), **_TEXT)
@@ -140,7 +145,8 @@ def curves_figure(lines: list[Line], best: str, title: str | None) -> Figure:
     return figure
 
 
-def _figure(width: float, height: float) -> Figure:
+def figure_of(width: float, height: float) -> Figure:
+    """An empty figure, inches."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
