@@ -56,7 +56,8 @@ class Question(LayerOf):
     Attributes:
         variant: whose definitions to compute: xplaincam, torchcam or pytorch-grad-cam. [default: the papers']
         option: a keyword of the methods, such as num_samples=10, once for each. [default: the methods' own]
-        device: where to compute, such as cpu or cuda.
+        device: where to compute, such as cpu or cuda; `evaluate` divides batches among several, as in
+            cuda:0,cuda:1.
         image_size: of the square that whole photographs are resized to, pixels. [default: as the model was
             trained, which crops the center]
     """

@@ -134,6 +134,14 @@ class Store:
             for number, table in itertools.product(numbers, ("scores", "results", "images")):
                 self._connection.execute(f"DELETE FROM {table} WHERE number = ?", [number])
 
+    def absorb(self, file: Path) -> None:
+        """Add all that another store holds, but for its settings."""
+        self._connection.execute("ATTACH DATABASE ? AS other", [str(file)])
+        with self._transaction():
+            for table in ("images", "results", "scores"):
+                self._connection.execute(f"INSERT OR REPLACE INTO {table} SELECT * FROM other.{table}")
+        self._connection.execute("DETACH DATABASE other")
+
     def forget_failures(self) -> None:
         """Take out what failed, so that it is tried again."""
         with self._transaction():
