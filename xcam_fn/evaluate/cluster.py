@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import logging
 import os
@@ -21,10 +22,12 @@ from xcam_fn.evaluate.seen import reason
 from xcam_fn.evaluate.shards import hardware
 from xcam_fn.evaluate.store import ImageRow
 
+Computed = Generator[tuple[Task, Iterable[Row]]]
+Noted = Callable[[Sequence[Mapping[str, Any]]], None]
+
 LOCAL = "local"
 _LOOPBACK = "127.0.0.1"
 _SECONDS = 10  # that a cluster has to answer in
-# What Ray reads when it is imported, and hands on to the processes that it starts.
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -33,36 +36,58 @@ _QUIET = {
 _ONE_MACHINE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # without it, Ray puts loopback addresses aside
 
 
-def computed_on_ray(
-    plan: Plan,
-    images: Images | Iterator[Photograph],
-    tasks: Iterable[Task],
-    address: str,
-    versions: Mapping[str, str],
-    noted: Callable[[Sequence[Mapping[str, Any]]], None],
-) -> Generator[tuple[Task, Iterable[Row]]]:
+def prepared(
+    plan: Plan, images: Images | Iterator[Photograph], address: str, versions: Mapping[str, str]
+) -> Callable[[Iterable[Task], Noted], Computed]:
+    """A function from batches to what is found of each; raises where actors cannot compute a run.
+
+    Args:
+        plan: how each batch is computed.
+        images: all of them.
+        address: of a cluster, or "local".
+        versions: of the packages that numbers depend on, which each machine has to have.
+    """
+    host, _, port = address.rpartition(":")
+    if address not in (LOCAL, "auto") and not (host and port.isdigit() and "/" not in host):
+        raise ValueError(f"ray={address!r}: expected HOST:PORT of a cluster, 'auto', or 'local'")
+    if not isinstance(images, Sequence):
+        wanted = "a data set with a length and numbered items, a folder or a CSV file"
+        raise ValueError(f"ray: the data set can only be read in order; expected {wanted}, or use shards")
+    with _environment(address):
+        cloudpickle = _imported().cloudpickle
+    data = images if isinstance(images, Items) else None
+    for name, part in (("network", plan.network), ("methods", dict(plan.methods)), ("photographs", data)):
+        try:
+            cloudpickle.dumps(part)
+        except Exception as error:
+            words = " ".join(str(error).split())
+            remedy = "it has to be picklable to be sent to other processes"
+            raise TypeError(f"{name} cannot be pickled ({words}); {remedy}") from None
+    packed = cloudpickle.dumps((plan, data, dict(versions)))
+    return functools.partial(_computed, plan, packed, address, data is None)
+
+
+def _computed(
+    plan: Plan, packed: bytes, address: str, whole: bool, tasks: Iterable[Task], noted: Noted
+) -> Computed:
     """What is found of each batch, as it comes.
 
     A batch may be computed more than once, where an actor or a machine was lost, and is the same each time.
 
     Args:
         plan: how each batch is computed.
-        images: all of them, in a sequence.
-        tasks: the batches.
+        packed: what each actor is made of.
         address: of a cluster, or "local".
-        versions: of the packages that numbers depend on, which each machine has to have.
+        whole: whether batches are sent with their images, which the actors do not have.
+        tasks: the batches.
         noted: called with each machine that computes.
     """
-    if not isinstance(images, Sequence):
-        wanted = "a data set with a length and numbered items, a folder or a CSV file"
-        raise ValueError(f"ray: the data set can only be read in order; expected {wanted}, or use shards")
     pending = {task.start: task for task in tasks}
     if not pending:
         return
-    data, machines = images if isinstance(images, Items) else None, []
-    with _connected(address) as ray:
-        packed = ray.put(_packed(plan, data, dict(versions)))
-        for start, rows, machine, where in _streamed(ray, plan, packed, pending, whole=data is None):
+    machines: list[Mapping[str, Any]] = []
+    with connected(address) as ray:
+        for start, rows, machine, where in _streamed(ray, plan, ray.put(packed), pending, whole=whole):
             if isinstance(rows, Exception):
                 raise rows
             _check_seen_here(plan, pending[start], rows, where)
@@ -81,7 +106,7 @@ def _streamed(
     rows = [{"task": pickle.dumps(task if whole else task._replace(images=()))} for task in pending.values()]
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = context.print_on_execution_start = False
-    with ray.data.DataContext.current(context):
+    with _silent("ray.data"), ray.data.DataContext.current(context):
         # A block a batch: actors take the next when they have done one, and each result comes at once.
         found = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             Actor,
@@ -94,6 +119,18 @@ def _streamed(
         )
         for batch in found.iter_batches(batch_size=1, batch_format="pyarrow"):
             yield pickle.loads(batch["found"][0].as_py())
+
+
+@contextlib.contextmanager
+def _silent(name: str) -> Iterator[None]:
+    """Leave out what a logger would print: this process has a progress bar and errors of its own."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 class Actor:
@@ -150,20 +187,6 @@ def _check_seen_here(plan: Plan, task: Task, rows: Sequence[Row], where: str) ->
                 )
 
 
-def _packed(plan: Plan, data: Items | None, versions: dict[str, str]) -> bytes:
-    """What each actor is made of; raises where it cannot be sent."""
-    cloudpickle = importlib.import_module("ray.cloudpickle")
-    parts = {"network": plan.network, "methods": dict(plan.methods), "photographs": data}
-    for name, part in parts.items():
-        try:
-            cloudpickle.dumps(part)
-        except Exception as error:
-            words = " ".join(str(error).split())
-            remedy = "it has to be picklable to be sent to other processes"
-            raise TypeError(f"{name} cannot be pickled ({words}); {remedy}") from None
-    return cloudpickle.dumps((plan, data, versions))
-
-
 def _actors(ray: Any, threads: int, is_cuda: bool) -> int:
     """How many actors the machines of the cluster have room for."""
     counts = []
@@ -181,20 +204,27 @@ def _actors(ray: Any, threads: int, is_cuda: bool) -> int:
 
 
 @contextlib.contextmanager
-def _connected(address: str) -> Iterator[Any]:
-    """Ray, connected to the cluster; one that was started here is stopped."""
+def connected(address: str) -> Iterator[Any]:
+    """Ray, connected to a cluster; one that was started here is stopped.
+
+    A connection that the process has already is used as it is.
+    """
+    with _environment(address), contextlib.ExitStack() as stack:
+        ray = _imported()
+        if not ray.is_initialized():
+            stack.callback(ray.shutdown)
+            _start(ray, address)
+        yield ray
+
+
+@contextlib.contextmanager
+def _environment(address: str) -> Iterator[None]:
+    """The variables that Ray reads when it is imported, and hands on to the processes that it starts."""
     wanted = _QUIET | (_ONE_MACHINE if address == LOCAL else {})
     kept = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:
-        ray = _imported()
-        if ray.is_initialized():  # the caller's own
-            yield ray
-            return
-        with contextlib.ExitStack() as stack:
-            stack.callback(ray.shutdown)
-            _start(ray, address)
-            yield ray
+        yield
     finally:
         for name, value in kept.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
@@ -212,16 +242,14 @@ def _imported() -> Any:
 def _start(ray: Any, address: str) -> None:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == LOCAL:
-        ray.init(include_dashboard=False, _node_ip_address=_LOOPBACK, **quiet)
         if (found := ray.util.get_node_ip_address()) != _LOOPBACK:
             remedy = "Ray was imported before; run it in a process of its own, or start a cluster"
             raise ValueError(f"ray: the cluster would listen at {found}, not on this machine alone; {remedy}")
+        ray.init(include_dashboard=False, _node_ip_address=_LOOPBACK, **quiet)
         return
-    host, _, port = address.rpartition(":")
-    if address != "auto" and not (host and port.isdigit() and "/" not in host):
-        raise ValueError(f"ray={address!r}: expected HOST:PORT of a cluster, 'auto', or 'local'")
     try:
         if address != "auto":
+            host, _, port = address.rpartition(":")
             socket.create_connection((host, int(port)), timeout=_SECONDS).close()
         ray.init(address=address, **quiet)
     except (OSError, RuntimeError, ValueError) as error:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from xcam_fn import checks
 from xcam_fn.evaluate.batch import Explain, Plan, Row, Task, device_of
+from xcam_fn.evaluate.cluster import prepared
 from xcam_fn.evaluate.dataset import Photograph
 from xcam_fn.evaluate.here import computed_here, in_order
 from xcam_fn.evaluate.items import Images, Items, as_images
@@ -164,19 +165,17 @@ def run(
     settings = _settings(plan, images, photographs, batch_size, shard, asked.about, variant, options or {})
     plan = plan._replace(methods={name: _scored_alike(run, running) for name, run in chosen.items()})
     plans = [plan._replace(network=each) for each in networks]
+    on_ray = None if asked.ray is None else prepared(plan, images, asked.ray, settings["versions"])
     place = beside(Path(output), settings) if asked.beside else Path(output)
     with writing(place, settings) as store:
         if asked.retry:
             store.forget_failures()
         work = _Work(plan, images, batch_size, shard, store, asked.progress)
-        if asked.ray is None:
+        if on_ray is None:
             note(place, [hardware([device_of(each.model) for each in networks])])
             work.write(computed_here(plans, work.tasks()))
         else:
-            from xcam_fn.evaluate.cluster import computed_on_ray  # noqa: PLC0415, needs Ray
-
-            noted = functools.partial(note, place)
-            work.write(computed_on_ray(plan, images, work.tasks(), asked.ray, settings["versions"], noted))
+            work.write(on_ray(work.tasks(), functools.partial(note, place)))
         note(place, rows=work.end * plan.cells, step=batch_size * plan.cells)
         return Outcome(work.rows, len(store.unreadable()), *store.counts(), place)
 

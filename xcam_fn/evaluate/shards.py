@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import platform
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -139,7 +141,7 @@ class _Part(NamedTuple):
     settings: dict[str, Any]
     shard: Shard
     notes: dict[str, Any]
-    lacking: int | None  # rows that are not done; None where it is not known
+    lacking: int | float  # rows that are not done; infinite where it has not ended
 
 
 def merge(
@@ -175,7 +177,7 @@ def merge(
         if len(some) > 1
     ]
     # The first of equals is the one with the least missing.
-    best = {i: min(some, key=_lacking) for i, some in whole.items() if some}
+    best = {i: min(some, key=attrgetter("lacking")) for i, some in whole.items() if some}
     missing = [f"shard {i}/{of} is in no folder" for i in whole if i not in best]
     missing += [f"{part.folder}: {_words(part)}" for part in best.values() if part.lacking != 0]
     if missing and not partial:
@@ -202,10 +204,10 @@ def _part(folder: Path) -> _Part:
         return _Part(folder, settings, shard, known, _undone(store, len(settings["methods"]), shard, known))
 
 
-def _undone(store: Store, methods: int, shard: Shard, known: Mapping[str, Any]) -> int | None:
+def _undone(store: Store, methods: int, shard: Shard, known: Mapping[str, Any]) -> int | float:
     """How many rows of a shard are not done."""
     if known["rows"] is None:
-        return None
+        return math.inf
     there, unreadable = Counter(number for number, _ in store.done()), store.unreadable()
     missing = [n for n in store.contents() if n not in unreadable and there[n] < methods]
     return len(missing) + shard.share(known["rows"], known["step"]) - len(store.contents())
@@ -224,10 +226,6 @@ def _differing(first: _Part, other: _Part) -> str:
     return "; ".join(f"{name} is {a!r} and {b!r}" for name, a, b in pairs if a != b)
 
 
-def _lacking(part: _Part) -> float:
-    return float("inf") if part.lacking is None else part.lacking
-
-
 def _words(part: _Part) -> str:
-    what = "has not ended" if part.lacking is None else f"has not done {part.lacking} photographs"
+    what = "has not ended" if part.lacking == math.inf else f"has not done {part.lacking} photographs"
     return f"shard {part.shard} {what}"
