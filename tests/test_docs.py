@@ -52,6 +52,7 @@ def test_every_command_has_its_help(hooks):
         "compare",
         "gallery",
         "evaluate",
+        "merge",
         "report",
         "latency",
         "export",

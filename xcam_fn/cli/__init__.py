@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 from xcam_fn.cli.app import app as open_app
-from xcam_fn.cli.datasets import evaluate, latency, report
+from xcam_fn.cli.datasets import evaluate, latency, merge, report
 from xcam_fn.cli.networks import export, layers, methods
 from xcam_fn.cli.photographs import compare, explain, gallery
 from xcam_fn.cli.text import say
@@ -25,7 +25,14 @@ app = App(
     help_format="markdown",
     suppress_keyboard_interrupt=False,
 )
-_ARGUMENTS = {explain: "PHOTO...", compare: "PHOTO", gallery: "PHOTO", evaluate: "DATA", report: "DIR..."}
+_ARGUMENTS = {
+    explain: "PHOTO...",
+    compare: "PHOTO",
+    gallery: "PHOTO",
+    evaluate: "DATA",
+    merge: "RUN...",
+    report: "DIR...",
+}
 for command, argument in _ARGUMENTS.items():
     app.command(command, usage=f"Usage: xcam {command.__name__} {argument} [OPTIONS]")
 for command in (latency, export, open_app, methods, layers):

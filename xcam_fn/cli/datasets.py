@@ -1,11 +1,10 @@
-"""The commands for data sets: `evaluate`, `report` and `latency`."""
+"""The commands for data sets: `evaluate`, `merge`, `report` and `latency`."""
 
 from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +16,7 @@ from xcam_fn.cli.text import NOTHING_READ, say, say_left_out, show, table
 from xcam_fn.names import nearest
 
 _METRICS = "docs/metrics.md lists them"
+_HUGGING_FACE = "hf:"
 _PROBLEMS = 5  # of a file of boxes that are said one by one
 Photos = Annotated[list[Path] | None, Parameter(consume_multiple=True, negative=())]
 
@@ -39,9 +39,15 @@ class Sample:
     labels: Path | None = None
     boxes: Path | None = None
 
-    def photographs(self, data: Path, categories: list[str]) -> list[xf.dataset.Photograph]:
+    def photographs(self, data: Path, categories: list[str]) -> Any:
         """Return the photographs of the data set that are sampled, and say which have no right region."""
-        found, count = self.all(data, categories), self.num_images or None
+        count = self.num_images or None
+        if str(data).startswith(_HUGGING_FACE):
+            if self.labels or self.boxes:
+                raise ValueError(f"{data} with --labels or --boxes: it has labels of its own; leave them out")
+            found = xf.evaluate.hugging_face(str(data).removeprefix(_HUGGING_FACE), categories)
+            return xf.dataset.sampled(found, count, self.seed)
+        found = self.all(data, categories)
         if self.boxes is not None:
             known = xf.evaluate.located(found, self.boxes)
             for problem in known.problems[:_PROBLEMS]:
@@ -85,6 +91,8 @@ class Tiled:
     ) -> list[xf.evaluate.Mosaic]:
         """Return mosaics of the photographs of the data set, and say how sure the network is of these."""
         assert self.mosaics is not None
+        if str(data).startswith(_HUGGING_FACE):
+            raise ValueError(f"--mosaics with {data}: expected a folder of photographs or a CSV file")
         if self.mosaics < 2:
             raise ValueError(f"--mosaics {self.mosaics}: expected 2 or more photographs in a row")
         if sample.boxes is not None:
@@ -120,8 +128,8 @@ class Tiled:
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class Folder:
-    """Where results go, and which.
+class Place:
+    """Where a run computes, where its results are, and which are kept.
 
     Attributes:
         output: the folder of the results; `xcam report` makes tables and a page of them.
@@ -129,19 +137,28 @@ class Folder:
         retry: try again what failed before.
         keep: what is kept beside the scores, for the report: pictures, heatmaps, curves, or none.
             [default: all three]
+        shard: compute one of several parts, such as 2/4; env reads which from the variables of a Slurm array,
+            of torchrun or of Kubernetes. `xcam merge` makes one run of all.
+        ray: compute on the Ray cluster at this address, HOST:PORT or auto; without an address, on one that is
+            started on this machine and stopped in the end.
     """
 
     output: Path = Path("xcam_results")
     beside: Flag = False
     retry: Flag = False
     keep: Names = None
+    shard: str | None = None
+    ray: Annotated[list[str] | None, Parameter(consume_multiple=(0, 1), negative=())] = None
 
     @property
-    def kept(self) -> Sequence[str]:
-        """What `evaluate.run` is to keep."""
+    def options(self) -> dict[str, Any]:
+        """The keywords of `evaluate.run`."""
         from xcam_fn.evaluate.store import KEPT
 
-        return KEPT if self.keep is None else () if self.keep == ["none"] else self.keep
+        ray = None if self.ray is None else (self.ray or ["local"])[0]
+        keep = KEPT if self.keep is None else () if self.keep == ["none"] else self.keep
+        given = {"output": self.output, "beside": self.beside, "retry": self.retry, "keep": keep}
+        return given | {"shard": self.shard, "ray": ray}
 
 
 def evaluate(
@@ -155,14 +172,15 @@ def evaluate(
     batch_size: int = 1,
     precision: Literal["float32", "bfloat16"] = "float32",
     compile: Flag = False,
-    folder: Folder = Folder(),
+    place: Place = Place(),
     sample: Sample = Sample(),
     tiled: Tiled = Tiled(),
 ) -> int:
     """Evaluate methods on a data set, photograph by photograph; run again, it continues where it stopped.
 
     Args:
-        data: a folder of photographs, flat or one folder a class, or a CSV file of paths and classes.
+        data: a folder of photographs, flat or one folder a class, a CSV file of paths and classes, or
+            hf:FOLDER for a data set of Hugging Face that save_to_disk wrote.
         how: the network, and how the maps are computed.
         methods: one or more methods, or all; `xcam methods` lists them. [default: gradcam]
         metrics: one or more names of `METRICS`, as docs/metrics.md lists them. [default: average_drop,
@@ -172,11 +190,11 @@ def evaluate(
         batch_size: photographs at a time.
         precision: of the forward passes that score.
         compile: compile the network that scores.
-        folder: where results go, and which.
+        place: where it computes, where the results are, and which are kept.
         sample: which photographs.
         tiled: mosaics of them.
     """
-    if not data.exists():
+    if not (data.exists() or str(data).startswith(_HUGGING_FACE)):
         raise FileNotFoundError(f"data {str(data)!r}: no such folder or CSV file; check the path")
     for name in methods or ():
         check_spelling(name)
@@ -185,18 +203,18 @@ def evaluate(
             raise ValueError(f"metric {name!r} is not known; {nearest(name, dir(xf), _METRICS)}")
     if sample.num_images < 0:
         raise ValueError(f"--num-images {sample.num_images}: expected 1 or more, or 0 for all")
-    loaded, chosen = _loaded(how, methods)
+    device, *others = how.device.split(",")
+    loaded, chosen = _loaded(replace(how, device=device), methods)
     photographs = (
         sample.photographs(data, loaded.categories)
         if tiled.mosaics is None
         else tiled.of(sample, data, loaded, explain)
     )
     outcome = xf.evaluate.run(
-        loaded,
+        [loaded, *(replace(how, device=other).load() for other in others)],
         photographs,
         chosen,
         metrics,
-        output=folder.output,
         layer=how.layer,
         explain=explain,
         batch_size=batch_size,
@@ -204,11 +222,9 @@ def evaluate(
         options=how.options,
         precision=precision,
         compile=compile,
-        retry=folder.retry,
-        beside=folder.beside,
-        keep=folder.kept,
         about={"seed": sample.seed, "num images": sample.num_images} | sample.about | tiled.about,
         progress=sys.stderr.isatty(),
+        **place.options,
     )
     count, next_step = outcome.photographs, f"`xcam report {outcome.folder}` makes tables and a page of them"
     what = "photographs" if tiled.mosaics is None else "cells"
@@ -217,6 +233,29 @@ def evaluate(
         unread = f"{outcome.unreadable} of {count} {what} could not be read"
         say("warning", f"{unread}, and {outcome.failures} results are failures; the report says why")
     return 0 if outcome.results else NOTHING_READ
+
+
+def merge(
+    runs: Annotated[list[Path], Parameter(name="RUN")], /, *, output: Path, partial: Flag = False
+) -> int:
+    """Make one run of the shards of a run; merged again, the same comes of it.
+
+    Args:
+        runs: the folders that `xcam evaluate --shard` wrote to, all of them.
+        output: the folder of the whole run.
+        partial: merge what is there where something is missing.
+    """
+    merged = xf.evaluate.merge(runs, output, partial=partial)
+    for kind, found in (("missing", merged.missing), ("done twice", merged.twice)):
+        for what in found:
+            say(kind, what)
+    if len(merged.machines) > 1:
+        listed = "; ".join(" ".join(map(str, machine.values())) for machine in merged.machines)
+        say("warning", f"the shards ran on other hardware, so last digits may differ: {listed}")
+    show(f"{merged.results} results in {output}; `xcam report {output}` makes tables and a page of them")
+    if merged.failures:
+        say("warning", f"{merged.failures} results are failures; the report says why")
+    return 0
 
 
 def report(

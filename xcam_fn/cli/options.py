@@ -58,7 +58,8 @@ class Question(LayerOf):
     Attributes:
         variant: another library's definition of the methods. [default: the papers']
         option: method option NAME=VALUE, such as num_samples=10; repeatable. [default: the methods' own]
-        device: where to compute, such as cpu or cuda.
+        device: where to compute, such as cpu or cuda; `evaluate` divides batches among several, as in
+            cuda:0,cuda:1.
         image_size: resize whole photographs to a square of this side, in pixels. [default: resize and crop
             the center, as in training]
     """

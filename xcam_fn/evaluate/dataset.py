@@ -6,7 +6,7 @@ import csv
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -26,13 +26,14 @@ class Photograph(NamedTuple):
 
     Attributes:
         name: its path below the data set's folder, by which it is known; what is no UTF-8 in it is escaped.
-        path: where it is.
+        path: where it is, or the image itself: what `images.load` takes, or a tensor (3, h, w) as the network
+            takes it.
         label: the index of its class, or None where it is not known.
         region: where its objects are, as `regions.located` finds it, or None where it is not known.
     """
 
     name: str
-    path: Path
+    path: Any
     label: int | None
     region: Region | None = None
 
@@ -79,12 +80,12 @@ def photographs(
     return sampled(found, num_images, seed)
 
 
-def sampled(found: list[Photograph], num_images: int | None, seed: int) -> list[Photograph]:
-    """A sample of photographs, in its order; all where no more are there."""
+def sampled(found: Any, num_images: int | None, seed: int) -> Any:
+    """A sample of a list of photographs or of `Items`, in its order; all where no more are there."""
     if num_images is None or num_images >= len(found):
         return found
-    order = np.random.default_rng(seed).permutation(len(found))
-    return [found[i] for i in order[:num_images]]
+    order = np.random.default_rng(seed).permutation(len(found))[:num_images].tolist()
+    return [found[i] for i in order] if isinstance(found, list) else found.take(order)
 
 
 def _of_folder(root: Path, categories: Sequence[str]) -> list[Photograph]:

@@ -2,45 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import itertools
 import os
 import time
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, TypedDict, Unpack, get_args
+from typing import Any, NamedTuple, TypedDict, Unpack, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from xcam_fn import checks
+from xcam_fn.evaluate.batch import Explain, Plan, Row, Task, device_of
+from xcam_fn.evaluate.cluster import prepared
 from xcam_fn.evaluate.dataset import Photograph
+from xcam_fn.evaluate.here import computed_here, in_order
+from xcam_fn.evaluate.items import Images, Items, as_images
 from xcam_fn.evaluate.mosaic import Mosaic
-from xcam_fn.evaluate.seen import Seen, content, digest, encoded, seen
-from xcam_fn.evaluate.store import KEPT, Result, Score, Store, beside, writing
-from xcam_fn.methods.call import Call
-from xcam_fn.methods.catalog import accepted, heatmaps_of
+from xcam_fn.evaluate.seen import as_given, content, digest, escaped
+from xcam_fn.evaluate.shards import Shard, hardware, note, shard_of
+from xcam_fn.evaluate.store import KEPT, ImageRow, Result, Store, beside, writing
+from xcam_fn.methods.catalog import accepted
 from xcam_fn.methods.together import Methods, Run, named_methods
-from xcam_fn.metrics.curves import Curve
-from xcam_fn.metrics.judged import Explainer, Judged, by_name
-from xcam_fn.metrics.table import GRID, LOCALIZATION, METRICS, STANDARD, scored
+from xcam_fn.metrics.judged import by_name
+from xcam_fn.metrics.table import GRID, LOCALIZATION, METRICS, STANDARD
 from xcam_fn.models.load import LoadedModel
 from xcam_fn.network.split import default_layer, split
-from xcam_fn.scoring.running import Precision, Running, check_running, scoring_of
+from xcam_fn.scoring.running import Precision, Running, check_running
 
-_HEATMAP_PIXELS = 112
 _PATIENCE = 1.0  # seconds without a write, in which what was found may be lost
-_AHEAD = 2  # batches that are read while the network runs
-_PACKAGES = ("xcam-fn", "torch", "torchvision", "numpy", "pillow")
-
-Explain = Literal["predicted", "label"]
+PACKAGES = ("xcam-fn", "torch", "torchvision", "numpy", "pillow")
 
 
 class RunOptions(TypedDict, total=False):
@@ -53,6 +50,8 @@ class RunOptions(TypedDict, total=False):
     beside: bool
     keep: Sequence[str]
     about: Mapping[str, Any]
+    shard: str | None
+    ray: str | None
     progress: bool
 
 
@@ -66,6 +65,8 @@ class _Options(NamedTuple):
     beside: bool = False
     keep: Sequence[str] = KEPT
     about: Mapping[str, Any] = MappingProxyType({})
+    shard: str | None = None
+    ray: str | None = None
     progress: bool = False
 
 
@@ -73,7 +74,7 @@ class Outcome(NamedTuple):
     """What a run came to, what was done before included.
 
     Attributes:
-        photographs: how many there are; of mosaics each cell counts.
+        photographs: how many there are, of a shard in it; of mosaics each cell counts.
         unreadable: of these, how many could not be read.
         results: pairs of a photograph and a method that have scores.
         failures: pairs that have none.
@@ -87,39 +88,9 @@ class Outcome(NamedTuple):
     folder: Path
 
 
-class _Plan(NamedTuple):
-    """What a run does, checked before anything is written."""
-
-    network: LoadedModel
-    photographs: Sequence[Photograph] | Sequence[Mosaic]
-    methods: Mapping[str, Run]
-    metric_names: Sequence[str]
-    layer: str
-    explain: Explain
-    batch_size: int
-    running: Running
-
-    @property
-    def n(self) -> int:
-        """How many photographs there are in a row of a mosaic, 1 where there is none."""
-        first = self.photographs[0]
-        return first.n if isinstance(first, Mosaic) else 1
-
-    @property
-    def cells(self) -> int:
-        """How many classes of each image are explained."""
-        return self.n**2
-
-    @property
-    def side(self) -> int:
-        """Of the square that the network sees, pixels."""
-        first = self.photographs[0]
-        return first.side if isinstance(first, Mosaic) else self.network.preset.crop
-
-
 def run(
-    network: LoadedModel,
-    photographs: Sequence[Photograph] | Sequence[Mosaic],
+    network: LoadedModel | Sequence[LoadedModel],
+    photographs: Any,
     methods: Methods,
     metric_names: Sequence[str] | None = None,
     *,
@@ -137,9 +108,14 @@ def run(
     Batches are made up of the whole list, so that a run that is continued finds the same numbers.
 
     Args:
-        network: what `models.load` returns, or the same of your own.
-        photographs: as `dataset.photographs` lists them, or mosaics, as `mosaics_of` makes them: in one call
-            a method explains the class of each cell, and each is a photograph of the run.
+        network: what `models.load` returns, or the same of your own; a list of the same network on several
+            devices, among which batches are divided.
+        photographs: as `dataset.photographs` lists them, the folder or CSV file that it takes, or any data
+            set of (x, label, name): one of Hugging Face, one with a length and numbered items, or an iterable
+            that gives the same order each time, such as a DataLoader or WebDataset. x is a path, the bytes of
+            a file, a PIL image, an array (h, w, 3), or a tensor (3, h, w) as the network takes it; label is
+            an index, a name or None. Or mosaics, as `mosaics_of` makes them: in one call a method explains
+            the class of each cell, and each is a photograph of the run.
         methods: names of methods ("gradcam+sscam" is the fusion of two), functions, or a mapping from names
             to these.
         metric_names: names of `METRICS`; None for `STANDARD`, of mosaics for `GRID`, of photographs that have
@@ -160,6 +136,10 @@ def run(
             figures: some 14 kB a photograph, 3 kB and 1 kB a heatmap.
         about: what else the results depend on, such as the seed of the sample: a run with other values is
             another.
+        shard: "2/4" for the second of four parts, of whole batches, that `shards.merge` makes one run of;
+            "env" reads which from the variables of a Slurm array, of torchrun or of Kubernetes.
+        ray: the address of a Ray cluster that computes, or "local" for one on this machine, which is stopped
+            in the end. The results come to this process, which writes them.
         progress: show a bar on stderr.
 
     Returns:
@@ -168,49 +148,92 @@ def run(
     Raises:
         ValueError: a name is not known, a value is out of range, a label is missing, or the folder holds a
             run with other settings or is written to by another run.
-        TypeError: no method takes an option.
+        TypeError: no method takes an option, or an item of the data set is none.
+        ConnectionError: there is no Ray cluster at the address.
         OSError: the folder cannot be written to, or the disk is full; what was written before is safe.
     """
     chosen = named_methods(methods, variant, **(options or {}))
-    _check(photographs, explain, batch_size)
-    metric_names = _checked_metrics(metric_names, photographs)
     if unknown := [name for name in how if name not in _Options._fields]:
         known = ", ".join(sorted(_Options._fields))
         raise TypeError(f"run() has no option {unknown[0]!r}; its options are {known}")
     asked = _Options(**how)
     for name in asked.keep:
         checks.check_choice("keep", name, KEPT)
+    networks = [network] if isinstance(network, LoadedModel) else list(network)
+    if len({_fingerprint(each.model) for each in networks}) != 1:
+        raise ValueError(
+            f"network: {len(networks)} of other weights; expected one, or one on several devices"
+        )
+    shard = shard_of(asked.shard)
+    images = as_images(photographs, networks[0].categories)
+    first, images = _peeked(images)
+    _check(images, first, explain, batch_size)
     running = Running(asked.precision, asked.compile, chunk_size=asked.chunk_size)
-    named: Any = [p._replace(name=p.name.encode(errors="backslashreplace").decode()) for p in photographs]
-    plan = _Plan(network, named, chosen, metric_names, layer or "", explain, batch_size, running)
-    blank = torch.zeros(1, 3, plan.side, plan.side, device=_device(network.model))
-    check_running(running, blank)
-    plan = plan._replace(layer=default_layer(network.model, blank) if layer is None else layer)
-    split(network.model, plan.layer, blank)  # raises where there is no such layer
+    plan = _plan(networks[0], first, chosen, _checked_metrics(metric_names, first), layer, explain, running)
     about = {**asked.about, "keep": [name for name in KEPT if name in asked.keep]}
-    settings = _settings(plan, about, variant, options or {})
+    settings = _settings(plan, images, photographs, batch_size, shard, about, variant, options or {})
     plan = plan._replace(methods={name: _scored_alike(run, running) for name, run in chosen.items()})
+    plans = [plan._replace(network=each) for each in networks]
+    on_ray = None if asked.ray is None else prepared(plan, images, asked.ray, settings["versions"])
     place = beside(Path(output), settings) if asked.beside else Path(output)
     with writing(place, settings) as store:
         if asked.retry:
             store.forget_failures()
-        here = functools.cache(lambda i: content(named[i]))
-        known = store.contents().items()
-        store.forget([n for n, there in known if here(n // plan.cells) not in (None, there)])
-        for seen, missing in _batches(plan, store, asked.progress):
-            _judge(plan, store, seen, missing)
-        return Outcome(len(named) * plan.cells, len(store.unreadable()), *store.counts(), place)
+        work = _Work(plan, images, batch_size, shard, store, asked.progress)
+        if on_ray is None:
+            note(place, [hardware([device_of(each.model) for each in networks])])
+            work.write(computed_here(plans, work.tasks()))
+        else:
+            work.write(on_ray(work.tasks(), functools.partial(note, place)))
+        note(place, rows=work.end * plan.cells, step=batch_size * plan.cells)
+        return Outcome(work.rows, len(store.unreadable()), *store.counts(), place)
 
 
 *_own, _ = inspect.signature(run).parameters.values()
 run.__dict__["__signature__"] = inspect.signature(run).replace(parameters=[*_own, *by_name(_Options)])
 
 
-def _checked_metrics(
-    metric_names: Sequence[str] | None, photographs: Sequence[Photograph] | Sequence[Mosaic]
-) -> Sequence[str]:
+def _peeked(
+    images: Images | Iterator[Photograph],
+) -> tuple[Photograph | Mosaic, Images | Iterator[Photograph]]:
+    """The first image, and all of them."""
+    if isinstance(images, Sequence):
+        first = images[0] if images else None
+    else:
+        first = next(images, None)
+        images = itertools.chain([first], images) if first is not None else images
+    if first is None:
+        raise ValueError("photographs is empty; expected one or more")
+    return first, images
+
+
+def _plan(
+    network: LoadedModel,
+    first: Photograph | Mosaic,
+    methods: Mapping[str, Run],
+    metric_names: Sequence[str],
+    layer: str | None,
+    explain: Explain,
+    running: Running,
+) -> Plan:
+    """How each batch is computed, checked before anything is written."""
+    side, cells = network.preset.crop, 1
+    if isinstance(first, Mosaic):
+        side, cells = first.side, first.n**2
+    size = side, side
+    if isinstance(first, Photograph) and isinstance(first.path, Tensor):
+        height, width = as_given(first.path, network.preset)[0].shape[2:]
+        size = height, width
+    blank = torch.zeros(1, 3, *size, device=device_of(network.model))
+    check_running(running, blank)
+    layer = default_layer(network.model, blank) if layer is None else layer
+    split(network.model, layer, blank)  # raises where there is no such layer
+    return Plan(network, methods, metric_names, layer, explain, running, cells, size)
+
+
+def _checked_metrics(metric_names: Sequence[str] | None, first: Photograph | Mosaic) -> Sequence[str]:
     """The names of the metrics, each possible for the photographs."""
-    first, local = photographs[0], dict.fromkeys((*GRID, *LOCALIZATION))
+    local = dict.fromkeys((*GRID, *LOCALIZATION))
     is_tiled = isinstance(first, Mosaic)
     is_located = not is_tiled and first.region is not None
     if metric_names is None:
@@ -227,15 +250,19 @@ def _checked_metrics(
     return metric_names
 
 
-def _check(photographs: Sequence[Photograph] | Sequence[Mosaic], explain: str, batch_size: int) -> None:
-    if not photographs:
-        raise ValueError("photographs is empty; expected one or more")
+def _check(
+    images: Images | Iterator[Photograph],
+    first: Photograph | Mosaic,
+    explain: str,
+    batch_size: int,
+) -> None:
+    checks.check_choice("explain", explain, get_args(Explain))
+    checks.check_count("batch_size", batch_size)
+    photographs = images if isinstance(images, Sequence) and not isinstance(images, Items) else [first]
     kinds = {(p.n, p.side) if isinstance(p, Mosaic) else p.region is None for p in photographs}
     if len(kinds) > 1:
         wanted = "photographs, all with a region or none, or mosaics of one size"
         raise ValueError(f"photographs: {len(kinds)} kinds; expected {wanted}")
-    checks.check_choice("explain", explain, get_args(Explain))
-    checks.check_count("batch_size", batch_size)
     unlabeled = [photograph.name for photograph in photographs if photograph.label is None]
     if explain == "label" and unlabeled:
         many = f"{len(unlabeled)} of {len(photographs)} photographs have no label, such as {unlabeled[0]!r}"
@@ -244,7 +271,14 @@ def _check(photographs: Sequence[Photograph] | Sequence[Mosaic], explain: str, b
 
 
 def _settings(
-    plan: _Plan, about: Mapping[str, Any], variant: str | None, options: Mapping[str, Any]
+    plan: Plan,
+    images: Images | Iterator[Photograph],
+    given: Any,
+    batch_size: int,
+    shard: Shard | None,
+    about: Mapping[str, Any],
+    variant: str | None,
+    options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What the results depend on, as the store keeps it."""
     return {
@@ -252,7 +286,7 @@ def _settings(
         "weights": _fingerprint(plan.network.model),
         "preset": plan.network.preset,
         "categories": plan.network.categories,
-        "photographs": digest(map(_identity, plan.photographs)),
+        "photographs": _known_by(images, given),
         **about,
         "methods": {name: getattr(run, "title", name) for name, run in plan.methods.items()},
         "metrics": list(plan.metric_names),
@@ -260,18 +294,30 @@ def _settings(
         "explain": plan.explain,
         "variant": variant,
         "options": {name: repr(value) for name, value in options.items()},
-        "batch size": plan.batch_size,
+        "batch size": batch_size,
         "precision": plan.running.precision,
         "compile": plan.running.compile,
         "chunk size": plan.running.chunk_size,
-        "versions": {package: version(package) for package in _PACKAGES},
+        "shard": shard and str(shard),
+        "versions": {package: version(package) for package in PACKAGES},
     }
+
+
+def _known_by(images: Images | Iterator[Photograph], given: Any) -> str:
+    """What tells a list from another; of what is read item by item the kind, for its contents are kept."""
+    if isinstance(images, Sequence) and not isinstance(images, Items):
+        return digest(map(_identity, images))
+    kind = type(images.data if isinstance(images, Items) else given)
+    many = f"{len(images)} items" if isinstance(images, Items) else "items"
+    return f"{many} of {kind.__module__}.{kind.__qualname__}"
 
 
 def _identity(photograph: Photograph | Mosaic) -> bytes:
     region = getattr(photograph, "region", None)
     where = "" if region is None else f"{region.boxes}\n"
-    return f"{photograph.name}\n{photograph.label}\n{where}".encode()
+    path = getattr(photograph, "path", None)
+    itself = "" if isinstance(path, Path | None) else content(photograph)
+    return f"{escaped(photograph.name)}\n{photograph.label}\n{where}{itself}".encode()
 
 
 def _scored_alike(run: Run, running: Running) -> Run:
@@ -287,126 +333,88 @@ def _fingerprint(model: nn.Module) -> str:
     return digest(part for name, value in state for part in (name.encode(), raw(value)))
 
 
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters(), torch.zeros(0)).device
+class _Work:
+    """The batches of a run: what is missing of them, and what is found of them, in the store.
 
-
-# -- what comes in ------------------------------------------------------------------------------------------
-
-
-def _batches(plan: _Plan, store: Store, progress: bool) -> Iterator[tuple[list[Seen], dict[str, set[int]]]]:
-    """The batches in which something is missing, read ahead of the network, and what is missing in them."""
-    count = len(plan.photographs) * plan.cells
-    with ThreadPoolExecutor(1) as pool, tqdm(total=count, unit="photo", disable=not progress) as bar:
-        coming = (
-            (pool.submit(_read, plan, numbers), numbers, missing)
-            for numbers, missing in _missing(plan, store, bar)
-        )
-        ahead = deque(itertools.islice(coming, _AHEAD))
-        while ahead:
-            reading, numbers, missing = ahead.popleft()
-            ahead.extend(itertools.islice(coming, 1))
-            yield reading.result(), missing
-            bar.update(len(numbers))
-
-
-def _missing(plan: _Plan, store: Store, bar: tqdm[Any]) -> Iterator[tuple[list[int], dict[str, set[int]]]]:
-    """The batches in which something is missing; the others count as done."""
-    unreadable, count, step = store.unreadable(), int(bar.total), plan.batch_size * plan.cells
-    for start in range(0, count, step):
-        stop = min(start + step, count)
-        readable, done = [n for n in range(start, stop) if n not in unreadable], store.done(start, stop)
-        missing = {name: {n for n in readable if (n, name) not in done} for name in plan.methods}
-        wanted = readable if any(missing.values()) else []
-        bar.update(stop - start - len(wanted))
-        if wanted:
-            yield wanted, missing
-
-
-def _read(plan: _Plan, numbers: Sequence[int]) -> list[Seen]:
-    """The images that rows of these numbers are of."""
-    which, preset = dict.fromkeys(number // plan.cells for number in numbers), plan.network.preset
-    return [seen(plan.photographs[i], i * plan.cells, preset) for i in which]
-
-
-# -- what is found ------------------------------------------------------------------------------------------
-
-
-def _judge(plan: _Plan, store: Store, read: Sequence[Seen], missing: Mapping[str, set[int]]) -> None:
-    """Write down what the network saw of a batch, and what is missing of the methods' results.
-
-    It is one transaction, or one in each second where methods take longer.
+    Attributes:
+        rows: how many rows the run has, as far as they were looked through.
+        end: how many images the data set has, once it was looked through.
     """
-    rows, results = [row for each in read if each.x is None for row in each.rows], []
-    if readable := [each for each in read if each.x is not None]:
-        batch, last = _Batch(plan, readable), time.monotonic()
-        rows += batch.rows
-        for name, numbers in missing.items():
-            found = batch.results(name) if numbers else ()
-            results += [result for result in found if result.number in numbers]
+
+    def __init__(
+        self,
+        plan: Plan,
+        images: Images | Iterator[Photograph],
+        batch_size: int,
+        shard: Shard | None,
+        store: Store,
+        progress: bool,
+    ) -> None:
+        self._plan, self._images, self._step, self._store = plan, images, batch_size, store
+        self._shard = shard or Shard(1, 1)
+        self.rows = self.end = 0
+        total = (
+            self._shard.share(len(images), batch_size) * plan.cells if isinstance(images, Sequence) else None
+        )
+        self._bar = tqdm(total=total, unit="photo", disable=not progress)
+
+    def write(self, computed: Generator[tuple[Task, Iterable[Row]]]) -> None:
+        """Write down what is found, as it comes."""
+        with self._bar, contextlib.closing(computed) as found:
+            for task, rows in found:
+                self._write(rows)
+                self._bar.update(len(task.images) * self._plan.cells)
+
+    def _write(self, rows: Iterable[Row]) -> None:
+        """Write a batch in one transaction, or in one a second where methods take longer."""
+        images: list[ImageRow] = []
+        results: list[Result] = []
+        last = time.monotonic()
+        for row in rows:
+            if isinstance(row, Result):
+                results.append(row)
+            else:
+                images.append(row)
             if time.monotonic() - last > _PATIENCE:
-                store.write(rows, results)
-                rows, results, last = [], [], time.monotonic()
-    store.write(rows, results)
+                self._store.write(images, results)
+                images, results, last = [], [], time.monotonic()
+        self._store.write(images, results)
 
+    def tasks(self) -> Iterator[Task]:
+        """The batches in which something is missing; what is known of files that changed is forgotten."""
+        unreadable, known, cells = self._store.unreadable(), self._store.contents(), self._plan.cells
+        for number, (start, batch) in enumerate(self._batches()):
+            self.end = start + len(batch)
+            if number % self._shard.of != self._shard.number - 1:
+                continue
+            stale = set(self._stale(start, batch, known))
+            self._store.forget(stale)
+            rows = {i: range(i * cells, (i + 1) * cells) for i in range(start, self.end)}
+            numbers = [i for i, some in rows.items() if some[0] not in unreadable or some[0] in stale]
+            pairs = [(n, name) for i in numbers for n in rows[i] for name in self._plan.methods]
+            done = self._store.done(start * cells, self.end * cells)
+            there = {pair for pair in pairs if pair in done and pair[0] not in stale}
+            self.rows += len(rows) * cells
+            if len(there) < len(pairs):
+                yield Task(start, batch, numbers, there)
+            else:
+                if not self._bar.disable:
+                    self._bar.initial += len(rows) * cells  # no part of the speed
+                self._bar.update(len(rows) * cells)
+        self._store.forget(n for n in known if n >= self.end * cells)
 
-class _Batch:
-    """Images that are explained together, each for its own class or classes."""
+    def _stale(self, start: int, batch: Images, known: Mapping[int, str | None]) -> Iterator[int]:
+        """The rows of images that have another content than the store knows."""
+        for i in range(start, start + len(batch)):
+            some = range(i * self._plan.cells, (i + 1) * self._plan.cells)
+            if some[0] in known or some[-1] in known:
+                now = content(batch[i - start])
+                yield from (n for n in some if n in known and now not in (None, known[n]))
 
-    def __init__(self, plan: _Plan, read: Sequence[Seen]) -> None:
-        model, rows = plan.network.model, [row for each in read for row in each.rows]
-        x = torch.cat([each.x for each in read if each.x is not None]).to(_device(model))
-        regions = [each.region for each in read if each.region is not None]
-        self._region = torch.cat(regions).to(x.device) if regions else None
-        cls: Any = None if plan.explain == "predicted" else [row.label for row in rows]
-        if plan.cells > 1:
-            cls = [[row.label for row in each.rows] for each in read]
-        few = None if set(plan.metric_names) - {*GRID, *LOCALIZATION} else 0
-        with scoring_of(model, x, cls, "probability", plan.running, forwards=few) as self._scoring:
-            explained = self._scoring.explained
-        self._plan, self._read, self._cls = plan, read, torch.as_tensor(explained.cls, device=x.device)
-        self._call = Call(model, plan.layer, x, self._cls, records=len(plan.methods) > 1)
-        found = zip(rows, self._cls.flatten().tolist(), explained.own.flatten().tolist(), strict=True)
-        self.rows = [row._replace(cls=cls, probability=probability) for row, cls, probability in found]
-
-    def results(self, name: str) -> Iterator[Result]:
-        """What a method makes of each photograph, one after the other where all at once fails."""
-        try:
-            yield from self._results(name)
-        except Exception as error:  # a method may raise anything; it is written down with the photograph
-            if len(self._read) > 1:
-                for each in self._read:
-                    yield from _Batch(self._plan, [each]).results(name)
-                return
-            kind = "" if isinstance(error, (ValueError, TypeError)) else f"{type(error).__name__}: "
-            reason = kind + " ".join(str(error).split())
-            yield from (Result(row.number, name, {}, error=reason) for row in self.rows)
-
-    def _results(self, name: str) -> list[Result]:
-        method, call = self._plan.methods[name], self._call
-        heatmaps = heatmaps_of(method, call)
-        heatmaps = heatmaps.flatten(0, 1) if self._plan.cells > 1 else heatmaps
-        is_finite = torch.isfinite(heatmaps).flatten(1).all(1)
-        heatmaps = torch.where(is_finite[:, None, None], heatmaps, 0.0)
-        explain = Explainer(method, call.model, call.layer, self._cls)
-        with torch.no_grad():
-            found = scored(Judged(self._scoring, heatmaps, explain, self._region), self._plan.metric_names)
-        return [
-            Result(row.number, name, {m: _score(value, i) for m, value in found.items()}, _small(heatmaps[i]))
-            if is_finite[i]
-            else Result(row.number, name, {}, error="the heatmap holds NaN or infinite values")
-            for i, row in enumerate(self.rows)
-        ]
-
-
-def _score(found: Tensor | Curve, i: int) -> Score:
-    if isinstance(found, Tensor):
-        return Score(float(found[i]))
-    curve = (found.fractions, found.scores[i])
-    return Score(float(found.auc[i]), *(values.double().cpu().numpy() for values in curve))
-
-
-def _small(heatmap: Tensor) -> bytes:
-    size = [min(_HEATMAP_PIXELS, side) for side in heatmap.shape]
-    small = F.interpolate(heatmap[None, None].float(), size, mode="area")[0, 0]
-    return encoded((small * 255).round().clamp(0, 255).byte().cpu().numpy(), "PNG")
+    def _batches(self) -> Iterator[tuple[int, Images]]:
+        """The number of the first image of each batch, and its images."""
+        if isinstance(self._images, Sequence):
+            for start in range(0, len(self._images), self._step):
+                yield start, self._images[start : start + self._step]
+        else:
+            yield from in_order(self._images, self._step)

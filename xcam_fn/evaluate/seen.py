@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
+from PIL.ExifTags import Base
 from torch import Tensor
 
 from xcam_fn.evaluate.dataset import Photograph
@@ -37,13 +39,14 @@ class Seen(NamedTuple):
     region: Tensor | None = None
 
 
-def seen(photograph: Photograph | Mosaic, number: int, preset: Preset) -> Seen:
+def seen(photograph: Photograph | Mosaic, number: int, preset: Preset, size: tuple[int, int]) -> Seen:
     """What the network sees, or why it sees nothing.
 
     Args:
         photograph: one, or a mosaic of several.
         number: of the first of its rows.
         preset: how the network wants its images.
+        size: (height, width) of what it sees, pixels.
     """
     if isinstance(photograph, Mosaic):
         names = [f"{photograph.name}, cell {i}: {p.name}" for i, p in enumerate(photograph.members, 1)]
@@ -52,14 +55,17 @@ def seen(photograph: Photograph | Mosaic, number: int, preset: Preset) -> Seen:
         names, labels, look = [photograph.name], (photograph.label,), _of_photograph
     known = content(photograph)
     rows = [
-        ImageRow(number + i, name, label, content=known)
+        ImageRow(number + i, escaped(name), label, content=known)
         for i, (name, label) in enumerate(zip(names, labels, strict=True))
     ]
     try:
         x, picture, region = look(photograph, preset)
-    except (ValueError, OSError) as error:
-        reason = " ".join(str(error).split())
-        return Seen([row._replace(error=reason) for row in rows])
+    except Exception as error:  # a data set may raise anything where an item is read
+        return Seen([row._replace(error=reason(error)) for row in rows])
+    if x.shape[2:] != size:
+        sides = " x ".join(map(str, x.shape[2:]))
+        wanted = f"{size[0]} x {size[1]}, as the first is"
+        return Seen([row._replace(error=f"x is {sides} pixels; expected {wanted}") for row in rows])
     file = encoded(picture, "JPEG", quality=_PICTURE_QUALITY)
     return Seen([row._replace(picture=file) for row in rows], x, region)
 
@@ -69,6 +75,10 @@ def _of_mosaic(mosaic: Any, preset: Preset) -> tuple[Tensor, np.ndarray, Tensor]
 
 
 def _of_photograph(photograph: Any, preset: Preset) -> tuple[Tensor, np.ndarray, Tensor | None]:
+    if isinstance(photograph.path, Exception):
+        raise photograph.path
+    if isinstance(photograph.path, Tensor):
+        return *as_given(photograph.path, preset), None
     loaded, region = images.load(photograph.path), None
     if photograph.region is not None:
         region = images.prepare_mask(photograph.region.drawn(loaded.size), preset)[None]
@@ -78,14 +88,49 @@ def _of_photograph(photograph: Any, preset: Preset) -> tuple[Tensor, np.ndarray,
     return *images.prepare(loaded, preset), region
 
 
+def as_given(x: Tensor, preset: Preset) -> tuple[Tensor, np.ndarray]:
+    """A tensor as the network takes it, and the picture that the preset would have made it of."""
+    if x.ndim != 3 or x.shape[0] != 3 or 0 in x.shape or not x.is_floating_point():
+        shape = f"{x.dtype} of shape {tuple(x.shape)}"
+        wanted = "floats (3, h, w) as the network takes them; arrays (h, w, 3) of uint8 are prepared for it"
+        raise ValueError(f"x is {shape}; expected {wanted}")
+    x = x.detach().cpu().float()
+    if not x.isfinite().all():
+        raise ValueError("x holds NaN or infinite values; expected finite ones")
+    mean, std = (torch.tensor(each)[:, None, None] for each in (preset.mean, preset.std))
+    pixels = (x * std + mean).clamp(0, 1).mul(255).round().byte()
+    return x[None], pixels.movedim(0, -1).numpy()
+
+
 def content(photograph: Photograph | Mosaic) -> str | None:
-    """What tells a file's content from another; None where there is no file that can be read."""
+    """What tells an image from another; None where there is none that can be read.
+
+    Of an image that is given itself, the name and the label count too: no list of them is known beforehand.
+    """
     if isinstance(photograph, Mosaic):
         parts = [content(member) for member in photograph.members]
         return None if None in parts else digest(str(part).encode() for part in parts)
+    path = photograph.path
+    if isinstance(path, Exception):
+        return None
+    if not isinstance(path, Path):
+        return digest([f"{photograph.name}\n{photograph.label}\n".encode(), *_bytes(path)])
     mask = None if photograph.region is None else photograph.region.mask
-    found = _content(photograph.path)
+    found = _content(path)
     return found if mask is None or found is None else digest([found.encode(), str(_content(mask)).encode()])
+
+
+def _bytes(image: Any) -> Iterator[bytes]:
+    """What an image that is given itself is made of."""
+    if isinstance(image, bytes):
+        yield image
+    elif isinstance(image, Image.Image):
+        yield f"{image.mode} {image.size} {image.getexif().get(Base.Orientation)}".encode()
+        yield image.tobytes()
+    else:
+        values = image.detach().cpu().contiguous().reshape(-1) if isinstance(image, Tensor) else image
+        yield f"{values.dtype} {tuple(values.shape)}".encode()
+        yield (values.view(torch.uint8).numpy() if isinstance(values, Tensor) else values).tobytes()
 
 
 def _content(path: Path) -> str | None:
@@ -94,6 +139,17 @@ def _content(path: Path) -> str | None:
             with path.open("rb") as file:
                 return hashlib.file_digest(file, "blake2b").hexdigest()[:16]
     return None
+
+
+def escaped(name: str) -> str:
+    """The name of a file, which need not be text, as text."""
+    return name.encode(errors="backslashreplace").decode()
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, in one line."""
+    kind = "" if isinstance(error, (ValueError, TypeError, OSError)) else f"{type(error).__name__}: "
+    return kind + " ".join(str(error).split())
 
 
 def digest(parts: Iterable[Any]) -> str:

@@ -191,6 +191,18 @@ class Store:
             for number, table in itertools.product(numbers, ("heatmaps", "pictures", "results", "images")):
                 self._connection.execute(f"DELETE FROM {table} WHERE number = ?", [number])
 
+    def absorb(self, file: Path) -> None:
+        """Add all that another store holds, but for its settings."""
+        self._connection.execute("ATTACH DATABASE ? AS other", [str(file)])
+        with self._transaction():
+            for table in ("images", "pictures", "heatmaps"):
+                self._connection.execute(f"INSERT OR REPLACE INTO {table} SELECT * FROM other.{table}")
+            layouts = self._all("SELECT number, fractions FROM other.layouts")
+            own = {number: self._layout(fractions) for number, fractions in layouts}
+            for *row, layout, curves, _ in self._connection.execute("SELECT * FROM other.results"):
+                self._insert("results", (*row, own.get(layout), curves))
+        self._connection.execute("DETACH DATABASE other")
+
     def forget_failures(self) -> None:
         """Take out what failed, so that it is tried again."""
         with self._transaction():

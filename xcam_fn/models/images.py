@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from xcam_fn import checks
 from xcam_fn.arguments import check, hints_of
 from xcam_fn.names import check_file
 
-Source = str | os.PathLike[str] | Image.Image | np.ndarray
+Source = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 
 # What decodes pixels, and nothing that runs another program (EPS) or is fetched from elsewhere.
 _WANTED = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "JPEG2000", "AVIF")
@@ -28,7 +29,7 @@ _FILTERS = {each.name.lower(): each for each in Image.Resampling} | {
     "nearest-exact": Image.Resampling.NEAREST
 }
 
-_EXPECTED = "a path, a PIL image, or an array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4)"
+_EXPECTED = "a path, the bytes of a file, a PIL image, or an array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4)"
 _LONGEST_RATIO = 32
 _LONGEST_SIDE = 2**15  # PIL counts bytes of an image in 32 bits
 _ROUNDING = 1e-4
@@ -68,9 +69,9 @@ def load(image: Source) -> Image.Image:
     """Return the image in RGB, upright as its EXIF data says, transparent parts over white.
 
     Args:
-        image: a path, a PIL image of any mode, or an array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4) of bool,
-            uint8, uint16 or of floats in [0, 1]. 16-bit values are scaled, not cut off. Files are those of
-            `FORMATS`.
+        image: a path, the bytes of a file, a PIL image of any mode, or an array (h, w), (h, w, 1), (h, w, 3)
+            or (h, w, 4) of bool, uint8, uint16 or of floats in [0, 1]. 16-bit values are scaled, not cut off.
+            Files are those of `FORMATS`.
 
     Returns:
         A PIL image of mode "RGB"; the argument is not changed.
@@ -80,6 +81,9 @@ def load(image: Source) -> Image.Image:
         ValueError: the file is not an image, is truncated or is too large, or values are out of range.
         TypeError: `image` is none of the above.
     """
+    if isinstance(image, bytes):
+        named = f"image of {len(image)} bytes"
+        return _to_rgb(_decoded(io.BytesIO(image), named), named)
     if isinstance(image, (str, os.PathLike)):
         return _to_rgb(_read(Path(image)), f"image {str(image)!r}")
     if isinstance(image, np.ndarray):
@@ -200,9 +204,13 @@ def unit_floats(values: np.ndarray, argument: str, remedy: str) -> Float64[np.nd
 def _read(path: Path) -> Image.Image:
     """The image of a file as Pillow decodes it, upright."""
     check_file("image", path, "an image file")
-    named = f"image {str(path)!r}"
+    return _decoded(path, f"image {str(path)!r}")
+
+
+def _decoded(file: Path | io.BytesIO, named: str) -> Image.Image:
+    """The same of an open file."""
     try:
-        with Image.open(path, formats=FORMATS) as opened:
+        with Image.open(file, formats=FORMATS) as opened:
             opened.load()
             return ImageOps.exif_transpose(opened)
     except (PermissionError, MemoryError):

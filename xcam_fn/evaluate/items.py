@@ -1,0 +1,241 @@
+"""Any data set as the photographs of a run: lists, folders, data sets, and what is only read in order."""
+
+from __future__ import annotations
+
+import operator
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler
+
+from xcam_fn.evaluate.dataset import Photograph, photographs
+from xcam_fn.evaluate.mosaic import Mosaic
+from xcam_fn.models.load import find_class
+
+Images = Sequence[Photograph] | Sequence[Mosaic]
+_EXPECTED = "expected (x, label, name): an image, a class or None, and a text"
+_IMAGES = (str, os.PathLike, bytes, np.ndarray, Tensor)
+
+
+class Items(Sequence[Photograph]):
+    """The photographs of a map-style data set, each read when it is asked for.
+
+    Args:
+        data: has a length, and an item for each number.
+        photograph: an item and its number to a photograph.
+        numbers: which items, in which order; None for all.
+    """
+
+    def __init__(
+        self, data: Any, photograph: Callable[[Any, int], Photograph], numbers: Sequence[int] | None = None
+    ) -> None:
+        self.data, self._photograph = data, photograph
+        self._numbers = range(len(data)) if numbers is None else numbers
+        self._lock = threading.Lock()  # data sets need not be read in several threads
+
+    def __reduce__(self) -> Any:
+        return Items, (self.data, self._photograph, self._numbers)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> Photograph: ...
+    @overload
+    def __getitem__(self, index: slice) -> Items: ...
+    def __getitem__(self, index: int | slice) -> Photograph | Items:
+        if isinstance(index, slice):
+            return self.take(self._numbers[index])
+        number = int(self._numbers[index])
+        try:
+            with self._lock:
+                item = self.data[number]
+            return self._photograph(item, number)
+        except TypeError:  # the data set is wrong, not one of its images
+            raise
+        except Exception as error:  # reading may raise anything; it is written down as the photograph's
+            return Photograph(f"item {number}", error, None)
+
+    def take(self, numbers: Sequence[int]) -> Items:
+        """Those items of the data set."""
+        taken = Items(self.data, self._photograph, numbers)
+        taken._lock = self._lock
+        return taken
+
+
+def as_images(data: Any, categories: Sequence[str]) -> Images | Iterator[Photograph]:
+    """The photographs of any data set.
+
+    Args:
+        data: as for `evaluate.run`.
+        categories: the names of the network's classes, in order.
+
+    Returns:
+        A sequence, or, of what can only be read in order, an iterator.
+
+    Raises:
+        ValueError: there is nothing in it, or each reading would give another order.
+        TypeError: it is no data set, or its items are not (x, label, name).
+    """
+    if isinstance(data, (str, os.PathLike)):
+        return photographs(data, categories)
+    if isinstance(data, DataLoader) and isinstance(data.sampler, RandomSampler):
+        remedy = "a run that is continued needs the same order each time: shuffle=False"
+        raise ValueError(f"photographs: the DataLoader shuffles; {remedy}")
+    if isinstance(data, Mapping) or not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")):
+        wanted = "a list of photographs, a data set of (x, label, name), a folder or a CSV file"
+        raise TypeError(f"photographs is a {type(data).__name__}; expected {wanted}")
+    is_map = hasattr(data, "__len__") and hasattr(data, "__getitem__")
+    if not is_map or isinstance(data, (DataLoader, IterableDataset)):
+        return _in_order(data, _Triple(categories))
+    if not len(data):
+        raise ValueError("photographs is empty; expected one or more")
+    if hasattr(data, "features") and hasattr(data, "cast_column"):
+        return _of_hugging_face(data, categories)
+    if isinstance(data, Items) or isinstance(data[0], (Photograph, Mosaic)):
+        return data
+    return Items(data, _Triple(categories))
+
+
+def hugging_face(path: str, categories: Sequence[str]) -> Items:
+    """The photographs of a data set of Hugging Face that lies on this machine.
+
+    Args:
+        path: of a folder that `save_to_disk` of the package datasets wrote; of several splits, of one.
+        categories: the names of the network's classes, in order.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: the package is not installed, or the columns are not one of images and one of classes.
+    """
+    try:
+        import datasets  # noqa: PLC0415, needed here alone
+    except ImportError:
+        remedy = "pip install datasets"
+        raise ValueError(f"data 'hf:{path}' needs the package datasets; {remedy}") from None
+    place = Path(path)
+    if (place / "dataset_dict.json").is_file():
+        splits = " or ".join(f"hf:{each.parent}" for each in sorted(place.glob("*/state.json")))
+        raise ValueError(f"data 'hf:{path}' holds several splits; give one: {splits}")
+    if not (place / "state.json").is_file():
+        wanted = "a folder that save_to_disk of the package datasets wrote"
+        raise FileNotFoundError(f"data 'hf:{path}': no data set there; expected {wanted}")
+    return _of_hugging_face(datasets.load_from_disk(path), categories)
+
+
+def _of_hugging_face(data: Any, categories: Sequence[str]) -> Items:
+    """The items of a `datasets.Dataset`: its column of images, and of classes if there is one."""
+    kinds = {name: type(feature).__name__ for name, feature in data.features.items()}
+    pictures, labels = ([name for name, kind in kinds.items() if kind == k] for k in ("Image", "ClassLabel"))
+    if len(pictures) != 1 or len(labels) > 1:
+        remedy = "expected one Image and at most one ClassLabel: select_columns leaves the right ones"
+        raise ValueError(f"photographs: the columns are {kinds}; {remedy}")
+    undecoded = type(data.features[pictures[0]])(decode=False)
+    classes = class_numbers(data.features[labels[0]].names, categories) if labels else {}
+    columns = [*pictures, *labels]
+    return Items(
+        data.select_columns(columns).cast_column(pictures[0], undecoded), _Row(*columns, classes=classes)
+    )
+
+
+def class_numbers(names: Sequence[str], categories: Sequence[str]) -> dict[int, int]:
+    """The network's classes for those of a data set: by name, or by number where there are as many.
+
+    Args:
+        names: of the data set's classes, in order.
+        categories: of the network's.
+
+    Returns:
+        The network's class by the data set's; empty where the names are not known.
+    """
+    try:
+        found = [find_class(name, categories) for name in names]
+    except ValueError:
+        found = []
+    if len(set(found)) == len(names):
+        return dict(enumerate(found))
+    return {i: i for i in range(len(names))} if len(names) == len(categories) else {}
+
+
+class _Row:
+    """The photograph of a row of a `datasets.Dataset`."""
+
+    def __init__(self, picture: str, label: str | None = None, *, classes: Mapping[int, int]) -> None:
+        self._picture, self._label, self._classes = picture, label, classes
+
+    def __call__(self, row: Any, number: int) -> Photograph:
+        stored = row[self._picture]
+        if stored is None:
+            raise ValueError(f"row {number} has no image")
+        label = self._classes.get(row[self._label]) if self._label else None
+        name = Path(stored["path"]).name if stored["path"] else f"row {number}"
+        content = stored["bytes"]
+        return Photograph(name, Path(stored["path"]) if content is None else content, label)
+
+
+class _Triple:
+    """The photograph of an item (x, label, name)."""
+
+    def __init__(self, categories: Sequence[str]) -> None:
+        self._categories = categories
+
+    def __call__(self, item: Any, number: int) -> Photograph:
+        if isinstance(item, Photograph):
+            return item
+        if not isinstance(item, (tuple, list)) or len(item) != 3:
+            many = f" of {len(item)}" if isinstance(item, (tuple, list)) else ""
+            raise TypeError(f"photographs: item {number} is a {type(item).__name__}{many}; {_EXPECTED}")
+        x, label, name = item
+        if not isinstance(name, str):
+            raise TypeError(f"photographs: the name of item {number} is a {type(name).__name__}; {_EXPECTED}")
+        is_image = isinstance(x, _IMAGES) or hasattr(x, "getbands")
+        if not is_image:
+            kinds = "a path, the bytes of a file, a PIL image, an array (h, w, 3), or a tensor (3, h, w)"
+            raise TypeError(f"photographs: x of item {number} is a {type(x).__name__}; expected {kinds}")
+        return Photograph(
+            name, Path(x) if isinstance(x, (str, os.PathLike)) else x, self._class(label, number)
+        )
+
+    def _class(self, label: Any, number: int) -> int | None:
+        if label is None:
+            return None
+        try:
+            query = label if isinstance(label, str) else operator.index(label)
+        except TypeError:
+            kind = type(label).__name__
+            raise TypeError(f"photographs: the label of item {number} is a {kind}; {_EXPECTED}") from None
+        return find_class(query, self._categories)
+
+
+def _in_order(data: Iterable[Any], photograph: _Triple) -> Iterator[Photograph]:
+    """The photographs of what can only be read in order, which may come in batches."""
+    number, iterator = 0, iter(data)
+    while True:
+        try:
+            found = next(iterator)
+        except StopIteration:
+            return
+        except Exception as error:
+            words = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise ValueError(f"photographs: the data set stopped at item {number}: {words}") from error
+        for number, item in enumerate(_unbatched(found), number):  # noqa: B020
+            try:
+                yield photograph(item, number)
+            except ValueError as error:  # one label is wrong
+                yield Photograph(f"item {number}", error, None)
+        number += 1
+
+
+def _unbatched(found: Any) -> Iterable[Any]:
+    """The items of a batch: a list of items, or (images, labels, names) as a DataLoader collates them."""
+    if not isinstance(found, (tuple, list)) or not found:
+        return [found]
+    if all(isinstance(each, (tuple, list)) and len(each) == 3 and isinstance(each[2], str) for each in found):
+        return found
+    is_collated = len(found) == 3 and isinstance(found[2], (tuple, list))
+    return zip(*found, strict=True) if is_collated else [found]
