@@ -56,7 +56,7 @@ def explain(
     for photo, name in tqdm(named, total=len(photos), unit="photo", disable=alone or None):
         try:
             given = inputs.read(photo) if inputs.is_data(photo) else None
-            x, picture = explainer.prepare(photo) if given is None else (given.x.to(how.device), None)
+            x, picture = explainer.prepare(photo) if given is None else (given.x.to(how.device), given)
         except (ValueError, OSError) as error:
             if alone:
                 raise

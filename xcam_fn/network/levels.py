@@ -90,7 +90,7 @@ def _maps(
     calls: list[ModuleCall], grads: dict[Key, Tensor | None], edges: dict[Key, Edge], probe: Probe
 ) -> list[_Maps]:
     """The calls with maps on which an image's score depends, in the order of the calls."""
-    found, in_doubt = [], is_measured(probe.root, calls, probe.size)
+    found, in_doubt = [], is_measured(probe.root, calls, probe)
     grids = {call.shape[2:] for call in calls if isinstance(call.module, Convolution)}
     for i, call in enumerate(calls):
         grad = grads.get(call.key)

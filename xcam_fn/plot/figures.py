@@ -55,7 +55,7 @@ class Panel(NamedTuple):
         below = {"ha": "center", "va": "top", "transform": axis.transAxes, "fontsize": _SMALL}
         axis.text(0.5, -0.03, self.note, parse_math=False, **below)
         for number, (x1, y1, x2, y2) in self.boxes.items():
-            color = _COLORS[number % len(_COLORS)]
+            color = COLORS[number % len(COLORS)]
             for edge, width in (("white", 3.5), (color, 2.0)):  # seen on any ground
                 corner = (x1 - 0.5, y1 - 0.5)  # a pixel's center has its whole number
                 axis.add_patch(
