@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 
 from xcam_fn import checks
 from xcam_fn.network.calls import Key, ModuleCall, features_of, run_changed
@@ -50,29 +51,27 @@ def score_levels(model: nn.Module, x: Tensor, score: Callable[[Any], Tensor]) ->
             "layer=None: the layers of a detection are found in autograd's graph, which torch.func and "
             "torch.compile have not; name the layer (xcam_fn.layers(model, x) lists them)"
         )
-    root, calls, seen = unwrap(model), [], {}
-    leaf = x.detach().requires_grad_()
+    root, calls, edges = unwrap(model), [], {}
+    leaf, probe = x.detach().requires_grad_(), Probe(root, x)
 
     def see(call: ModuleCall, output: Any) -> None:
         values = features_of(output)
         if values is not None and values.grad_fn is not None:
-            seen[call.key] = (values, (values.grad_fn, values.output_nr))
+            edges[call.key] = get_gradient_edge(values)
 
     with torch.enable_grad():
         scores = score(run_changed(root, leaf, None, calls, see=see, detached=True))
         columns = scores.sum(0).unbind() if scores.ndim == 2 else [scores.sum()]
-        start = (leaf.view_as(leaf).grad_fn.next_functions[0][0], 0)  # pyright: ignore[reportOptionalMemberAccess]
     if scores.grad_fn is None:
         raise checks.lost_gradient("x")
-    found = set()
+    found, start = set(), get_gradient_edge(leaf)[:2]
     for column in columns:
-        grads = differentiated(column, [values for values, _ in seen.values()], retain_graph=True)
-        edges = {key: edge for key, (_, edge) in seen.items()}
+        grads = differentiated(column, [*edges.values()], retain_graph=True)
         for image in range(len(x)):
-            own = {key: _of_image(grad, image, len(x)) for key, grad in zip(seen, grads, strict=True)}
-            dead = {edges[key] for key, grad in own.items() if grad is None or not grad.any()}
-            maps = _maps(calls, own, edges, Probe(root, x))
-            found.add(_front(column.grad_fn, maps, dead - {m.edge for m in maps}, start))
+            own = {key: _of_image(grad, image, len(x)) for key, grad in zip(edges, grads, strict=True)}
+            maps = _maps(calls, own, {key: edge[:2] for key, edge in edges.items()}, probe)
+            dead = {edges[key][:2] for key, grad in own.items() if grad is None or not grad.any()}
+            found.add(_front(column.grad_fn, maps, dead, start))
     if len(found) > 1:
         listed = "; ".join(sorted(", ".join(names) for names in found))
         raise ValueError(
