@@ -443,6 +443,24 @@ enter(
     xf.plot.frames,
     lambda w: {"image": _picture(w), "heatmap": w.heatmap[0], "fractions": (0.0, 0.5)},
 )
+enter("plot.volume", xf.plot.volume, lambda w: {"image": w.rand(2, 5, 6), "heatmap": w.rand(2, 5, 6)}, "slices", "at",
+      "spacing", "window")  # fmt: skip
+enter(
+    "plot.video",
+    xf.plot.video,
+    lambda w: {"clip": w.rand(2, 5, 6), "heatmap": w.rand(2, 5, 6)},
+    "count",
+    "fps",
+)
+enter(
+    "plot.signal",
+    xf.plot.signal,
+    lambda w: {"values": w.rand(2, 20), "heatmap": w.rand(20)},
+    "rate",
+    "spectrogram",
+)
+enter("plot.animation", lambda clip, heatmap, **more: xf.plot.animation(clip, heatmap, **more).to_jshtml(), lambda w: {
+    "clip": w.rand(2, 5, 6), "heatmap": w.rand(2, 5, 6)}, "fps", "window")  # fmt: skip
 enter("images.load", xf.images.load, lambda w: {"image": _picture(w)})
 enter(
     "images.prepare",

@@ -2,16 +2,19 @@
 
 import importlib.util
 import itertools
+import runpy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import networks
 import xcam_fn as xf
+from xcam_fn import cli
 
 GRADIENT = ("gradcam", "layercam", "hirescam", "gradcam_pp", "input_x_gradient")
 PERTURBATION = ("scorecam", "ablationcam", "groupcam")
@@ -264,3 +267,191 @@ def test_voxels_that_are_not_numbers_are_refused():
     x[0, 0, 1, 2, 3] = float("nan")
     with pytest.raises(ValueError, match="x holds NaN"):
         xf.gradcam(Bright(3).eval(), "relu", x, 0)
+
+
+# -- drawings -------------------------------------------------------------------------------------------------
+
+RNG = np.random.default_rng(0)
+VOLUME, MAP = RNG.normal(40, 300, (4, 6, 8)), RNG.random((4, 6, 8))
+
+
+def test_planes_go_through_the_peak_in_the_data_s_units():
+    figure = xf.plot.volume(VOLUME, MAP, spacing=(5.0, 1.0, 0.5), unit="mm", alpha=0.0)
+    peak = np.unravel_index(int(MAP.argmax()), MAP.shape)
+    where = [(i + 0.5) * length for i, length in zip(peak, (5.0, 1.0, 0.5), strict=True)]
+    gray = (VOLUME - VOLUME.min()) / np.ptp(VOLUME)
+    extents = [(0, 4.0, 6.0, 0), (0, 4.0, 20.0, 0), (0, 6.0, 20.0, 0)]
+    names = ("depth", "height", "width")
+    for normal, axis in enumerate(figure.axes[:3]):
+        (image,) = axis.images
+        expected = np.repeat(np.round(255 * gray.take(peak[normal], normal))[..., None], 3, 2)
+        np.testing.assert_array_equal(image.get_array(), expected)
+        assert tuple(image.get_extent()) == extents[normal]
+        rows, columns = (i for i in range(3) if i != normal)
+        assert axis.get_title() == f"{names[normal]} {where[normal]:.4g} mm"
+        assert (axis.get_xlabel(), axis.get_ylabel()) == (f"{names[columns]} (mm)", f"{names[rows]} (mm)")
+        across, along = axis.lines
+        assert across.get_ydata()[0] == where[rows]
+        assert along.get_xdata()[0] == where[columns]
+    chosen = xf.plot.volume(VOLUME, MAP, at=(1, 2, 3), window=(0.0, 1.0), axes="xyz")
+    assert [axis.get_title() for axis in chosen.axes[:3]] == ["x 1.5 voxels", "y 2.5 voxels", "z 3.5 voxels"]
+
+
+def test_slices_keep_the_proportions_of_voxels_and_frames_name_their_times():
+    montage = xf.plot.volume(
+        torch.from_numpy(VOLUME), MAP[None], slices=2, spacing=(2.0, 3.0, 1.0), unit="mm"
+    )
+    pictures = [axis for axis in montage.axes if axis.images]
+    assert [axis.get_title() for axis in pictures] == ["depth 3 mm", "depth 7 mm"]
+    assert pictures[0].images[0].get_array().shape == (18, 8, 3)
+    clip = torch.rand(1, 3, 4, 6, 8, generator=torch.Generator().manual_seed(0))
+    strip = xf.plot.video(clip, MAP, count=2, fps=2.0)
+    pictures = [axis for axis in strip.axes if axis.images]
+    assert [axis.get_title() for axis in pictures] == ["0.50 s", "1.50 s"]
+    frame = xf.plot.overlay(clip[0, :, 3], MAP[3])
+    np.testing.assert_array_equal(pictures[1].images[0].get_array(), frame)
+    one = xf.plot.video(clip[:, :, :1], MAP[:1])
+    assert [axis.get_title() for axis in one.axes if axis.images] == ["frame 0"]
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP"])
+def test_an_animation_has_every_frame(kind, tmp_path):
+    path = tmp_path / f"clip.{kind.lower()}"
+    xf.plot.animation(VOLUME, MAP, window=(-300.0, 300.0), fps=5.0).save(path, writer="pillow", dpi=40)
+    with Image.open(path) as written:
+        assert (written.format, written.n_frames) == (kind, 4)
+
+
+def test_a_signal_is_colored_by_its_relevance():
+    values, relevance = RNG.normal(size=(2, 50)), RNG.random(50)
+    figure = xf.plot.signal(values, relevance, rate=100.0, spectrogram=16, names=["left", "right"])
+    curves = figure.axes[:4:2]
+    for axis, curve, name in zip(curves, values, ("left", "right"), strict=True):
+        (lines,) = axis.collections
+        np.testing.assert_allclose(
+            [one[0] for one in lines.get_segments()], np.stack([np.arange(49) / 100, curve[:-1]], 1)
+        )
+        np.testing.assert_allclose(lines.get_array(), (relevance[1:] + relevance[:-1]) / 2)
+        assert axis.get_ylabel() == name
+    assert figure.axes[1].get_ylabel() == "frequency (Hz)"
+    assert figure.axes[3].get_xlabel() == "time (s)"
+    unknown = xf.plot.signal(torch.from_numpy(values[0]), relevance)  # the sampling rate is not known
+    assert unknown.axes[0].get_xlabel() == "sample"
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (lambda: xf.plot.volume(VOLUME[0], MAP), r"image has shape \(6, 8\); expected an array \(D, H, W\)"),
+        (
+            lambda: xf.plot.volume(VOLUME, MAP[:2]),
+            r"heatmap has shape \(2, 6, 8\); expected \(4, 6, 8\).*resizes",
+        ),
+        (lambda: xf.plot.volume(VOLUME * np.nan, MAP), "image holds NaN or infinite values"),
+        (lambda: xf.plot.volume(VOLUME, MAP, spacing=(1, 1)), "three lengths > 0"),
+        (lambda: xf.plot.volume(VOLUME, MAP, spacing=(1, 0, 1)), "three lengths > 0"),
+        (lambda: xf.plot.volume(VOLUME, MAP, at=(4, 0, 0)), r"at=\(4, 0, 0\); expected three indices"),
+        (lambda: xf.plot.volume(VOLUME, MAP, window=(1, 0)), "black < white"),
+        (lambda: xf.plot.video(VOLUME, MAP), r"clip has values from .*; expected \[0, 1\]"),
+        (lambda: xf.plot.video(MAP, MAP, fps=0), "fps=0 is out of range"),
+        (lambda: xf.plot.signal(VOLUME, MAP), r"values has shape \(4, 6, 8\); expected a signal"),
+        (lambda: xf.plot.signal(VOLUME[0], MAP[0, 0, :3]), r"heatmap has shape \(3,\); expected \(8,\)"),
+        (lambda: xf.plot.signal(VOLUME[0], MAP[0, 0], spectrogram=9), "has 8 samples"),
+        (lambda: xf.plot.signal(VOLUME[0], MAP[0, 0], names=["one"]), "expected 6, one for each channel"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(call, reason):
+    with pytest.raises(ValueError, match=reason):
+        call()
+
+
+# -- the command ----------------------------------------------------------------------------------------------
+
+NETWORKS = """
+import torch
+from torch import nn
+
+def network(axes, channels):
+    torch.manual_seed(0)
+    Conv, Pool = getattr(nn, f"Conv{axes}d"), getattr(nn, f"AdaptiveAvgPool{axes}d")
+    return nn.Sequential(Conv(channels, 6, 3), nn.ReLU(), Pool(1), nn.Flatten(), nn.Linear(6, 4))
+
+volume = lambda: network(3, 1)
+clip = lambda: network(3, 3)
+signal = lambda: network(1, 2)
+"""
+
+
+def write_clip(path: Path, frames: int) -> None:
+    import av
+
+    with av.open(str(path), "w") as target:
+        stream = target.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 32, 16, "yuv420p"
+        for t in range(frames):
+            pixels = np.full((16, 32, 3), 20 * t, np.uint8)
+            target.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        target.mux(stream.encode(None))
+
+
+def explained(*arguments: str) -> int:
+    with torch.random.fork_rng():
+        return cli.main(["explain", *arguments, "--save-maps", "--output", "out"])
+
+
+def test_the_command_explains_volumes_signals_and_clips(tmp_path, monkeypatch, capsys):
+    import nibabel
+    import soundfile
+
+    monkeypatch.chdir(tmp_path)
+    Path("nets.py").write_text(NETWORKS)
+    affine = np.diag([1.5, 1.5, 3.0, 1.0])
+    nibabel.save(nibabel.Nifti1Image(VOLUME.astype(np.float32), affine), "scan.nii.gz")
+    soundfile.write("tone.wav", RNG.uniform(-0.5, 0.5, (400, 2)), 8000)
+    np.save("array.npy", RNG.normal(size=(2, 60)))
+    write_clip(Path("clip.mp4"), 5)
+    assert explained("scan.nii.gz", "--model", "nets.py:volume", "--class", "2") == 0
+    assert explained("tone.wav", "array.npy", "--model", "nets.py:signal") == 0
+    assert explained("clip.mp4", "--model", "nets.py:clip") == 0
+    assert "explained: class 2, " in capsys.readouterr().out
+    written = nibabel.load("out/scan_gradcam.nii.gz")
+    np.testing.assert_array_equal(written.affine, affine)
+    model = networks_of("nets.py")["volume"]().eval()
+    x = torch.from_numpy(VOLUME.astype(np.float32))[None, None]
+    np.testing.assert_allclose(written.get_fdata(), xf.gradcam(model, None, x, 2)[0].detach(), atol=1e-6)
+    assert np.load("out/tone_gradcam.npy").shape == (400,)
+    assert np.load("out/array_gradcam.npy").shape == (60,)
+    assert np.load("out/clip_gradcam.npy").shape == (5, 16, 32)
+    for name in ("scan", "tone", "array", "clip"):
+        assert Path(f"out/{name}_gradcam.png").is_file()
+
+
+def networks_of(path: str) -> dict:
+    with torch.random.fork_rng():
+        return runpy.run_path(path)
+
+
+@pytest.mark.parametrize(
+    ("given", "network", "reason"),
+    [
+        ("flat.npy", "volume", "it has shape (16,); expected one input without a batch"),
+        ("broken.wav", "signal", "input 'broken.wav' cannot be read"),
+        ("broken.nii", "volume", "input 'broken.nii' cannot be read"),
+        ("broken.mp4", "clip", "input 'broken.mp4' cannot be read"),
+        ("nan.npy", "volume", "x holds NaN"),
+        ("missing.npy", "volume", "no such file"),
+        ("flat.npy", "nothing", "nets.py has no function 'nothing'"),
+        ("photo.png", "clip", "expected --image-size"),
+    ],
+)
+def test_the_command_says_what_is_wrong_with_an_input(given, network, reason, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("nets.py").write_text(NETWORKS)
+    np.save("flat.npy", np.zeros(16))
+    np.save("nan.npy", np.full((1, 4, 5, 6), np.nan))
+    for suffix in ("wav", "nii", "mp4"):
+        Path(f"broken.{suffix}").write_bytes(b"nothing of the kind")
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save("photo.png")
+    assert explained(given, "--model", f"nets.py:{network}") == 2
+    assert reason in capsys.readouterr().err

@@ -205,6 +205,9 @@ class _Explainer:
 
     def named(self, x: Any) -> xf.models.LoadedModel:
         """The network, its classes numbered by what it returns where nobody named them."""
+        from xcam_fn.checks import check_call
+
+        check_call(self.loaded.model, x)
         if not self.loaded.categories:
             count = len(xf.models.describe.probabilities(self.loaded, x))
             self.loaded = self.loaded._replace(categories=list(map(str, range(count))))

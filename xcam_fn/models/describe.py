@@ -27,7 +27,7 @@ def class_name(cls: int, categories: Sequence[str]) -> str:
     return f"{name} (class {cls})" if name != str(cls) else f"class {cls}"
 
 
-def probabilities(loaded: LoadedModel, x: Float[Tensor, "1 C h w"]) -> Float[Tensor, " classes"]:
+def probabilities(loaded: LoadedModel, x: Float[Tensor, "1 C *size"]) -> Float[Tensor, " classes"]:
     """The probability of each class of one image."""
     with torch.no_grad():
         output = run_model(loaded.model, x)

@@ -39,7 +39,7 @@ def volume(
     spacing: Numbers = (1.0, 1.0, 1.0),
     unit: str = "voxels",
     axes: Sequence[str] = _AXES,
-    window: tuple[float, float] | None = None,
+    window: Numbers | None = None,
     caption: str | None = None,
     **style: Unpack[Style],
 ) -> Figure:
@@ -161,7 +161,7 @@ def animation(
     heatmap: Map,
     *,
     fps: float = 8.0,
-    window: tuple[float, float] | None = None,
+    window: Numbers | None = None,
     **style: Unpack[Style],
 ) -> ArtistAnimation:
     """An animation of a clip's frames, or of a volume's slices, under the heatmap.
@@ -285,7 +285,7 @@ def _both(
     heatmap: Map,
     argument: str,
     *,
-    window: tuple[float, float] | None = None,
+    window: Numbers | None = None,
     is_picture: bool = False,
 ) -> tuple[Float64[np.ndarray, "D H W 3"], Float64[np.ndarray, "D H W"]]:
     """The slices in [0, 1], channels last, and their relevance."""
@@ -317,11 +317,12 @@ def _both(
     return np.broadcast_to(shown, (*found.shape[:3], 3)), relevance
 
 
-def _windowed(values: np.ndarray, window: tuple[float, float] | None) -> np.ndarray:
+def _windowed(values: np.ndarray, window: Numbers | None) -> np.ndarray:
     """The values from black, 0, to white, 1."""
-    low, high = numbers_of((values.min(), values.max()) if window is None else window, "window")
-    if window is not None and not low < high:
-        raise ValueError(f"window={window}; expected two numbers, black < white")
+    ends = numbers_of((values.min(), values.max()) if window is None else window, "window")
+    if len(ends) != 2 or (window is not None and not ends[0] < ends[1]):
+        raise ValueError(f"window={window!r}; expected two numbers, black < white")
+    low, high = ends
     return ((values - low) / ((high - low) or 1.0)).clip(0, 1)
 
 

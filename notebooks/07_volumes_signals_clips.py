@@ -1,0 +1,191 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Volumes, signals and clips
+#
+# A heatmap has as many axes as its input: one for a signal, three for a volume, and for a clip two of the picture and one of time. The functions
+# are the same. Three small networks are trained here, in seconds and on data made in place, so that it is known where each map has to be.
+
+# %%
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import xcam_fn as xf
+
+Draw = Callable[[int, torch.Generator], tuple[Tensor, Tensor, Tensor]]
+
+
+def trained(net: nn.Module, draw: Draw, steps: int) -> nn.Module:
+    """The network, trained to tell the two kinds of input that `draw(count, generator)` returns with labels and masks."""
+    generator = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.Adam(net.parameters(), 0.01)
+    for _ in range(steps):
+        x, label, _ = draw(16, generator)
+        loss = F.cross_entropy(net(x), label)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    x, label, _ = draw(64, generator)
+    net.eval()
+    with torch.no_grad():
+        right = float((net(x).argmax(1) == label).double().mean())
+    print(f"{right:.0%} of 64 new ones are right")
+    assert right > 0.9
+    return net
+
+
+def network(axes: int, kernel: int, width: int = 12) -> nn.Module:
+    """Two convolutions, their maximum over all places, and a linear layer."""
+    Conv, Pool = getattr(nn, f"Conv{axes}d"), getattr(nn, f"AdaptiveMaxPool{axes}d")
+    layers = [
+        Conv(1, width, kernel, padding=kernel // 2),
+        nn.ReLU(),
+        Conv(width, width, kernel, padding=kernel // 2),
+    ]
+    return nn.Sequential(*layers, nn.ReLU(), Pool(1), nn.Flatten(), nn.Linear(width, 2))
+
+
+def share(heatmap: Tensor, inside: Tensor) -> float:
+    """How much of a heatmap is where the evidence is."""
+    return float((heatmap * inside).sum() / heatmap.sum())
+
+
+torch.manual_seed(0)
+
+# %% [markdown]
+# ## A volume
+#
+# Noise with a bright blob, in class 1, or a thin rod, in class 0. Voxels are 3 mm deep and 1 mm wide.
+
+
+# %%
+def volumes(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Volumes (count, 1, 12, 20, 20), their labels, and where the blob or the rod is."""
+    x = 0.5 * torch.randn(count, 1, 12, 20, 20, generator=generator)
+    label = torch.randint(2, (count,), generator=generator)
+    inside = torch.zeros(count, 12, 20, 20)
+    for i in range(count):
+        z, row, column = (int(torch.randint(1, high, (), generator=generator)) for high in (8, 10, 14))
+        depth, height, width = (3, 5, 5) if label[i] else (1, 9, 1)
+        inside[i, z : z + depth, row : row + height, column : column + width] = 1
+    return x + 3 * inside[:, None], label, inside
+
+
+classifier = trained(network(3, 3), volumes, 40)
+x, label, inside = volumes(8, torch.Generator().manual_seed(7))
+chosen = int(label.argmax())
+x, inside = x[chosen : chosen + 1], inside[chosen]
+heatmap = xf.layercam(classifier, None, x, 1)[0]
+print(
+    f"{share(heatmap, inside):.0%} of the map is inside the blob, which is {float(inside.mean()):.1%} of the volume"
+)
+assert share(heatmap, F.max_pool3d(inside[None, None], 3, 1, 1)[0, 0]) > 0.8
+xf.plot.volume(
+    x[0],
+    heatmap,
+    spacing=(3.0, 1.0, 1.0),
+    unit="mm",
+    colormap="inferno",
+    alpha_follows_heatmap=True,
+    alpha=0.8,
+)
+
+# %% [markdown]
+# The same as slices, and as an animation: `xf.plot.animation(x[0], heatmap, window=(-1, 4)).save("slices.gif", writer="pillow")`.
+
+# %%
+xf.plot.volume(
+    x[0],
+    heatmap,
+    slices=5,
+    spacing=(3.0, 1.0, 1.0),
+    unit="mm",
+    colormap="inferno",
+    alpha_follows_heatmap=True,
+)
+
+# %% [markdown]
+# ## A signal
+#
+# A short tone in noise, of 500 Hz or of 1,000 Hz, sampled 4,000 times a second.
+
+# %%
+RATE = 4000
+
+
+def tones(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Signals (count, 1, 512), their labels, and where the tone is."""
+    label = torch.randint(2, (count,), generator=generator)
+    begin = torch.randint(0, 400, (count, 1), generator=generator)
+    sample = torch.arange(512)
+    inside = ((sample >= begin) & (sample < begin + 100)).float()
+    tone = torch.sin(2 * torch.pi * 500 * (1 + label[:, None]) * sample / RATE)
+    return (tone * inside + 0.2 * torch.randn(count, 512, generator=generator))[:, None], label, inside
+
+
+listener = trained(network(1, 9), tones, 60)
+x, label, inside = tones(1, torch.Generator().manual_seed(3))
+heard = {
+    "Layer-CAM": xf.layercam(listener, None, x)[0],
+    "occlusion": xf.occlusion(listener, None, x, window=32, stride=8)[0],
+}
+found = {name: share(one, inside[0]) for name, one in heard.items()}
+print({name: f"{value:.0%}" for name, value in found.items()})
+assert min(found.values()) > 0.6
+xf.plot.signal(x[0], heard["Layer-CAM"], rate=RATE, spectrogram=64, names=["tone"])
+
+# %% [markdown]
+# ## A clip
+#
+# A square that moves to the right, class 1, or to the left, class 0. No single frame tells which: the network has to look at time.
+
+
+# %%
+def clips(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Clips (count, 1, 8, 16, 24), their labels, and where the square is."""
+    label = torch.randint(2, (count,), generator=generator)
+    inside = torch.zeros(count, 8, 16, 24)
+    for i in range(count):
+        row, column = (int(torch.randint(0, high, (), generator=generator)) for high in (11, 4))
+        for t in range(8):
+            at = column + 2 * t if label[i] else 19 - column - 2 * t
+            inside[i, t, row : row + 5, at : at + 5] = 1
+    return inside[:, None] + 0.1 * torch.randn(inside[:, None].shape, generator=generator), label, inside
+
+
+watcher = trained(network(3, 3), clips, 60)
+x, label, inside = clips(1, torch.Generator().manual_seed(1))
+watched = xf.layercam(watcher, None, x)[0]
+near = F.max_pool3d(inside[None], 5, 1, 2)[0]
+print(f"{share(watched, near):.0%} of the map is at the square, {float(near.mean()):.0%} of the clip")
+assert share(watched, near) > 0.8
+shown = (x[0].clamp(0, 1), watched)
+xf.plot.video(*shown, count=4, fps=8.0, colormap="inferno", alpha_follows_heatmap=True, alpha=0.8)
+
+# %% [markdown]
+# ## One scale for many maps
+#
+# Each heatmap reaches up to 1, that of the wrong direction too. On one scale the two classes can be compared.
+
+# %%
+both = xf.gradcam(watcher, None, x, [[0, 1]], postprocess=partial(xf.heatmap, scale="batch"))[0]
+largest = both.flatten(1).amax(1)
+right = int(label[0])
+print({name: round(float(value), 2) for name, value in zip(("left", "right"), largest, strict=True)})
+assert largest[right] == 1.0
+assert np.isclose(float(xf.gradcam(watcher, None, x, 1 - right).max()), 1.0)
