@@ -3,6 +3,7 @@
 import ast
 import base64
 import io
+import json
 import os
 import re
 import shutil
@@ -455,6 +456,51 @@ def test_other_hosts_and_other_origins_are_refused(tmp_path, cat):
         assert not [path for path in server.written() if path.suffix == ".png"]
         assert status_of(upload, {"Origin": address}, cat) == 200
         assert [path.name for path in server.written() if path.suffix == ".png"] == ["cat.png"]
+
+
+def answer_of(address: str, session: str, number: int, values: list) -> list:
+    """What an event gives, asked for as the page's own script does."""
+    body = json.dumps({"data": values, "fn_index": number, "session_hash": session}).encode()
+    join = urllib.request.Request(
+        f"{address}/gradio_api/queue/join", body, {"Content-Type": "application/json"}
+    )
+    urllib.request.urlopen(join, timeout=30).close()
+    given: list = []
+    with urllib.request.urlopen(
+        f"{address}/gradio_api/queue/data?session_hash={session}", timeout=120
+    ) as lines:
+        for line in lines:
+            message = json.loads(line.removeprefix(b"data: ")) if line.startswith(b"data: ") else {}
+            if message.get("msg") == "process_completed":
+                assert message["success"], message
+                return given or message["output"]["data"]
+            if message.get("msg") == "process_generating" and not given:
+                given = message["output"]["data"]
+    raise AssertionError("no answer")
+
+
+def test_the_example_is_explained_over_http_without_a_browser(tmp_path):
+    with running(tmp_path, "--model", SMALL, "--weights", "random") as address:
+        with urllib.request.urlopen(f"{address}/config", timeout=30) as config:
+            page = json.load(config)
+        kinds = {part["id"]: part for part in page["components"]}
+        named = {
+            part["props"].get("value"): part["id"] for part in page["components"] if part["type"] == "button"
+        }
+        events = {
+            target: i
+            for i, event in enumerate(page["dependencies"])
+            for target in map(tuple, event["targets"])
+        }
+        (photo,) = answer_of(address, "tab", events[named["Use the example photograph"], "click"], [])
+        assert photo["orig_name"] == "chelsea.png"
+        (file,) = (number for number, part in kinds.items() if part["type"] == "file")
+        seen = next(e for e in page["dependencies"] if len(e["outputs"]) == 10 and e["inputs"][:1] == [file])
+        values = [photo, *(kinds[number]["props"]["value"] for number in seen["inputs"][1:])]
+        cls, status, overlays, *_ = answer_of(address, "tab", page["dependencies"].index(seen), values)
+        assert len(cls["choices"]) == 1000
+        assert "The network takes this for: " in status
+        assert "the photograph as the network sees it" in overlays
 
 
 @needs_a_browser

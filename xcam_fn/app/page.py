@@ -367,7 +367,8 @@ def _wire(page: gr.Blocks, parts: SimpleNamespace, desk: _Desk) -> None:
     see: Any = (desk.photo_chosen, chosen, [parts.cls, *answer])
     settings = [parts.layer, parts.methods]
     parts.example.click(desk.example, None, parts.photo, **quiet)
-    parts.photo.change(*see, **slow)
+    stopped = parts.photo.change(desk.cancel, None, parts.cancel, queue=False, **quiet)  # what ran before
+    stopped.then(*see, **slow)
     another = gr.on([parts.model.change, parts.weights.submit], desk.settings, network, settings, **quiet)
     another.then(*see, **slow)
     parts.layer.input(desk.settings, [*network, parts.layer], settings, **quiet)
