@@ -158,7 +158,7 @@ class HeatmapMetric(Metric, Protocol, Generic[P, Found_co]):
     """A metric that is called as `metric(model, x, heatmap, cls, **options)`.
 
     Args:
-        model: the network, in evaluation mode; it is never touched.
+        model: the network, in evaluation mode; it is never touched. None where `scorer` stands in for it.
         x: (B, C, *size), prepared images.
         heatmap: (B, *size), a tensor or an array, from here or from elsewhere; in [0, 1] unless only its
             order counts.
@@ -180,7 +180,7 @@ def metric(
         own = own_keywords(formula)
 
         def called(
-            model: nn.Module, x: Images, heatmap: Heatmap, cls: Classes = None, **options: Any
+            model: nn.Module | None, x: Images, heatmap: Heatmap, cls: Classes = None, **options: Any
         ) -> Found_co:
             asked = {name: options.pop(name) for name in own.keys() & options.keys()}
             with one_class_scoring(model, x, cls, forwards_each=forwards, **options) as scoring:
@@ -260,7 +260,7 @@ def documented(function: Function) -> Function:
 
 @contextlib.contextmanager
 def one_class_scoring(
-    model: nn.Module,
+    model: nn.Module | None,
     x: Tensor,
     cls: Classes,
     *,

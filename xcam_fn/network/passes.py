@@ -18,6 +18,7 @@ from xcam_fn.network.calls import (
     ModuleCall,
     features_of,
     is_in_place,
+    outputs_agree,
     run_changed,
     with_features,
 )
@@ -110,15 +111,15 @@ class Site(NamedTuple):
 
         def changed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             if in_place and args:  # what it returns may be ignored: its input has to hold the result
-                new = change(forward(args[0].clone(), *args[1:], **kwargs))
+                new = with_features(forward(args[0].clone(), *args[1:], **kwargs), change)
                 unwritable = new.requires_grad and args[0]._is_view()  # made without recording: torch refuses
                 return new if unwritable else args[0].copy_(new)
             output = forward(*args, **kwargs)
             features = features_of(output)
             if features is None:
                 raise checks.StructureError(
-                    f"layer {self.shown!r} returns {checks.kind_of(output)}, not floating-point numbers, "
-                    "which alone have a gradient; explain the network before it was quantized, or use rise"
+                    f"layer {self.shown!r} returns {checks.kind_of(output)}, not floating-point numbers; "
+                    "explain another layer (xcam_fn.layers(model, x) lists them), or use rise"
                 )
             if is_outside and is_wrapped(features):
                 raise checks.StructureError(
@@ -285,10 +286,26 @@ def _pass_at(
         guesses[asked] = guess
     is_call = asked is not None and asked[1] is not None
     in_doubt = is_in_doubt(root, calls, position) and not (is_call and not isinstance(root, Bound))
-    place = to_spatial or to_spatial_of(calls, position, probe, in_doubt=in_doubt)
-    return _pass_of(
-        site._replace(shown=call.shown if is_call else call.name, to_spatial=place), calls, found, x
-    )
+    site = site._replace(shown=call.shown if is_call else call.name)
+    try:
+        place = to_spatial or to_spatial_of(calls, position, probe, in_doubt=in_doubt)
+        return _pass_of(site._replace(to_spatial=place), calls, found, x)
+    except ValueError as error:
+        if _reads(site, x):
+            raise
+        raise ValueError(
+            f"layer {site.shown!r} does not depend on the image, as a text's tower does not: it returns the "
+            "same for another one; explain a layer of the image's tower (layer=None finds one)"
+        ) from error
+
+
+def _reads(site: Site, x: Tensor) -> bool:
+    """Whether a layer returns something else for other images, as far as that can be found out."""
+    if not by_autograd(x):
+        return True
+    with torch.no_grad():
+        one, other = (_unrecorded(site, images, None, [], None) for images in (x, 1 - 2 * x))
+    return one is None or other is None or not outputs_agree(one[0], other[0])
 
 
 def _tells(layer: str, path: Collection[str]) -> Callable[[str], bool]:
