@@ -177,6 +177,10 @@ def test_similarity_is_the_cosine():
     torch.testing.assert_close(T.similarity(wanted)(y), cosine)
     torch.testing.assert_close(T.similarity(wanted[1].numpy() * 5)({"image_embeds": y})[1], cosine[1])
     torch.testing.assert_close(T.similarity(wanted)({"pooler_output": y[..., None, None]}), cosine)
+    torch.testing.assert_close(T.similarity(wanted[:1])(y)[0], cosine[0])
+    several = torch.stack([T.similarity(one)(y) for one in wanted], 1)
+    torch.testing.assert_close(T.similarity(wanted[None])(y), several)
+    torch.testing.assert_close(T.similarity(torch.stack([wanted, -wanted]))(y)[1], -several[1])
 
 
 def test_regression_is_the_number_itself():
@@ -638,7 +642,7 @@ LOGITS = torch.zeros(2, 6)
         (T.detection([[0, 0, 1, 1]] * 3), [DETECTED], r"box has shape \(3, 4\) for a batch of 1; .*\(1, 4\)"),
         (T.detection([0, 0, 1, 1], [1, 7]), [DETECTED], r"label has shape \(2,\) for a batch of 1"),
         (T.similarity(torch.ones(4)), LOGITS, r"embedding has shape \(4,\), .*shape \(2, 6\); expected 6 numbers"),
-        (T.similarity(torch.ones(3, 6)), LOGITS, r"embedding has shape \(3, 6\) for a batch of 2"),
+        (T.similarity(torch.ones(3, 6)), LOGITS, r"embedding has shape \(3, 6\) for a batch of 2.*or embedding\[None\]"),
         (T.similarity(torch.ones(4)), DENSE, r"similarity: .*expected embeddings of shape \(B, D\).*segment"),
         (T.regression(6), LOGITS, r"index=6 is out of range: .*shape \(2, 6\); expected 0 to 5"),
         (T.regression(), DENSE, r"regression: .*expected shape \(B,\) or \(B, n\).*segment"),
@@ -670,7 +674,7 @@ def test_a_target_that_does_not_fit_says_what_the_output_is(target, output, mess
         (lambda: T.detection([0, 0, np.nan, 1]), ValueError, "box holds NaN"),
         (lambda: T.detection([0, 0, 1, 1], "cat"), TypeError, "label='cat'; expected None, a whole number"),
         (lambda: T.similarity(torch.zeros(5)), ValueError, "embedding is zero everywhere"),
-        (lambda: T.similarity(torch.ones(2, 2, 2)), ValueError, r"embedding has shape \(2, 2, 2\)"),
+        (lambda: T.similarity(torch.ones(2, 2, 2, 2)), ValueError, r"embedding has shape \(2, 2, 2, 2\)"),
         (lambda: T.contrast(weight=np.inf), ValueError, "weight=inf is out of range"),
         (lambda: T.contrast(count=0), ValueError, "count=0 is out of range"),
         (lambda: T.contrast(weighting="max"), ValueError, "weighting='max'; expected one of 'mean'"),

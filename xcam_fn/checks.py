@@ -30,7 +30,8 @@ class StructureError(ValueError):
 def check_call(model: nn.Module, x: Tensor) -> None:
     """Raise where model is no module that can be explained, or x no batch of finite floating-point values."""
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {_kind(model)}")
+        remedy = "one of another runtime goes into scorer=, with model=None (rise, occlusion, insertion)"
+        raise TypeError(f"model must be a torch.nn.Module, got {_kind(model)}; {remedy}")
     if isinstance(model, torch.jit.ScriptModule):
         remedy = "pass the module it was made from"
         raise TypeError(f"model is a TorchScript module, which cannot be split; {remedy}")
@@ -119,9 +120,15 @@ def _in_terms_of_x(model: nn.Module, x: Tensor, error: Exception, run: Callable[
     has = next((p for p in model.parameters() if p.is_floating_point()), x)
     first = next((m for m in model.modules() if isinstance(m, Convolution)), None)
     channels = x.shape[1] if first is None else first.in_channels
-    found: Exception = ValueError(f"{shape}, on which the model fails: {said}")
+    remedy = "where x goes in by another name or beside something else, xcam_fn.bind(model, fn) says how"
+    found: Exception = ValueError(f"{shape}, on which the model fails: {said}; {remedy}")
     if has.device != x.device:
         found = ValueError(f"x is on {x.device}, but the model is on {has.device}; pass x.to('{has.device}')")
+    elif _runs(run, x):
+        found = LostGradientError(
+            f"the model fails where a gradient is recorded ({said}) and runs without; use a method without "
+            "gradients, such as eigencam, scorecam or rise"
+        )
     elif len(x) > 1 and _runs(run, x[:1]):
         found = ValueError(
             f"{shape}: the model fails on {len(x)} images at once ({said}) and runs on one; pass one image, "
@@ -210,7 +217,7 @@ class NoDefaultLayerError(ValueError):
     """A network has no layer that is taken by default."""
 
 
-class LostGradientError(ValueError):
+class LostGradientError(StructureError):
     """No gradient passes from the score to where it is asked for."""
 
 
@@ -218,8 +225,9 @@ def lost_gradient(where: str) -> LostGradientError:
     """The error for a score that does not depend on something, as far as autograd knows."""
     return LostGradientError(
         f"no gradient passes from the score to {where}: the score is of another branch, a target of your own "
-        "(cls) detaches it, or the forward does, in torch.no_grad, torch.inference_mode or whole numbers; "
-        "explain a layer that the score depends on, or use a method without gradients, such as rise"
+        "(cls) detaches it, or the forward does, in torch.no_grad, torch.inference_mode or the whole numbers "
+        "of a quantized network; explain a layer that the score depends on, the network before it was "
+        "quantized, or use a method without gradients, such as eigencam, scorecam, ablationcam or rise"
     )
 
 

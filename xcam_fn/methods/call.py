@@ -322,6 +322,8 @@ class Call(Once):
             A, residual = head.run_trunk(x[image : image + 1])
             if checks.is_readable(x) and not outputs_agree(A, self.features[image : image + 1]):
                 raise mixing(len(x))
+            if image == 0 and not head.is_traced:
+                self._check_head(A, residual)
             own = (
                 parameter[which == image] if checks.is_readable(x) else parameter[: len(parameter) // len(x)]
             )
@@ -342,6 +344,16 @@ class Call(Once):
                 )
             scores.append(found)
         return torch.cat(scores)
+
+    def _check_head(self, A: Tensor, residual: Any) -> None:
+        """Raise where the output stays as it is whatever the layer returns."""
+        if checks.is_readable(A):
+            own, other = (self.halves.run_head(a, residual) for a in (A, 1 - 2 * A))
+            if outputs_agree(own, other):
+                raise checks.StructureError(
+                    f"layer {self.shown!r}: the model's output does not change with what the layer returns; "
+                    "explain a layer that it is computed from, or use eigencam, scorecam or rise"
+                )
 
 
 def _mapped(score: Callable[[Tensor], Tensor], changed: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from xcam_fn import checks
 from xcam_fn.arguments import ReadableSignature, check, hints_of, unchecked
@@ -22,6 +22,7 @@ from xcam_fn.methods.call import Call
 from xcam_fn.methods.options import GROUPS, Groups
 from xcam_fn.network.places import ToSpatial
 from xcam_fn.network.target_layer import Layer
+from xcam_fn.scoring.running import model_or_stand_in
 from xcam_fn.targets import Classes
 
 P = ParamSpec("P")
@@ -99,11 +100,8 @@ class Method(Generic[P]):
             given = {**self.options, **options}
             if not torch.compiler.is_compiling():
                 self.check_options(options)
-            if model is None and "scorer" in self.own_options:
-                if given.get("scorer") is None:
-                    expected = "expected a model, or a scorer=callable from images to outputs in its place"
-                    raise ValueError(f"model=None: {expected}")
-                model = nn.Identity().eval()
+            if "scorer" in self.own_options:
+                model = model_or_stand_in(model, given.get("scorer"))
             to_spatial, create_graph = given.pop("to_spatial", None), given.pop("create_graph", False)
             call = Call(model, layer, x, cls, to_spatial=to_spatial, create_graph=create_graph)
             return self._map(call, given)

@@ -188,6 +188,7 @@ class HeatmapMetric(Metric, Protocol, Generic[P, Found_co]):
     """A metric that is called as `metric(model, x, heatmap, cls, **options)`.
 
     Args:
+        model: the network, in evaluation mode; it is never touched. None where `scorer` stands in for it.
         heatmap: (B, *size), a tensor or an array, from here or from elsewhere; in [0, 1] unless only its
             order counts.
         cls: None for the predicted class of each image, an int, B ints, or a target, a callable from the
@@ -211,7 +212,7 @@ def metric(
         known = (*groups_of(formula, _GROUPS), HeatmapMetric, RunningOptions)
 
         def called(
-            model: nn.Module, x: Images, heatmap: Heatmap, cls: Classes = None, **options: Any
+            model: nn.Module | None, x: Images, heatmap: Heatmap, cls: Classes = None, **options: Any
         ) -> Found_co:
             asked = taken(own, options)
             with one_class_scoring(model, x, cls, forwards_each=forwards, **options) as scoring:
@@ -271,7 +272,7 @@ def entered(
 
 @contextlib.contextmanager
 def one_class_scoring(
-    model: nn.Module,
+    model: nn.Module | None,
     x: Tensor,
     cls: Classes,
     *,

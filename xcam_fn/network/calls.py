@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from xcam_fn import checks
-from xcam_fn.network.copies import Forward, is_leaf, private_copy
+from xcam_fn.network.copies import Forward, is_leaf, may_round, private_copy
+from xcam_fn.network.vjp import detached as without_gradient
 from xcam_fn.torch_state import is_readable, pytree
 
 Change = Callable[..., Any]
@@ -110,9 +114,10 @@ def run_changed(
 
     is_watched = calls is not None or see is not None or bool(changes)
     copied = private_copy(model, intercept if is_watched else None, detached=detached)
-    drawn = _random_state(x)
+    drawn, rounding = _random_state(x), _Rounding() if may_round(model) else None
     try:
-        output = copied(x.clone())
+        with rounding or contextlib.nullcontext():
+            output = copied(x.clone())
     except Exception as error:
         _put_back(drawn, x)
         checks.fail(model, x, error, private_copy(model))
@@ -122,7 +127,27 @@ def run_changed(
             vars(module).pop("forward", None)
     if drawn and not all(map(torch.equal, drawn, _random_state(x))):
         _check_repeats(model, x, drawn)
+    if rounding is not None and rounding.found:  # what is left of the gradient is that of other paths
+        return without_gradient(output)
     return output
+
+
+class _Rounding(TorchFunctionMode):
+    """Notes whether numbers with a gradient are turned into whole ones, through which none passes."""
+
+    found = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        is_recorded = torch.is_grad_enabled() and isinstance(args[0] if args else None, Tensor)
+        if not self.found and is_recorded and args[0].requires_grad:
+            self.found = "quantize" in str(func) and "fake" not in str(func)
+            if func in _LINEAR:  # a weight of a kind of its own may round what it is multiplied by
+                weights, named = without_gradient((args[1:], kwargs or {}))
+                self.found = not func(args[0], *weights, **named).requires_grad
+        return func(*args, **(kwargs or {}))
+
+
+_LINEAR = (F.linear, F.conv1d, F.conv2d, F.conv3d)
 
 
 def _random_state(x: Tensor) -> list[Tensor]:
@@ -226,7 +251,7 @@ def keeps_rows_apart(run: Callable[[Tensor], Any], one: Tensor) -> bool:
 def _kind_of(output: Any, batch: int, start: int) -> tuple[tuple[int, ...], int, bool]:
     """The shape of an output for one image, the call's start, and whether the output is one tensor."""
     if isinstance(output, Tensor):
-        return _for_one(output.shape, batch) if output.is_floating_point() else (), start, True
+        return _for_one(output.shape, batch) if _holds_maps(output) else (), start, True
     maps = list(_floats(pytree.tree_leaves(output)).values())
     return _for_one(maps[0].shape, batch) if maps else (), start, len(maps) == 1
 
@@ -255,21 +280,34 @@ def is_in_place(module: nn.Module) -> bool:
     return is_leaf(module) and bool(getattr(module, "inplace", False))
 
 
+def _holds_maps(value: Any) -> bool:
+    """Whether something is a tensor of floating-point numbers, or of whole ones that stand for such."""
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_quantized)
+
+
 def _floats(leaves: list[Any]) -> dict[int, Tensor]:
-    """The floating-point tensors among leaves, by their places."""
-    return {i: v for i, v in enumerate(leaves) if isinstance(v, Tensor) and v.is_floating_point()}
+    """The tensors among leaves that may be maps, by their places."""
+    return {i: v for i, v in enumerate(leaves) if _holds_maps(v)}
 
 
 def features_of(output: Any) -> Tensor | None:
-    """The features in a layer's output: the first floating-point tensor, or None."""
-    return next(iter(_floats(pytree.tree_leaves(output)).values()), None)
+    """The features in a layer's output: the first tensor that may be maps, in floats, or None."""
+    found = next(iter(_floats(pytree.tree_leaves(output)).values()), None)
+    return found.dequantize() if found is not None and found.is_quantized else found
 
 
 def with_features(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A layer's output with its features, the first floating-point tensor, changed."""
+    """A layer's output with its features changed, rounded to the layer's own steps where it is quantized."""
     if isinstance(output, Tensor):
-        return change(output)
+        return _changed(output, change)
     leaves, spec = pytree.tree_flatten(output)
     for position, features in list(_floats(leaves).items())[:1]:
-        leaves[position] = change(features)
+        leaves[position] = _changed(features, change)
     return pytree.tree_unflatten(leaves, spec)
+
+
+def _changed(features: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    if not features.is_quantized:
+        return change(features)
+    new = change(features.dequantize())
+    return torch.quantize_per_tensor(new, features.q_scale(), features.q_zero_point(), features.dtype)

@@ -30,6 +30,7 @@ _BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 _HOOKS = (*_FORWARD_HOOKS, *_BACKWARD_HOOKS)
 _INTERNALS = frozenset(nn.Module().__dict__) - {"training"}
 _PLAIN = frozenset((bool, int, float, str, bytes, type(None), torch.dtype, torch.device, torch.Size))
+_PLAIN_TENSORS = {nn.Parameter, Tensor, type(None)}
 _WRITTEN = (nn.Module, dict, list, deque, set)
 _DEEPEST = 2  # objects within objects that are copied; a trainer's data and the like are shared
 
@@ -60,6 +61,20 @@ def is_leaf(module: nn.Module) -> bool:
 def _is_leaf_type(kind: type[nn.Module]) -> bool:
     builtin = kind.__module__.startswith(("torch.nn", "torch.ao.nn", "torch.jit"))
     return builtin and not issubclass(kind, (*_CONTAINERS, *_PARALLEL))
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """True for a module of torch.ao that computes with whole numbers."""
+    return "quantized" in type(module).__module__
+
+
+def may_round(model: nn.Module) -> bool:
+    """Whether a network may compute with whole numbers: by its modules, an exported graph or its weights."""
+    modules = [module for _, module, _ in _tree(model)]
+    weights = {type(p) for module in modules for p in module._parameters.values()}
+    files = {type(module).__module__ for module in modules}
+    exported = any(file.startswith(("torch.fx", "torch.export")) for file in files)
+    return exported or any("quantized" in file for file in files) or not weights <= _PLAIN_TENSORS
 
 
 def has_hooks(module: nn.Module) -> bool:

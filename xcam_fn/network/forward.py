@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from xcam_fn import checks
 from xcam_fn.network import trace
 from xcam_fn.network.bound import Bound
-from xcam_fn.network.calls import Key, ModuleCall, features_of, run_changed, run_model
+from xcam_fn.network.calls import Key, ModuleCall, features_of, outputs_agree, run_changed, run_model
 from xcam_fn.network.copies import unwrap
 from xcam_fn.network.halves import cut_at
 from xcam_fn.network.passes import (
@@ -158,10 +158,26 @@ def _pass_at(
         guesses[asked] = guess
     is_call = asked is not None and asked[1] is not None
     in_doubt = is_in_doubt(root, calls, position, probe) and not (is_call and not isinstance(root, Bound))
-    place = to_spatial or to_spatial_of(calls, position, probe, in_doubt=in_doubt)
-    return _pass_of(
-        site._replace(shown=call.shown if is_call else call.name, to_spatial=place), calls, found, x
-    )
+    site = site._replace(shown=call.shown if is_call else call.name)
+    try:
+        place = to_spatial or to_spatial_of(calls, position, probe, in_doubt=in_doubt)
+        return _pass_of(site._replace(to_spatial=place), calls, found, x)
+    except ValueError as error:
+        if _reads(site, x):
+            raise
+        raise ValueError(
+            f"layer {site.shown!r} does not depend on the image, as a text's tower does not: it returns the "
+            "same for another one; explain a layer of the image's tower (layer=None finds one)"
+        ) from error
+
+
+def _reads(site: Site, x: Tensor) -> bool:
+    """Whether a layer returns something else for other images, as far as that can be found out."""
+    if not by_autograd(x):
+        return True
+    with torch.no_grad():
+        one, other = (pass_unrecorded(site, images, None, [], None) for images in (x, 1 - 2 * x))
+    return one is None or other is None or not outputs_agree(one[0], other[0])
 
 
 def _tells(layer: str, path: Collection[str]) -> Callable[[str], bool]:

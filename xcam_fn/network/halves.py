@@ -18,6 +18,7 @@ from xcam_fn.network.calls import (
     outputs_agree,
     run_changed,
 )
+from xcam_fn.network.copies import is_quantized
 from xcam_fn.network.passes import Pass, Site
 from xcam_fn.network.places import replaced
 from xcam_fn.network.probe import made_up
@@ -124,8 +125,8 @@ def traced_model(root: nn.Module, x: Tensor, *, differentiable: bool = False) ->
     with outside_transforms(), torch.no_grad():
         sample = x[:1].detach() if is_readable(x) else made_up(x)
         other = sample.roll(1, -1) / 2
-        found = trace.trace(root)
-        if found is None:
+        found = None if any(map(is_quantized, root.modules())) else trace.trace(root)
+        if found is None:  # quantized layers read whole numbers, and features are floats
             return None
         try:
             found = trace.audited(found, root, sample, run_changed(root, sample))

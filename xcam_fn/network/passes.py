@@ -83,15 +83,15 @@ class Site(NamedTuple):
 
         def changed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             if in_place and args:  # what it returns may be ignored: its input has to hold the result
-                new = change(forward(args[0].clone(), *args[1:], **kwargs))
+                new = with_features(forward(args[0].clone(), *args[1:], **kwargs), change)
                 unwritable = new.requires_grad and args[0]._is_view()  # made without recording: torch refuses
                 return new if unwritable else args[0].copy_(new)
             output = forward(*args, **kwargs)
             features = features_of(output)
             if features is None:
                 raise checks.StructureError(
-                    f"layer {self.shown!r} returns {checks.kind_of(output)}, not floating-point numbers, "
-                    "which alone have a gradient; explain the network before it was quantized, or use rise"
+                    f"layer {self.shown!r} returns {checks.kind_of(output)}, not floating-point numbers; "
+                    "explain another layer (xcam_fn.layers(model, x) lists them), or use rise"
                 )
             if is_outside and is_wrapped(features):
                 raise checks.StructureError(

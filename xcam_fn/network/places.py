@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from xcam_fn import checks
 from xcam_fn.network.calls import ModuleCall
+from xcam_fn.network.copies import is_quantized
 from xcam_fn.network.probe import Fold, Probe
 from xcam_fn.torch_state import BatchNorm, Convolution
 
@@ -34,7 +35,7 @@ def own_layout(call: ModuleCall) -> str | None:
         channels = module.normalized_shape
         first = len(channels) == 1 and len(shape) > 2 and shape[1] == channels[0] != shape[-1]
         return "first" if first or "2d" in type(module).__name__ else "last"
-    return "first" if isinstance(module, _CHANNELS_FIRST) else None
+    return "first" if isinstance(module, _CHANNELS_FIRST) or _convolves(module) else None
 
 
 def pools(module: nn.Module) -> bool:
@@ -281,7 +282,7 @@ def _named_attentions(calls: Sequence[ModuleCall]) -> list[int]:
 def _activations(calls: Sequence[ModuleCall], size: tuple[int, ...]) -> list[int]:
     """For each convolution, and each map that attention made, the last activation of its size; last first."""
     axes = len(size) + 2
-    convolutions = [i for i, call in enumerate(calls) if isinstance(call.module, Convolution) and call.name]
+    convolutions = [i for i, call in enumerate(calls) if _convolves(call.module) and call.name]
     shapes = {i: calls[i].shape for i in convolutions}
     ranks = {axes, 4} if axes == 5 else {axes}  # frames of clips may run as images
     spatial = [i for i, s in shapes.items() if (len(s) in ranks or _is_narrow(s, axes)) and max(s[2:]) > 1]
@@ -302,6 +303,11 @@ def _activations(calls: Sequence[ModuleCall], size: tuple[int, ...]) -> list[int
         same = [i for i in range(last, len(calls)) if calls[i].name and _goes_on(calls[i], grid)]
         found |= dict.fromkeys(reversed(same))
     return list(found)
+
+
+def _convolves(module: nn.Module) -> bool:
+    """Whether a module is a convolution, in floats or quantized."""
+    return isinstance(module, Convolution) or (is_quantized(module) and hasattr(module, "kernel_size"))
 
 
 def _goes_on(call: ModuleCall, grid: tuple[int, ...]) -> bool:

@@ -226,7 +226,9 @@ def _slope(shares: Tensor, grid: Grid, *, turned: bool) -> float:
 
 def _fits(shares: Tensor, grid: Grid, starts: Tensor, order: Grid) -> Tensor:
     """How far the positions that a grid has at the patches answer to them, at most 1, for each start."""
-    above = (shares - 1 / 3) / (shares.amax(1, keepdim=True) - 1 / 3).clamp(min=_LEAST)
+    # More than by chance, and than most positions do: where all answer alike, no one is a patch's own.
+    usual = shares.median(1, keepdim=True).values.clamp(min=1 / 3)
+    above = (shares - usual) / (shares.amax(1, keepdim=True) - usual).clamp(min=_LEAST)
     positions = _positions(grid, order)
     own = [row[starts + positions[cell]] for row, cell in zip(above, _cells(grid), strict=True)]
     return torch.stack(own).amin(0)

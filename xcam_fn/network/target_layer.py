@@ -137,10 +137,11 @@ def default_call(
             single.append(position)  # a gate, or the scores of one class
     if single:
         return single[0]
-    if any("quantized" in type(call.module).__module__ for call in calls):
+    if not any(call.shape for call in calls if call.name):
         raise checks.NoDefaultLayerError(
-            f"layer=None: {type(root).__name__} is quantized: its layers return whole numbers, which have no "
-            "gradient; explain the network before it was quantized, or use rise"
+            f"layer=None: {type(root).__name__} runs functions and no modules, as a graph of torch.export "
+            "does, and so has no layers; explain the network that it was exported from or "
+            "torch.export.unflatten(program), or use a method that needs no layer, such as rise"
         )
     raise checks.NoDefaultLayerError(
         f"layer=None: {type(root).__name__} runs no convolution and no attention over patches of the image "

@@ -86,6 +86,11 @@ class _Tracer(fx.Tracer):
         self.constants += 1
         return self.create_node("call_function", _constant(value, self.constants), (), {})
 
+    def create_proxy(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Proxy:
+        if target == "numpy":  # other runtimes crash on a proxy
+            raise _NotTraceableError("values that leave torch")
+        return super().create_proxy(kind, target, *args, **kwargs)
+
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, Tensor):
             return self.tensor_node(a)

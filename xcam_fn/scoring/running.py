@@ -60,6 +60,14 @@ class Running(NamedTuple):
     progress: bool = False
 
 
+def model_or_stand_in(model: Any, scorer: Run | None) -> Any:
+    """The model, or where it is None a module in its place beside which the scorer does all the work."""
+    if model is None and scorer is None:
+        expected = "expected a model, or a scorer=callable from images to outputs in its place"
+        raise ValueError(f"model=None: {expected}")
+    return nn.Identity().eval() if model is None else model
+
+
 def check_running(how: Running, x: Tensor) -> None:
     """Raise where a keyword is out of range, or this machine cannot do what it asks."""
     for name, hint in hints_of(RunningOptions).items():
@@ -251,8 +259,8 @@ def check_rows(output: Any, run: Run, x: Tensor, *, reads: bool | None = None) -
 def mixing(batch: int) -> ValueError:
     """What is raised where the images of a batch are not apart."""
     return ValueError(
-        f"model: its answer for an image depends on the other {batch - 1} in the batch, as a norm over "
-        "the batch makes it; explain one image at a time"
+        f"model: its answer for an image depends on the other {batch - 1} in the batch, as a norm over the "
+        "batch or a scale found over it (dynamic quantization) makes it; explain one image at a time"
     )
 
 
@@ -365,7 +373,7 @@ def _shown(image: Tensor, base: Tensor, mask: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def scoring_of(
-    model: nn.Module,
+    model: nn.Module | None,
     x: Tensor,
     cls: Classes,
     score: str,
@@ -375,7 +383,7 @@ def scoring_of(
     forwards: int | None = None,
 ) -> Iterator[Scoring]:
     """The scoring of one call, its arguments checked; nothing is recorded meanwhile but what is asked for."""
-    x = checks.plain(x)
+    x, model = checks.plain(x), model_or_stand_in(model, how.scorer)
     checks.check_call(model, x)
     checks.check_model(model)
     with recording(x, create_graph):

@@ -99,25 +99,31 @@ def similarity(embedding: Any) -> Target:
           ╱ θ
          ╱──────▶ embedding        score cos θ
 
-    The wanted embedding may be that of another image, or of a sentence for CLIP-like networks. The output is
-    (B, D), or a dict or an object with image_embeds, pooler_output or embedding. An image's own embedding
-    explains nothing: the cosine is largest there, and its gradient zero.
+    The wanted embedding may be that of another image, or of a sentence for networks of language and vision.
+    The output is (B, D), or a dict or an object with image_embeds, pooler_output or embedding. An image's
+    own embedding explains nothing: the cosine is largest there, and its gradient zero.
 
     Args:
-        embedding: (D,) for all images or (B, D); its length does not matter.
+        embedding: (D,) for all images, or (B, D); (B, n, D), or (1, n, D) for all images, for n maps of each.
+            Their lengths do not matter.
 
     Raises:
-        ValueError: embedding is zero, not finite or has no (D,) or (B, D); when called: the output holds no
+        ValueError: embedding is zero, not finite or of another shape; when called: the output holds no
             embedding, or one of another width.
         TypeError: embedding is no array of numbers.
     """
     wanted = finite("embedding", embedding)
-    if wanted.ndim not in (1, 2) or wanted.numel() == 0:
-        raise ValueError(f"embedding has shape {tuple(wanted.shape)}; expected (D,) or (B, D)")
+    if wanted.ndim not in (1, 2, 3) or wanted.numel() == 0:
+        expected = "(D,), (B, D) or (B, n, D)"
+        raise ValueError(f"embedding has shape {tuple(wanted.shape)}; expected {expected}")
     if checks.is_readable(wanted) and not bool(wanted.ne(0).any(-1).all()):
         raise ValueError("embedding is zero everywhere, which has no direction; expected another vector")
-    cosine = functools.partial(torch.cosine_similarity, dim=-1)
-    return Reading(embeddings, functools.partial(_wanted_embedding, wanted), cosine)
+    return Reading(embeddings, functools.partial(_wanted_embedding, wanted), _cosine)
+
+
+def _cosine(values: Tensor, wanted: Tensor) -> Tensor:
+    """The cosines (P,) of values (P, D) to one vector each, or (P, n) to n."""
+    return torch.cosine_similarity(values if wanted.ndim == 2 else values[:, None], wanted, dim=-1)
 
 
 def _wanted_embedding(wanted: Tensor, values: Tensor) -> tuple[Tensor]:
@@ -125,7 +131,12 @@ def _wanted_embedding(wanted: Tensor, values: Tensor) -> tuple[Tensor]:
     if wanted.shape[-1] != width:
         has = f"embedding has shape {tuple(wanted.shape)}, but the model's output is {describe(values)}"
         raise ValueError(f"similarity: {has}; expected {width} numbers, an embedding from the same model")
-    return (_of_images("similarity: embedding", wanted, batch, width).to(values),)
+    rows = wanted[None] if wanted.ndim == 1 else wanted
+    if len(rows) not in (1, batch):
+        has = f"embedding has shape {tuple(wanted.shape)} for a batch of {batch}"
+        expected = f"{(width,)} for all images, {(batch, width)}, or embedding[None] for several maps of each"
+        raise ValueError(f"similarity: {has}; expected {expected}")
+    return (rows.expand(batch, *rows.shape[1:]).to(values),)
 
 
 def regression(index: int = 0) -> Target:
