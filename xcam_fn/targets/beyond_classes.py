@@ -125,7 +125,10 @@ def _wanted_embedding(wanted: Tensor, values: Tensor) -> tuple[Tensor]:
     if wanted.shape[-1] != width:
         has = f"embedding has shape {tuple(wanted.shape)}, but the model's output is {describe(values)}"
         raise ValueError(f"similarity: {has}; expected {width} numbers, an embedding from the same model")
-    return (_of_images("similarity: embedding", wanted, batch, width).to(values),)
+    if wanted.ndim > 1 and len(wanted) != batch:
+        has = f"embedding has shape {tuple(wanted.shape)} for a batch of {batch}"
+        raise ValueError(f"similarity: {has}; expected {(width,)} for all images or {(batch, width)}")
+    return (wanted.expand(batch, width).to(values),)
 
 
 def regression(index: int = 0) -> Target:
@@ -163,14 +166,6 @@ def finite(name: str, value: Any) -> Tensor:
         raise TypeError(f"{name} is a {type(value).__name__}; expected a tensor or an array") from error
     checks.check_tensor(name, found)
     return found if found.is_floating_point() else found.to(torch.float32)
-
-
-def _of_images(name: str, value: Tensor, batch: int, *width: int) -> Tensor:
-    """Something given once, or once for each image, as one for each of B images."""
-    if value.ndim > len(width) and value.shape[0] != batch:
-        wanted = f"{(*width,)} for all images or {(batch, *width)}"
-        raise ValueError(f"{name} has shape {tuple(value.shape)} for a batch of {batch}; expected {wanted}")
-    return value.expand(batch, *width)
 
 
 def per_image(functions: Sequence[Callable[[Any], Tensor]]) -> Target:
