@@ -130,7 +130,7 @@ class Call(Once):
         self._pin()
         found = self._of_network.get("pass")
         if found is None or (records and found.pull is None):
-            records, layer = records or self.records, self._at
+            records, layer = records or self.records, self.target_layer
             score = self._score if layer is None else None
             found = forward_pass(self.model, layer, self.x, self.to_spatial, records=records, score=score)
             self._of_network["pass"] = found
@@ -146,7 +146,7 @@ class Call(Once):
         return self._of_network.get("levels")
 
     @property
-    def _at(self) -> Layer:
+    def target_layer(self) -> Layer:
         """The layer that is asked for, or where none is, the one that a detection is read through."""
         found = None if self.layer is not None else self.levels
         if found is not None and len(found) > 1:
@@ -191,14 +191,14 @@ class Call(Once):
     def curvature(self) -> tuple[Tensor, Tensor]:
         """The gradient, and the second derivative times the features, (B, n, K, *spatial) each."""
         with StepByStep():
-            found = forward_pass(self.model, self._at, self.x, self.to_spatial)
+            found = forward_pass(self.model, self.target_layer, self.x, self.to_spatial)
             self._of_network.setdefault("pass", found)
             G, HA = found.curvature(self._score)
         return self._by_class(G), self._by_class(HA)
 
     def gradient_at(self, replace: Callable[[Tensor], Tensor], cls: Classes) -> Tensor:
         """The gradient of the score where something else takes the place of the layer's own output."""
-        found = forward_pass(self.model, self._at, self.x, self.to_spatial, replace=replace)
+        found = forward_pass(self.model, self.target_layer, self.x, self.to_spatial, replace=replace)
         return self._by_class(found.gradient(checked_scores(cls, self.x.shape[0])))
 
     def multipliers(self) -> Tensor:

@@ -226,14 +226,14 @@ def multi_layer(
 ) -> Tensor:
     """The method's maps at several layers, combined into one.
 
-    Of a detection the layers are the levels that its score is read through, and their raw maps are added up,
-    each resized so that it keeps its sum: Σ_l (|Ω_l| / |Ω|) U(cam_l), |Ω_l| the places of a level. A level
-    counts by what it adds to the score, and one that is not read is zero.
+    Where nothing is said of layers and combine, those of a detection are the levels that its score is read
+    through, and their raw maps are added up, each resized so that it keeps its sum: Σ_l (|Ω_l| / |Ω|) U(cam_l),
+    |Ω_l| the places of a level. A level counts by what it adds to the score.
 
     Args:
         method: a method, or its name.
         layers: their names or modules; None for the last layer of each of the last three resolutions, the
-            deepest being the layer that the method is called with, or for the levels of a detection.
+            deepest being the layer that the method is called with; of a detection its levels.
         combine: "mean", "max" or "product", or a callable from the maps, (L, B, *size), to one, (B, *size);
             None for the mean, and for the sum of the levels of a detection.
         each: what is made of a layer's map before, `(cam, size) -> map`; None leaves it raw. Where the maps
@@ -247,14 +247,14 @@ def multi_layer(
             ValueError) where the network has one resolution alone.
         TypeError: layers is a single name.
     """
-    levels = call.levels if layers is None and call.layer is None else None
-    adds_up = levels is not None and combine is None
-    chosen = levels or (last_layers(call.model, call.x, call.layer) if layers is None else layers)
-    maps = [explain(call.at(one), postprocess=None if adds_up else each) for one in chosen]
+    levels = call.levels if layers is None and call.layer is None and combine is None else None
+    if layers is None:
+        layers = levels or last_layers(call.model, call.x, call.target_layer)
+    maps = [explain(call.at(one), postprocess=each if levels is None else None) for one in layers]
     axes = call.x.ndim - 2
     largest = tuple(map(max, zip(*(cam.shape[-axes:] for cam in maps), strict=True)))
     stacked = torch.stack([resize(cam, largest) for cam in maps])
-    if adds_up:
+    if levels is not None:
         places = stacked.new_tensor([cam[0].numel() for cam in maps]) / stacked[0, 0].numel()
         return torch.einsum("l,l...->...", places, stacked)
     if not callable(combine):

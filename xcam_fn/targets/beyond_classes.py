@@ -176,14 +176,6 @@ def finite(name: str, value: Any) -> Tensor:
     return found if found.is_floating_point() else found.to(torch.float32)
 
 
-def _of_images(name: str, value: Tensor, batch: int, *width: int) -> Tensor:
-    """Something given once, or once for each image, as one for each of B images."""
-    if value.ndim > len(width) and value.shape[0] != batch:
-        wanted = f"{(*width,)} for all images or {(batch, *width)}"
-        raise ValueError(f"{name} has shape {tuple(value.shape)} for a batch of {batch}; expected {wanted}")
-    return value.expand(batch, *width)
-
-
 def per_image(functions: Sequence[Callable[[Any], Tensor]]) -> Target:
     """The target that scores each image's own part of the output by a function of its own.
 

@@ -327,10 +327,10 @@ def _listed(output: Any, one: dict[str, Any]) -> Detected:
     expected = "boxes (N, 4), labels (N,) and scores (N,), tensors"
     for key, axes in zip(DETECTIONS, (2, 1, 1), strict=True):
         if not isinstance(one[key], Tensor):
-            raise misfit(output, (), expected, "detection: ")
+            raise misfit(output, ("logits",), expected, "detection: ")
         checks.check_dense(f"detection: {key}", one[key])
         if one[key].shape != (len(one["boxes"]), 4)[:axes]:
-            raise misfit(output, (), expected, "detection: ")
+            raise misfit(output, ("logits",), expected, "detection: ")
     return Detected(one["boxes"], one["scores"], one["labels"], one["scores"])
 
 
@@ -409,6 +409,6 @@ def _unread(output: Any, form: str | None) -> ValueError:
     elif isinstance(values, Tensor) and values.ndim == 3:
         possible = ("yolov5", "yolov8", "yolov10")
     else:
-        return misfit(output, (), _EXPECTED, "detection: ")
+        return misfit(output, ("logits",), _EXPECTED, "detection: ")
     remedy = ", or ".join(f"format={name!r} for {_SHAPES[name]}" for name in possible)
     return ValueError(f"{has}, which does not say what it holds; pass {remedy}")
