@@ -56,7 +56,7 @@ def explain(
     for photo, name in tqdm(named, total=len(photos), unit="photo", disable=alone or None):
         try:
             given = inputs.read(photo) if inputs.is_data(photo) else None
-            x, picture = explainer.prepare(photo) if given is None else (given.x.to(how.device), given)
+            x, picture = explainer.prepare(photo) if given is None else (given.x.to(how.device), None)
         except (ValueError, OSError) as error:
             if alone:
                 raise
@@ -65,6 +65,7 @@ def explain(
             continue
         found = explainer.explain(x, class_index(class_, explainer.named(x)))
         if given is None:
+            assert picture is not None
             figures = {name: xf.plot.heatmaps(picture, found.titled, caption=found.caption, **how.style)}
         else:
             figures = {

@@ -60,7 +60,7 @@ class Running(NamedTuple):
     progress: bool = False
 
 
-def model_or_stand_in(model: Any, scorer: Run | None) -> Any:
+def model_or_stand_in(model: nn.Module | None, scorer: Run | None) -> nn.Module:
     """The model, or where it is None a module in its place beside which the scorer does all the work."""
     if model is None and scorer is None:
         expected = "expected a model, or a scorer=callable from images to outputs in its place"
