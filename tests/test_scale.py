@@ -349,6 +349,13 @@ def test_a_shard_count_that_does_not_fit(text, network, data, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_more_shards_than_batches_are_refused(network, data, tmp_path):
+    with pytest.raises(
+        ValueError, match="shard='5/5': there are 4 batches; expected no more shards than these"
+    ):
+        run(network, data, tmp_path / "out", shard="5/5")
+
+
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [
@@ -416,6 +423,8 @@ def test_networks_that_are_not_the_same_are_refused(network, data, tmp_path):
         ValueError, match="network: 2 of other weights; expected one, or one on several devices"
     ):
         run([network, other], data, tmp_path / "out")
+    with pytest.raises(ValueError, match="ray with 2 devices: actors have one each; give one"):
+        run([network, network], data, tmp_path / "out", ray="local")
 
 
 def test_the_command_takes_several_devices(data, tmp_path, capsys):

@@ -227,6 +227,8 @@ def evaluate(
         **place.options,
     )
     count, next_step = outcome.photographs, f"`xcam report {outcome.folder}` makes tables and a page of them"
+    if place.shard is not None:
+        next_step = "`xcam merge` makes one run of all shards"
     what = "photographs" if tiled.mosaics is None else "cells"
     show(f"{count} {what}, {outcome.results} results in {outcome.folder}; {next_step}")
     if outcome.unreadable or outcome.failures:

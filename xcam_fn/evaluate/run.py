@@ -164,10 +164,12 @@ def run(
         raise ValueError(
             f"network: {len(networks)} of other weights; expected one, or one on several devices"
         )
+    if asked.ray is not None and len(networks) > 1:
+        raise ValueError(f"ray with {len(networks)} devices: actors have one each; give one")
     shard = shard_of(asked.shard)
     images = as_images(photographs, networks[0].categories)
     first, images = _peeked(images)
-    _check(images, first, explain, batch_size)
+    _check(images, first, explain, batch_size, shard)
     running = Running(asked.precision, asked.compile, chunk_size=asked.chunk_size)
     plan = _plan(networks[0], first, chosen, _checked_metrics(metric_names, first), layer, explain, running)
     about = {**asked.about, "keep": [name for name in KEPT if name in asked.keep]}
@@ -255,9 +257,12 @@ def _check(
     first: Photograph | Mosaic,
     explain: str,
     batch_size: int,
+    shard: Shard | None,
 ) -> None:
     checks.check_choice("explain", explain, get_args(Explain))
     checks.check_count("batch_size", batch_size)
+    if shard and isinstance(images, Sequence) and shard.of > (batches := -(-len(images) // batch_size)):
+        raise ValueError(f"shard='{shard}': there are {batches} batches; expected no more shards than these")
     photographs = images if isinstance(images, Sequence) and not isinstance(images, Items) else [first]
     kinds = {(p.n, p.side) if isinstance(p, Mosaic) else p.region is None for p in photographs}
     if len(kinds) > 1:
