@@ -229,8 +229,8 @@ def multi_layer(
     """The method's maps at several layers, combined into one.
 
     Where nothing is said of layers and combine, those of a detection are the levels that its score is read
-    through, and their raw maps are added up, each resized so that it keeps its sum: Σ_l (|Ω_l| / |Ω|) U(cam_l),
-    |Ω_l| the places of a level. A level counts by what it adds to the score.
+    through, and their raw maps are added up, each resized so that it keeps its sum: Σ_l (|Ω_l| / |Ω|)
+    U(cam_l), |Ω_l| the places of a level. A level counts by what it adds to the score.
 
     Args:
         method: a method, or its name.
