@@ -154,6 +154,18 @@ def test_methods_without_gradients_explain_it_and_the_others_say_that_they_canno
     assert [*model.modules()] == before[1]
 
 
+def test_whole_numbers_that_stand_for_nothing_have_no_map():
+    class Counting(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.long()
+
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), Counting(), nn.Flatten()).eval()
+    with pytest.raises(
+        StructureError, match=r"layer '1' returns torch\.int64 values, not floating-point numbers"
+    ):
+        xf.eigencam(model, "1", images(), lambda y: y[:, 0].float())
+
+
 @pytest.mark.parametrize("method", [xf.gradcam, xf.input_x_gradient, xf.liftcam])
 def test_a_gradient_of_the_paths_around_what_is_quantized_is_none(method):
     model = networks.seeded(Skipping())
