@@ -14,11 +14,13 @@ import networks
 import xcam_fn as xf
 from xcam_fn.checks import LostGradientError, StructureError
 from xcam_fn.maps import resized_minmax
+from xcam_fn.methods.together import explained_where_possible, named_methods
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*(torch.ao.quantization|quantize_per_tensor|torch.qu?int).*"),
     pytest.mark.filterwarnings("ignore:Please use quant_min and quant_max:UserWarning"),
 ]
+GRADIENT = ["gradcam", "input_x_gradient", "guided_backprop", "shapleycam", "opticam"]
 FREE = ["eigencam", "scorecam", "ablationcam", "reciprocam", "rise", "occlusion"]
 
 
@@ -137,19 +139,31 @@ def test_ablation_and_masks_equal_slow_loops(quantized):
         torch.testing.assert_close(chunked, found, atol=1e-5, rtol=1e-4)
 
 
-def test_all_methods_without_gradients_explain_it_and_the_others_are_left_out(quantized):
-    model, layer = quantized
+def test_methods_without_gradients_explain_it_and_the_others_say_that_they_cannot(quantized):
+    model, _ = quantized
     before = model(images()), [*model.modules()]
-    found = xf.explain_all(model, None, images(1), 1, num_masks=8, num_samples=2, steps=2)
-    assert set(FREE) <= set(found)
-    assert "gradcam" not in found
-    assert "guided_backprop" not in found
+    chosen = named_methods([*FREE, *GRADIENT], num_masks=8, window=8)
+    found, lacking = explained_where_possible(model, None, images(1), 1, chosen)
+    assert list(found) == FREE
     assert all(heatmap.isfinite().all() for heatmap in found.values())
+    assert list(lacking) == GRADIENT
+    for error in lacking.values():
+        assert "or the whole numbers of a quantized network; " in str(error)
+        assert "without gradients, such as eigencam, scorecam, ablationcam or rise" in str(error)
     assert torch.equal(model(images()), before[0])
     assert [*model.modules()] == before[1]
-    for method in (xf.gradcam, xf.input_x_gradient, xf.guided_backprop, xf.opticam):
-        with pytest.raises(StructureError, match=r"quantized network; .*without gradients, such as eigencam"):
-            method(model, layer, images(1), 1)
+
+
+def test_whole_numbers_that_stand_for_nothing_have_no_map():
+    class Counting(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.long()
+
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), Counting(), nn.Flatten()).eval()
+    with pytest.raises(
+        StructureError, match=r"layer '1' returns torch\.int64 values, not floating-point numbers"
+    ):
+        xf.eigencam(model, "1", images(), lambda y: y[:, 0].float())
 
 
 @pytest.mark.parametrize("method", [xf.gradcam, xf.input_x_gradient, xf.liftcam])

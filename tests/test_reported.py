@@ -96,16 +96,6 @@ def test_a_targets_own_mistake_is_the_targets():
         xf.gradcam(model, "conv", x, lambda y: y[:, 0].detach())
 
 
-@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
-def test_whole_numbers_have_no_map():
-    layer = torch.ao.nn.quantized.Quantize(0.1, 0, torch.quint8)
-    model = nn.Sequential(
-        nn.Conv2d(3, 8, 3), layer, torch.ao.nn.quantized.DeQuantize(), nn.Flatten(), nn.Linear(8 * 36, 5)
-    )
-    with pytest.raises(StructureError, match=r"returns torch\.quint8 values"):
-        xf.gradcam(model.eval(), "1", images(1, 3, 8, 8), 1)
-
-
 # -- randomness and batches ---------------------------------------------------------------------------------
 
 
@@ -327,7 +317,7 @@ def test_tokens_of_a_text_have_no_place():
     x = images(1, 3, 64, 64)
     assert xf.default_layer(model, x) == "model.vision_model.encoder.layers.1.layer_norm1"
     assert xf.features(model, None, x).shape == (1, 32, 4, 4)
-    with pytest.raises(ValueError, match=r"tokens of shape \(1, 16, 32\).*to_spatial"):
+    with pytest.raises(ValueError, match="does not depend on the image, as a text's tower"):
         xf.gradcam(model, "text_model.encoder.layers.1.layer_norm1", x, 0)
 
 
