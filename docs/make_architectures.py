@@ -13,8 +13,10 @@ from __future__ import annotations
 import argparse
 import copy
 import csv
+import functools
 import math
 import os
+import re
 import time
 import warnings
 from collections import Counter
@@ -48,12 +50,13 @@ ENOUGH_SECONDS = 12
 
 
 class Architecture(NamedTuple):
-    """A network to be built, and the size of the images that it is shown."""
+    """A network to be built, and the size and channels of the images, volumes or clips that it is shown."""
 
     library: str
     name: str
-    size: tuple[int, int]
+    size: tuple[int, ...]
     build: Callable[[], nn.Module]
+    channels: int = 3
 
 
 # -- the architectures ---------------------------------------------------------------------------------------
@@ -73,14 +76,14 @@ def torchvision_net(name: str, size: tuple[int, int] = (64, 96), **options: Any)
     )
 
 
-def torchvision_small(name: str, size: tuple[int, int], kind: str, **options: Any) -> Architecture:
+def torchvision_small(name: str, size: tuple[int, ...], kind: str, **options: Any) -> Architecture:
     """A narrow network of one of torchvision's classes."""
     import torchvision
 
+    home = torchvision.models if len(size) == 2 else torchvision.models.video.swin_transformer
     return Architecture(
-        "torchvision", name, size,
-        lambda: getattr(torchvision.models, kind)(num_classes=NUM_CLASSES, **options),
-    )  # fmt: skip
+        "torchvision", name, size, lambda: getattr(home, kind)(num_classes=NUM_CLASSES, **options)
+    )
 
 
 def timm_net(name: str, size: tuple[int, int] = (64, 96), **options: Any) -> Architecture:
@@ -108,10 +111,33 @@ def hf_net(kind: str, size: tuple[int, int] = (64, 96), model: str = "", **optio
     return Architecture("transformers", name, size, build)
 
 
+def hf_video(kind: str, **options: Any) -> Architecture:
+    """A classifier of clips of transformers, which takes their frames first."""
+    import transformers
+
+    name = f"{kind}ForVideoClassification"
+
+    def build() -> nn.Module:
+        config = getattr(transformers, f"{kind}Config")(num_labels=NUM_CLASSES, **options)
+        net = getattr(transformers, name)(config).eval()
+        return xf.bind(net, lambda net, x: net(x.transpose(1, 2)))
+
+    return Architecture("transformers", name, (8, 32, 32), build)
+
+
+def monai_net(kind: str, **options: Any) -> Architecture:
+    """A classifier of volumes of MONAI."""
+    import monai.networks.nets
+
+    build = functools.partial(getattr(monai.networks.nets, kind), spatial_dims=3, **options)
+    return Architecture("monai", f"{kind}, 3-D", (16, 24, 32), build, channels=1)
+
+
 def architectures() -> list[Architecture]:
     """All rows of the table."""
     encoder = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 96}
     vit = {**encoder, "image_size": (64, 96), "patch_size": 16}
+    clips = {**encoder, "image_size": 32, "patch_size": 8, "num_frames": 8}
     return [
         torchvision_net("alexnet", (96, 128)),
         torchvision_net("vgg11", (32, 64)),
@@ -332,12 +358,36 @@ def architectures() -> list[Architecture]:
         hf_net("Hiera", image_size=[64, 96], embed_dim=16, depths=[1, 1, 1, 2], num_heads=[1, 2, 4, 8]),
         hf_net("EfficientNet", (96, 128), width_coefficient=0.5, hidden_dim=640),
         hf_net("SwiftFormer", (64, 96), embed_dims=[16, 32, 64, 96], depths=[1, 1, 2, 2]),
+        torchvision_small("swin3d_t", (8, 32, 48), "SwinTransformer3d", **SWIN_3D),
+        hf_video("VideoMAE", **clips),
+        hf_video("Vivit", tubelet_size=[2, 8, 8], **{**clips, "patch_size": None}),
+        hf_video("Timesformer", **clips),
+        monai_net(
+            "DenseNet",
+            in_channels=1,
+            out_channels=NUM_CLASSES,
+            init_features=8,
+            growth_rate=8,
+            block_config=(1, 2, 2),
+        ),
+        monai_net(
+            "ResNet",
+            block="basic",
+            layers=[1, 1, 1, 1],
+            block_inplanes=[8, 16, 24, 32],
+            n_input_channels=1,
+            num_classes=NUM_CLASSES,
+            conv1_t_stride=2,
+        ),
     ]
 
 
 SWIN: dict[str, Any] = {
     "patch_size": [4, 4], "embed_dim": 24, "depths": [1, 1, 2, 2], "num_heads": [1, 2, 2, 4],
 }  # fmt: skip
+
+
+SWIN_3D: dict[str, Any] = {**SWIN, "patch_size": [2, 4, 4], "window_size": [2, 4, 4]}
 
 
 def convnext_blocks(widths: tuple[int, ...]) -> list[Any]:
@@ -418,7 +468,7 @@ def zeros(row: dict[str, str]) -> int:
 def examined_once(architecture: Architecture, seed: int) -> dict[str, str]:
     """What is known of an architecture, and what each method does on it."""
     torch.manual_seed(0)
-    x = torch.randn(2, 3, *architecture.size, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(2, architecture.channels, *architecture.size, generator=torch.Generator().manual_seed(1))
     model = drawn(architecture.build(), x, seed)
     one = x[:1]
     features = xf.features(model, None, one)
@@ -538,7 +588,7 @@ def page(rows: Iterable[dict[str, str]]) -> str:
     rows = list(rows)
     total = Counter(row[name].partition(":")[0] for row in rows for name in METHODS)
     versions = ", ".join(
-        f"{name} {version(name)}" for name in ("torch", "torchvision", "timm", "transformers")
+        f"{name} {version(name)}" for name in ("torch", "torchvision", "timm", "transformers", "monai")
     )
     batch = max(float(row["batch"]) for row in rows if row["name"] not in GRADIENT_OF_BATCH)
     whole = sum(row["runs"] == "whole" for row in rows)
@@ -581,8 +631,9 @@ def page(rows: Iterable[dict[str, str]]) -> str:
 def row_of_page(row: dict[str, str]) -> str:
     """One row of the page's table."""
     without = [reference(name, row) for name in METHODS if row[name] != "ok"]
+    name = re.sub("For(Image|Video)Classification$", "", row["name"])
     cells = (
-        row["library"], row["name"].removesuffix("ForImageClassification"), f"{int(row['parameters']):,}",
+        row["library"], name, f"{int(row['parameters']):,}",
         row["input"].replace("x", " × "), f"`{row['layer']}`", row["features"].replace("x", " × "),
         row["runs"], str(len(METHODS) - len(without)), ", ".join(without),
     )  # fmt: skip

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import xcam_fn as xf
+from xcam_fn.cli.text import saved
 from xcam_fn.models.images import check_file
 
 _ARRAY, _VOLUME = (".npy",), (".nii", ".nii.gz")
@@ -19,12 +21,13 @@ _SIGNAL, _CLIP = (".wav", ".flac", ".ogg"), (".mp4", ".mov", ".avi", ".mkv", ".w
 _FRAMES = 512  # of a clip, which is held in memory as a whole
 
 
-class Given(NamedTuple):
-    """One input of a network.
+@dataclass(frozen=True)
+class Given:
+    """One input of a network, and how its heatmaps are drawn and kept.
 
     Attributes:
         x: (1, C, *size), its values as they are in the file.
-        draw: a heatmap (*size) and keywords of `plot.overlay`, and a caption, to a figure.
+        draw: a heatmap (*size), a caption and keywords of `plot.overlay` to a figure.
         suffix: of files of maps.
         save: writes a map (*size) to a path.
     """
@@ -33,6 +36,44 @@ class Given(NamedTuple):
     draw: Callable[..., Any]
     suffix: str = ".npy"
     save: Callable[[Path, np.ndarray], None] = np.save
+
+    def figures(self, maps: Mapping[xf.Method, Any], caption: str, style: dict[str, Any]) -> dict[str, Any]:
+        """The figures by what follows the input's name in theirs: one for each method."""
+        return {
+            f"_{method.name}": self.draw(one, caption=f"{method.title}: {caption}", **style)
+            for method, one in maps.items()
+        }
+
+    def write(
+        self,
+        stem: Path,
+        maps: Mapping[xf.Method, Any],
+        caption: str,
+        style: dict[str, Any],
+        inputs: Collection[Path] | None,
+    ) -> list[str]:
+        """Write the figures and, where the inputs are named, the maps, over none of them; say where."""
+        figures = self.figures(maps, caption, style)
+        lines = [saved(figure, stem.with_name(f"{stem.name}{more}.png")) for more, figure in figures.items()]
+        if inputs is None:
+            return lines
+        for method, one in maps.items():
+            path = stem.with_name(f"{stem.name}_{method.name}{self.suffix}")
+            if path.resolve() in {each.resolve() for each in inputs}:
+                raise ValueError(
+                    f"--output {str(path.parent)!r}: a map would be written over the input {path}"
+                )
+            self.save(path, one.float().cpu().numpy())
+            lines.append(f"  wrote {path}")
+        return lines
+
+
+class Photograph(Given):
+    """A photograph as its network takes it, and as a picture, drawn under all heatmaps in one figure."""
+
+    def figures(self, maps: Mapping[xf.Method, Any], caption: str, style: dict[str, Any]) -> dict[str, Any]:
+        titled = {method.title: one for method, one in maps.items()}
+        return {"": xf.plot.heatmaps(self.draw(), titled, caption=caption, **style)}
 
 
 def is_data(path: Path) -> bool:

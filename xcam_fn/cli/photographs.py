@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 import xcam_fn as xf
 from xcam_fn.cli.options import ClassName, Drawing, Flag, Names, class_index, method_name
-from xcam_fn.cli.text import SOME_FAILED, say, say_left_out, show, table
+from xcam_fn.cli.text import SOME_FAILED, saved, say, say_left_out, show, table
 
 _LEGEND = "average drop, increase in confidence, area under insertion and deletion curves"
 _PAIRS = ("gradcam+sscam", "gradcam_pp+iscam", "xgradcam+ablationcam")
@@ -41,8 +41,6 @@ def explain(
             two. [default: gradcam]
         save_maps: write the heatmaps too, as .npy files, or .nii.gz beside a volume, in its place.
     """
-    import numpy as np
-
     from xcam_fn.cli import inputs
 
     methods = methods or ["gradcam"]
@@ -55,35 +53,18 @@ def explain(
     named = _named(photos, how.output)
     for photo, name in tqdm(named, total=len(photos), unit="photo", disable=alone or None):
         try:
-            given = inputs.read(photo) if inputs.is_data(photo) else None
-            x, picture = explainer.prepare(photo) if given is None else (given.x.to(how.device), None)
+            given = inputs.read(photo) if inputs.is_data(photo) else explainer.photograph(photo)
         except (ValueError, OSError) as error:
             if alone:
                 raise
             say("warning", error)
             unreadable += 1
             continue
+        x = given.x.to(how.device)
         found = explainer.explain(x, class_index(class_, explainer.named(x)))
-        if given is None:
-            assert picture is not None
-            figures = {name: xf.plot.heatmaps(picture, found.titled, caption=found.caption, **how.style)}
-        else:
-            figures = {
-                f"{name}_{method.name}": given.draw(
-                    m, caption=f"{method.title}: {found.caption}", **how.style
-                )
-                for method, m in found.maps.items()
-            }
-        lines = [_saved(figure, how.output / f"{stem}.png") for stem, figure in figures.items()]
-        for method, m in found.maps.items() if save_maps else ():
-            suffix, save = (".npy", np.save) if given is None else (given.suffix, given.save)
-            path = how.output / f"{name}_{method.name}{suffix}"
-            if path.resolve() in {one.resolve() for one in photos}:
-                raise ValueError(
-                    f"--output {str(how.output)!r}: a map would be written over the input {path}"
-                )
-            save(path, m.float().cpu().numpy())
-            lines.append(f"  wrote {path}")
+        lines = given.write(
+            how.output / name, found.maps, found.caption, how.style, photos if save_maps else None
+        )
         show("\n".join([how.shown(photo), *found.lines, *lines]))
     if unreadable:
         say("warning", f"{unreadable} of {len(photos)} photographs could not be read")
@@ -121,7 +102,7 @@ def compare(
     for name in ("insertion", "deletion"):
         about, curves = xf.evaluate.METRICS[name], {title: row[name] for title, row in found.items()}
         figures[name] = xf.plot.curves(curves, best=about.best, title=about.title)
-    written = [_saved(figure, how.output / f"{photo.stem}_{name}.png") for name, figure in figures.items()]
+    written = [saved(figure, how.output / f"{photo.stem}_{name}.png") for name, figure in figures.items()]
     headings = ["method", *(xf.evaluate.METRICS[name].title for name in xf.evaluate.STANDARD)]
     rows = [[title, *(f"{value:.4f}" for value in row.values())] for title, row in scores.items()]
     show("\n".join([how.shown(photo), *explained.lines, table([headings, *rows]), *written]))
@@ -169,7 +150,7 @@ def gallery(
         for cls in classes
     ]
     figure = xf.plot.grid(picture, rows, caption="; ".join([*shown, loaded.name]), **how.style)
-    show(_saved(figure, how.output / f"{photo.stem}_gallery.png"))
+    show(saved(figure, how.output / f"{photo.stem}_gallery.png"))
 
 
 class _Explanation(NamedTuple):
@@ -193,6 +174,13 @@ class _Explainer:
         self.how, self.leave_out = how, leave_out  # leave out methods that do not fit the network?
         self.methods = how.methods(names, **({"progress": True} if sys.stderr.isatty() else {}))
         self.loaded = how.load()
+
+    def photograph(self, photo: Path) -> Any:
+        """A photograph, drawn under all heatmaps in one figure."""
+        from xcam_fn.cli.inputs import Photograph
+
+        x, picture = self.prepare(photo)
+        return Photograph(x, lambda: picture)
 
     def prepare(self, photo: Path) -> tuple[Any, Any]:
         """The photograph as the network takes it, (1, 3, h, w), and as a picture (h, w, 3)."""
@@ -248,13 +236,6 @@ class _Explainer:
 def _note(drop: float, increase: float, insertion: float, deletion: float) -> str:
     gained = "yes" if increase else "no"
     return f"drop {drop:.3f}, increase {gained}\nins. {insertion:.3f}, del. {deletion:.3f}"
-
-
-def _saved(figure: Any, path: Path) -> str:
-    """Write a figure, and say where."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    return f"  wrote {path}"
 
 
 def _named(photos: list[Path], output: Path) -> Iterator[tuple[Path, str]]:
