@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Concatenate, Literal, ParamSpec, cast
 
@@ -10,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from xcam_fn import checks, weights
-from xcam_fn.arguments import NonNegative, checked, unchecked
+from xcam_fn.arguments import NonNegative, check, unchecked
 from xcam_fn.docstrings import documented
 from xcam_fn.maps import precise
 from xcam_fn.methods.call import Call
@@ -29,7 +30,6 @@ Maps = Float[Tensor, "B K *spatial"]
 Map = Float[Tensor, "B *spatial"]
 
 
-@checked
 def from_features(
     projection: Callable[Concatenate[Tensor, P], Tensor],
     *,
@@ -63,7 +63,9 @@ def from_features(
         found = checks.check_returned("projection", cam(A, **options), expected, fits)
         return call.for_each_class(found[:, None])
 
-    return method_of(projection, 1, project, family, name, title, paper, summary, variants)
+    check("projection", projection, Callable)
+    maker = sys._getframe(1)
+    return method_of(projection, 1, project, family, maker, name, title, paper, summary, variants)
 
 
 documented(from_features, from_gradients)

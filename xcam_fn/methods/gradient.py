@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from xcam_fn import checks, projections, weights
-from xcam_fn.arguments import Count, NonNegative, Positive, checked, unchecked
+from xcam_fn.arguments import Count, NonNegative, Positive, check, unchecked
 from xcam_fn.maps import heatmap, precise, resize
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import enter, method, with_raw_maps
@@ -60,7 +61,6 @@ else:
     GradientMethod = Method
 
 
-@checked
 def from_gradients(
     weighting: Callable[Concatenate[Tensor, Tensor, P], Tensor],
     *,
@@ -97,7 +97,10 @@ def from_gradients(
         G = call.gradient()  # before the features, so that one forward is for both
         return weighted(call.features, G, weighting, projection, **options)
 
-    made: Any = method_of(weighting, 2, weigh, "gradient", name, title, paper, summary, variants)
+    check("weighting", weighting, Callable)
+    check("projection", projection, Projection | None)
+    maker = sys._getframe(1)
+    made: Any = method_of(weighting, 2, weigh, "gradient", maker, name, title, paper, summary, variants)
     return made
 
 

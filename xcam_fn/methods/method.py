@@ -6,6 +6,7 @@ import functools
 import inspect
 import operator
 import sys
+import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -216,6 +217,7 @@ def method_of(
     count: int,
     run: Callable[..., Tensor],
     family: str,
+    maker: types.FrameType,
     name: str | None,
     title: str | None,
     paper: str,
@@ -224,13 +226,16 @@ def method_of(
 ) -> Method[...]:
     """A method of one forward, made of a function of `count` tensors, whose keywords become the method's.
 
-    Its module is that of the caller's caller, whose arguments `checked` holds to their annotations.
+    Its module is that of the frame that makes it.
     """
+    check("variants", variants, Mapping | None)
+    for key, value in {"name": name, "title": title, "paper": paper, "summary": summary}.items():
+        check(key, value, str | None)
     name = name or str(getattr(function, "__name__", type(function).__name__))
     return Method(
         run, name, title or name, family, paper, summary, variants=variants or {}, explains=(function,),
         single=True, keywords=options_of(function, count),
-        module=sys._getframe(3).f_globals.get("__name__", "__main__"),
+        module=maker.f_globals.get("__name__", "__main__"),
     )  # fmt: skip
 
 
