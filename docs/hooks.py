@@ -243,6 +243,19 @@ def _linked(paper: str) -> str:
     return re.sub(r"doi:(\S+)", doi, re.sub(r"arXiv:([\d.]+)", arxiv, html.escape(paper)))
 
 
+def methods_table() -> str:
+    """All methods as a table, as README.md has it."""
+    import xcam_fn as xf
+
+    rows = ["| method | `xf.` | what it does | paper |", "| --- | --- | --- | --- |"]
+    for name, method in xf.METHODS.items():
+        does = method.summary + (f" (needs {method.needs})" if method.needs else "")
+        paper = re.sub(r"arXiv:([\d.]+)", r"[arXiv:\1](https://arxiv.org/abs/\1)", method.paper or "–")
+        paper = re.sub(r"doi:(\S+)", r"[doi](https://doi.org/\1)", paper)
+        rows.append(f"| {method.title} | `{name}` | {does} | {paper} |")
+    return "\n".join(rows) + "\n"
+
+
 # -- options ------------------------------------------------------------------------------------------------
 
 

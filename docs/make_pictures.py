@@ -5,7 +5,8 @@ python docs/make_pictures.py gradcam front       # these, anew
 python docs/make_pictures.py 01_quickstart       # what a notebook draws
 python docs/make_pictures.py dog_cat --photo dog_cat.jpg    # of a photograph that is not in the repository
 
-The pictures are committed: drawing all of them takes many minutes, building the site seconds.
+Each call writes README.md's table of methods anew. The pictures are committed: drawing all of them takes many
+minutes, building the site seconds.
 """
 
 from __future__ import annotations
@@ -57,6 +58,16 @@ def main() -> None:
             notebook = hooks.NOTEBOOKS / f"{name}.py"
             for number, figure in _figures_of(notebook):
                 _write(_pixels(figure), hooks.picture_of_cell(notebook, number))
+    _list_methods()
+
+
+def _list_methods() -> None:
+    """Write the table of methods into README.md."""
+    readme = hooks.ROOT / "README.md"
+    head, opened, rest = readme.read_text(encoding="utf-8").partition("<summary>")
+    summary = f"All {len(xf.METHODS)}, in the order of <code>xcam methods</code></summary>\n\n"
+    after = rest[rest.index("\n</details>") :]
+    readme.write_text(f"{head}{opened}{summary}{hooks.methods_table()}{after}", encoding="utf-8")
 
 
 def _missing() -> list[str]:
