@@ -181,7 +181,7 @@ def two_nodes() -> Iterator[tuple[str, Callable[[], object]]]:
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     worker = nodes.add_node(num_cpus=1)
     try:
-        yield nodes.address, lambda: nodes.remove_node(worker, allow_graceful=False)
+        yield str(nodes.address), lambda: nodes.remove_node(worker, allow_graceful=False)
     finally:
         nodes.shutdown()
 

@@ -452,6 +452,13 @@ def test_what_ray_cannot_do_is_refused(network, data, tmp_path, monkeypatch):
             super().__init__(data)
             self.lock = lock
 
+    other = socket.create_server(("127.0.0.1", 0))
+
+    def answer() -> None:
+        with other.accept()[0] as caller:
+            caller.sendall(b"220 a server of mail")
+
+    threading.Thread(target=answer, daemon=True).start()
     began = time.monotonic()
     with socket.create_server(("127.0.0.1", 0)) as free:
         closed = free.getsockname()[1]
@@ -461,6 +468,12 @@ def test_what_ray_cannot_do_is_refused(network, data, tmp_path, monkeypatch):
             {"ray": f"127.0.0.1:{closed}"},
             ConnectionError,
             f"there is no cluster at '127.0.0.1:{closed}'",
+        ),
+        (
+            data,
+            {"ray": f"127.0.0.1:{other.getsockname()[1]}"},
+            ConnectionError,
+            "what listens there is no Ray",
         ),
         (
             data,
@@ -477,6 +490,7 @@ def test_what_ray_cannot_do_is_refused(network, data, tmp_path, monkeypatch):
             run(network, given, tmp_path / "out", **options)
         assert (tmp_path / "out").exists() == (error is ConnectionError)
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    other.close()
     assert time.monotonic() - began < 30
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError, match=re.escape('pip install "xcam-fn[ray]"')):

@@ -28,6 +28,7 @@ Noted = Callable[[Sequence[Mapping[str, Any]]], None]
 LOCAL = "local"
 _LOOPBACK = "127.0.0.1"
 _SECONDS = 10  # that a cluster has to answer in
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0"  # of HTTP/2, with no settings
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -239,6 +240,16 @@ def _imported() -> Any:
     return ray
 
 
+def _check_answers(address: str) -> None:
+    """Raise where no gRPC server, as Ray's is, answers in time: Ray itself would wait for minutes."""
+    host, _, port = address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=_SECONDS) as server:
+        if os.environ.get("RAY_USE_TLS") != "1":
+            server.sendall(_HELLO)
+            if server.recv(9)[3:4] != b"\x04":  # a frame of settings comes first
+                raise OSError("what listens there is no Ray")
+
+
 def _start(ray: Any, address: str) -> None:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == LOCAL:
@@ -249,8 +260,7 @@ def _start(ray: Any, address: str) -> None:
         return
     try:
         if address != "auto":
-            host, _, port = address.rpartition(":")
-            socket.create_connection((host, int(port)), timeout=_SECONDS).close()
+            _check_answers(address)
         ray.init(address=address, **quiet)
     except (OSError, RuntimeError, ValueError) as error:
         words = " ".join(str(error).split())

@@ -136,7 +136,7 @@ def run(
             figures: some 14 kB a photograph, 3 kB and 1 kB a heatmap.
         about: what else the results depend on, such as the seed of the sample: a run with other values is
             another.
-        shard: "2/4" for the second of four parts, of whole batches, that `shards.merge` makes one run of;
+        shard: "2/4" for the second of four parts, of whole batches, that `evaluate.merge` makes one run of;
             "env" reads which from the variables of a Slurm array, of torchrun or of Kubernetes.
         ray: the address of a Ray cluster that computes, or "local" for one on this machine, which is stopped
             in the end. The results come to this process, which writes them.
@@ -393,7 +393,8 @@ class _Work:
             if number % self._shard.of != self._shard.number - 1:
                 continue
             stale = set(self._stale(start, batch, known))
-            self._store.forget(stale)
+            if stale:
+                self._store.forget(stale)
             rows = {i: range(i * cells, (i + 1) * cells) for i in range(start, self.end)}
             numbers = [i for i, some in rows.items() if some[0] not in unreadable or some[0] in stale]
             pairs = [(n, name) for i in numbers for n in rows[i] for name in self._plan.methods]
@@ -406,7 +407,8 @@ class _Work:
                 if not self._bar.disable:
                     self._bar.initial += len(rows) * cells  # no part of the speed
                 self._bar.update(len(rows) * cells)
-        self._store.forget(n for n in known if n >= self.end * cells)
+        if gone := [n for n in known if n >= self.end * cells]:
+            self._store.forget(gone)
 
     def _stale(self, start: int, batch: Images, known: Mapping[int, str | None]) -> Iterator[int]:
         """The rows of images that have another content than the store knows."""
