@@ -383,8 +383,8 @@ def scoring_of(
     forwards: int | None = None,
 ) -> Iterator[Scoring]:
     """The scoring of one call, its arguments checked; nothing is recorded meanwhile but what is asked for."""
-    x, model = checks.plain(x), model_or_stand_in(model, how.scorer)
-    checks.check_call(model, x)
-    checks.check_model(model)
+    x, network = checks.plain(x), model_or_stand_in(model, how.scorer)
+    checks.check_call(network, x)
+    checks.check_model(network)
     with recording(x, create_graph):
-        yield Scoring(model, x, cls, score, how, forwards=forwards)
+        yield Scoring(network, x, cls, score, how, forwards=forwards)
