@@ -358,7 +358,7 @@ def architectures() -> list[Architecture]:
         hf_net("Hiera", image_size=[64, 96], embed_dim=16, depths=[1, 1, 1, 2], num_heads=[1, 2, 4, 8]),
         hf_net("EfficientNet", (96, 128), width_coefficient=0.5, hidden_dim=640),
         hf_net("SwiftFormer", (64, 96), embed_dims=[16, 32, 64, 96], depths=[1, 1, 2, 2]),
-        torchvision_small("swin3d_t", (8, 32, 48), "SwinTransformer3d", **SWIN_3D),
+        torchvision_small("swin3d_t", (8, 64, 96), "SwinTransformer3d", **SWIN_3D),
         hf_video("VideoMAE", **clips),
         hf_video("Vivit", tubelet_size=[2, 8, 8], **{**clips, "patch_size": None}),
         hf_video("Timesformer", **clips),

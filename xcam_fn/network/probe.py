@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -21,9 +22,10 @@ _TINY = torch.finfo(torch.float32).tiny
 # exchanged, and inside of one cell of every grid up to 32.
 _PATCHES = ((0.118, 0.294, 0.706), (0.294, 0.882, 0.118), (0.882, 0.706, 0.882))
 _ENOUGH = 0.8  # of the largest answer to a patch, for a position to be the patch's own
+_SETTLED = 0.4  # the same, where an earlier call has settled the place
 _SLOPE = 0.3  # of the centers of answers over the patches' places, for maps to lie as the image does
 _LEAST = 0.01  # by which that answer's share has to exceed the one of a position that answers to all alike
-_STANDS_OUT = 2.0  # how much more a patch's own position answers than others in line with it, of three axes
+_STANDS_OUT = 2.0  # how much more a patch's own position answers than others, of three axes or of frames
 # How the axes of a grid may follow each other in a row, the slowest first.
 _ORDERS: dict[int, tuple[Grid, ...]] = {
     1: ((0,),),
@@ -53,6 +55,20 @@ class Fold(NamedTuple):
     by_clip: bool
 
 
+class _Found(NamedTuple):
+    """What the changed patches told.
+
+    Attributes:
+        answers: how much each position of a call answers to each patch, (3, T), 1 in the mean.
+        folds: the calls whose rows are frames of clips.
+        is_ordered: the first maps of a network of clips or volumes answer along the first axis as it is here.
+    """
+
+    answers: dict[_Key, Tensor]
+    folds: dict[Key, Fold]
+    is_ordered: bool
+
+
 class Probe:
     """A network's answers to three changed patches of an image, from a forward that is run when first asked.
 
@@ -63,47 +79,70 @@ class Probe:
 
     def __init__(self, root: nn.Module, x: Tensor) -> None:
         self.root, self.x, self.size = root, x, tuple(x.shape[2:])
+        self._locals: dict[int, Place | None] = {}
 
     @functools.cached_property
-    def _found(self) -> tuple[dict[_Key, Tensor], dict[Key, Fold]]:
-        """How much each position answers to each patch, (3, T), the mean is 1; and frames in the batch."""
+    def _found(self) -> _Found:
         if is_wrapped(next(iter(self.root.parameters()), self.x.new_zeros(()))):
-            return {}, {}  # under vmap over models nothing can be read
+            return _Found({}, {}, True)  # under vmap over models nothing can be read
         with outside_transforms(), torch.no_grad():
             images = _changed(self.x[:1].detach() if is_readable(self.x) else made_up(self.x))
             for batches in ([images], list(images.split(1))):  # it may take one image at a time
                 with contextlib.suppress(ValueError, TypeError):
                     return _measured(self.root, batches)
-        return {}, {}
+        return _Found({}, {}, True)
 
     def _shares(self, call: ModuleCall, *, is_last: bool) -> Tensor | None:
         """The share of each position's answers to each patch, (3, T)."""
-        answers = self._found[0].get((*call.key, is_last))
+        answers = self._found.answers.get((*call.key, is_last))
         return None if answers is None else answers / answers.sum(0).clamp(min=_TINY)
 
     def tokens(self, call: ModuleCall) -> Place | None:
         """How a call's output (B, T, K) lies on the image; None where it does not, or not in order."""
-        shares, answers = self._shares(call, is_last=True), self._found[0].get((*call.key, True))
-        if shares is None or answers is None:
+        shares, count = self._shares(call, is_last=True), call.shape[1]
+        if shares is None:
             return None
-        for grid in _grids(call.shape[1], self.size):
-            starts = torch.arange(call.shape[1] - math.prod(grid) + 1)
+        if len(self.size) == 3:
+            place = self._local(count)
+            if place is not None:
+                start = torch.tensor([place.prefix])
+                place = place if _fits(shares, place.grid, start, place.order) >= _SETTLED else None
+            return place
+        return next((place for place in self._places(shares, count)), None)
+
+    def _places(self, shares: Tensor, count: int) -> Iterator[Place]:
+        for grid in _grids(count, self.size):
+            starts = torch.arange(count - math.prod(grid) + 1)
             for order in _ORDERS[len(grid)]:
                 fits = _fits(shares, grid, starts, order)
-                if len(grid) == 3:  # attention along one axis alone answers all along it
-                    here = (fits >= _ENOUGH).nonzero().flatten().tolist()
-                    fits[[start for start in here if not _is_local(answers, grid, order, start)]] = 0
                 if fits.max() >= _ENOUGH:
-                    return Place(int(fits.argmax()), grid, order)
-        return None
+                    yield Place(int(fits.argmax()), grid, order)
+
+    def _local(self, count: int) -> Place | None:
+        """How so many tokens lie on a clip or volume: by the first call whose answers are those of places.
+
+        Further on, attention along one axis answers all along it, and any order would fit.
+        """
+        if count not in self._locals:
+            self._locals[count] = next(
+                (
+                    place
+                    for (*_, is_last), answers in self._found.answers.items()
+                    if is_last and answers.shape[1] == count
+                    for place in self._places(answers / answers.sum(0).clamp(min=_TINY), count)
+                    if _is_local(answers, place)
+                ),
+                None,
+            )
+        return self._locals[count]
 
     def folded(self, call: ModuleCall) -> Fold | None:
         """How a call's rows are the frames of clips; None where they were not found to be."""
-        return self._found[1].get(call.key)
+        return self._found.folds.get(call.key)
 
     def moves(self, call: ModuleCall) -> bool:
         """Whether a call's output depends on the image, as far as that could be measured."""
-        found = [answers for key, answers in self._found[0].items() if key[:2] == call.key]
+        found = [answers for key, answers in self._found.answers.items() if key[:2] == call.key]
         return not found or any(bool(answers.any()) for answers in found)
 
     def is_last(self, call: ModuleCall) -> bool:
@@ -123,11 +162,11 @@ class Probe:
         shares, order = self._shares(call, is_last=is_last), tuple(range(len(grid)))
         if shares is None:
             return Place(0, grid, order)
+        if not self._found.is_ordered:
+            return None
         for turned in (False, True):
             own, axes = (grid[::-1], order[::-1]) if turned else (grid, order)
-            fits = bool(_fits(shares, own, torch.zeros(1, dtype=torch.int64), axes) >= _ENOUGH)
-            if len(grid) == 3:
-                fits = fits and _is_local(self._found[0][*call.key, is_last], own, axes)
+            fits = _fits(shares, own, torch.zeros(1, dtype=torch.int64), axes).max() >= _ENOUGH
             if fits or _slope(shares, grid, turned=turned) > _SLOPE:
                 return Place(0, own, axes)
         return None
@@ -142,7 +181,9 @@ def made_up(like: Tensor) -> Tensor:
 
 def _changed(image: Tensor) -> Tensor:
     """The image three times, (3, C, *size), noise added to another patch of each."""
-    noise = normal(0, 0, tuple(image.shape[1:]), like=image) * 4 * (float(image.std()) or 1.0)
+    # One noise for all channels of a clip: were they its frames, all would answer alike.
+    channels = 1 if image.ndim == 5 else image.shape[1]
+    noise = normal(0, 0, (channels, *image.shape[2:]), like=image) * 4 * (float(image.std()) or 1.0)
     images = []
     for patch in _PATCHES:
         mask = torch.zeros(image.shape[2:], dtype=image.dtype, device=image.device)
@@ -155,11 +196,12 @@ def _changed(image: Tensor) -> Tensor:
     return torch.cat(images)
 
 
-def _measured(root: nn.Module, batches: list[Tensor]) -> tuple[dict[_Key, Tensor], dict[Key, Fold]]:
+def _measured(root: nn.Module, batches: list[Tensor]) -> _Found:
     rows, axes = len(batches[0]), batches[0].ndim
     seen: dict[Key, list[Tensor]] = {}
     found: dict[_Key, Tensor] = {}
     folds: dict[Key, Fold] = {}
+    ordered: list[bool] = []
 
     def see(call: ModuleCall, output: Any) -> None:
         values = features_of(output)
@@ -174,15 +216,20 @@ def _measured(root: nn.Module, batches: list[Tensor]) -> tuple[dict[_Key, Tensor
         if in_batch:
             unfolded = _unfolded(values)
             if unfolded is None:
+                ordered.append(False)
                 return
+            ordered.append(True)
             folds[call.key], values = unfolded
         found[*call.key, True] = _answers_of(values)
         if values.ndim > 3:
             found[*call.key, False] = _answers_of(values.movedim(2 if in_batch else 1, -1))
+        if (values.ndim, axes, ordered) == (5, 5, []) and min(values.shape[1:3]) > 1:
+            along = [_answers_of(values.movedim(axis, 1).flatten(2)) for axis in (1, 2)]
+            ordered.append(any(_is_local(each, Place(0, each.shape[1:], (0,))) for each in along))
 
     for batch in batches:
         run_changed(root, batch, see=see)
-    return found, folds
+    return _Found(found, folds, all(ordered[:1]))
 
 
 def _unfolded(values: Tensor) -> tuple[Fold, Tensor] | None:
@@ -191,7 +238,7 @@ def _unfolded(values: Tensor) -> tuple[Fold, Tensor] | None:
         order = (3, -1) if by_clip else (-1, 3)
         frames = values.unflatten(0, order).transpose(0, 0 if by_clip else 1)
         count = frames.shape[1]
-        if _is_local(_answers_of(frames.flatten(2)), (count,), (0,)):
+        if _is_local(_answers_of(frames.flatten(2)), Place(0, (count,), (0,))):
             return Fold(count, by_clip), frames
     return None
 
@@ -234,16 +281,16 @@ def _fits(shares: Tensor, grid: Grid, starts: Tensor, order: Grid) -> Tensor:
     return torch.stack(own).amin(0)
 
 
-def _is_local(answers: Tensor, grid: Grid, order: Grid, start: int = 0) -> bool:
-    """Whether each patch's position stands out among all that do not touch it, and along each axis."""
-    positions = _positions(grid, order) + start
-    for row, cell in zip(answers, _cells(grid), strict=True):
-        own = row[positions[cell]]
-        far = row.clone()
-        far[positions[tuple(slice(max(0, i - 1), i + 2) for i in cell)].flatten()] = 0
-        lines = [row[positions[(*cell[:i], slice(None), *cell[i + 1 :])]] for i in range(len(grid))]
-        others = [(line.sum() - own) / (len(line) - 1) for line in lines if len(line) > 1]
-        if own < _STANDS_OUT * torch.stack([far.max(), *others]).max() or own == 0:
+def _is_local(answers: Tensor, place: Place) -> bool:
+    """Whether each patch's position stands out along each axis, and among all of the grid not next to it."""
+    positions = _positions(place.grid, place.order) + place.prefix
+    for row, cell in zip(answers, _cells(place.grid), strict=True):
+        values = row[positions]
+        far = values.clone()
+        far[tuple(slice(max(0, i - 1), i + 2) for i in cell)] = 0
+        lines = [values[(*cell[:i], slice(None), *cell[i + 1 :])] for i in range(len(cell))]
+        others = [(line.sum() - values[cell]) / (len(line) - 1) for line in lines if len(line) > 1]
+        if not values[cell] > _STANDS_OUT * max([far.max(), *others]):
             return False
     return True
 

@@ -145,7 +145,7 @@ def default_call(
         )
     raise checks.NoDefaultLayerError(
         f"layer=None: {type(root).__name__} runs no convolution and no attention over patches of the image "
-        "that the score depends on, so there is no default layer; name the layer to explain "
+        "that the score depends on, so there is no default layer; name the layer to explain"
         f"{checks.frames_first(probe.x)}"
     )
 
