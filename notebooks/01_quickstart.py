@@ -92,17 +92,21 @@ plt.show()
 #
 # That the maps differ means that looking at them proves nothing. So the network is asked: pixels are taken away in
 # the order of a map, the most relevant first, and a map that found what matters makes the probability fall at
-# once (*deletion*, low is good). Or they are shown in that order (*insertion*, high is good). A map of random numbers goes
-# along, to have something to compare with.
+# once (*deletion*, low is good). Or they are shown in that order (*insertion*, high is good). Twelve maps of different kinds will
+# do, and one of random numbers, to have something to compare with.
 
 # %%
+JUDGED = (
+    "gradcam", "layercam", "finercam", "scorecam", "ablationcam", "groupcam", "eigencam", "rise", "curvecam",
+    "integrated_gradients", "guided_backprop", "randomcam",
+)  # fmt: skip
 chance = torch.rand(heat.shape, generator=torch.Generator().manual_seed(0))
 scores = {
     name: (
         float(xf.insertion(net.model, x, found, CLS, steps=8).auc),
         float(xf.deletion(net.model, x, found, CLS, steps=8).auc),
     )
-    for name, found in {**maps, "chance": chance}.items()
+    for name, found in {**{name: maps[name] for name in JUDGED}, "chance": chance}.items()
 }
 ranked = sorted(scores, key=lambda name: scores[name][0] - scores[name][1], reverse=True)
 print(f"{'':24} insertion  deletion")

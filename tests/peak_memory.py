@@ -15,12 +15,12 @@ def peak() -> float:
 def main() -> None:
     torch.set_num_threads(1)
     model, x = networks.seeded(networks.Linearized()), torch.randn(2, 3, 96, 96)
-    few, many, most = (networks.seeded(networks.Linearized(channels)) for channels in (200, 400, 1200))
+    few, many, most = (networks.seeded(networks.Linearized(channels)) for channels in (200, 400, 800))
     xf.rise(model, None, x, num_masks=100)
     xf.ablationcam(few, None, x[..., :16, :16], chunk_size=8)
     xf.scorecam(few, None, x)
     for name, run in {
-        "rise": lambda: xf.rise(model, None, x, num_masks=800),
+        "rise": lambda: xf.rise(model, None, x, num_masks=500),
         "ablationcam": lambda: xf.ablationcam(many, None, x[..., :16, :16], chunk_size=8),
         "scorecam": lambda: xf.scorecam(most, None, x[..., :48, :48], chunk_size=8),
     }.items():

@@ -75,9 +75,8 @@ def test_a_program_is_saved_and_loaded(tmp_path):
         torch.testing.assert_close(found, xf.layercam(model, "conv2", images(batch)), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
-def test_torchvision_networks(tmp_path, name):
-    loaded = xf.models.load(name, weights="random")
+def test_torchvision_networks(tmp_path):
+    loaded = xf.models.load("resnet18", weights="random")
     x = xf.export.sample_images(64)
     assert xf.export.onnx(loaded.model, None, x, tmp_path / "out.onnx").difference < 1e-4
 

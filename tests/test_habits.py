@@ -27,7 +27,7 @@ import xcam_fn as xf
 from habits import CLASSES, Network, Recipe, network, read, recipe
 
 # XCAM_EXAMPLES=5000 draws that many, for once by hand.
-EXAMPLES = int(os.environ.get("XCAM_EXAMPLES", "300"))
+EXAMPLES = int(os.environ.get("XCAM_EXAMPLES", "200"))
 TOLERANCE = 2e-3  # of the largest value of an image's answer
 REFUSED_AT_MOST = 0.05
 STEPS, MASKS, GRID, PIXELS = 5, 6, 3, 90  # of integrated gradients, RISE and insertion
@@ -732,7 +732,7 @@ def test_networks_of_many_habits_are_explained_right_or_refused(unchecked):
     verdicts: list[Verdict] = []
 
     @settings(
-        max_examples=EXAMPLES, deadline=None, derandomize=EXAMPLES == 300, database=None,
+        max_examples=EXAMPLES, deadline=None, derandomize=EXAMPLES == 200, database=None,
         phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow],
     )  # fmt: skip
     @given(seed=st.integers(0, 2**31))

@@ -58,7 +58,7 @@ def test_threads_on_one_model_from_a_cold_start():
     assert different == []
 
 
-def test_a_thousand_calls_later_the_process_is_not_larger():
+def test_hundreds_of_calls_later_the_process_is_not_larger():
     model, x = networks.seeded(networks.Residual()), torch.randn(2, 3, 12, 16)
 
     def call(i: int) -> None:
@@ -72,7 +72,7 @@ def test_a_thousand_calls_later_the_process_is_not_larger():
     for i in range(200):
         call(i)
     objects, before = len(gc.get_objects()), resident()
-    for i in range(1000):
+    for i in range(500):
         call(i)
     assert resident() - before < 4 * 2**20
     assert len(gc.get_objects()) - objects < 200
