@@ -97,7 +97,7 @@ def without_places(net: nn.Module, last: str) -> None:
             p.data.zero_()
 
 
-@pytest.mark.parametrize("method", [xf.gradcam, xf.hirescam, xf.ablationcam])
+@pytest.mark.parametrize("method", [xf.gradcam, xf.hirescam])
 @pytest.mark.parametrize("name", BUILDS)
 def test_the_map_of_what_a_sentence_is_about_is_where_it_was_planted(name, method):
     net = seeded(BUILDS[name][0])

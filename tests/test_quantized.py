@@ -314,3 +314,13 @@ def test_a_module_around_another_runtime_is_not_handed_what_would_crash_it(onnx_
 def test_what_is_no_module_goes_into_scorer(unchecked):
     with pytest.raises(TypeError, match="one of another runtime goes into scorer=, with model=None"):
         xf.scorecam(copy.copy, None, images())
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "pt2", "xml"])
+def test_an_exported_network_is_no_checkpoint(suffix, tmp_path):
+    path = tmp_path / f"net.{suffix}"
+    path.write_bytes(b"PK")
+    with pytest.raises(
+        ValueError, match=r"is an exported network; rise\(\.\.\., scorer=\) and torch\.export"
+    ):
+        xf.models.load("lite0", weights=path)

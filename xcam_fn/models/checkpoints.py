@@ -129,7 +129,11 @@ def _check_header(path: Path) -> None:
     with path.open("rb") as file:
         header = file.read(len(_LEGACY_HEADER))
     members = zipfile.ZipFile(path).infolist() if zipfile.is_zipfile(path) else []
-    if any(member.filename.endswith("/constants.pkl") for member in members):
+    if path.suffix in (".onnx", ".pt2", ".xml"):
+        problem = (
+            "is an exported network; rise(..., scorer=) and torch.export.unflatten take those, in Python"
+        )
+    elif any(member.filename.endswith("/constants.pkl") for member in members):
         problem = "is a TorchScript archive, a program and not a checkpoint"
     elif sum(member.file_size for member in members) > path.stat().st_size:
         problem = "is compressed, as torch.save writes no checkpoint"
