@@ -293,7 +293,7 @@ def test_planes_go_through_the_peak_in_the_data_s_units():
         across, along = axis.lines
         assert across.get_ydata()[0] == where[rows]
         assert along.get_xdata()[0] == where[columns]
-    chosen = xf.plot.volume(VOLUME, MAP, at=(1, 2, 3), window=(0.0, 1.0), axes="xyz")
+    chosen = xf.plot.volume(VOLUME, MAP, at=(1, 2, 3), window=(0.0, 1.0), axes=("x", "y", "z"))
     assert [axis.get_title() for axis in chosen.axes[:3]] == ["x 1.5 voxels", "y 2.5 voxels", "z 3.5 voxels"]
 
 

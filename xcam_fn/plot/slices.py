@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from xcam_fn import checks
+from xcam_fn.arguments import check
 from xcam_fn.models.images import shares_of_white, unit_floats
 from xcam_fn.plot.draw import Numbers, Style, check_style, overlay
 from xcam_fn.plot.figures import Panel, figure_of, panels_figure, relevance_bar
@@ -35,7 +36,7 @@ def volume(
     heatmap: Map,
     *,
     slices: int | None = None,
-    at: Sequence[int] | None = None,
+    at: Sequence[int] | np.ndarray | Tensor | None = None,
     spacing: Numbers = (1.0, 1.0, 1.0),
     unit: str = "voxels",
     axes: Sequence[str] = _AXES,
@@ -66,6 +67,10 @@ def volume(
         TypeError: an argument is of the wrong kind.
     """
     check_style(**style)
+    check("axes", axes, Sequence[str])
+    if len(axes) != 3:
+        raise ValueError(f"axes={axes!r}; expected three names")
+    check("unit", unit, str)
     pictures, relevance = _both(image, heatmap, "image", window=window)
     lengths = _spacing(spacing)
     colormap = style.get("colormap", _COLORMAP)
@@ -227,6 +232,7 @@ def signal(
         TypeError: an argument is of the wrong kind.
     """
     check_style(colormap=colormap)
+    check("names", names, Sequence[str] | None)
     curves, relevance = _signal(values, heatmap)
     if rate is not None:
         checks.check_number("rate", rate, above=0)
@@ -333,10 +339,12 @@ def _spacing(spacing: Numbers) -> tuple[float, ...]:
     return tuple(map(float, lengths))
 
 
-def _voxel(at: Sequence[int], shape: tuple[int, ...]) -> tuple[int, ...]:
-    if len(at) != 3 or not all(0 <= i < n for i, n in zip(at, shape, strict=True)):
+def _voxel(at: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+    found = numbers_of(at, "at")
+    is_whole = found.shape == (3,) and bool((found == found.round()).all())
+    if not is_whole or not ((found >= 0) & (found < shape)).all():
         raise ValueError(f"at={at!r}; expected three indices of a voxel in {shape}")
-    return tuple(at)
+    return tuple(map(int, found))
 
 
 def _evenly(length: int, count: int) -> list[int]:
