@@ -83,8 +83,13 @@ def tables(folder: Path) -> list[str]:
 
 def scores(folder: Path) -> list:
     """The scores without what the photographs are known by."""
-    found = report.read(folder)
-    return [(r.number, r.method, r.scores["complexity"].value, r.heatmap) for r in found.results if r.scores]
+    with store.reading(folder) as run_store:
+        rows = [
+            (int(n), b.method, v.tolist())
+            for b in run_store.blocks()
+            for n, v in zip(b.numbers, b.values, strict=True)
+        ]
+        return [(*row, run_store.heatmaps(row[0])[row[1]]) for row in sorted(rows)]
 
 
 # -- any data set ---------------------------------------------------------------------------------------------------
@@ -155,7 +160,7 @@ def test_every_kind_of_data_set_gives_the_same_scores_and_is_continued(kind, net
     before = dump(tmp_path / "out")
     with contextlib.closing(store.sqlite3.connect(tmp_path / "out" / store.FILE)) as connection, connection:
         connection.execute("PRAGMA foreign_keys = OFF")
-        for table in ("scores", "results", "images"):
+        for table in ("pictures", "heatmaps", "results", "images"):
             connection.execute(f"DELETE FROM {table} WHERE number IN (2, 3)")
     assert run(network, make(), tmp_path / "out") == outcome
     assert sorted(dump(tmp_path / "out")) == sorted(before)
@@ -307,7 +312,7 @@ def test_a_shard_that_is_missing_or_has_not_ended_is_named(network, data, whole,
         evaluate.merge([parts[0], copied, parts[2]], tmp_path / "out")
     (copied / "run.json").write_bytes((parts[1] / "run.json").read_bytes())
     with contextlib.closing(store.sqlite3.connect(copied / store.FILE)) as connection, connection:
-        connection.execute("DELETE FROM scores WHERE number = 2")
+        connection.execute("DELETE FROM heatmaps WHERE number = 2")
         connection.execute("DELETE FROM results WHERE number = 2")
     with pytest.raises(ValueError, match=r"copied: shard 2/3 has not done 1 photographs"):
         evaluate.merge([parts[0], copied, parts[2]], tmp_path / "out")
@@ -569,7 +574,7 @@ def test_actors_find_what_one_process_finds_also_where_one_is_killed(local, netw
     assert outcome[:4] == (COUNT + 1, 1, 2 * COUNT, COUNT)
     assert scores(tmp_path / "out") == scores(whole)
     found = report.read(tmp_path / "out")
-    assert {r.error for r in found.results if r.method == "failing"} == {
+    assert {f.error for f in found.failures if f.method == "failing"} == {
         "ZeroDivisionError: division by zero"
     }
     assert "IndexError" in str(found.images[COUNT].error)

@@ -41,10 +41,11 @@ def explain(
             two. [default: gradcam]
         save_maps: write the heatmaps too, as .npy files, or .nii.gz beside a volume, in its place.
     """
-    from xcam_fn.cli import inputs
-
     methods = methods or ["gradcam"]
     photos = how.photographs(photos or [], methods)
+
+    from xcam_fn.cli import inputs
+
     explainer = _Explainer(how, methods, leave_out=methods == ["all"])
     if explainer.loaded.categories:
         class_index(class_, explainer.loaded)  # refused before anything is read
