@@ -19,7 +19,7 @@ import xcam_fn as xf
 METHODS = (
     "gradcam", "hirescam", "layercam", "finercam", "legrad", "attention_rollout", "eigencam", "reciprocam",
 )  # fmt: skip
-SIGNED = ("chefer", "agcam")  # as their papers define them, and without the ReLU
+SIGNED = ("chefer", "agcam")  # as their papers define them, and beside them without the ReLU
 
 
 def eighth(net: Any, x: Tensor) -> Tensor:

@@ -245,6 +245,17 @@ def test_a_photograph_replaced_under_its_name_is_computed_anew(network, data, tm
     assert again[:4] == (5, 0, 15, 0)
 
 
+def test_methods_of_one_title_are_told_apart_by_name(network, data, tmp_path):
+    methods = {
+        "gradcam": "gradcam",
+        "first layer": xf.gradcam.with_options(projection=None),
+        "layercam": "layercam",
+    }
+    run(network, data, tmp_path / "out", methods=methods, metric_names=["complexity"])
+    table = report.table(report.read(tmp_path / "out"))
+    assert [row[0] for row in table[1:]] == ["gradcam", "first layer", "Layer-CAM"]
+
+
 @pytest.mark.skipif(sys.platform == "darwin", reason="names of files are UTF-8 on macOS")
 def test_names_that_are_not_utf_8(network, data, tmp_path):
     (data / "1.png").rename(data / os.fsdecode(b"\xff.png"))

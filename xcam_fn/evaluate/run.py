@@ -8,6 +8,7 @@ import inspect
 import itertools
 import os
 import time
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -293,7 +294,7 @@ def _settings(
         "categories": plan.network.categories,
         "photographs": _known_by(images, given),
         **about,
-        "methods": {name: getattr(run, "title", name) for name, run in plan.methods.items()},
+        "methods": _titles(plan.methods),
         "metrics": list(plan.metric_names),
         "layer": plan.layer,
         "explain": plan.explain,
@@ -306,6 +307,13 @@ def _settings(
         "shard": shard and str(shard),
         "versions": {package: version(package) for package in PACKAGES},
     }
+
+
+def _titles(methods: Mapping[str, Run]) -> dict[str, str]:
+    """The title of each method; its name where another has the same title."""
+    titles = {name: getattr(run, "title", name) for name, run in methods.items()}
+    count = Counter(titles.values())
+    return {name: title if count[title] == 1 else name for name, title in titles.items()}
 
 
 def _known_by(images: Images | Iterator[Photograph], given: Any) -> str:
