@@ -316,7 +316,7 @@ def test_help_names_every_argument_and_its_sections_are_well_formed(name):
 def test_the_signature_is_flat():
     shown = str(inspect.signature(xf.insertion))
     assert shown.startswith(
-        "(model: 'nn.Module', x: 'Images', heatmap: 'Heatmap', cls: 'Classes' = None, *, baseline: "
+        "(model: nn.Module | None, x: Images, heatmap: Heatmap, cls: Classes = None, *, baseline: Baseline = "
     )
     assert "**" not in shown
     assert all(metrics.METRICS[name] is getattr(xf, name) for name in metrics.METRICS)
@@ -346,7 +346,7 @@ BAD = {
     "x": (lambda: xf.average_drop(CASE.model, 3, GOOD), TypeError, r"x must be a torch.Tensor"),
     "std": (lambda: xf.road(CASE.model, CASE.x, GOOD, std=float("nan")), ValueError, r"std=nan is out of range"),
     "fraction nan": (lambda: xf.road(CASE.model, CASE.x, GOOD, fractions=[0.5, np.nan]), ValueError, r"fractions=.*expected one or more numbers"),
-    "fraction": (lambda: xf.road(CASE.model, CASE.x, GOOD, fractions=0.5), TypeError, r"fractions=0.5 is a float; expected an iterable"),
+    "fraction": (lambda: xf.road(CASE.model, CASE.x, GOOD, fractions=0.5), TypeError, r"fractions must be an iterable, got 0.5"),
     "radius": (lambda: xf.max_sensitivity("gradcam", CASE.model, "features.4", CASE.x, radius=float("inf")), ValueError, r"radius=inf is out of range"),
     "box": (lambda: xf.pointing_game(GOOD, [[3, 3, 2, 5]] * 3), ValueError, r"expected boxes \(left, top, right, bottom\)"),
     "boxes": (lambda: xf.pointing_game(GOOD, [[3, 3, 9, 5]]), ValueError, r"region has shape \(1, 4\) for heatmaps of shape \(3, 20, 28\)"),

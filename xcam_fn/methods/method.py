@@ -101,7 +101,7 @@ class Method(Generic[P]):
             given = {**self.options, **options}
             if not torch.compiler.is_compiling():
                 self.check_options(options)
-            if "scorer" in self.own_options:
+            if model is None and "scorer" in self.own_options:
                 model = model_or_stand_in(model, given.get("scorer"))
             to_spatial, create_graph = given.pop("to_spatial", None), given.pop("create_graph", False)
             call = Call(model, layer, x, cls, to_spatial=to_spatial, create_graph=create_graph)

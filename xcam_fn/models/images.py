@@ -215,7 +215,7 @@ def _decoded(file: Path | io.BytesIO, named: str) -> Image.Image:
             return ImageOps.exif_transpose(opened)
     except (PermissionError, MemoryError):
         raise
-    except UnidentifiedImageError:
+    except (UnidentifiedImageError, ImportError):  # the latter where ultralytics stands in Pillow's place
         known = f"{', '.join(FORMATS)}, with 8 bits a channel, or gray with 16 bits or floats"
         raise ValueError(f"{named} is not an image file of a known format; expected {known}") from None
     except Image.DecompressionBombError as error:
