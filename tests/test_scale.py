@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import networks
 import xcam_fn as xf
-from test_evaluate import ALONE, dump, results_in
+from test_evaluate import dump, results_in
 from xcam_fn import cli, evaluate
 from xcam_fn.evaluate import cluster, items, report, shards, store
 from xcam_fn.models import LoadedModel
@@ -594,8 +594,9 @@ def test_a_driver_that_was_killed_goes_on_where_it_was(local, data, tmp_path):
         str(tmp_path / "out"),
     ]
     address = local.get_runtime_context().gcs_address
+    alone = os.environ | {"OMP_NUM_THREADS": "1"}  # as this process: other threads round in another way
     process = subprocess.Popen(
-        [XCAM, *command, "--ray", address], env=ALONE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [XCAM, *command, "--ray", address], env=alone, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     while process.poll() is None and results_in(tmp_path / "out") < 4:
         time.sleep(0.01)
