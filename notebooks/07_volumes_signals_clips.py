@@ -11,10 +11,10 @@
 # ---
 
 # %% [markdown]
-# # Volumes, signals and clips
+# # Volumes, signals, clips, and a detector
 #
 # A heatmap has as many axes as its input: one for a signal, three for a volume, and for a clip two of the picture and one of time. The functions
-# are the same. Three small networks are trained here, in seconds and on data made in place, so that it is known where each map has to be.
+# are the same. Four small networks are trained here, in seconds and on data made in place, so that it is known where each map has to be.
 
 # %%
 from collections.abc import Callable
@@ -189,3 +189,72 @@ right = int(label[0])
 print({name: round(float(value), 2) for name, value in zip(("left", "right"), largest, strict=True)})
 assert largest[right] == 1.0
 assert np.isclose(float(xf.gradcam(watcher, None, x, 1 - right).max()), 1.0)
+
+# %% [markdown]
+# ## A detector
+#
+# A head that says of each of 8 × 12 cells how sure it is of a cross or of a disk there, in the layout of YOLO's: boxes and classes, (1, 4 + 2, 96).
+# The question is about one box: what made the network sure of the cross, and what of the disk?
+
+
+# %%
+class Detector(nn.Module):
+    """Boxes of 12 pixels around cells of 4, and how sure the network is of each of two classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 8, 5, 2, 2), nn.ReLU(), nn.Conv2d(8, 16, 5, 2, 2), nn.ReLU())
+        self.head = nn.Conv2d(16, 2, 3, padding=1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        scores = self.head(self.body(x))
+        rows, columns = torch.meshgrid(*map(torch.arange, scores.shape[2:]), indexing="ij")
+        center = 4.0 * torch.stack([columns, rows]).flatten(1) + 2
+        boxes = torch.cat([center, torch.full_like(center, 12)]).expand(len(x), -1, -1)
+        scores = scores.flatten(2)
+        return torch.cat([boxes, scores.sigmoid()], 1), {"scores": scores}
+
+
+def scenes(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Pictures (count, 1, 32, 48) of a cross and a disk, and the cell of each, (count, 2)."""
+    places = torch.stack(
+        [
+            torch.randint(2, 6, (count, 2), generator=generator),
+            torch.randint(2, 5, (count, 2), generator=generator),
+        ],
+        2,
+    )
+    places[:, 1, 1] += 5  # the disk stands on the right
+    down, right = (torch.arange(n)[None, None] - 4 * places[..., i, None] - 2 for i, n in enumerate((32, 48)))
+    down, right = down[..., :, None].abs(), right[..., None, :].abs()
+    near = (down <= 5) & (right <= 5)
+    cross, disk = near & ((down <= 1) | (right <= 1)), down**2 + right**2 <= 16
+    picture = torch.where(torch.tensor([True, False])[:, None, None], cross, disk).any(1).float()
+    noise = 0.1 * torch.randn(count, 1, 32, 48, generator=generator)
+    return picture[:, None] + noise, 12 * places[..., 0] + places[..., 1]
+
+
+detector, generator = Detector(), torch.Generator().manual_seed(0)
+optimizer = torch.optim.Adam(detector.parameters(), 0.01)
+for _ in range(150):
+    x, cells = scenes(16, generator)
+    wanted = F.one_hot(cells, 96).float()
+    loss = F.binary_cross_entropy_with_logits(detector(x)[1]["scores"], wanted, pos_weight=torch.tensor(30.0))
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+detector.eval()
+x, cells = scenes(1, torch.Generator().manual_seed(2))
+found = detector(x)[0].detach()[0]
+maps, boxes = {}, {}
+for label, name in enumerate(("cross", "disk")):
+    assert int(found[4 + label].argmax()) == cells[0, label]
+    cx, cy, w, h = found[:4, cells[0, label]].tolist()
+    boxes[name] = [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2]
+    maps[name] = xf.hirescam(detector, None, x, xf.targets.detection(boxes[name], label))[0]
+    left, top, right, bottom = map(round, boxes[name])
+    inside = torch.zeros(32, 48)
+    inside[top - 4 : bottom + 4, left - 4 : right + 4] = 1  # a cell of the layer is four pixels wide
+    print(f"{name}: {share(maps[name], inside):.0%} of the map is at its box")
+    assert share(maps[name], inside) > 0.9
+xf.plot.detections(x[0, 0].clamp(0, 1), boxes, maps)
