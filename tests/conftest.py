@@ -35,8 +35,8 @@ torch.set_num_threads(1)  # the networks are small, and the tests run side by si
 SHARED = Path(__file__).parents[2] / "shared"
 
 
-# Of all that tests need, what CI may lack; XplainCAM has no release.
-MAY_BE_ABSENT = ("shared/", "chromium", "checkout of xplaincam")
+# Of all that tests need, what CI may lack. XplainCAM has no release; the packages pin what does not fit beside the others.
+MAY_BE_ABSENT = ("shared/", "chromium", "checkout of xplaincam", "ultralytics", "mtcnn", "torchcrepe")
 
 
 def refused_skip(report: pytest.TestReport | pytest.CollectReport) -> Any:

@@ -28,7 +28,8 @@ def siglip() -> nn.Module:
 
 
 def open_clip() -> nn.Module:
-    model = pytest.importorskip("open_clip").model
+    from open_clip import model
+
     vision = model.CLIPVisionCfg(layers=2, width=16, head_width=8, patch_size=8, image_size=48)
     text = model.CLIPTextCfg(context_length=4, vocab_size=50, width=16, heads=2, layers=1)
     return model.CLIP(12, vision, text)
