@@ -215,7 +215,7 @@ if __name__ == "__main__":
     parser.add_argument("--actors", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    sys.stdout.reconfigure(line_buffering=True)  # pyright: ignore[reportAttributeAccessIssue], a TextIO in its stub
     with tempfile.TemporaryDirectory() as folder:
         if options.what == "speed":
             speed(Path(folder), options.count, options.actors)

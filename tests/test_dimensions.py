@@ -159,7 +159,8 @@ def test_raw_clips_whose_frames_are_as_many_as_their_channels_are_measured_too()
 
 
 def test_a_segmentation_network_is_explained_organ_by_organ():
-    nets = importlib.import_module("monai.networks.nets")
+    from monai.networks import nets
+
     model = networks.seeded(nets.UNet(3, 1, 3, (4, 8), (2,), num_res_units=0))
     x = torch.randn(1, 1, 8, 12, 16, generator=torch.Generator().manual_seed(0))
     organs = torch.zeros(2, 8, 12, 16)
@@ -172,7 +173,8 @@ def test_a_segmentation_network_is_explained_organ_by_organ():
 
 
 def test_a_classifier_of_volumes_takes_every_family():
-    nets = importlib.import_module("monai.networks.nets")
+    from monai.networks import nets
+
     model = networks.seeded(nets.DenseNet(3, 1, 4, init_features=4, growth_rate=4, block_config=(1, 1)))
     x = torch.randn(2, 1, 16, 24, 32, generator=torch.Generator().manual_seed(0))
     for name in ("gradcam", "scorecam", "ablationcam", "rise", "integrated_gradients"):

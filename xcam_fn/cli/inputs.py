@@ -14,7 +14,7 @@ from torch import Tensor
 
 import xcam_fn as xf
 from xcam_fn.cli.text import saved
-from xcam_fn.models.images import check_file
+from xcam_fn.names import check_file
 
 _ARRAY, _VOLUME = (".npy",), (".nii", ".nii.gz")
 _SIGNAL, _CLIP = (".wav", ".flac", ".ogg"), (".mp4", ".mov", ".avi", ".mkv", ".webm")

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from xcam_fn.evaluate.items import Images
@@ -67,11 +67,6 @@ class Task(NamedTuple):
     done: Collection[tuple[int, str]] = ()
 
 
-def device_of(model: nn.Module) -> torch.device:
-    """Where the network is."""
-    return next(model.parameters(), torch.zeros(0)).device
-
-
 def read(plan: Plan, task: Task) -> list[Seen]:
     """What the network sees of the images of a batch."""
     return [_read(plan, task, i) for i in task.numbers]
@@ -104,7 +99,7 @@ class _Batch:
 
     def __init__(self, plan: Plan, found: Sequence[Seen]) -> None:
         model, rows = plan.network.model, [row for each in found for row in each.rows]
-        x = torch.cat([each.x for each in found if each.x is not None]).to(device_of(model))
+        x = torch.cat([each.x for each in found if each.x is not None]).to(plan.network.device)
         regions = [each.region for each in found if each.region is not None]
         self._region = torch.cat(regions).to(x.device) if regions else None
         cls: Any = None if plan.explain == "predicted" else [row.label for row in rows]

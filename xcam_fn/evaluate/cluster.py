@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from xcam_fn.evaluate.batch import Plan, Row, Task, device_of, read, rows_of
+from xcam_fn.evaluate.batch import Plan, Row, Task, read, rows_of
 from xcam_fn.evaluate.dataset import Photograph
 from xcam_fn.evaluate.items import Images, Items
 from xcam_fn.evaluate.seen import reason
@@ -102,7 +102,7 @@ def _streamed(
     ray: Any, plan: Plan, packed: Any, pending: Mapping[int, Task], *, whole: bool
 ) -> Iterator[tuple[int, list[Row] | Exception, dict[str, Any], str]]:
     """What the actors return: the batch, its rows or the error that ends the run, the machine."""
-    threads, is_cuda = torch.get_num_threads(), device_of(plan.network.model).type == "cuda"
+    threads, is_cuda = torch.get_num_threads(), plan.network.device.type == "cuda"
     actors = _actors(ray, threads, is_cuda)
     rows = [{"task": pickle.dumps(task if whole else task._replace(images=()))} for task in pending.values()]
     context = ray.data.DataContext.get_current().copy()
@@ -141,7 +141,7 @@ class Actor:
         ray = importlib.import_module("ray")
         torch.set_num_threads(threads)
         self._plan, self._data, versions = ray.cloudpickle.loads(ray.get(packed))
-        self._machine = hardware([device_of(self._plan.network.model)])
+        self._machine = hardware([self._plan.network.device])
         self._where = socket.gethostname()
         self._differing = _differing(versions)
 

@@ -141,7 +141,7 @@ def _predicted(
             unreadable[photograph.name] = " ".join(str(error).split())
     if not read:
         return []
-    x = torch.cat([x for _, x in read]).to(next(network.model.parameters(), torch.zeros(0)).device)
+    x = torch.cat([x for _, x in read]).to(network.device)
     cls = None if explain == "predicted" else [cast(int, photograph.label) for photograph, _ in read]
     with scoring_of(network.model, x, cls, "probability", Running(), forwards=0) as scoring:
         found = torch.as_tensor(scoring.explained.cls).tolist(), scoring.explained.own[:, 0].tolist()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from xcam_fn import checks
-from xcam_fn.evaluate.batch import Explain, Plan, Row, Task, device_of
+from xcam_fn.evaluate.batch import Explain, Plan, Row, Task
 from xcam_fn.evaluate.cluster import prepared
 from xcam_fn.evaluate.dataset import Photograph
 from xcam_fn.evaluate.here import computed_here, in_order
@@ -161,7 +161,8 @@ def run(
     for name in asked.keep:
         checks.check_choice("keep", name, KEPT)
     networks = [network] if isinstance(network, LoadedModel) else list(network)
-    if len({_fingerprint(each.model) for each in networks}) != 1:
+    weights = {_fingerprint(each.model) for each in networks}
+    if len(weights) != 1:
         raise ValueError(
             f"network: {len(networks)} of other weights; expected one, or one on several devices"
         )
@@ -174,7 +175,9 @@ def run(
     running = Running(asked.precision, asked.compile, chunk_size=asked.chunk_size)
     plan = _plan(networks[0], first, chosen, _checked_metrics(metric_names, first), layer, explain, running)
     about = {**asked.about, "keep": [name for name in KEPT if name in asked.keep]}
-    settings = _settings(plan, images, photographs, batch_size, shard, about, variant, options or {})
+    settings = _settings(
+        plan, weights.pop(), images, photographs, batch_size, shard, about, variant, options or {}
+    )
     plan = plan._replace(methods={name: _scored_alike(run, running) for name, run in chosen.items()})
     plans = [plan._replace(network=each) for each in networks]
     on_ray = None if asked.ray is None else prepared(plan, images, asked.ray, settings["versions"])
@@ -184,7 +187,7 @@ def run(
             store.forget_failures()
         work = _Work(plan, images, batch_size, shard, store, asked.progress)
         if on_ray is None:
-            note(place, [hardware([device_of(each.model) for each in networks])])
+            note(place, [hardware([each.device for each in networks])])
             work.write(computed_here(plans, work.tasks()))
         else:
             work.write(on_ray(work.tasks(), functools.partial(note, place)))
@@ -227,7 +230,7 @@ def _plan(
     if isinstance(first, Photograph) and isinstance(first.path, Tensor):
         height, width = as_given(first.path, network.preset)[0].shape[2:]
         size = height, width
-    blank = torch.zeros(1, 3, *size, device=device_of(network.model))
+    blank = torch.zeros(1, 3, *size, device=network.device)
     check_running(running, blank)
     layer = default_layer(network.model, blank) if layer is None else layer
     split(network.model, layer, blank)  # raises where there is no such layer
@@ -278,6 +281,7 @@ def _check(
 
 def _settings(
     plan: Plan,
+    weights: str,
     images: Images | Iterator[Photograph],
     given: Any,
     batch_size: int,
@@ -289,7 +293,7 @@ def _settings(
     """What the results depend on, as the store keeps it."""
     return {
         "model": plan.network.name,
-        "weights": _fingerprint(plan.network.model),
+        "weights": weights,
         "preset": plan.network.preset,
         "categories": plan.network.categories,
         "photographs": _known_by(images, given),

@@ -52,7 +52,7 @@ def page(
     checks.check_choice("preset.interpolation", preset.interpolation, ("bilinear", "bicubic"))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    x = sample_images(preset.crop, next(loaded.model.parameters()).device)
+    x = sample_images(preset.crop, loaded.device)
     name = layer if isinstance(layer, str | nn.Module) else default_layer(loaded.model, x)
     onnx(loaded.model, name, x, folder / "model.onnx", method, cls=cls)
     settings = {

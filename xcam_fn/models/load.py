@@ -48,6 +48,11 @@ class LoadedModel(NamedTuple):
     categories: list[str]
     name: str
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network is; the processor where it has no parameters."""
+        return next(self.model.parameters(), torch.zeros(0)).device
+
     def classifying(self) -> LoadedModel:
         """Return the same; raises ValueError where the network has no classes."""
         if not self.categories:
