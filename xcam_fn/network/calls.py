@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from xcam_fn import checks
-from xcam_fn.network.copies import Forward, is_leaf, may_round, private_copy
+from xcam_fn.network.copies import Forward, is_leaf, may_round, private_copy, tree, unwrap
 from xcam_fn.network.vjp import detached as without_gradient
 from xcam_fn.torch_state import is_readable, pytree
 
@@ -113,8 +113,9 @@ def run_changed(
         return counted
 
     is_watched = calls is not None or see is not None or bool(changes)
-    copied = private_copy(model, intercept if is_watched else None, detached=detached)
-    drawn, rounding = _random_state(x), _Rounding() if may_round(model) else None
+    modules = tree(unwrap(model))
+    drawn, rounding = _random_state(x), _Rounding() if may_round(modules) else None
+    copied = private_copy(model, intercept if is_watched else None, detached=detached, modules=modules)
     try:
         with rounding or contextlib.nullcontext():
             output = copied(x.clone())
