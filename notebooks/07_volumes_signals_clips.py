@@ -28,6 +28,7 @@ from torch.nn import functional as F
 import xcam_fn as xf
 
 Draw = Callable[[int, torch.Generator], tuple[Tensor, Tensor, Tensor]]
+torch.manual_seed(0)
 
 
 def trained(net: nn.Module, draw: Draw, steps: int) -> nn.Module:
@@ -64,8 +65,6 @@ def share(heatmap: Tensor, inside: Tensor) -> float:
     """How much of a heatmap is where the evidence is."""
     return float((heatmap * inside).sum() / heatmap.sum())
 
-
-torch.manual_seed(0)
 
 # %% [markdown]
 # ## A volume
