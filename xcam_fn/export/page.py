@@ -25,7 +25,6 @@ from xcam_fn.models.load import LoadedModel
 from xcam_fn.network.split import default_layer
 from xcam_fn.network.target_layer import Layer
 
-_PAGE_FILES = ("index.html", "page.css", "page.js", "image.js")
 RUNTIME = "https://cdn.jsdelivr.net/npm/onnxruntime-web@1.30.0/dist/"
 RUNTIME_FILES = {  # as npm has them, each with its hash in the form of HTML's `integrity`
     "ort.wasm.bundle.min.mjs": "sha384-PLWz+nHEVHpjwBsO0YVdvQj6n5814Iv8E3b8FG0Rp/uIAtjFMCKOpP66iPzedrIG",
@@ -81,8 +80,7 @@ def page(
     for file, content in runtime.items():
         (folder / file).write_bytes(content)
     (folder / "page.json").write_text(json.dumps(settings), encoding="utf-8")
-    for file in _page_files():
-        shutil.copyfile(file, folder / file.name)
+    shutil.copytree(_browser(), folder, dirs_exist_ok=True)
     return folder / "index.html"
 
 
@@ -118,10 +116,10 @@ def _integrity(content: bytes) -> str:
     return "sha384-" + base64.b64encode(hashlib.sha384(content).digest()).decode()
 
 
-def _page_files() -> list[Path]:
+def _browser() -> Path:
     """The page's own files: in a wheel beside this module, in a checkout among the documentation."""
     here = Path(__file__).parents[1]
     for folder in (here / "browser", here.parent / "docs" / "browser"):
         if folder.is_dir():
-            return [folder / name for name in _PAGE_FILES]
+            return folder
     raise FileNotFoundError("the page's files were not installed with xcam_fn; install it again")
