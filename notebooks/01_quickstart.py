@@ -133,7 +133,7 @@ plt.show()
 # the whole image spoil it for a network sooner than one large hole, wherever it is. So deletion is no measure between a map of points
 # and a map of regions. Integrated gradients and guided backprop scatter as well, and are good at both.
 #
-# One photograph decides nothing; [the third notebook](03_evaluate.py) takes several, with intervals. But it shows how
+# One photograph decides nothing; [the third notebook](03_evaluate.ipynb) takes several, with intervals. But it shows how
 # little a pretty map is worth without a number, and how little a number is worth without knowing what it asks.
 #
 # What is said here holds wherever the notebook runs:

@@ -35,7 +35,7 @@ class Style(TypedDict, total=False):
     alpha_follows_heatmap: bool
 
 
-_COLORMAP = "inferno"
+COLORMAP = "inferno"
 _ALPHA = 0.75
 _CONCEPTS = "Set1"  # colors that are told apart
 _MEAN_COLOR = (0.485, 0.456, 0.406)  # of ImageNet; zero once it is normalized
@@ -45,7 +45,7 @@ def overlay(
     image: Picture,
     heatmap: Map,
     *,
-    colormap: str = _COLORMAP,
+    colormap: str = COLORMAP,
     alpha: float = _ALPHA,
     alpha_follows_heatmap: bool = True,
 ) -> UInt8[np.ndarray, "H W 3"]:
@@ -113,7 +113,7 @@ def heatmaps(
     picture = inputs.picture_of(image)
     shown = zip(maps, _overlaid(picture, maps, "maps", style), strict=True)
     panels = [_photograph(picture), *(panel._replace(note=notes.get(title, "")) for title, panel in shown)]
-    return panels_figure(panels, caption, colormap=style.get("colormap", _COLORMAP), columns=columns)
+    return panels_figure(panels, caption, colormap=style.get("colormap", COLORMAP), columns=columns)
 
 
 def grid(
@@ -145,7 +145,7 @@ def grid(
         raise ValueError(f"rows have {counts} maps; expected one row or more, each with the same number")
     picture = inputs.picture_of(image)
     panels = [p for i, row in enumerate(rows) for p in _overlaid(picture, row, f"rows[{i}]", style)]
-    return panels_figure(panels, caption, colormap=style.get("colormap", _COLORMAP), columns=counts[0])
+    return panels_figure(panels, caption, colormap=style.get("colormap", COLORMAP), columns=counts[0])
 
 
 def detections(
@@ -193,7 +193,7 @@ def detections(
     panels = [_photograph(picture)._replace(boxes=drawn)]
     for number, panel in enumerate(_overlaid(picture, maps, "maps", style)):
         panels.append(panel._replace(boxes={number: drawn[number]}))
-    return panels_figure(panels, caption, colormap=style.get("colormap", _COLORMAP), columns=columns)
+    return panels_figure(panels, caption, colormap=style.get("colormap", COLORMAP), columns=columns)
 
 
 def concepts(
@@ -364,7 +364,7 @@ def frames(
 
 def check_style(
     *,
-    colormap: str = _COLORMAP,
+    colormap: str = COLORMAP,
     alpha: float = _ALPHA,
     alpha_follows_heatmap: bool = True,
 ) -> None:

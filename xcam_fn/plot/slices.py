@@ -16,7 +16,7 @@ from torch import Tensor
 from xcam_fn import checks
 from xcam_fn.arguments import check
 from xcam_fn.models.images import shares_of_white, unit_floats
-from xcam_fn.plot.draw import Numbers, Style, check_style, overlay
+from xcam_fn.plot.draw import COLORMAP, Numbers, Style, check_style, overlay
 from xcam_fn.plot.figures import Panel, figure_of, panels_figure, relevance_bar
 from xcam_fn.plot.inputs import Map, array_of, numbers_of
 
@@ -24,7 +24,6 @@ __all__ = ["animation", "signal", "video", "volume"]
 
 Slices = np.ndarray | Tensor
 
-_COLORMAP = "viridis"
 _AXES = ("depth", "height", "width")
 _PLANES_INCHES, _LARGEST_INCHES = 9.0, 6.0
 _SIGNAL_INCHES = (8.0, 1.7)
@@ -73,7 +72,7 @@ def volume(
     check("unit", unit, str)
     pictures, relevance = _both(image, heatmap, "image", window=window)
     lengths = _spacing(spacing)
-    colormap = style.get("colormap", _COLORMAP)
+    colormap = style.get("colormap", COLORMAP)
     if slices is not None:
         checks.check_count("slices", slices)
         shown = _evenly(len(pictures), slices)
@@ -118,7 +117,7 @@ def _planes(
         plot.set_title(f"{names[normal]} {_number(where[normal], unit)}", fontsize=10, parse_math=False)
         plot.set_xlabel(f"{names[columns]} ({unit})", parse_math=False)
         plot.set_ylabel(f"{names[rows]} ({unit})", parse_math=False)
-    relevance_bar(figure, plots, style.get("colormap", _COLORMAP))
+    relevance_bar(figure, plots, style.get("colormap", COLORMAP))
     if caption:
         figure.supxlabel(caption, fontsize=10, parse_math=False)
     return figure
@@ -158,7 +157,7 @@ def video(
     panels = [
         Panel(overlay(pictures[i], relevance[i], **style), titles[i]) for i in _evenly(len(pictures), count)
     ]
-    return panels_figure(panels, caption, colormap=style.get("colormap", _COLORMAP))
+    return panels_figure(panels, caption, colormap=style.get("colormap", COLORMAP))
 
 
 def animation(
@@ -211,7 +210,7 @@ def signal(
     names: Sequence[str] | None = None,
     spectrogram: int | None = None,
     caption: str | None = None,
-    colormap: str = _COLORMAP,
+    colormap: str = COLORMAP,
 ) -> Figure:
     """A figure of a signal's channels, each a curve colored by relevance, and of their spectrograms.
 
