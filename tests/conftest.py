@@ -33,8 +33,17 @@ torch.set_num_threads(1)  # the networks are small, and the tests run side by si
 SHARED = Path(__file__).parents[2] / "shared"
 
 
-# Of all that tests need, what CI may lack. XplainCAM has no release; the packages pin what does not fit beside the others.
-MAY_BE_ABSENT = ("shared/", "chromium", "checkout of xplaincam", "ultralytics", "mtcnn", "torchcrepe")
+# Of all that tests need, what CI may lack. XplainCAM has no release; the packages pin what does not fit beside the others, and
+# FiftyOne brings a database server.
+MAY_BE_ABSENT = (
+    "shared/",
+    "chromium",
+    "checkout of xplaincam",
+    "ultralytics",
+    "mtcnn",
+    "torchcrepe",
+    "fiftyone",
+)
 
 
 def refused_skip(report: pytest.TestReport | pytest.CollectReport) -> Any:

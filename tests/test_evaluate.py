@@ -592,7 +592,7 @@ def test_the_commands_from_beginning_to_end(data, tmp_path):
     spoil(data)
     arguments = command(data, "--output", tmp_path / "out")
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
-    assert done.returncode == 0
+    assert done.returncode == 1
     assert done.stdout.startswith("10 photographs, 10 results in ")
     assert "warning: 5 of 10 photographs could not be read, and 0 results are failures" in done.stderr
     done = subprocess.run([XCAM, "report", tmp_path / "out"], capture_output=True, text=True, check=False)

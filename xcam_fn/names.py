@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import ast
 import difflib
+import importlib.util
 import re
 from collections.abc import Iterable
 from pathlib import Path
+
+DINOV2 = "dinov2-focus"
+LITE_CROPS = {"lite0": 224, "lite1": 240, "lite2": 260}
+EXPECTED_MODEL = (
+    f"expected 'lite0', {DINOV2!r}, a classification model of torchvision such as 'resnet50', or 'timm:NAME'"
+)
 
 
 def nearest(name: str, known: Iterable[str], otherwise: str, cutoff: float = 0.6) -> str:
@@ -45,3 +52,24 @@ def names_of_methods() -> set[str]:
             if isinstance(target, ast.Name) and target.id == "__all__":
                 found |= {str(one.value) for one in ast.walk(node) if isinstance(one, ast.Constant)}
     return found
+
+
+def check_model(name: str) -> None:
+    """Raise where a name can be none of a network's; what a prefix or a file stands for is seen later.
+
+    Any function of torchvision's files of models may be one: importing them takes seconds.
+    """
+    home = importlib.util.find_spec("torchvision")
+    folders = [] if home is None else home.submodule_search_locations or []
+    files = [file for folder in folders for file in Path(folder, "models").glob("[a-z]*.py")]
+    if ":" in name or not files:
+        return
+    functions = (re.findall(r"^def ([a-z]\w*)", file.read_text(encoding="utf-8"), re.M) for file in files)
+    known = [*LITE_CROPS, DINOV2, *(function for found in functions for function in found)]
+    if name not in known:
+        raise unknown_model(name, known)
+
+
+def unknown_model(name: str, known: Iterable[str]) -> ValueError:
+    """Return the error for a name that is none of a network's."""
+    return ValueError(f"model {name!r} is not known; {nearest(name.casefold(), known, EXPECTED_MODEL)}")

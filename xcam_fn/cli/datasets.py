@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 import xcam_fn as xf
 from xcam_fn.cli.options import Flag, Names, Question, check_spelling
-from xcam_fn.cli.text import NOTHING_READ, say, say_left_out, show, table
+from xcam_fn.cli.text import SOME_FAILED, say, say_left_out, show, table
 from xcam_fn.names import nearest
 
 _METRICS = "docs/metrics.md lists them"
@@ -234,7 +234,7 @@ def evaluate(
     if outcome.unreadable or outcome.failures:
         unread = f"{outcome.unreadable} of {count} {what} could not be read"
         say("warning", f"{unread}, and {outcome.failures} results are failures; the report says why")
-    return 0 if outcome.results else NOTHING_READ
+    return SOME_FAILED if outcome.unreadable or outcome.failures or not outcome.results else 0
 
 
 def merge(
@@ -257,7 +257,7 @@ def merge(
     show(f"{merged.results} results in {output}; `xcam report {output}` makes tables and a page of them")
     if merged.failures:
         say("warning", f"{merged.failures} results are failures; the report says why")
-    return 0
+    return SOME_FAILED if merged.failures else 0
 
 
 def report(

@@ -7,6 +7,7 @@ from pathlib import Path
 import xcam_fn as xf
 from xcam_fn.cli.options import ClassName, LayerOf, class_index
 from xcam_fn.cli.text import show, table
+from xcam_fn.names import check_model
 
 
 def methods() -> None:
@@ -25,6 +26,7 @@ def layers(model: str, /, *, weights: str | None = None) -> None:
         model: lite0, dinov2-focus, a classification model of torchvision, or timm:NAME.
         weights: a checkpoint of your own for the model. The layers are the same without.
     """
+    check_model(model)
     loaded = xf.models.load(model, weights=weights or "random")
     shapes, default = xf.models.describe.layers_and_default(loaded)
     rows = [("  layer", "type", "output")]

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-NOTHING_READ = SOME_FAILED = 1  # exit statuses
+SOME_FAILED = 1  # the exit status
 _IN_A_SHELL = {  # what errors name in Python
     r"layer=None finds one": "without --layer one is found",
     r"layer=None": "no --layer",
