@@ -28,12 +28,8 @@ from xcam_fn.scoring.score import TARGETS, Explained, check_score, explained_sco
 from xcam_fn.targets import Target
 
 __all__ = [
-    "expected_gradients",
-    "guided_backprop",
-    "guided_gradcam",
-    "input_x_gradient",
-    "integrated_gradients",
-]
+    "expected_gradients", "guided_backprop", "guided_gradcam", "input_x_gradient", "integrated_gradients",
+]  # fmt: skip
 
 
 @method(

@@ -8,15 +8,7 @@ import torch
 from torch import Tensor
 
 from xcam_fn import checks
-from xcam_fn.metrics.judged import (
-    Heatmap,
-    Judged,
-    ScoringOptions,
-    Values,
-    checked,
-    metric,
-    of_heatmap,
-)
+from xcam_fn.metrics.judged import Heatmap, Judged, ScoringOptions, Values, checked, metric, of_heatmap
 from xcam_fn.perturb import Baseline
 
 

@@ -13,23 +13,8 @@ from torch import Tensor, nn
 from xcam_fn import checks
 from xcam_fn.arguments import Count, check, unchecked
 from xcam_fn.docstrings import documented
-from xcam_fn.metrics.judged import (
-    Explainer,
-    Images,
-    Judged,
-    Values,
-    checked,
-    one_class_scoring,
-    spearman,
-)
-from xcam_fn.metrics.of_method import (
-    MethodMetric,
-    Run,
-    checked_run,
-    method_metric,
-    named,
-    relative_change,
-)
+from xcam_fn.metrics.judged import Explainer, Images, Judged, Values, checked, one_class_scoring, spearman
+from xcam_fn.metrics.of_method import MethodMetric, Run, checked_run, method_metric, named, relative_change
 from xcam_fn.network.target_layer import Layer
 from xcam_fn.perturb import normal, uniform
 from xcam_fn.targets.classes import Classes, class_index, logits

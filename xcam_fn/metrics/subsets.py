@@ -63,10 +63,7 @@ def faithfulness_correlation(
 
 @metric("Sensitivity-n", best="highest")
 def sensitivity_n(
-    judged: Judged,
-    *,
-    fractions: Iterable[float] = (0.05, 0.2, 0.5, 0.8),
-    **options: Unpack[SubsetOptions],
+    judged: Judged, *, fractions: Iterable[float] = (0.05, 0.2, 0.5, 0.8), **options: Unpack[SubsetOptions]
 ) -> SensitivityN:
     """The correlation of the heatmap's sums and the lost scores for subsets of several sizes n.
 

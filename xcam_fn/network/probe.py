@@ -27,11 +27,7 @@ _SLOPE = 0.3  # of the centers of answers over the patches' places, for maps to 
 _LEAST = 0.01  # by which that answer's share has to exceed the one of a position that answers to all alike
 _STANDS_OUT = 2.0  # how much more a patch's own position answers than others, of three axes or of frames
 # How the axes of a grid may follow each other in a row, the slowest first.
-_ORDERS: dict[int, tuple[Grid, ...]] = {
-    1: ((0,),),
-    2: ((0, 1), (1, 0)),
-    3: ((0, 1, 2), (2, 1, 0), (1, 2, 0)),
-}
+_ORDERS: dict[int, tuple[Grid, ...]] = {1: ((0,),), 2: ((0, 1), (1, 0)), 3: ((0, 1, 2), (2, 1, 0), (1, 2, 0))}
 _Key = tuple[str, int, bool]  # a call, and whether its channels are read as the last axis
 
 

@@ -117,11 +117,7 @@ def heatmaps(
 
 
 def grid(
-    image: Picture,
-    rows: Sequence[Mapping[str, Map]],
-    *,
-    caption: str | None = None,
-    **style: Unpack[Style],
+    image: Picture, rows: Sequence[Mapping[str, Map]], *, caption: str | None = None, **style: Unpack[Style]
 ) -> Figure:
     """A figure of rows of the picture under heatmaps, for comparing methods, classes or layers.
 
@@ -363,10 +359,7 @@ def frames(
 
 
 def check_style(
-    *,
-    colormap: str = _COLORMAP,
-    alpha: float = _ALPHA,
-    alpha_follows_heatmap: bool = True,
+    *, colormap: str = _COLORMAP, alpha: float = _ALPHA, alpha_follows_heatmap: bool = True
 ) -> None:
     """Raise what `overlay` and `heatmaps` would raise for these, before any heatmap is computed."""
     checks.check_number("alpha", alpha, at_least=0, at_most=1)

@@ -162,12 +162,7 @@ def video(
 
 
 def animation(
-    clip: Slices,
-    heatmap: Map,
-    *,
-    fps: float = 8.0,
-    window: Numbers | None = None,
-    **style: Unpack[Style],
+    clip: Slices, heatmap: Map, *, fps: float = 8.0, window: Numbers | None = None, **style: Unpack[Style]
 ) -> ArtistAnimation:
     """An animation of a clip's frames, or of a volume's slices, under the heatmap.
 
@@ -287,12 +282,7 @@ def _signal(values: Slices, heatmap: Map) -> tuple[Float64[np.ndarray, "C L"], F
 
 
 def _both(
-    image: Slices,
-    heatmap: Map,
-    argument: str,
-    *,
-    window: Numbers | None = None,
-    is_picture: bool = False,
+    image: Slices, heatmap: Map, argument: str, *, window: Numbers | None = None, is_picture: bool = False
 ) -> tuple[Float64[np.ndarray, "D H W 3"], Float64[np.ndarray, "D H W"]]:
     """The slices in [0, 1], channels last, and their relevance."""
     if not isinstance(image, (Tensor, np.ndarray)):

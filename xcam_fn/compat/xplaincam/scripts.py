@@ -28,16 +28,9 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
     "eval_latency": ("CAM Method", "Average Latency (s)"),
 }
 _NAMES = [
-    "GradCAM",
-    "GradCAM++",
-    "XGradCAM",
-    "ScoreCAM",
-    "GroupCAM",
-    "AblationCAM",
-    "ISCAM",
-    "UnionCAM",
+    "GradCAM", "GradCAM++", "XGradCAM", "ScoreCAM", "GroupCAM", "AblationCAM", "ISCAM", "UnionCAM",
     "FusionCAM",
-]
+]  # fmt: skip
 _MODES = ("Deletion", "Insertion")
 
 
