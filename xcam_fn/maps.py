@@ -127,6 +127,12 @@ def last_axes(maps: Tensor, axes: int) -> tuple[int, ...]:
     return tuple(range(-axes, 0))
 
 
+def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """The quotient, 0 with a finite derivative where the denominator is 0."""
+    is_there = denominator != 0
+    return torch.where(is_there, numerator / torch.where(is_there, denominator, 1.0), 0.0)
+
+
 def precise(values: Tensor) -> Tensor:
     """The values in float32 at least, for sums and powers that leave the range of half precision."""
     return values if values.dtype == torch.float64 else values.float()

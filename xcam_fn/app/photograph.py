@@ -25,6 +25,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from xcam_fn import evaluate, models, plot
+from xcam_fn.evaluate.seen import reason
 from xcam_fn.methods import METHODS, find_method
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import heatmaps_of
@@ -190,8 +191,7 @@ def explain(loaded: LoadedModel, asked: Asked, x: Float[Tensor, "1 C h w"], watc
         except StoppedError:
             raise
         except Exception as error:  # a method may raise anything; the page says what
-            kind = "" if isinstance(error, (ValueError, TypeError)) else f"{type(error).__name__}: "
-            found.remarks[name] = kind + " ".join(str(error).split())
+            found.remarks[name] = reason(error)
         else:
             found.maps[name] = heatmap
         yield found

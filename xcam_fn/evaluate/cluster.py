@@ -164,15 +164,17 @@ class Actor:
 
 def _differing(versions: Mapping[str, str]) -> str:
     """Which packages are other ones on this machine, in words."""
-    found = []
-    for package, wanted in versions.items():
+
+    def installed(package: str) -> str:
         try:
-            there = version(package)
+            return version(package)
         except PackageNotFoundError:
-            there = "none"
-        if there != wanted:
-            found.append(f"{package} {there}; expected {wanted}")
-    return "; ".join(found)
+            return "none"
+
+    found = {package: installed(package) for package in versions}
+    return "; ".join(
+        f"{p} {found[p]}; expected {wanted}" for p, wanted in versions.items() if found[p] != wanted
+    )
 
 
 def _check_seen_here(plan: Plan, task: Task, rows: Sequence[Row], where: str) -> None:

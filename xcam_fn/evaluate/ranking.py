@@ -106,9 +106,8 @@ def _ranking(run: Found, label: str, metric: str, methods: list[str]) -> Ranking
     if not photographs:
         return None
     ranks = dict(zip(methods, mean.tolist(), strict=True))
-    leaders = [
-        m for m in sorted(ranks, key=ranks.__getitem__) if p >= LEVEL or ranks[m] <= mean.min() + critical
-    ]
+    last = np.inf if p >= LEVEL else mean.min() + critical
+    leaders = [m for m in sorted(ranks, key=ranks.__getitem__) if ranks[m] <= last]
     return Ranking(label, metric, ranks, p, critical, photographs, leaders)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from xcam_fn import checks
+from xcam_fn.arguments import check
 from xcam_fn.network.calls import outputs_agree, run_model
 from xcam_fn.network.copies import private_copy, unwrap
 from xcam_fn.network.forward import forward_pass
@@ -99,7 +100,7 @@ class Call(Once):
                 which stays as it is when another thread changes the model.
         """
         checks.check_to_spatial(self.to_spatial)
-        checks.check_flag("create_graph", self.create_graph)
+        check("create_graph", self.create_graph, bool)
         if not torch.compiler.is_dynamo_compiling():
             checks.check_call(self.model, self.x)
             checks.check_model(unwrap(self.model))
@@ -263,14 +264,7 @@ class Call(Once):
         return found
 
     def head_scores(
-        self,
-        change: Change,
-        which: Tensor,
-        parameter: Tensor,
-        *,
-        score: str,
-        chunk_size: int,
-        progress: bool = False,
+        self, change: Change, which: Tensor, parameter: Tensor, *, score: str, **how: Any
     ) -> Tensor:
         """The scores (P, n) of the features of the images `which`, changed by `(features, parameter)`.
 
@@ -281,22 +275,19 @@ class Call(Once):
             which: (P,), the image that each change is of.
             parameter: (P, ...), what each change depends on.
             score: what is explained of a class, "logit" or "probability".
-            chunk_size: changed features in one run of the head, ≥ 1.
-            progress: show a bar that counts runs of the head.
+            **how: chunk_size and progress of `perturbation_scores`, of runs of the head.
         """
         explained, head = self.explained(score), self.halves
         if not len(which):
             return self.x.new_zeros(0, explained.own.shape[-1])
         if not head.takes_any_batch:
-            return self._one_by_one(change, which, parameter, explained, chunk_size, progress)
+            return self._one_by_one(change, which, parameter, explained, **how)
 
         def scores(changed: Tensor, images: Tensor) -> Tensor:
             changed = changed.to(self._pass().own.dtype)
             return explained.of(head.run_head(changed, head.alone(self._pass().own, images)), images)
 
-        return perturbation_scores(
-            scores, self.features, change, which, (parameter,), chunk_size=chunk_size, progress=progress
-        )
+        return perturbation_scores(scores, self.features, change, which, (parameter,), **how)
 
     @property
     def halves(self) -> Halves:
@@ -308,13 +299,7 @@ class Call(Once):
         return self._of_network["halves"]
 
     def _one_by_one(
-        self,
-        change: Change,
-        which: Tensor,
-        parameter: Tensor,
-        explained: Explained,
-        chunk: int,
-        progress: bool,
+        self, change: Change, which: Tensor, parameter: Tensor, explained: Explained, **how: Any
     ) -> Tensor:
         """The same where the head reads more of its own image than the features: mapped over one image's."""
         x, head, scores = self.x, self.halves, []
@@ -324,9 +309,8 @@ class Call(Once):
                 raise mixing(len(x))
             if image == 0 and not head.is_traced:
                 self._check_head(A, residual)
-            own = (
-                parameter[which == image] if checks.is_readable(x) else parameter[: len(parameter) // len(x)]
-            )
+            is_own = which == image if checks.is_readable(x) else slice(len(parameter) // len(x))
+            own = parameter[is_own]
             if not len(own):
                 continue
             here = torch.zeros(len(own), dtype=torch.int64, device=x.device)
@@ -339,10 +323,7 @@ class Call(Once):
                 return _mapped(run, changed)
 
             with StepByStep():  # the fused kernels of attention cannot be mapped
-                found = perturbation_scores(
-                    score, A, change, here, (own,), chunk_size=chunk, progress=progress
-                )
-            scores.append(found)
+                scores.append(perturbation_scores(score, A, change, here, (own,), **how))
         return torch.cat(scores)
 
     def _check_head(self, A: Tensor, residual: Any) -> None:

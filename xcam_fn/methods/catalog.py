@@ -200,10 +200,9 @@ def heatmaps_of(method: Any, call: Call, options: Mapping[str, Any] = MappingPro
 
 def accepted(method: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the options that the method takes and that are not given to it already."""
+    names = set(inspect.signature(method).parameters)
     if isinstance(method, Method):
-        names = set(inspect.signature(method).parameters) - {"model", "layer", "x", "cls", *method.options}
-    else:
-        names = set(inspect.signature(method).parameters)
+        names -= {"model", "layer", "x", "cls", *method.options}
     return {name: value for name, value in options.items() if name in names}
 
 

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from xcam_fn import checks
 from xcam_fn.arguments import Count, ReadableSignature, check
 from xcam_fn.docstrings import documented
+from xcam_fn.maps import ratio
 from xcam_fn.methods.method import comparable, groups_of, options_of
 from xcam_fn.methods.options import Groups
 from xcam_fn.network.target_layer import Layer
@@ -304,11 +305,8 @@ def checked(heatmap: Heatmap, x: Tensor | None = None, *, unit: bool = False) ->
     shape = f"heatmap has shape {tuple(maps.shape)}"
     if maps.ndim < 2 or maps.numel() == 0:
         raise ValueError(f"{shape}; expected (B, *size), as heatmap[None] of one")
-    if unit and checks.is_readable(maps):
-        low, high = (float(end) for end in maps.detach().aminmax())
-        if low < 0 or high > 1:
-            remedy = "(xcam_fn.heatmap(cam, size) makes that of a raw map)"
-            raise ValueError(f"heatmap has values from {low:.4g} to {high:.4g}; expected [0, 1] {remedy}")
+    if unit:
+        checks.check_unit("heatmap has values", maps)
     if x is not None and tuple(maps.shape) != (wanted := (len(x), *x.shape[2:])):
         remedy = "one for each image at its size (xcam_fn.heatmap(cam, size) resizes a raw map)"
         raise ValueError(f"{shape}; expected {wanted}, {remedy}")
@@ -355,9 +353,8 @@ def pearson(first: Heatmap, second: Heatmap) -> Values:
         raise ValueError(f"the heatmaps have shapes {shapes}; expected two of the same shape")
     one, other = (maps.double() - maps.double().mean(1, keepdim=True) for maps in flat)
     norm = one.norm(dim=1) * other.norm(dim=1)
-    varies = (norm > 0) & torch.stack([maps.amax(1) > maps.amin(1) for maps in flat]).all(0)
-    r = (one * other).sum(1) / torch.where(norm > 0, norm, 1.0)
-    return torch.where(varies, r, 0.0).clamp(-1, 1).to(flat[0].dtype)
+    varies = torch.stack([maps.amax(1) > maps.amin(1) for maps in flat]).all(0)
+    return torch.where(varies, ratio((one * other).sum(1), norm), 0.0).clamp(-1, 1).to(flat[0].dtype)
 
 
 def spearman(first: Heatmap, second: Heatmap) -> Values:

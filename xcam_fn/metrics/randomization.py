@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xcam_fn import checks
-from xcam_fn.arguments import Count, check, unchecked
+from xcam_fn.arguments import Count, NonNegative, check, unchecked
 from xcam_fn.docstrings import documented
 from xcam_fn.metrics.judged import Explainer, Images, Judged, Values, checked, one_class_scoring, spearman
 from xcam_fn.metrics.of_method import MethodMetric, Run, checked_run, method_metric, named, relative_change
@@ -130,10 +129,10 @@ def parameter_randomization(
         Adebayo et al., Sanity Checks for Saliency Maps (arXiv:1810.03292); Hedström et al., Sanity Checks
         Revisited (arXiv:2401.06465), section 4.1, for the smooth MPRT.
     """
-    checks.check_number("std", std, at_least=0)
-    checks.check_count("num_samples", num_samples)
-    checks.check_seed(seed)
-    checks.check_flag("cascading", cascading)
+    check("std", std, NonNegative)
+    check("num_samples", num_samples, Count)
+    check("seed", seed, int)
+    check("cascading", cascading, bool)
     check("similarity", similarity, Similarity | None)
     alike = similarity or spearman
     with one_class_scoring(model, x, cls) as scoring:

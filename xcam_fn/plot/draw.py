@@ -363,7 +363,7 @@ def check_style(
 ) -> None:
     """Raise what `overlay` and `heatmaps` would raise for these, before any heatmap is computed."""
     checks.check_number("alpha", alpha, at_least=0, at_most=1)
-    checks.check_flag("alpha_follows_heatmap", alpha_follows_heatmap)
+    check("alpha_follows_heatmap", alpha_follows_heatmap, bool)
     _colormap(colormap)
 
 

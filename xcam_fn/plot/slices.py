@@ -271,14 +271,7 @@ def _signal(values: Slices, heatmap: Map) -> tuple[Float64[np.ndarray, "C L"], F
     curves = found[0] if found.ndim == 3 and len(found) == 1 else found
     if curves.ndim not in (1, 2) or curves.size == 0:
         raise ValueError(f"values has shape {found.shape}; expected a signal, (L,) or (C, L)")
-    given = numbers_of(heatmap, "heatmap", None)
-    relevance = given[0] if given.ndim == 2 and len(given) == 1 else given
-    if relevance.shape != curves.shape[-1:]:
-        raise ValueError(
-            f"heatmap has shape {given.shape}; expected ({curves.shape[-1]},), as long as the signal "
-            "(xcam_fn.heatmap(cam, size) resizes a raw map)"
-        )
-    return np.atleast_2d(curves), unit_floats(relevance, "heatmap", "xcam_fn.heatmap makes that of a raw map")
+    return np.atleast_2d(curves), _relevance(heatmap, curves.shape[-1:], "as long as the signal")
 
 
 def _both(
@@ -302,15 +295,18 @@ def _both(
         shown = shares_of_white(found, argument, remedy)
     else:
         shown = _windowed(numbers_of(found, argument, None), window)
+    size = found.shape[:3]
+    return np.broadcast_to(shown, (*size, 3)), _relevance(heatmap, size, f"as {argument}")
+
+
+def _relevance(heatmap: Map, size: tuple[int, ...], what: str) -> Float64[np.ndarray, "..."]:
+    """A heatmap of that size in [0, 1]."""
     given = numbers_of(heatmap, "heatmap", None)
-    relevance = given[0] if given.ndim == 4 and len(given) == 1 else given
-    if relevance.shape != found.shape[:3]:
+    found = given[0] if given.ndim > len(size) and len(given) == 1 else given
+    if found.shape != size:
         remedy = "xcam_fn.heatmap(cam, size) resizes a raw map"
-        raise ValueError(
-            f"heatmap has shape {given.shape}; expected {found.shape[:3]}, as {argument} ({remedy})"
-        )
-    relevance = unit_floats(relevance, "heatmap", "xcam_fn.heatmap(cam, size) makes that of a raw map")
-    return np.broadcast_to(shown, (*found.shape[:3], 3)), relevance
+        raise ValueError(f"heatmap has shape {given.shape}; expected {size}, {what} ({remedy})")
+    return unit_floats(found, "heatmap", "xcam_fn.heatmap(cam, size) makes that of a raw map")
 
 
 def _windowed(values: np.ndarray, window: Numbers | None) -> np.ndarray:
