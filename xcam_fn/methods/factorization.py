@@ -135,13 +135,10 @@ def deep_feature_factorization(
     A = call.features
     how: Any = {"init": init, "tol": tol, "max_iter": max_iter, "random_state": seed % 2**32}
     found = [_factorized(a[None], num_concepts, **how) for a in A]
-    maps = torch.cat([each.maps for each in found])
-    # Each image's offset alone, then with one concept on it.
-    parts = [torch.cat([each.vectors.new_zeros(1, A.shape[1]), each.vectors]) for each in found]
-    shown = torch.cat([torch.cat([each.maps.new_zeros(1, 1, *A.shape[2:]), each.maps], 1) for each in found])
-    floor = torch.stack([each.offset for each in found])
-    features = torch.einsum("bmk,bm...->bmk...", torch.stack(parts), shown)
-    features = features + floor.reshape(len(A), 1, -1, *[1] * (A.ndim - 2))
+    vectors, maps = torch.stack([each.vectors for each in found]), torch.cat([each.maps for each in found])
+    floor = torch.stack([each.offset for each in found]).reshape(len(A), 1, -1, *[1] * (A.ndim - 2))
+    added = torch.einsum("bmk,bm...->bmk...", vectors, maps)
+    features = floor + torch.cat([torch.zeros_like(added[:, :1]), added], 1)  # the floor alone comes first
     which = torch.arange(len(A), device=A.device).repeat_interleave(num_concepts + 1)
     scores = call.head_scores(
         lambda _, changed: changed, which, features.flatten(0, 1), score="logit", chunk_size=_AT_ONCE
