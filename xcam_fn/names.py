@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import difflib
+import importlib
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 
 def nearest(name: str, known: Iterable[str], otherwise: str, cutoff: float = 0.6) -> str:
@@ -25,6 +27,14 @@ def unknown_method(name: str, known: Iterable[str]) -> str:
     known = list(known)
     hint = nearest(name, known, nearest(letters(name), known, "expected the name of one"))
     return f"method {name!r} is not known; {hint} (`xcam methods` lists them)"
+
+
+def needed(module: str, without: str, kind: type[Exception] = ValueError) -> Any:
+    """Return a module of a package that need not be installed; raise what to do without it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise kind(without) from error
 
 
 def check_file(what: str, path: Path, expected: str) -> None:

@@ -204,11 +204,10 @@ def evaluate(
         raise ValueError(f"--num-images {sample.num_images}: expected 1 or more, or 0 for all")
     device, *others = how.device.split(",")
     loaded, chosen = _loaded(replace(how, device=device), methods)
-    photographs = (
-        sample.photographs(data, loaded.categories)
-        if tiled.mosaics is None
-        else tiled.of(sample, data, loaded, explain)
-    )
+    if tiled.mosaics is None:
+        photographs = sample.photographs(data, loaded.categories)
+    else:
+        photographs = tiled.of(sample, data, loaded, explain)
     outcome = xf.evaluate.run(
         [loaded, *(replace(how, device=other).load() for other in others)],
         photographs,

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 from xcam_fn.evaluate.dataset import Photograph, photographs
 from xcam_fn.evaluate.mosaic import Mosaic
 from xcam_fn.models.load import find_class
+from xcam_fn.names import needed
 
 Images = Sequence[Photograph] | Sequence[Mosaic]
 _EXPECTED = "expected (x, label, name): an image, a class or None, and a text"
@@ -114,11 +115,7 @@ def hugging_face(path: str, categories: Sequence[str]) -> Items:
         FileNotFoundError: there is none.
         ValueError: the package is not installed, or the columns are not one of images and one of classes.
     """
-    try:
-        import datasets  # noqa: PLC0415, needed here alone
-    except ImportError:
-        remedy = "pip install datasets"
-        raise ValueError(f"data 'hf:{path}' needs the package datasets; {remedy}") from None
+    datasets = needed("datasets", f"data 'hf:{path}' needs the package datasets; pip install datasets")
     place = Path(path)
     if (place / "dataset_dict.json").is_file():
         splits = " or ".join(f"hf:{each.parent}" for each in sorted(place.glob("*/state.json")))

@@ -81,12 +81,9 @@ def legrad(
     call.many = explained.many
     every = torch.arange(len(x), device=x.device)
     logits_of = head or _head_of(root, x, recorded)
-    relevances = [
-        _relevance(block, lambda tokens: explained.of(logits_of(tokens), every))
-        for block in recorded
-        if names is None or block.call.name in names
-    ]
-    relevances = [one for one in relevances if one is not None]
+    score_of = lambda tokens: explained.of(logits_of(tokens), every)  # noqa: E731
+    chosen = [block for block in recorded if names is None or block.call.name in names]
+    relevances = [one for block in chosen if (one := _relevance(block, score_of)) is not None]
     if not relevances:
         raise checks.StructureError(
             f"legrad differentiates attention over all patches, and {type(root).__name__} has no block with "

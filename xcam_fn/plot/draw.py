@@ -177,18 +177,17 @@ def detections(
     if boxes.keys() != maps.keys():
         raise ValueError(f"boxes has the titles {list(boxes)}; expected those of maps, {list(maps)}")
     picture = inputs.picture_of(image)
-    drawn = {}
-    for number, (title, values) in enumerate(maps.items()):
+    drawn = []
+    for title, values in maps.items():
         height, width = inputs.map_of(values, f"maps[{title!r}]").shape
         box = inputs.numbers_of(boxes[title], f"boxes[{title!r}]")
         if box.shape != (4,) or not (box[2:] > box[:2]).all():
             expected = "x1, y1, x2, y2 with x1 < x2 and y1 < y2"
             raise ValueError(f"boxes[{title!r}]={boxes[title]!r}; expected {expected}")
-        scale = np.array([picture.shape[1] / width, picture.shape[0] / height] * 2)
-        drawn[number] = box * scale
-    panels = [_photograph(picture)._replace(boxes=drawn)]
-    for number, panel in enumerate(_overlaid(picture, maps, "maps", style)):
-        panels.append(panel._replace(boxes={number: drawn[number]}))
+        drawn.append(box * np.array([picture.shape[1] / width, picture.shape[0] / height] * 2))
+    numbered = enumerate(zip(_overlaid(picture, maps, "maps", style), drawn, strict=True))
+    panels = [_photograph(picture)._replace(boxes=dict(enumerate(drawn)))]
+    panels += [panel._replace(boxes={number: box}) for number, (panel, box) in numbered]
     return panels_figure(panels, caption, colormap=style.get("colormap", _COLORMAP), columns=columns)
 
 
