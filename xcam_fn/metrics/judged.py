@@ -9,19 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from inspect import Parameter
 from numbers import Real
-from typing import (
-    Annotated,
-    Any,
-    Concatenate,
-    Generic,
-    Literal,
-    NamedTuple,
-    ParamSpec,
-    Protocol,
-    TypeVar,
-    Unpack,
-    cast,
-)
+from typing import Annotated, Any, Concatenate, Literal, NamedTuple, ParamSpec, Protocol, TypeVar, Unpack
 
 import numpy as np
 import torch
@@ -185,7 +173,7 @@ class Metric(Protocol):
     formula: Callable[[Judged], Any]
 
 
-class HeatmapMetric(Metric, Protocol, Generic[P, Found_co]):
+class HeatmapMetric(Metric, Protocol, typing.Generic[P, Found_co]):
     """A metric that is called as `metric(model, x, heatmap, cls, **options)`.
 
     Args:
@@ -223,7 +211,7 @@ def metric(
         written = inspect.signature(formula).parameters
         flat = [*shared, *(written.get(name, own[name]) for name in own), _SCORE, *by_name(Running)]
         called.__dict__["__signature__"] = inspect.signature(formula).replace(parameters=flat)
-        return cast(HeatmapMetric[P, Found_co], entered(called, formula, title, best, *known))
+        return typing.cast(HeatmapMetric[P, Found_co], entered(called, formula, title, best, *known))
 
     return made
 
