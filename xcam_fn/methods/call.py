@@ -100,8 +100,8 @@ class Call(Once):
                 which stays as it is when another thread changes the model.
         """
         checks.check_to_spatial(self.to_spatial)
-        check("create_graph", self.create_graph, bool)
         if not torch.compiler.is_dynamo_compiling():
+            check("create_graph", self.create_graph, bool)
             checks.check_call(self.model, self.x)
             checks.check_model(unwrap(self.model))
             if self._origin is None and not once:
