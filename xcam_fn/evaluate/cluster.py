@@ -171,10 +171,9 @@ def _differing(versions: Mapping[str, str]) -> str:
         except PackageNotFoundError:
             return "none"
 
-    found = {package: installed(package) for package in versions}
-    return "; ".join(
-        f"{p} {found[p]}; expected {wanted}" for p, wanted in versions.items() if found[p] != wanted
-    )
+    there = {package: installed(package) for package in versions}
+    others = [package for package, wanted in versions.items() if there[package] != wanted]
+    return "; ".join(f"{package} {there[package]}; expected {versions[package]}" for package in others)
 
 
 def _check_seen_here(plan: Plan, task: Task, rows: Sequence[Row], where: str) -> None:
