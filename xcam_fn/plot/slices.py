@@ -18,7 +18,7 @@ from xcam_fn.arguments import check
 from xcam_fn.models.images import shares_of_white, unit_floats
 from xcam_fn.plot.draw import Numbers, Style, check_style, overlay
 from xcam_fn.plot.figures import Panel, figure_of, panels_figure, relevance_bar
-from xcam_fn.plot.inputs import Map, array_of, numbers_of
+from xcam_fn.plot.inputs import Map, channels_last, numbers_of
 
 __all__ = ["animation", "signal", "video", "volume"]
 
@@ -280,16 +280,8 @@ def _both(
     """The slices in [0, 1], channels last, and their relevance."""
     if not isinstance(image, (Tensor, np.ndarray)):
         raise TypeError(f"{argument} is a {type(image).__name__}; expected an array or a tensor")
-    found = array_of(image, argument) if isinstance(image, Tensor) else image
-    if isinstance(image, Tensor):
-        found = found[0] if found.ndim == 5 and len(found) == 1 else found
-        found = np.moveaxis(found, 0, -1) if found.ndim == 4 else found
-    found = found[..., None] if found.ndim == 3 else found
-    if found.ndim != 4 or found.shape[-1] not in (1, 3) or found.size == 0:
-        wanted = (
-            "an array (D, H, W), (D, H, W, 1) or (D, H, W, 3), or a tensor (D, H, W) or (1 or 3, D, H, W)"
-        )
-        raise ValueError(f"{argument} has shape {tuple(image.shape)}; expected {wanted}")
+    wanted = "an array (D, H, W), (D, H, W, 1) or (D, H, W, 3), or a tensor (D, H, W) or (1 or 3, D, H, W)"
+    found = channels_last(image, argument, 3, wanted)
     if is_picture:
         remedy = "the frames as they were before normalization, or window=(black, white)"
         shown = shares_of_white(found, argument, remedy)
