@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from xcam_fn import checks
-from xcam_fn.arguments import Count, Positive, checked, unchecked
+from xcam_fn.arguments import Count, NonNegative, Positive, checked, unchecked
 
 Maps = Float[Tensor, "..."]
 _MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
@@ -104,11 +104,14 @@ _resized = unchecked(resize)
 
 
 @checked
-def minmax(cam: Maps, axes: Count) -> Maps:
-    """Each map, the last axes, scaled to [0, 1] by its own ends; a constant map gives zeros, never NaN."""
+def minmax(cam: Maps, axes: Count, *, eps: NonNegative = 0.0) -> Maps:
+    """Each map, the last axes, scaled to [0, 1] by its own ends; a constant map gives zeros, never NaN.
+
+    What is divided by has `eps` added, as libraries do.
+    """
     low, high = _ends(cam, axes)
     spread = high - low
-    return torch.where(spread > 0, (cam - low) / torch.where(spread > 0, spread, 1.0), 0.0)
+    return torch.where(spread > 0, (cam - low) / torch.where(spread > 0, spread + eps, 1.0), 0.0)
 
 
 _unit = unchecked(minmax)

@@ -6,7 +6,7 @@ import ast
 import difflib
 import importlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,12 @@ def nearest(name: str, known: Iterable[str], otherwise: str, cutoff: float = 0.6
     """Return "did you mean …?" with the names that are nearest to an unknown one, or else `otherwise`."""
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=cutoff)
     return f"did you mean {' or '.join(map(repr, near))}?" if near else otherwise
+
+
+def listed(words: Sequence[str], most: int, conjunction: str) -> str:
+    """Return words as in a sentence, "a, b and c", of many the first and how many more there are."""
+    *some, last = words if len(words) <= most else [*words[:most], f"{len(words) - most} more"]
+    return f"{', '.join(some)} {conjunction} {last}" if some else last
 
 
 def letters(name: str) -> str:

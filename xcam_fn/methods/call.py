@@ -183,9 +183,10 @@ class Call(Once):
             cls: what is explained; None for the call's own class.
         """
         score = self._score if cls is None else checked_scores(cls, self.x.shape[0])
-        return self._by_class(self._pass(records=True).gradient(score).to(self.x.dtype))
+        return self.by_class(self._pass(records=True).gradient(score).to(self.x.dtype))
 
-    def _by_class(self, G: Tensor) -> Tensor:
+    def by_class(self, G: Tensor) -> Tensor:
+        """Gradients (B, ...) or (B, n, ...) as (B, n, ...); it is noted which."""
         self.many = G.ndim > self.x.ndim
         return G if self.many else G[:, None]
 
@@ -195,12 +196,12 @@ class Call(Once):
             found = forward_pass(self.model, self.target_layer, self.x, self.to_spatial)
             self._of_network.setdefault("pass", found)
             G, HA = found.curvature(self._score)
-        return self._by_class(G), self._by_class(HA)
+        return self.by_class(G), self.by_class(HA)
 
     def gradient_at(self, replace: Callable[[Tensor], Tensor], cls: Classes) -> Tensor:
         """The gradient of the score where something else takes the place of the layer's own output."""
         found = forward_pass(self.model, self.target_layer, self.x, self.to_spatial, replace=replace)
-        return self._by_class(found.gradient(checked_scores(cls, self.x.shape[0])))
+        return self.by_class(found.gradient(checked_scores(cls, self.x.shape[0])))
 
     def multipliers(self) -> Tensor:
         """DeepLIFT's multipliers from the features to the score, (B, n, K, *spatial).
@@ -223,7 +224,7 @@ class Call(Once):
                 scores, pullback = vjp(lambda own: score(run(own, mode)), own, f"layer {site.shown!r}")
             return scores, pulled_back(pullback, scores)
 
-        return self._by_class(found._replace(pull=pull).gradient(self._score).to(x.dtype))
+        return self.by_class(found._replace(pull=pull).gradient(self._score).to(x.dtype))
 
     # -- what is explained ----------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from xcam_fn import checks
 from xcam_fn.arguments import Count, Positive, check
-from xcam_fn.methods.catalog import find_method
+from xcam_fn.methods.catalog import as_method
 from xcam_fn.metrics.judged import (
     Best,
     Explainer,
@@ -84,8 +84,7 @@ def method_metric(title: str, best: Best = "highest"):  # its type is that of th
 
 def checked_run(method: str | Run, options: dict[str, Any]) -> Run:
     """The method by name or as a function, with its options, its heatmaps checked."""
-    if not callable(run := find_method(method) if isinstance(method, str) else method):
-        raise TypeError(f"method must be a method, or its name, got {type(method).__name__}")
+    run = as_method(method)
 
     def explained(model: nn.Module, layer: Layer, x: Tensor, cls: Classes) -> Tensor:
         maps = checked(run(model, layer, x, cls, **options))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from xcam_fn.arguments import Count, NonNegative, check, unchecked
 from xcam_fn.docstrings import documented
+from xcam_fn.maps import minmax
 from xcam_fn.metrics.judged import Explainer, Images, Judged, Values, checked, one_class_scoring, spearman
 from xcam_fn.metrics.of_method import MethodMetric, Run, checked_run, method_metric, named, relative_change
 from xcam_fn.network.target_layer import Layer
@@ -88,8 +89,7 @@ def efficient_mprt(judged: Judged, *, bins: Count = 100, seed: int = 0) -> Value
 def _histogram_entropy(maps: Tensor, bins: int) -> Tensor:
     """The entropy (B,) of the histogram of each map's values; nats."""
     flat = maps.flatten(1)
-    low, high = (end[:, None] for end in flat.aminmax(dim=1))
-    place = (flat - low) / torch.where(high > low, high - low, 1.0) * bins
+    place = unchecked(minmax)(flat, 1) * bins
     ones, counts = torch.ones_like(flat), flat.new_zeros(len(flat), bins)
     counts = counts.scatter_add(1, place.long().clamp(max=bins - 1), ones)
     return torch.special.entr(counts / flat.shape[1]).sum(1)

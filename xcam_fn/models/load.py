@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from xcam_fn.arguments import checked
 from xcam_fn.models.checkpoints import State, class_count, filled, read_onnx, read_state
 from xcam_fn.models.images import Preset
-from xcam_fn.names import nearest, needed
+from xcam_fn.names import listed, nearest, needed
 
 _IMAGENET_CLASSES = 1000
 _LITE_CROPS = {"lite0": 224, "lite1": 240, "lite2": 260}
@@ -183,11 +183,7 @@ def _related(wanted: str, named: list[str]) -> list[int]:
 
 
 def _listed(found: list[int], categories: Sequence[str]) -> str:
-    listed = [f"{categories[i]!r} ({i})" for i in found]
-    if len(listed) > _LISTED:
-        listed[_LISTED:] = [f"{len(listed) - _LISTED} more"]
-    *first, last = listed
-    return f"{', '.join(first)} or {last}" if first else last
+    return listed([f"{categories[i]!r} ({i})" for i in found], _LISTED, "or")
 
 
 def _categories(count: int) -> list[str]:
