@@ -491,7 +491,7 @@ def made(folder: Path, drops: dict[str, list[float]], **more) -> report.Found:
             results = [
                 store.Result(i, name, {"average_drop": score}, PIXEL) for name, score in scores.items()
             ]
-            writer.write([store.ImageRow(i, f"{i}.png", None, 0, 0.5, PIXEL)], results)
+            writer.write([store.ImageRow(i, f"{i}.png", None, 0, 0.5, PIXEL), *results])
     return report.read(folder)
 
 

@@ -198,30 +198,25 @@ def _check_repeats(model: nn.Module, x: Tensor, drawn: list[Tensor]) -> None:
 def leaves_of(output: Any) -> list[Any]:
     """All that an output holds, members of dataclasses and of other objects among it."""
     leaves = pytree.tree_leaves(output)
-    if not any(hasattr(leaf, "__dict__") and not isinstance(leaf, Tensor) for leaf in leaves):
+    is_object = [hasattr(leaf, "__dict__") and not isinstance(leaf, Tensor) for leaf in leaves]
+    if not any(is_object):
         return leaves
-    opened = [
-        vars(leaf) if hasattr(leaf, "__dict__") and not isinstance(leaf, Tensor) else leaf for leaf in leaves
-    ]
-    return pytree.tree_leaves(opened)
+    return pytree.tree_leaves([vars(v) if opens else v for v, opens in zip(leaves, is_object, strict=True)])
 
 
 def outputs_agree(found: Any, expected: Any) -> bool:
     """Whether two outputs of a network are the same but for rounding."""
     left, right = leaves_of(found), leaves_of(expected)
-    if len(left) != len(right):
-        return False
-    for one, other in zip(left, right, strict=True):
-        if not isinstance(one, Tensor) or not isinstance(other, Tensor):
-            if type(one) is not type(other):
-                return False
-        elif one.shape != other.shape:
-            return False
-        elif one.numel():
-            scale = float(other.detach().double().nan_to_num().abs().max())
-            if not torch.allclose(one.to(other), other, rtol=1e-3, atol=1e-4 * scale, equal_nan=True):
-                return False
-    return True
+    return len(left) == len(right) and all(map(_agree, left, right))
+
+
+def _agree(one: Any, other: Any) -> bool:
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return type(one) is type(other)
+    if one.shape != other.shape or not one.numel():
+        return one.shape == other.shape
+    scale = float(other.detach().double().nan_to_num().abs().max())
+    return torch.allclose(one.to(other), other, rtol=1e-3, atol=1e-4 * scale, equal_nan=True)
 
 
 def first_rows(output: Any, count: int, length: int) -> Any:

@@ -52,11 +52,7 @@ def find(root: nn.Module, layer: str | nn.Module) -> Found:
 
 
 def position_of(
-    root: nn.Module,
-    found: Found | None,
-    calls: Sequence[ModuleCall],
-    probe: Probe,
-    carrying: Carrying = None,
+    root: nn.Module, found: Found | None, calls: Sequence[ModuleCall], probe: Probe, carrying: Carrying = None
 ) -> int:
     """The position of the target layer among the calls of a forward.
 

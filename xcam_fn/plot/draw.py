@@ -117,11 +117,7 @@ def heatmaps(
 
 
 def grid(
-    image: Picture,
-    rows: Sequence[Mapping[str, Map]],
-    *,
-    caption: str | None = None,
-    **style: Unpack[Style],
+    image: Picture, rows: Sequence[Mapping[str, Map]], *, caption: str | None = None, **style: Unpack[Style]
 ) -> Figure:
     """A figure of rows of the picture under heatmaps, for comparing methods, classes or layers.
 
@@ -181,18 +177,17 @@ def detections(
     if boxes.keys() != maps.keys():
         raise ValueError(f"boxes has the titles {list(boxes)}; expected those of maps, {list(maps)}")
     picture = inputs.picture_of(image)
-    drawn = {}
-    for number, (title, values) in enumerate(maps.items()):
+    drawn = []
+    for title, values in maps.items():
         height, width = inputs.map_of(values, f"maps[{title!r}]").shape
         box = inputs.numbers_of(boxes[title], f"boxes[{title!r}]")
         if box.shape != (4,) or not (box[2:] > box[:2]).all():
             expected = "x1, y1, x2, y2 with x1 < x2 and y1 < y2"
             raise ValueError(f"boxes[{title!r}]={boxes[title]!r}; expected {expected}")
-        scale = np.array([picture.shape[1] / width, picture.shape[0] / height] * 2)
-        drawn[number] = box * scale
-    panels = [_photograph(picture)._replace(boxes=drawn)]
-    for number, panel in enumerate(_overlaid(picture, maps, "maps", style)):
-        panels.append(panel._replace(boxes={number: drawn[number]}))
+        drawn.append(box * np.array([picture.shape[1] / width, picture.shape[0] / height] * 2))
+    numbered = enumerate(zip(_overlaid(picture, maps, "maps", style), drawn, strict=True))
+    panels = [_photograph(picture)._replace(boxes=dict(enumerate(drawn)))]
+    panels += [panel._replace(boxes={number: box}) for number, (panel, box) in numbered]
     return panels_figure(panels, caption, colormap=style.get("colormap", COLORMAP), columns=columns)
 
 
@@ -363,14 +358,11 @@ def frames(
 
 
 def check_style(
-    *,
-    colormap: str = COLORMAP,
-    alpha: float = _ALPHA,
-    alpha_follows_heatmap: bool = True,
+    *, colormap: str = COLORMAP, alpha: float = _ALPHA, alpha_follows_heatmap: bool = True
 ) -> None:
     """Raise what `overlay` and `heatmaps` would raise for these, before any heatmap is computed."""
     checks.check_number("alpha", alpha, at_least=0, at_most=1)
-    checks.check_flag("alpha_follows_heatmap", alpha_follows_heatmap)
+    check("alpha_follows_heatmap", alpha_follows_heatmap, bool)
     _colormap(colormap)
 
 

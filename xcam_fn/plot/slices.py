@@ -18,7 +18,7 @@ from xcam_fn.arguments import check
 from xcam_fn.models.images import shares_of_white, unit_floats
 from xcam_fn.plot.draw import COLORMAP, Numbers, Style, check_style, overlay
 from xcam_fn.plot.figures import Panel, figure_of, panels_figure, relevance_bar
-from xcam_fn.plot.inputs import Map, array_of, numbers_of
+from xcam_fn.plot.inputs import Map, channels_last, numbers_of
 
 __all__ = ["animation", "signal", "video", "volume"]
 
@@ -161,12 +161,7 @@ def video(
 
 
 def animation(
-    clip: Slices,
-    heatmap: Map,
-    *,
-    fps: float = 8.0,
-    window: Numbers | None = None,
-    **style: Unpack[Style],
+    clip: Slices, heatmap: Map, *, fps: float = 8.0, window: Numbers | None = None, **style: Unpack[Style]
 ) -> ArtistAnimation:
     """An animation of a clip's frames, or of a volume's slices, under the heatmap.
 
@@ -275,51 +270,34 @@ def _signal(values: Slices, heatmap: Map) -> tuple[Float64[np.ndarray, "C L"], F
     curves = found[0] if found.ndim == 3 and len(found) == 1 else found
     if curves.ndim not in (1, 2) or curves.size == 0:
         raise ValueError(f"values has shape {found.shape}; expected a signal, (L,) or (C, L)")
-    given = numbers_of(heatmap, "heatmap", None)
-    relevance = given[0] if given.ndim == 2 and len(given) == 1 else given
-    if relevance.shape != curves.shape[-1:]:
-        raise ValueError(
-            f"heatmap has shape {given.shape}; expected ({curves.shape[-1]},), as long as the signal "
-            "(xcam_fn.heatmap(cam, size) resizes a raw map)"
-        )
-    return np.atleast_2d(curves), unit_floats(relevance, "heatmap", "xcam_fn.heatmap makes that of a raw map")
+    return np.atleast_2d(curves), _relevance(heatmap, curves.shape[-1:], "as long as the signal")
 
 
 def _both(
-    image: Slices,
-    heatmap: Map,
-    argument: str,
-    *,
-    window: Numbers | None = None,
-    is_picture: bool = False,
+    image: Slices, heatmap: Map, argument: str, *, window: Numbers | None = None, is_picture: bool = False
 ) -> tuple[Float64[np.ndarray, "D H W 3"], Float64[np.ndarray, "D H W"]]:
     """The slices in [0, 1], channels last, and their relevance."""
     if not isinstance(image, (Tensor, np.ndarray)):
         raise TypeError(f"{argument} is a {type(image).__name__}; expected an array or a tensor")
-    found = array_of(image, argument) if isinstance(image, Tensor) else image
-    if isinstance(image, Tensor):
-        found = found[0] if found.ndim == 5 and len(found) == 1 else found
-        found = np.moveaxis(found, 0, -1) if found.ndim == 4 else found
-    found = found[..., None] if found.ndim == 3 else found
-    if found.ndim != 4 or found.shape[-1] not in (1, 3) or found.size == 0:
-        wanted = (
-            "an array (D, H, W), (D, H, W, 1) or (D, H, W, 3), or a tensor (D, H, W) or (1 or 3, D, H, W)"
-        )
-        raise ValueError(f"{argument} has shape {tuple(image.shape)}; expected {wanted}")
+    wanted = "an array (D, H, W), (D, H, W, 1) or (D, H, W, 3), or a tensor (D, H, W) or (1 or 3, D, H, W)"
+    found = channels_last(image, argument, 3, wanted)
     if is_picture:
         remedy = "the frames as they were before normalization, or window=(black, white)"
         shown = shares_of_white(found, argument, remedy)
     else:
         shown = _windowed(numbers_of(found, argument, None), window)
+    size = found.shape[:3]
+    return np.broadcast_to(shown, (*size, 3)), _relevance(heatmap, size, f"as {argument}")
+
+
+def _relevance(heatmap: Map, size: tuple[int, ...], what: str) -> Float64[np.ndarray, "..."]:
+    """A heatmap of that size in [0, 1]."""
     given = numbers_of(heatmap, "heatmap", None)
-    relevance = given[0] if given.ndim == 4 and len(given) == 1 else given
-    if relevance.shape != found.shape[:3]:
+    found = given[0] if given.ndim > len(size) and len(given) == 1 else given
+    if found.shape != size:
         remedy = "xcam_fn.heatmap(cam, size) resizes a raw map"
-        raise ValueError(
-            f"heatmap has shape {given.shape}; expected {found.shape[:3]}, as {argument} ({remedy})"
-        )
-    relevance = unit_floats(relevance, "heatmap", "xcam_fn.heatmap(cam, size) makes that of a raw map")
-    return np.broadcast_to(shown, (*found.shape[:3], 3)), relevance
+        raise ValueError(f"heatmap has shape {given.shape}; expected {size}, {what} ({remedy})")
+    return unit_floats(found, "heatmap", "xcam_fn.heatmap(cam, size) makes that of a raw map")
 
 
 def _windowed(values: np.ndarray, window: Numbers | None) -> np.ndarray:
