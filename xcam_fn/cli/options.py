@@ -38,8 +38,11 @@ class Network:
     weights: str | None = None
 
     def __post_init__(self) -> None:
-        """Raise where there is no such network or file, before torch is imported."""
+        """Raise where the name is none of a network's."""
         check_model(self.model)
+
+    def check_files(self) -> None:
+        """Raise where a file that is named is not there, before torch is imported."""
         _home("model", self.model)
         if self.weights not in (None, "random"):
             check_file("weights", Path(self.weights), "a checkpoint file")
@@ -77,7 +80,7 @@ class Question(LayerOf):
     image_size: int | None = None
 
     def __post_init__(self) -> None:
-        """Raise where an option is wrong, before torch is imported."""
+        """Raise where an option is wrong."""
         super().__post_init__()
         if self.image_size is not None and self.image_size < 1:
             raise ValueError(f"--image-size {self.image_size} is out of range; expected at least 1 pixel")
@@ -155,6 +158,7 @@ class Drawing(Question):
         if bool(found) == self.example:
             problem = "both --example and a photograph" if found else "no photograph"
             raise ValueError(f"{problem} was named; expected one or more before the options, or --example")
+        self.check_files()
         for name in methods:
             check_spelling(name)
         if len(found) == 1:
