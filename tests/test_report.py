@@ -92,7 +92,7 @@ def run(folder: Path, columns: dict[str, dict[str, list[float]]], model: str = "
         writer.write([store.ImageRow(i, f"={i}.png", None, 0, 0.5) for i in range(count)])
         for i, name in itertools.product(range(count), methods):
             values = {metric: store.Score(columns[metric][name][i]) for metric in columns}
-            writer.write(results=[store.Result(i, name, values)])
+            writer.write([store.Result(i, name, values)])
     return report.read(folder)
 
 
@@ -206,9 +206,8 @@ def test_mean_curves_are_those_of_a_loop(tmp_path, monkeypatch):
         for i, name in itertools.product(range(7), "ab"):
             curve = curves[name][i]
             points = (grid, curve) if i % 3 else (other, np.interp(other, grid, curve))
-            writer.write(
-                [store.ImageRow(i, str(i))], [store.Result(i, name, {"insertion": store.Score(0.5, *points)})]
-            )
+            score = {"insertion": store.Score(0.5, *points)}
+            writer.write([store.ImageRow(i, str(i)), store.Result(i, name, score)])
     found = report.read(tmp_path)
     for name in "ab":
         fractions, mean, error, photographs = found.curves["insertion"][name]
@@ -223,9 +222,8 @@ def test_what_is_not_kept_is_not_in_the_file(tmp_path, keep):
     settings = {"model": "m", "methods": {"a": "A"}, "metrics": ["insertion"], "keep": keep}
     with store.writing(tmp_path, settings) as writer:
         score = store.Score(0.5, np.linspace(0, 1, 3), np.ones(3))
-        writer.write(
-            [store.ImageRow(0, "0", picture=b"j")], [store.Result(0, "a", {"insertion": score}, b"p")]
-        )
+        result = store.Result(0, "a", {"insertion": score}, b"p")
+        writer.write([store.ImageRow(0, "0", picture=b"j"), result])
     found = report.read(tmp_path)
     assert found.values("a", "insertion") == {0: 0.5}
     assert set(found.curves) == {"insertion"} & {"insertion" * ("curves" in keep)}

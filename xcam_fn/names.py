@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import difflib
+import importlib
 import importlib.util
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 DINOV2 = "dinov2-focus"
 LITE_CROPS = {"lite0": 224, "lite1": 240, "lite2": 260}
@@ -22,6 +24,12 @@ def nearest(name: str, known: Iterable[str], otherwise: str, cutoff: float = 0.6
     return f"did you mean {' or '.join(map(repr, near))}?" if near else otherwise
 
 
+def listed(words: Sequence[str], most: int, conjunction: str) -> str:
+    """Return words as in a sentence, "a, b and c", of many the first and how many more there are."""
+    *some, last = words if len(words) <= most else [*words[:most], f"{len(words) - most} more"]
+    return f"{', '.join(some)} {conjunction} {last}" if some else last
+
+
 def letters(name: str) -> str:
     """Return a method's name without what libraries spell in different ways."""
     return re.sub(r"[\s_,-]", "", name.casefold()).replace("++", "pp").replace("plusplus", "pp")
@@ -32,6 +40,14 @@ def unknown_method(name: str, known: Iterable[str]) -> str:
     known = list(known)
     hint = nearest(name, known, nearest(letters(name), known, "expected the name of one"))
     return f"method {name!r} is not known; {hint} (`xcam methods` lists them)"
+
+
+def needed(module: str, without: str, kind: type[Exception] = ValueError) -> Any:
+    """Return a module of a package that need not be installed; raise what to do without it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise kind(without) from error
 
 
 def check_file(what: str, path: Path, expected: str) -> None:

