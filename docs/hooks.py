@@ -196,7 +196,7 @@ def method_page(name: str) -> str:
 
 ## Cost
 
-In forwards of the network: {_uncapitalized(about["cost"].strip())}
+In forward passes of the network: {_uncapitalized(about["cost"].strip())}
 
 </div>
 
@@ -224,7 +224,8 @@ def _picture(method: Any, about: dict[str, str]) -> str:
 
 
 def _uncapitalized(text: str) -> str:
-    return text if text.startswith("`") or text[1].isupper() else text[0].lower() + text[1:]
+    is_name = any(letter.isupper() for letter in text.split()[0][1:])
+    return text if is_name else text[0].lower() + text[1:]
 
 
 def _facts(method: Any) -> str:
@@ -272,9 +273,9 @@ def options(method: Any) -> str:
     every = [option for option in options_of(method) if option.name not in _CALL]
     own = [option for option in every if option.name not in _SHARED]
     shared = [option for option in every if option.name in _SHARED]
-    first = _table(own) if own else "It has none of its own."
+    first = _table(own) if own else "None of its own."
     folded = _table(shared).replace("\n", "\n    ")
-    title = "What it shares with other methods"
+    title = "Options shared with other methods"
     return f'## Options\n\n{first}\n\n??? note "{title}"\n\n    {folded}\n'
 
 
@@ -324,9 +325,9 @@ def _variants(name: str) -> str:
             rows.append(f"| {_LIBRARIES[library]} | {f'`{given}`' if given else 'the same'} |")
     if not rows:
         return ""
-    table = "\n".join(["| library | keywords with which this computes its map |", "|---|---|", *rows])
+    table = "\n".join(["| library | keywords that reproduce its map |", "|---|---|", *rows])
     return (
-        f"## In other libraries\n\n{table}\n\n[What they compute](../variants.md) says where they depart.\n"
+        f"## In other libraries\n\n{table}\n\n[What other libraries compute](../variants.md) lists the differences.\n"
     )
 
 
