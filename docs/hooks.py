@@ -22,12 +22,12 @@ ROOT = DOCS.parent
 NOTEBOOKS = ROOT / "notebooks"
 
 FAMILIES = {
-    "gradient": "made of gradients, to the features, the attention, the image or the biases",
-    "perturbation": "weighted by what the score does when something is hidden or shown alone",
-    "optimized": "searched for by gradient ascent, image by image",
-    "fusion": "maps of several methods or layers joined",
-    "activation": "made of the features and the network's own weights",
-    "baseline": "what an explanation has to beat",
+    "gradient": "gradients with respect to the features, the attention, the image or the biases",
+    "perturbation": "the change of the score when something is hidden or shown alone",
+    "optimized": "maps found by gradient ascent, for each image",
+    "fusion": "combined maps of several methods or layers",
+    "activation": "only the features and the network's own weights",
+    "baseline": "what every explanation has to beat",
 }
 _CALL = ("model", "layer", "x", "cls")
 _SHARED = (
