@@ -224,7 +224,7 @@ def _picture(method: Any, about: dict[str, str]) -> str:
 
 
 def _uncapitalized(text: str) -> str:
-    is_name = any(letter.isupper() for letter in text.split()[0][1:])
+    is_name = any(letter.isupper() for letter in text.split(maxsplit=1)[0][1:])
     return text if is_name else text[0].lower() + text[1:]
 
 
@@ -326,9 +326,8 @@ def _variants(name: str) -> str:
     if not rows:
         return ""
     table = "\n".join(["| library | keywords that reproduce its map |", "|---|---|", *rows])
-    return (
-        f"## In other libraries\n\n{table}\n\n[What other libraries compute](../variants.md) lists the differences.\n"
-    )
+    link = "[What other libraries compute](../variants.md)"
+    return f"## In other libraries\n\n{table}\n\n{link} lists the differences.\n"
 
 
 # -- parts --------------------------------------------------------------------------------------------------

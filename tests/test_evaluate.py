@@ -617,7 +617,9 @@ def test_latency_of_several_photographs_takes_the_next_in_each_round(data, netwo
     assert (
         cli.main(["latency", *SMALL, "--methods", "gradcam", *size, "--rounds", "4", "--photo", *photos]) == 0
     )
-    assert capsys.readouterr().out.startswith("seconds per image, 3 photographs, 4 rounds; first: the first call")
+    assert capsys.readouterr().out.startswith(
+        "seconds per image, 3 photographs, 4 rounds; first: the first call"
+    )
     seen = []
     method = lambda _model, _layer, x, _cls: seen.append(x) or torch.zeros(1, 32, 32)  # noqa: E731
     xs = list(torch.randn(2, 1, 3, 32, 32))
