@@ -37,7 +37,7 @@ class Shared:
 
     Raises:
         ValueError: a value is out of range or does not fit the model, the batch or the layer.
-        TypeError: an argument is of the wrong kind.
+        TypeError: an argument has the wrong type.
     """
 
 

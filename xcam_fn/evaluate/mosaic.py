@@ -105,7 +105,7 @@ def mosaics_of(
 
     Raises:
         ValueError: too few photographs of distinct classes are sure enough, or a value is out of range.
-        TypeError: an argument is of the wrong kind.
+        TypeError: an argument has the wrong type.
     """
     for name, value, kind in (("count", count, Count), ("n", n, Count), ("confidence", confidence, Share)):
         check(name, value, kind)

@@ -110,7 +110,7 @@ def find_method(name: str, *, variant: str | None = None, **options: Any) -> Met
     Raises:
         ValueError: the name or the variant is not known, or the library has no such method; a value is out of
             range.
-        TypeError: a value is of the wrong kind.
+        TypeError: a value has the wrong type.
     """
     if variant is not None and variant not in _LIBRARIES:
         raise ValueError(f"variant {variant!r} is not known; expected one of {', '.join(_LIBRARIES)}")

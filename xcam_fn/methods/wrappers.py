@@ -166,7 +166,7 @@ def smoothgrad(
 
     Raises:
         ValueError: an option is out of range, or the name is not known.
-        TypeError: an option is of the wrong kind.
+        TypeError: an option has the wrong type.
 
     References:
         Smilkov et al. (arXiv:1706.03825) and, for the variance, Adebayo et al. (arXiv:1810.03307).
@@ -365,7 +365,7 @@ def sess(
 
     Raises:
         ValueError: an option is out of range, or the name is not known.
-        TypeError: an option is of the wrong kind.
+        TypeError: an option has the wrong type.
 
     References:
         Tursun et al. (arXiv:2207.01769).
