@@ -83,7 +83,7 @@ def write(options: argparse.Namespace) -> None:
         for start in range(0, options.photographs, BATCH):
             numbers = range(start, min(start + BATCH, options.photographs))
             images = [ImageRow(n, f"{n:06}.jpg", None, 0, 0.5, picture, content=f"{n:016}") for n in numbers]
-            store.write(images, results(rng, numbers, options.methods, maps))
+            store.write([*images, *results(rng, numbers, options.methods, maps)])
 
 
 def results(rng: np.random.Generator, numbers: range, methods: int, maps: list[bytes]) -> Iterator[Result]:

@@ -1,11 +1,12 @@
-"""What MkDocs calls while it builds the site: pages made of data, and parts that other files hold."""
+"""What MkDocs calls while it builds the site: pages made of data, and links that lead elsewhere on GitHub."""
 
 from __future__ import annotations
 
+import base64
 import functools
 import html
 import inspect
-import io
+import json
 import re
 import tomllib
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 NOTEBOOKS = ROOT / "notebooks"
+RESULTS = ROOT / "benchmarks" / "results"
 
 FAMILIES = {
     "gradient": "gradients with respect to the features, the attention, the image or the biases",
@@ -35,6 +37,15 @@ _SHARED = (
     "progress", "postprocess", "create_graph",
 )  # fmt: skip
 _LIBRARIES = {"xplaincam": "XplainCAM", "torchcam": "TorchCAM", "pytorch-grad-cam": "pytorch-grad-cam"}
+# What links lead to on GitHub, and on the site.
+ON_GITHUB = {
+    r"(?:notebooks/)?(\d\w+)\.ipynb": r"notebooks/\1.md",
+    r"benchmarks/results/(\w+)\.md": r"results/\1.md",
+    r"methods/index\.md#(\w+)": r"methods/\1.md",
+    r"CONTRIBUTING\.md": "contributing.md",
+    r"api\.md": "api/index.md",
+    r"api\.md#([\w-]+)": r"api/\1.md",
+}
 
 
 # -- what MkDocs calls --------------------------------------------------------------------------------------
@@ -49,7 +60,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     }
     assert config.nav is not None
     config.nav = [{name: entries.get(name, entry) for name, entry in item.items()} for item in config.nav]
-    config.watch.extend(str(path) for path in (ROOT / "xcam_fn", NOTEBOOKS, ROOT / "README.md"))
+    config.watch.extend(str(path) for path in (ROOT / "xcam_fn", NOTEBOOKS, RESULTS))
     return config
 
 
@@ -59,24 +70,21 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
     for path, content in made_pages().items():
         files.append(File.generated(config, path, content=content))
-    for picture in (ROOT / "benchmarks" / "results").glob("*.png"):
-        files.append(File.generated(config, f"pictures/{picture.name}", abs_src_path=str(picture)))
+    there = {f"results/{path.name}": path for path in RESULTS.glob("*.md")}
+    there |= {name.lower(): ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md")}
+    for page, path in there.items():
+        files.append(File.generated(config, page, abs_src_path=str(path)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Fill in what other files hold, and draw formulas."""
+    """Leave out what is for GitHub, lead links to the site's pages, and draw formulas."""
     del config, files
-    markdown = re.sub(
-        r"<!-- include: (\S+)(?: (\S+))? -->", lambda found: included(*found.groups()), markdown
-    )
-    markdown = markdown.replace("<!-- help of the commands -->", command_help())
+    markdown = re.sub(r"<!-- on GitHub -->.*?<!-- /on GitHub -->\n", "", markdown, flags=re.S)
     markdown = markdown.replace("<!-- all methods -->", gallery())
-    # On GitHub these are links to files of the repository.
     up = "../" * page.file.src_uri.count("/")
-    markdown = re.sub(r"\]\((?:\.\./)?notebooks/(\w+)\.py\)", rf"]({up}notebooks/\1.md)", markdown)
-    if page.file.src_uri.startswith("notebooks/"):
-        markdown = re.sub(r"\]\((\w+)\.py\)", r"](\1.md)", markdown)
+    for pattern, made in ON_GITHUB.items():
+        markdown = re.sub(rf"\]\((?:\.\./)*{pattern}\)", rf"]({up}{made})", markdown)
     markdown = re.sub(r"^```math\n(.*?)^```$", lambda found: formula(found[1]), markdown, flags=re.M | re.S)
     return re.sub(r"(?<![\w`])\$(?=\S)([^$\n]+?)(?<=\S)\$(?!\w)", lambda found: mathml(found[1]), markdown)
 
@@ -84,12 +92,18 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 # -- pages --------------------------------------------------------------------------------------------------
 
 
-def made_pages() -> dict[str, str]:
-    """Every page that has no file of its own, by its path, in Markdown."""
+def made_pages() -> dict[str, str | bytes]:
+    """Every page that has no file of its own, in Markdown, and the notebooks' pictures, by path."""
     import xcam_fn as xf
 
-    pages = api_pages() | {f"methods/{name}.md": method_page(name) for name in xf.METHODS}
-    return pages | {f"notebooks/{path.stem}.md": notebook_page(path) for path in notebooks()}
+    pages: dict[str, str | bytes] = {
+        **api_pages(),
+        **{f"methods/{name}.md": method_page(name) for name in xf.METHODS},
+    }
+    for path in notebooks():
+        text, pictures = notebook_page(path)
+        pages |= {f"notebooks/{path.stem}.md": text, **pictures}
+    return pages
 
 
 def api_pages() -> dict[str, str]:
@@ -106,7 +120,7 @@ def api_pages() -> dict[str, str]:
 
 def notebooks() -> list[Path]:
     """The notebooks, in the order of their numbers."""
-    return sorted(NOTEBOOKS.glob("*.py"))
+    return sorted(NOTEBOOKS.glob("*.ipynb"))
 
 
 @functools.cache
@@ -244,19 +258,6 @@ def _linked(paper: str) -> str:
     return re.sub(r"doi:(\S+)", doi, re.sub(r"arXiv:([\d.]+)", arxiv, html.escape(paper)))
 
 
-def methods_table() -> str:
-    """All methods as a table, as README.md has it."""
-    import xcam_fn as xf
-
-    rows = ["| method | `xf.` | what it does | paper |", "| --- | --- | --- | --- |"]
-    for name, method in xf.METHODS.items():
-        does = method.summary + (f" (needs {method.needs})" if method.needs else "")
-        paper = re.sub(r"arXiv:([\d.]+)", r"[arXiv:\1](https://arxiv.org/abs/\1)", method.paper or "–")
-        paper = re.sub(r"doi:(\S+)", r"[doi](https://doi.org/\1)", paper)
-        rows.append(f"| {method.title} | `{name}` | {does} | {paper} |")
-    return "\n".join(rows) + "\n"
-
-
 # -- options ------------------------------------------------------------------------------------------------
 
 
@@ -345,51 +346,22 @@ def mathml(latex: str, display: Literal["inline", "block"] = "inline") -> str:
     return convert(latex, display=display)
 
 
-def included(path: str, part: str | None = None) -> str:
-    """A file of the repository, its headings one level down, or what stands there between two comments."""
-    text = (ROOT / path).read_text(encoding="utf-8")
-    if part is not None:
-        found = re.search(rf"<!-- {re.escape(part)} -->\n(.*?)<!-- /{re.escape(part)} -->", text, re.S)
-        if found is None:
-            raise ValueError(f"{path} has no part <!-- {part} --> … <!-- /{part} -->")
-        text = found[1]
-    else:
-        text = re.sub(r"\A# .*\n", "", text)
-    return text
-
-
-def command_help() -> str:
-    """What `xcam COMMAND --help` prints, a section for each command."""
-    from rich.console import Console
-
-    from xcam_fn.cli import app
-
-    sections = []
-    for name in (command for command in app if not command.startswith("-")):
-        printed = io.StringIO()
-        app.help_print([name], console=Console(file=printed, width=88, color_system=None))
-        text = "\n".join(line.rstrip() for line in printed.getvalue().strip().splitlines())
-        sections.append(f"## xcam {name}\n\n```text\n{text}\n```\n")
-    return "\n".join(sections)
-
-
-def notebook_page(path: Path) -> str:
-    """A notebook of the percent format as a page: its prose, its code, and the pictures that it draws."""
-    parts = []
-    for number, (kind, text) in enumerate(cells(path.read_text(encoding="utf-8"))):
-        parts.append(text if kind == "markdown" else f"```python\n{text}\n```")
-        picture = picture_of_cell(path, number)
-        if picture.is_file():
-            parts.append(f"![](../pictures/notebooks/{picture.name})")
-    parts.append(
-        f"---\n\nThis page is `notebooks/{path.name}`; `jupytext --to ipynb` makes a notebook of it."
-    )
-    return "\n\n".join(parts)
-
-
-def picture_of_cell(notebook: Path, number: int) -> Path:
-    """Where the picture is that a cell shows, if it shows one."""
-    return DOCS / "pictures" / "notebooks" / f"{notebook.stem}_{number}.webp"
+def notebook_page(path: Path) -> tuple[str, dict[str, bytes]]:
+    """A notebook as a page, with what its cells printed, and the pictures that they drew, by path."""
+    parts, pictures = [], {}
+    for number, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"]):
+        text = "".join(cell["source"])
+        parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
+        for output in cell.get("outputs", ()):
+            kind, content = next(iter(output.get("data", {"text/plain": output.get("text")}).items()))
+            if kind == "text/plain":
+                parts.append("```text\n" + "".join(content).rstrip() + "\n```")
+            else:
+                name = f"{path.stem}_{number}.{kind.removeprefix('image/')}"
+                pictures[f"notebooks/{name}"] = base64.b64decode("".join(content))
+                parts.append(f"![]({name})")
+    parts.append(f"---\n\nThis page is `notebooks/{path.name}`, which Jupyter opens.")
+    return "\n\n".join(parts), pictures
 
 
 def cells(percent: str) -> Iterator[tuple[str, str]]:

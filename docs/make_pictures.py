@@ -2,25 +2,22 @@
 
 python docs/make_pictures.py                     # those that are not there yet
 python docs/make_pictures.py gradcam front       # these, anew
-python docs/make_pictures.py 01_quickstart       # what a notebook draws
 python docs/make_pictures.py dog_cat --photo dog_cat.jpg    # of a photograph that is not in the repository
 
-Each call writes README.md's table of methods anew. The pictures are committed: drawing all of them takes many
-minutes, building the site seconds.
+Each call writes the tables of methods anew, as docs/make_tables.py does. The pictures are committed: drawing
+all of them takes many minutes, building the site seconds.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
 import functools
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import skimage.data
 import torch
@@ -30,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import hooks
+import make_tables
 import xcam_fn as xf
 
 PICTURES = Path(__file__).parent / "pictures"
@@ -41,7 +39,7 @@ INCHES = 9.5
 def main() -> None:
     """Draw what the command line names, or what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("names", nargs="*", help="methods, figures or notebooks; what is missing by default")
+    parser.add_argument("names", nargs="*", help="methods or figures; what is missing by default")
     parser.add_argument("--photo", help="a photograph of a bull mastiff and a tiger cat, for dog_cat")
     arguments = parser.parse_args()
     if "dog_cat" in arguments.names and not arguments.photo:
@@ -52,31 +50,16 @@ def main() -> None:
         print(name, flush=True)
         if name in xf.METHODS:
             _write(_explained(name), _path_of(name))
-        elif name in FIGURES:
-            _write(FIGURES[name](), _path_of(name))
         elif name == "dog_cat":
             _write(_dog_cat(arguments.photo), _path_of(name))
         else:
-            notebook = hooks.NOTEBOOKS / f"{name}.py"
-            for number, figure in _figures_of(notebook):
-                _write(_pixels(figure), hooks.picture_of_cell(notebook, number))
-    _list_methods()
-
-
-def _list_methods() -> None:
-    """Write the table of methods into README.md."""
-    readme = hooks.ROOT / "README.md"
-    head, opened, rest = readme.read_text(encoding="utf-8").partition("<summary>")
-    summary = f"All {len(xf.METHODS)}, in the order of <code>xcam methods</code></summary>\n\n"
-    after = rest[rest.index("\n</details>") :]
-    readme.write_text(f"{head}{opened}{summary}{hooks.methods_table()}{after}", encoding="utf-8")
+            _write(FIGURES[name](), _path_of(name))
+    make_tables.main()
 
 
 def _missing() -> list[str]:
     methods = [name for name in xf.METHODS if "no_picture" not in hooks.prose()[name]]
-    drawn = [name for name in (*methods, *FIGURES) if not _path_of(name).is_file()]
-    shown = {path.stem.rpartition("_")[0] for path in (PICTURES / "notebooks").glob("*.webp")}
-    return drawn + [path.stem for path in hooks.notebooks() if path.stem not in shown]
+    return [name for name in (*methods, *FIGURES) if not _path_of(name).is_file()]
 
 
 def _path_of(name: str) -> Path:
@@ -324,28 +307,6 @@ FIGURES: dict[str, Callable[[], np.ndarray]] = {
     "alike": _alike,
     "segmentation": _segmentation,
 }
-
-
-def _figures_of(notebook: Path) -> Iterator[tuple[int, Figure]]:
-    """The figures that a notebook shows, each with the number of its cell."""
-    mpl.use("agg")
-    names: dict[str, Any] = {"__name__": "__main__"}
-    for number, (kind, code) in enumerate(hooks.cells(notebook.read_text(encoding="utf-8"))):
-        if kind == "markdown":
-            continue
-        tree = ast.parse(code)
-        last = tree.body[-1]
-        shown = (
-            ast.Expression(last.value) if isinstance(last, ast.Expr) else ast.Expression(ast.Constant(None))
-        )
-        body = ast.Module(tree.body[:-1] if isinstance(last, ast.Expr) else tree.body, [])
-        exec(compile(body, str(notebook), "exec"), names)
-        value = eval(compile(ast.fix_missing_locations(shown), str(notebook), "eval"), names)
-        if isinstance(value, Figure):
-            yield number, value
-        elif plt.get_fignums():
-            yield number, plt.gcf()
-        plt.close("all")
 
 
 def _pixels(figure: Figure) -> np.ndarray:

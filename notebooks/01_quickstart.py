@@ -46,16 +46,17 @@ xf.plot.heatmaps(picture, {"Grad-CAM": heat})
 # %% [markdown]
 # The cheek and the nose. Next, every other method. All are called alike, so a loop over the registry is
 # enough; `explain_all` is that loop, with whatever several of them need computed once. Methods that draw samples are given
-# few here, and those that mask channels mask 64 of the 1,280, so that the notebook takes seconds: RISE with its 4,000 masks
-# looks smoother than with 200, and with one sample IS-CAM is Score-CAM.
+# few here, those that mask channels mask 64 of the 1,280, and those that fuse two maps take Group-CAM's, so that the notebook takes
+# seconds: RISE with its 4,000 masks looks smoother than with 200, and with one sample IS-CAM is Score-CAM.
 #
 # A method that needs a structure which the network does not have is left out: LeGrad and three more look at attention, and here is none. Asked by
 # name it says so, with a `StructureError`.
 
 # %%
 maps = xf.explain_all(
-    net.model, None, x, CLS, num_samples=1, num_masks=200, steps=10, channels=64, scales=(1.0, 1.5)
-)
+    net.model, None, x, CLS,
+    num_samples=1, num_masks=200, steps=10, channels=64, region="groupcam", scales=(1.0, 1.5),
+)  # fmt: skip
 refusals = {}
 for name in xf.METHODS:
     if name not in maps:
@@ -132,7 +133,7 @@ plt.show()
 # the whole image spoil it for a network sooner than one large hole, wherever it is. So deletion is no measure between a map of points
 # and a map of regions. Integrated gradients and guided backprop scatter as well, and are good at both.
 #
-# One photograph decides nothing; [the third notebook](03_evaluate.py) takes several, with intervals. But it shows how
+# One photograph decides nothing; [the third notebook](03_evaluate.ipynb) takes several, with intervals. But it shows how
 # little a pretty map is worth without a number, and how little a number is worth without knowing what it asks.
 #
 # What is said here holds wherever the notebook runs:

@@ -28,6 +28,7 @@ from torch.nn import functional as F
 import xcam_fn as xf
 
 Draw = Callable[[int, torch.Generator], tuple[Tensor, Tensor, Tensor]]
+torch.manual_seed(0)
 
 
 def trained(net: nn.Module, draw: Draw, steps: int) -> nn.Module:
@@ -65,8 +66,6 @@ def share(heatmap: Tensor, inside: Tensor) -> float:
     return float((heatmap * inside).sum() / heatmap.sum())
 
 
-torch.manual_seed(0)
-
 # %% [markdown]
 # ## A volume
 #
@@ -95,29 +94,13 @@ print(
     f"{share(heatmap, inside):.0%} of the map is inside the blob, which is {float(inside.mean()):.1%} of the volume"
 )
 assert share(heatmap, F.max_pool3d(inside[None, None], 3, 1, 1)[0, 0]) > 0.8
-xf.plot.volume(
-    x[0],
-    heatmap,
-    spacing=(3.0, 1.0, 1.0),
-    unit="mm",
-    colormap="inferno",
-    alpha_follows_heatmap=True,
-    alpha=0.8,
-)
+xf.plot.volume(x[0], heatmap, spacing=(3.0, 1.0, 1.0), unit="mm")
 
 # %% [markdown]
 # The same as slices, and as an animation: `xf.plot.animation(x[0], heatmap, window=(-1, 4)).save("slices.gif", writer="pillow")`.
 
 # %%
-xf.plot.volume(
-    x[0],
-    heatmap,
-    slices=5,
-    spacing=(3.0, 1.0, 1.0),
-    unit="mm",
-    colormap="inferno",
-    alpha_follows_heatmap=True,
-)
+xf.plot.volume(x[0], heatmap, slices=5, spacing=(3.0, 1.0, 1.0), unit="mm")
 
 # %% [markdown]
 # ## A signal
@@ -175,7 +158,7 @@ near = F.max_pool3d(inside[None], 5, 1, 2)[0]
 print(f"{share(watched, near):.0%} of the map is at the square, {float(near.mean()):.0%} of the clip")
 assert share(watched, near) > 0.8
 shown = (x[0].clamp(0, 1), watched)
-xf.plot.video(*shown, count=4, fps=8.0, colormap="inferno", alpha_follows_heatmap=True, alpha=0.8)
+xf.plot.video(*shown, count=4, fps=8.0)
 
 # %% [markdown]
 # ## One scale for many maps

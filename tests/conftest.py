@@ -1,10 +1,8 @@
 """What the tests share: shapes checked at run time, real photographs and a real network."""
 
-import importlib.util
 import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jaxtyping
@@ -35,8 +33,17 @@ torch.set_num_threads(1)  # the networks are small, and the tests run side by si
 SHARED = Path(__file__).parents[2] / "shared"
 
 
-# Of all that tests need, what CI may lack. XplainCAM has no release; the packages pin what does not fit beside the others.
-MAY_BE_ABSENT = ("shared/", "chromium", "checkout of xplaincam", "ultralytics", "mtcnn", "torchcrepe")
+# Of all that tests need, what CI may lack. XplainCAM has no release; the packages pin what does not fit beside the others, and
+# FiftyOne brings a database server.
+MAY_BE_ABSENT = (
+    "shared/",
+    "chromium",
+    "checkout of xplaincam",
+    "ultralytics",
+    "mtcnn",
+    "torchcrepe",
+    "fiftyone",
+)
 
 
 def refused_skip(report: pytest.TestReport | pytest.CollectReport) -> Any:
@@ -96,14 +103,3 @@ def photographs() -> Tensor:
     )
     pictures = (skimage.data.chelsea(), skimage.data.astronaut())
     return torch.stack([prepare(Image.fromarray(picture)) for picture in pictures])
-
-
-@pytest.fixture(scope="session")
-def hooks() -> ModuleType:
-    """docs/hooks.py, which makes pages of the documentation of data; it is no part of a package."""
-    spec = importlib.util.spec_from_file_location("hooks", Path(__file__).parents[1] / "docs" / "hooks.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -89,6 +89,9 @@ def test_help_and_wrong_names_need_no_torch():
         "gallery cat.png --pairs gradcam+sccam": "method 'sccam' is not known; did you mean 'sscam'",
         "evaluate nosuch": "data 'nosuch': no such folder",
         "evaluate . --metrics insertn": "metric 'insertn' is not known; did you mean 'insertion'",
+        "explain --example --model resnt50": "model 'resnt50' is not known; did you mean 'resnet50'",
+        "evaluate . --model Resnet-50": "model 'Resnet-50' is not known; did you mean 'resnet50'",
+        "layers resnt50": "model 'resnt50' is not known; did you mean 'resnet50'",
         "report nosuch": "'nosuch' holds no results.sqlite",
     }
     code = (
@@ -231,7 +234,7 @@ def test_names_that_are_not_text_stop_no_run(folder, capfd):
     assert (folder / "xcam_output" / odd).is_file()
     assert explain(f"odd/{odd}", "--output", f"odd/{odd}") == 2
     small = ["--model", SMALL, "--weights", "random", "--metrics", "complexity"]
-    assert cli.main(["evaluate", "odd", *small, "--output", "found"]) == 0
+    assert cli.main(["evaluate", "odd", *small, "--output", "found"]) == 1
     assert "2 photographs, 1 results" in capfd.readouterr().out
 
 

@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, ResNet
 
+import hooks
 import networks
 import xcam_fn as xf
 from xcam_fn import cli
@@ -113,11 +114,10 @@ def test_python_blocks_run(page, photographs, folder):
     run_page(str(page), page.read_text(encoding="utf-8"), prepared(photographs))
 
 
-def test_the_pages_that_are_made_run(photographs, folder, hooks):
+def test_the_pages_that_are_made_run(photographs, folder):
     names = prepared(F.interpolate(photographs[:1], size=(72, 72)))
-    for path, text in hooks.made_pages().items():
-        if path.startswith("methods/"):
-            run_page(path, text, names)
+    for name in xf.METHODS:
+        run_page(name, hooks.method_page(name), names)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)

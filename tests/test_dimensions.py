@@ -277,6 +277,18 @@ RNG = np.random.default_rng(0)
 VOLUME, MAP = RNG.normal(40, 300, (4, 6, 8)), RNG.random((4, 6, 8))
 
 
+def test_the_bar_beside_has_the_colors_of_the_map():
+    peaked = MAP / MAP.max()
+    for figure in (
+        xf.plot.volume(VOLUME, peaked, alpha=1.0),
+        xf.plot.video(MAP[..., None], peaked, alpha=1.0),
+    ):
+        bar = next(axis for axis in figure.axes if axis.get_label() == "<colorbar>")
+        highest = np.round(255 * np.array(bar.collections[-1].get_cmap()(1.0)[:3]))
+        shown = [np.asarray(image.get_array()) for axis in figure.axes for image in axis.images]
+        assert any((pixels == highest).all(-1).any() for pixels in shown)
+
+
 def test_planes_go_through_the_peak_in_the_data_s_units():
     figure = xf.plot.volume(VOLUME, MAP, spacing=(5.0, 1.0, 0.5), unit="mm", alpha=0.0)
     peak = np.unravel_index(int(MAP.argmax()), MAP.shape)

@@ -6,17 +6,21 @@ from pathlib import Path
 
 import pytest
 
+import hooks
+import make_tables
 import networks
 import xcam_fn as xf
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
+CODE = r"^```.*?^```$|<!--.*?-->"
 LARGEST = 300_000  # bytes of a committed picture
 WITHOUT_PICTURE = set(networks.OF_ATTENTION)  # the network of the pictures is convolutional
 LITERAL = 12  # letters of a message that have to stand in the code as they are
 
 
-def test_every_method_has_its_prose(hooks):
+def test_every_method_has_its_prose():
     prose = hooks.prose()
     assert list(prose) == list(xf.METHODS)
     for name, about in prose.items():
@@ -39,14 +43,14 @@ def test_pictures_are_small():
         assert path.stat().st_size < LARGEST, path
 
 
-def test_every_option_of_a_method_is_described(hooks):
+def test_every_option_of_a_method_is_described():
     for name, method in xf.METHODS.items():
         for option in hooks.options_of(method):
             assert option.description, f"{name}: {option.name}"
 
 
-def test_every_command_has_its_help(hooks):
-    help_text = hooks.command_help()
+def test_every_command_has_its_help():
+    help_text = make_tables.command_help()
     for name in (
         "explain",
         "compare",
@@ -100,7 +104,7 @@ def test_every_test_that_is_named_exists():
             assert f"def {name}(" in tests, f"{page.name}: {name}"
 
 
-def test_cells_of_a_notebook(hooks):
+def test_cells_of_a_notebook():
     percent = (
         "# ---\n# jupyter:\n# ---\n\n# %% [markdown]\n# # Title\n#\n# Text.\n\n# %%\na = 1\n\n\n# %%\nb = 2\n"
     )
@@ -111,25 +115,46 @@ def test_cells_of_a_notebook(hooks):
     ]
 
 
-def test_a_part_that_is_missing_is_an_error(hooks):
-    assert "Grad-CAM" in hooks.included("README.md", "evaluation-table")
+def test_a_part_that_is_missing_is_an_error():
+    assert "Grad-CAM" in make_tables.part("README.md evaluation-table")
     with pytest.raises(ValueError, match="has no part <!-- nothing -->"):
-        hooks.included("README.md", "nothing")
+        make_tables.part("README.md nothing")
 
 
-def test_formulas_and_links(hooks):
+@pytest.mark.parametrize("page", [page for page in make_tables.PAGES if "<!-- include" in page.read_text()])
+def test_what_a_page_includes_is_up_to_date(page):
+    text = page.read_text(encoding="utf-8")
+    assert make_tables.filled(text) == text, "python docs/make_tables.py writes it"
+    assert make_tables.filled(re.sub(r"(<!-- include: .+? -->\n)", r"\1stale\n", text)) == text
+
+
+def test_links_lead_to_files_of_the_repository():
+    pages = [*make_tables.PAGES, ROOT / "CONTRIBUTING.md", *(ROOT / "benchmarks/results").glob("*.md")]
+    named = set(re.findall(r'<a id="(\w+)"', (DOCS / "methods" / "index.md").read_text(encoding="utf-8")))
+    assert named == set(xf.METHODS)
+    texts = {page: page.read_text(encoding="utf-8") for page in (*pages, *NOTEBOOKS)}
+    texts |= {
+        page: "".join(t for kind, t in hooks.cells(texts[page]) if kind == "markdown") for page in NOTEBOOKS
+    }
+    for page, text in texts.items():
+        for link in re.findall(r"\]\(([^)\s:]+)\)", re.sub(CODE, "", text, flags=re.M | re.S)):
+            path, _, anchor = link.partition("#")
+            assert (page.parent / path).exists(), f"{page.name}: {link}"
+            assert not path.endswith("methods/index.md") or anchor in named | {""}, f"{page.name}: {link}"
+
+
+def test_formulas_and_links():
     assert "<mfrac>" in hooks.formula(r"\frac{1}{2}")
     assert "arxiv.org/abs/1610.02391" in hooks.method_page("gradcam")
 
 
-def test_the_readme_lists_every_method(hooks):
+def test_the_readme_lists_every_method():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert hooks.methods_table() in text, "python docs/make_pictures.py writes the table"
     assert f"All {len(xf.METHODS)}, in the order of" in text
-    assert "[arXiv:1610.02391](https://arxiv.org/abs/1610.02391)" in hooks.methods_table()
+    assert "[arXiv:1610.02391](https://arxiv.org/abs/1610.02391)" in text
 
 
-def test_the_reference_is_a_page_for_each_section(hooks):
+def test_the_reference_is_a_page_for_each_section():
     pages = hooks.api_pages()
     text = (DOCS / "api.md").read_text(encoding="utf-8")
     assert len(pages) == 1 + len(re.findall(r"^## ", text, re.M))

@@ -1,8 +1,11 @@
 """Exported files compute what is computed here, without torch, and say what stands in the way."""
 
+import base64
 import copy
 import functools
+import hashlib
 import http.server
+import importlib
 import json
 import shutil
 import subprocess
@@ -21,6 +24,7 @@ from torch import nn
 import networks
 import xcam_fn as xf
 
+PAGE = importlib.import_module("xcam_fn.export.page")  # the name is the function's
 pytestmark = pytest.mark.usefixtures("unchecked")  # it takes a symbolic length for no whole number
 
 RUN_WITHOUT_TORCH = """
@@ -172,21 +176,64 @@ def xcam(*arguments, cwd):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
-    done = xcam("export", "--page", folder / "site", cwd=folder)
+    done = xcam("export", "--page", folder / "site", "--cdn", cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert "npm install" in done.stdout
+    assert "loads ONNX Runtime from cdn.jsdelivr.net" in done.stdout
     return folder / "site"
 
 
 def test_a_page_is_written_whole(site):
     names = {file.name for file in site.iterdir()}
-    assert names == {
-        "index.html", "page.css", "page.js", "image.js", "package.json", "page.json", "model.onnx",
-    }  # fmt: skip
+    assert names == {"index.html", "page.css", "page.js", "image.js", "page.json", "model.onnx"}
     settings = json.loads((site / "page.json").read_text())
     assert settings["categories"][282] == "tiger cat"
     assert len(settings["colors"]) == 256
+    assert settings["runtime"] == {"url": PAGE.RUNTIME, "files": PAGE.RUNTIME_FILES}
+    assert PAGE.RUNTIME.startswith("https://cdn.jsdelivr.net/npm/onnxruntime-web@1.")
     assert "//" not in (site / "index.html").read_text().replace("<!doctype", "")  # nothing from elsewhere
+
+
+@pytest.fixture
+def runtime(tmp_path, monkeypatch) -> Path:
+    """A folder in the place of the CDN, with small files in the place of ONNX Runtime's."""
+    folder = tmp_path / "published"
+    folder.mkdir()
+    hashes = {}
+    for name in PAGE.RUNTIME_FILES:
+        (folder / name).write_text(name)
+        digest = hashlib.sha384(name.encode()).digest()
+        hashes[name] = "sha384-" + base64.b64encode(digest).decode()
+    monkeypatch.setattr(PAGE, "RUNTIME", folder.as_uri() + "/")
+    monkeypatch.setattr(PAGE, "RUNTIME_FILES", hashes)
+    return folder
+
+
+def small() -> xf.models.LoadedModel:
+    preset = xf.models.load("lite0", weights="random").preset._replace(crop=24, resize=24)
+    return xf.models.LoadedModel(networks.seeded(networks.Residual()), preset, list("abcde"), "small")
+
+
+def test_a_page_takes_its_runtime_into_its_folder(tmp_path, runtime):
+    first, *_ = PAGE.RUNTIME_FILES
+    site = tmp_path / "site"
+    site.mkdir()
+    (runtime / first).rename(site / first)  # what is there is not downloaded again
+    xf.export.page(small(), site)
+    assert json.loads((site / "page.json").read_text())["runtime"]["url"] == "./"
+    assert all((site / name).read_text() == name for name in PAGE.RUNTIME_FILES)
+
+
+def test_a_runtime_that_cannot_be_had(tmp_path, runtime):
+    first, *_ = PAGE.RUNTIME_FILES
+    (runtime / first).write_text("something else")
+    with pytest.raises(
+        OSError, match=r"is not the file that was published there: use cdn=True \(--cdn\), or put"
+    ):
+        xf.export.page(small(), tmp_path / "site")
+    (runtime / first).unlink()
+    with pytest.raises(OSError, match=r"cannot be downloaded \(.*No such file.*\): use cdn=True"):
+        xf.export.page(small(), tmp_path / "site")
+    assert not (tmp_path / "site").exists()
 
 
 def test_errors_of_the_command(tmp_path):
@@ -196,6 +243,9 @@ def test_errors_of_the_command(tmp_path):
     done = xcam("export", "--method", "rise", cwd=tmp_path)
     assert done.returncode == 2
     assert "method 'rise' cannot be exported" in done.stderr
+    done = xcam("export", "--cdn", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--cdn is an option of --page FOLDER" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -205,15 +255,29 @@ needs_a_browser = pytest.mark.skipif(
 )
 
 
-@needs_a_browser
-def test_the_page_sees_what_python_sees(site, tmp_path):
-    from playwright import sync_api
-
-    installed = subprocess.run(
-        ["npm", "install", "--no-audit", "--no-fund"], cwd=site, capture_output=True, text=True, check=False
-    )
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Path:
+    """The files of ONNX Runtime that npm has."""
+    folder = tmp_path_factory.mktemp("npm")
+    package = "onnxruntime-web@" + PAGE.RUNTIME.split("@")[1].split("/")[0]
+    command = ["npm", "install", "--no-audit", "--no-fund", package]
+    installed = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if installed.returncode != 0:
         pytest.skip("npm could not install onnxruntime-web: " + installed.stderr[-200:])
+    return folder / "node_modules" / "onnxruntime-web" / "dist"
+
+
+@needs_a_browser
+@pytest.mark.parametrize("cdn", [False, True], ids=["without a network", "from the CDN"])
+def test_the_page_sees_what_python_sees(site, published, tmp_path, cdn):
+    """With the files that npm has, of which the page checks the hashes."""
+    from playwright import sync_api
+
+    if not cdn:
+        site = shutil.copytree(site, tmp_path / "site")
+        for name in PAGE.RUNTIME_FILES:
+            shutil.copyfile(published / name, site / name)
+        xf.export.page(xf.models.load("lite0"), site)
     Image.fromarray(skimage.data.chelsea()).save(site / "cat.png")
     (site / "text.png").write_text("not a picture")
     loaded = xf.models.load("lite0")
@@ -224,6 +288,7 @@ def test_the_page_sees_what_python_sees(site, tmp_path):
         page = browser.new_page()
         requested = []
         page.on("request", lambda request: requested.append(request.url))
+        page.route(PAGE.RUNTIME + "*", lambda route: from_npm(route, published))
         page.goto(f"{address}/index.html?photo=cat.png")
         page.wait_for_selector("body[data-state=done]", timeout=120_000)
         found = page.evaluate("({...document.body.dataset})")
@@ -239,8 +304,15 @@ def test_the_page_sees_what_python_sees(site, tmp_path):
         page.set_input_files("#file", site / "cat.png")
         page.wait_for_selector("body[data-state=done]")
         assert page.inner_text("#message") == ""
-        assert all(url.startswith((address, "blob:", "data:")) for url in requested)
+        elsewhere = {url for url in requested if not url.startswith((address, "blob:", "data:"))}
+        assert elsewhere == ({PAGE.RUNTIME + name for name in PAGE.RUNTIME_FILES} if cdn else set())
         browser.close()
+
+
+def from_npm(route, folder: Path) -> None:
+    """Answer a request for a file of the CDN."""
+    name = route.request.url.rpartition("/")[2]
+    route.fulfill(path=folder / name, headers={"Access-Control-Allow-Origin": "*"})
 
 
 class serving:  # noqa: N801 - reads as a verb

@@ -108,6 +108,21 @@ def hooked(model: nn.Module, layer: str, x: Tensor, change=lambda A: A) -> tuple
         handle.remove()
 
 
+@pytest.mark.parametrize("build", [static, dynamic])
+def test_the_state_of_packed_weights_is_seen(build):
+    model = build()
+    before = xf.testing.state(model)
+    xf.scorecam(model, None, images(1))
+    assert xf.testing.state(model) == before
+    weight, bias = model.fc.weight(), model.fc.bias()
+    other = torch.quantize_per_tensor(-weight.dequantize(), 0.01, 0, torch.qint8)
+    for changed in ((weight, bias + 1), (other, bias)):
+        model.fc.set_weight_bias(*changed)
+        assert xf.testing.state(model)["tensors"] != before["tensors"]
+    model.fc.set_weight_bias(weight, bias)
+    assert xf.testing.state(model) == before
+
+
 def test_features_are_the_numbers_that_the_whole_ones_stand_for(quantized):
     model, layer = quantized
     x = images()

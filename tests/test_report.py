@@ -2,8 +2,10 @@
 
 import csv
 import itertools
+import re
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet
@@ -12,6 +14,7 @@ from scipy import stats
 
 from xcam_fn import cli
 from xcam_fn.evaluate import comparison, report, store
+from xcam_fn.evaluate.batch import encoded
 
 RNG = np.random.default_rng(0)
 
@@ -89,7 +92,7 @@ def run(folder: Path, columns: dict[str, dict[str, list[float]]], model: str = "
         writer.write([store.ImageRow(i, f"={i}.png", None, 0, 0.5) for i in range(count)])
         for i, name in itertools.product(range(count), methods):
             values = {metric: store.Score(columns[metric][name][i]) for metric in columns}
-            writer.write(results=[store.Result(i, name, values)])
+            writer.write([store.Result(i, name, values)])
     return report.read(folder)
 
 
@@ -203,9 +206,8 @@ def test_mean_curves_are_those_of_a_loop(tmp_path, monkeypatch):
         for i, name in itertools.product(range(7), "ab"):
             curve = curves[name][i]
             points = (grid, curve) if i % 3 else (other, np.interp(other, grid, curve))
-            writer.write(
-                [store.ImageRow(i, str(i))], [store.Result(i, name, {"insertion": store.Score(0.5, *points)})]
-            )
+            score = {"insertion": store.Score(0.5, *points)}
+            writer.write([store.ImageRow(i, str(i)), store.Result(i, name, score)])
     found = report.read(tmp_path)
     for name in "ab":
         fractions, mean, error, photographs = found.curves["insertion"][name]
@@ -220,9 +222,8 @@ def test_what_is_not_kept_is_not_in_the_file(tmp_path, keep):
     settings = {"model": "m", "methods": {"a": "A"}, "metrics": ["insertion"], "keep": keep}
     with store.writing(tmp_path, settings) as writer:
         score = store.Score(0.5, np.linspace(0, 1, 3), np.ones(3))
-        writer.write(
-            [store.ImageRow(0, "0", picture=b"j")], [store.Result(0, "a", {"insertion": score}, b"p")]
-        )
+        result = store.Result(0, "a", {"insertion": score}, b"p")
+        writer.write([store.ImageRow(0, "0", picture=b"j"), result])
     found = report.read(tmp_path)
     assert found.values("a", "insertion") == {0: 0.5}
     assert set(found.curves) == {"insertion"} & {"insertion" * ("curves" in keep)}
@@ -271,3 +272,24 @@ def test_a_damaged_file_of_version_2_stays_as_it_is(old):
 def test_a_file_of_version_2_is_left_to_the_run_that_writes_it(old):
     with store._locked(old), pytest.raises(ValueError, match="another run is writing there; wait for it"):
         report.read(old)
+
+
+def test_fiftyone_shows_a_run_as_docs_metrics_says(tmp_path):
+    fo = pytest.importorskip("fiftyone", reason="fiftyone, which brings a database server, is in no extra")
+    page = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    (recipe,) = re.findall(r"^```python\n(import io\n.*?)^```", page, re.M | re.S)
+    names: dict[str, Any] = {}
+    exec(recipe, names)
+    x = np.linspace(0, 255, 12).round().astype(np.uint8).reshape(3, 4)
+    file, picture = encoded(x, "PNG"), encoded(np.dstack([x] * 3), "JPEG")
+    settings = {"methods": {"gradcam": "", "gradcam+rise": ""}, "metrics": [], "keep": list(store.KEPT)}
+    with store.writing(tmp_path, settings) as run:
+        images = [store.ImageRow(0, "a/cat.png", picture=picture), store.ImageRow(1, "text.png", error="no")]
+        run.write(images, [store.Result(0, method, {}, file) for method in settings["methods"]])
+    (sample,) = names["samples"](tmp_path, tmp_path)
+    assert (sample["photograph"], sample.filepath) == ("a/cat.png", str(tmp_path / "0.jpg"))
+    assert Path(sample.filepath).read_bytes() == picture
+    for method in settings["methods"]:
+        assert isinstance(sample[method], fo.Heatmap)
+        assert sample[method].range == [0, 1]
+        np.testing.assert_allclose(sample[method].map, x / 255)

@@ -383,7 +383,7 @@ def test_a_scheduler_says_which_shard(variables, expected, monkeypatch):
             shards.shard_of("env")
 
 
-def test_the_command_merges_and_says_where_hardware_differs(parts, whole, tmp_path, capsys):
+def test_the_command_merges_and_says_where_hardware_differs(parts, whole, tmp_path, monkeypatch, capsys):
     for i, part in enumerate(parts):
         (tmp_path / f"{i}").mkdir()
         for name in (store.FILE, "run.json"):
@@ -398,6 +398,9 @@ def test_the_command_merges_and_says_where_hardware_differs(parts, whole, tmp_pa
     assert tables(tmp_path / "out") == tables(whole)
     assert cli.main(command[:2] + command[-2:]) == 2
     assert "shard 2/3 is in no folder" in capsys.readouterr().err
+    monkeypatch.setattr(xf.evaluate, "merge", lambda *_, **__: shards.Merged(3, 2, [], [], []))
+    assert cli.main(command) == 1
+    assert "warning: 2 results are failures" in capsys.readouterr().err
 
 
 # -- several devices ------------------------------------------------------------------------------------------------

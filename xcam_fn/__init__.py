@@ -7,38 +7,25 @@ A name is imported when it is first used, so that `xcam --help` does not wait fo
 type checkers where each name stands.
 """
 
+import ast
 import importlib.util
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
-
-import lazy_loader
 
 from xcam_fn.names import names_of_methods as _names_of_methods
 
 __version__ = "0.1.0"
 
-_named, _, _names = lazy_loader.attach(
-    __name__,
-    submodules=["evaluate", "export", "metrics", "models", "perturb", "plot", "projections", "targets",
-                "testing", "weights"],
-    submod_attrs={
-        "maps": ["heatmap"],
-        "metrics": ["Curve", "Mosaics", "adcc", "average_drop", "average_gain",
-                    "average_sensitivity", "coherency", "complexity", "deletion", "efficient_mprt",
-                    "energy_pointing_game", "entropy", "faithfulness_correlation", "grid_pointing",
-                    "increase_in_confidence", "infidelity", "insertion", "irof", "local_lipschitz",
-                    "mask_iou", "max_sensitivity", "mosaics", "parameter_randomization",
-                    "pixel_auc", "pointing_game", "random_logit", "relevance_rank_accuracy", "road",
-                    "sensitivity_n", "sparseness", "symmetric_relevance_gain"],
-        "network.bound": ["bind"],
-        "network.split": ["FeatureAndGrad", "Split", "default_layer", "feature_and_grad", "features",
-                          "layers", "split"],
-        "perturb": ["perturbation_scores"],
-    },
-)  # fmt: skip
-
-
+# For each name of the stub the module that it stands in; None for a module of the package itself.
+_HOMES = {
+    alias.name: node.module
+    for node in ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")).body
+    if isinstance(node, ast.ImportFrom)
+    for alias in node.names
+    if alias.name != "*"
+}
 _MODULES_OF_ROOMS = {"dataset": "evaluate.dataset", "images": "models.images", "latency": "evaluate.latency",
                      "report": "evaluate.report"}  # fmt: skip
 
@@ -46,10 +33,11 @@ _MODULES_OF_ROOMS = {"dataset": "evaluate.dataset", "images": "models.images", "
 def __getattr__(name: str) -> Any:
     if name in _MODULES_OF_ROOMS:
         return importlib.import_module(f"{__name__}.{_MODULES_OF_ROOMS[name]}")
-    if name in _names:
-        return _named(name)
+    if name in _HOMES:
+        home = importlib.import_module(f"{__name__}.{_HOMES[name] or name}")
+        return getattr(home, name) if _HOMES[name] else home
     if name == "__all__":
-        return sorted({*_names, *_MODULES_OF_ROOMS, *_names_of_methods()})
+        return sorted({*_HOMES, *_names_of_methods()})
     is_module = importlib.util.find_spec(f"{__name__}.{name}") is not None
     if not name.startswith("_") and not is_module:
         methods = importlib.import_module(f"{__name__}.methods")

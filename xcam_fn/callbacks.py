@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from xcam_fn import checks
+from xcam_fn.maps import minmax
 from xcam_fn.methods import find_method
 from xcam_fn.network.copies import private_copy
 from xcam_fn.plot.draw import Style, check_style, overlay
@@ -106,6 +107,5 @@ def _taker(logger: Any) -> Callable[[str, list[np.ndarray], int], Any] | None:
 
 def _pictures_of(x: Tensor) -> list[np.ndarray]:
     """Images (C, H, W) as pictures (H, W, 3), each from its least value, black, to its largest."""
-    low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
-    values = ((x - low) / (high - low).clamp(min=1e-12)).expand(-1, 3, -1, -1)
-    return list(values.detach().cpu().movedim(1, -1).numpy())
+    values = minmax(x.detach(), 3).expand(-1, 3, -1, -1)
+    return list(values.cpu().movedim(1, -1).numpy())

@@ -51,7 +51,7 @@ def check_model(model: nn.Module) -> None:
                 f"model: {name!r}, a {_kind(module)} without running statistics, would make the answer "
                 "depend on the batch in evaluation mode too; use track_running_stats=True, or another norm"
             )
-        if any(is_lazy(p) for p in module._parameters.values() if p is not None):
+        if module._parameters and any(is_lazy(p) for p in module._parameters.values() if p is not None):
             raise ValueError(
                 f"model has a {_kind(module)} that is not initialized; run the model once before"
             )
@@ -149,9 +149,9 @@ def _in_terms_of_x(model: nn.Module, x: Tensor, error: Exception, run: Callable[
 
 def is_out_of_memory(error: Exception) -> bool:
     """True for what torch and Python raise where there is not enough memory."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
-        words in str(error) for words in ("not enough memory", "can't allocate memory")
-    )
+    said = ("not enough memory", "can't allocate memory")
+    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return known or any(words in str(error) for words in said)
 
 
 def _runs(run: Callable[[Tensor], Any], x: Tensor) -> bool:
@@ -272,12 +272,6 @@ def check_count(name: str, value: Any, *, at_least: int = 1) -> None:
         raise ValueError(f"{name}={value} is out of range; expected {wanted}")
 
 
-def check_flag(name: str, value: Any) -> None:
-    """Raise where an option is not True or False."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {_kind(value)}")
-
-
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raise where an option is not one of a few words."""
     if not isinstance(value, str) or value not in choices:
@@ -298,12 +292,6 @@ def check_number(name: str, value: Any, **bounds: int) -> None:
         raise ValueError(f"{name}={value} is out of range; expected a number {words or 'that is finite'}")
 
 
-def check_seed(seed: Any) -> None:
-    """Raise where a seed is not a whole number."""
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"seed must be a whole number, got {seed!r}")
-
-
 def check_tensor(name: str, value: Tensor) -> None:
     """Raise where a tensor is not a dense one of finite real numbers, one or more."""
     check_dense(name, value)
@@ -311,6 +299,15 @@ def check_tensor(name: str, value: Tensor) -> None:
         raise ValueError(f"{name} has shape {tuple(value.shape)}: it holds no values; expected one or more")
     if value.is_floating_point() and not _is_finite(value):
         raise ValueError(f"{name} holds NaN or infinite values; expected finite ones")
+
+
+def check_unit(what: str, values: Tensor) -> None:
+    """Raise where values, as far as they can be read, are not in [0, 1]."""
+    if is_readable(values):
+        low, high = (float(end) for end in values.detach().aminmax())
+        if not (low >= 0 and high <= 1):  # so that NaN is refused as well
+            remedy = "(xcam_fn.heatmap(cam, size) makes that of a raw map)"
+            raise ValueError(f"{what} from {low:.4g} to {high:.4g}; expected [0, 1] {remedy}")
 
 
 def check_dense(name: str, value: Tensor) -> None:

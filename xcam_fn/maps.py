@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from xcam_fn import checks
-from xcam_fn.arguments import Count, Positive, checked, unchecked
+from xcam_fn.arguments import Count, NonNegative, Positive, checked, unchecked
 
 Maps = Float[Tensor, "..."]
 _MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
@@ -104,11 +104,14 @@ _resized = unchecked(resize)
 
 
 @checked
-def minmax(cam: Maps, axes: Count) -> Maps:
-    """Each map, the last axes, scaled to [0, 1] by its own ends; a constant map gives zeros, never NaN."""
+def minmax(cam: Maps, axes: Count, *, eps: NonNegative = 0.0) -> Maps:
+    """Each map, the last axes, scaled to [0, 1] by its own ends; a constant map gives zeros, never NaN.
+
+    What is divided by has `eps` added, as libraries do.
+    """
     low, high = _ends(cam, axes)
     spread = high - low
-    return torch.where(spread > 0, (cam - low) / torch.where(spread > 0, spread, 1.0), 0.0)
+    return torch.where(spread > 0, (cam - low) / torch.where(spread > 0, spread + eps, 1.0), 0.0)
 
 
 _unit = unchecked(minmax)
@@ -125,6 +128,12 @@ def last_axes(maps: Tensor, axes: int) -> tuple[int, ...]:
     if maps.ndim < axes:
         raise ValueError(f"axes={axes}, but the maps have shape {tuple(maps.shape)}; expected as many axes")
     return tuple(range(-axes, 0))
+
+
+def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """The quotient, 0 with a finite derivative where the denominator is 0."""
+    is_there = denominator != 0
+    return torch.where(is_there, numerator / torch.where(is_there, denominator, 1.0), 0.0)
 
 
 def precise(values: Tensor) -> Tensor:

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import ast
 import difflib
+import importlib
+import importlib.util
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
+
+DINOV2 = "dinov2-focus"
+LITE_CROPS = {"lite0": 224, "lite1": 240, "lite2": 260}
+EXPECTED_MODEL = (
+    f"expected 'lite0', {DINOV2!r}, a classification model of torchvision such as 'resnet50', or 'timm:NAME'"
+)
 
 
 def nearest(name: str, known: Iterable[str], otherwise: str, cutoff: float = 0.6) -> str:
     """Return "did you mean …?" with the names that are nearest to an unknown one, or else `otherwise`."""
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=cutoff)
     return f"did you mean {' or '.join(map(repr, near))}?" if near else otherwise
+
+
+def listed(words: Sequence[str], most: int, conjunction: str) -> str:
+    """Return words as in a sentence, "a, b and c", of many the first and how many more there are."""
+    *some, last = words if len(words) <= most else [*words[:most], f"{len(words) - most} more"]
+    return f"{', '.join(some)} {conjunction} {last}" if some else last
 
 
 def letters(name: str) -> str:
@@ -25,6 +40,14 @@ def unknown_method(name: str, known: Iterable[str]) -> str:
     known = list(known)
     hint = nearest(name, known, nearest(letters(name), known, "expected the name of one"))
     return f"method {name!r} is not known; {hint} (`xcam methods` lists them)"
+
+
+def needed(module: str, without: str, kind: type[Exception] = ValueError) -> Any:
+    """Return a module of a package that need not be installed; raise what to do without it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise kind(without) from error
 
 
 def check_file(what: str, path: Path, expected: str) -> None:
@@ -45,3 +68,24 @@ def names_of_methods() -> set[str]:
             if isinstance(target, ast.Name) and target.id == "__all__":
                 found |= {str(one.value) for one in ast.walk(node) if isinstance(one, ast.Constant)}
     return found
+
+
+def check_model(name: str) -> None:
+    """Raise where a name can be none of a network's; what a prefix or a file stands for is seen later.
+
+    Any function of torchvision's files of models may be one: importing them takes seconds.
+    """
+    home = importlib.util.find_spec("torchvision")
+    folders = [] if home is None else home.submodule_search_locations or []
+    files = [file for folder in folders for file in Path(folder, "models").glob("[a-z]*.py")]
+    if ":" in name or not files:
+        return
+    functions = (re.findall(r"^def ([a-z]\w*)", file.read_text(encoding="utf-8"), re.M) for file in files)
+    known = [*LITE_CROPS, DINOV2, *(function for found in functions for function in found)]
+    if name not in known:
+        raise unknown_model(name, known)
+
+
+def unknown_model(name: str, known: Iterable[str]) -> ValueError:
+    """Return the error for a name that is none of a network's."""
+    return ValueError(f"model {name!r} is not known; {nearest(name.casefold(), known, EXPECTED_MODEL)}")

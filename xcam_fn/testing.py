@@ -44,9 +44,13 @@ def state(model: nn.Module) -> dict[str, Any]:
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def _bytes(value: Tensor | None) -> bytes | None:
-    if value is None:
-        return None
+def _bytes(value: Any) -> Any:
+    """A tensor's values to the bit, also of those within a tuple; what else a state dict holds as it is."""
+    if isinstance(value, (tuple, list)):
+        return [*map(_bytes, value)]
+    if not isinstance(value, Tensor):
+        return value
+    value = value.dequantize() if value.is_quantized else value
     return value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from xcam_fn import checks
 from xcam_fn.arguments import Count, NonNegative, Percentile, checked
-from xcam_fn.maps import last_axes, precise
+from xcam_fn.maps import last_axes, precise, ratio
 
 Maps = Float[Tensor, "B K *spatial"]
 Projection = Callable[[Tensor], Tensor]
@@ -62,7 +62,7 @@ def gradcam_pp(
     g = G / scale
     third = _total(A) * g**3 if local else _total(A * g**3)
     denominator = 2 * g**2 + third * scale + eps / scale / scale
-    return reduce(_ratio(g**2, denominator) * G.relu(), "b k ... -> b k", "sum")
+    return reduce(ratio(g**2, denominator) * G.relu(), "b k ... -> b k", "sum")
 
 
 @checked
@@ -85,18 +85,12 @@ def smoothgradcam_pp(
     """
     A, first, second, third = map(precise, (A, first, second, third))
     denominator = 2 * second + _total(A * third) + eps
-    return reduce(_ratio(second, denominator) * first.relu(), "b k ... -> b k", "sum")
+    return reduce(ratio(second, denominator) * first.relu(), "b k ... -> b k", "sum")
 
 
 def _total(values: Maps) -> Tensor:
     """The sum over positions, kept as axes of length 1."""
     return values.sum(tuple(range(2, values.ndim)), keepdim=True)
-
-
-def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """The quotient, 0 with a finite derivative where the denominator is 0."""
-    is_there = denominator != 0
-    return torch.where(is_there, numerator / torch.where(is_there, denominator, 1.0), 0.0)
 
 
 @checked
@@ -113,7 +107,7 @@ def xgradcam(A: Maps, G: Maps, eps: NonNegative = 0.0) -> ChannelWeights:
     """
     A, G = precise(A), precise(G)
     total = reduce(A, "b k ... -> b k", "sum") + eps
-    return _ratio(reduce(G * A, "b k ... -> b k", "sum"), total)
+    return ratio(reduce(G * A, "b k ... -> b k", "sum"), total)
 
 
 @checked
@@ -191,7 +185,7 @@ def unioncam(A: Maps, G: Maps, theta: Percentile = 10.0) -> Maps:
     G = precise(G)
     low = percentile(G, theta, G.ndim - 2)
     positive = torch.where(low <= G, G, 0.0).relu()
-    return _ratio(positive, _total(positive))
+    return ratio(positive, _total(positive))
 
 
 @checked

@@ -282,16 +282,10 @@ def _shown(answer: _Answer, alpha: float) -> tuple[Any, ...]:
     """The overlays, the curves, the slider, the button for curves, the code and the answer."""
     asked, seen, found = answer
     shown = bool(found.maps)
+    pictures = app.overlays(seen.picture, found, asked), app.curves(found)
     ask = gr.Button(visible=shown and found.curves.keys() != found.maps.keys())
     code = gr.Code(answer.code(alpha), visible=shown)
-    return (
-        app.overlays(seen.picture, found, asked),
-        app.curves(found),
-        gr.Slider(visible=shown),
-        ask,
-        code,
-        answer,
-    )
+    return *pictures, gr.Slider(visible=shown), ask, code, answer
 
 
 def _emptied(overlays: str) -> tuple[Any, ...]:

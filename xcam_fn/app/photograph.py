@@ -6,7 +6,6 @@ this machine yet are not downloaded.
 
 from __future__ import annotations
 
-import base64
 import inspect
 import io
 import json
@@ -25,6 +24,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from xcam_fn import evaluate, models, plot
+from xcam_fn.evaluate.seen import embedded, encoded, reason
 from xcam_fn.methods import METHODS, find_method
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import heatmaps_of
@@ -190,8 +190,7 @@ def explain(loaded: LoadedModel, asked: Asked, x: Float[Tensor, "1 C h w"], watc
         except StoppedError:
             raise
         except Exception as error:  # a method may raise anything; the page says what
-            kind = "" if isinstance(error, (ValueError, TypeError)) else f"{type(error).__name__}: "
-            found.remarks[name] = kind + " ".join(str(error).split())
+            found.remarks[name] = reason(error)
         else:
             found.maps[name] = heatmap
         yield found
@@ -285,7 +284,7 @@ def curves(found: Found) -> str:
             for i, (title, curve) in enumerate(named.items())
         ]
         lines.sort(key=lambda line: line["area"], reverse=about.best == "highest")
-        url = _data("image/svg+xml", file.getvalue())
+        url = embedded(file.getvalue(), "svg+xml")
         figures.append({"metric": metric, "meaning": meaning, "url": url, "lines": lines})
     return _html("curves.html", figures=figures)
 
@@ -306,10 +305,4 @@ def _html(template: str, **values: Any) -> str:
 
 
 def _url(pixels: np.ndarray) -> str:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return _data("image/png", file.getvalue())
-
-
-def _data(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+    return embedded(encoded(pixels, "PNG"), "png")

@@ -40,7 +40,7 @@ for command in (latency, export, open_app, methods, layers):
 
 
 def main(arguments: Sequence[str] | None = None, app: App = app) -> int:
-    """The exit status: 0, 1 where photographs could not be read, 2 for bad input, 130 for Ctrl-C."""
+    """The exit status: 0, 1 where some photographs or results failed, 2 for bad input, 130 for Ctrl-C."""
     try:
         status = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()

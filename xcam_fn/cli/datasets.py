@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from cyclopts import Parameter
 
 import xcam_fn as xf
 from xcam_fn.cli.options import Flag, Names, Question, check_spelling
-from xcam_fn.cli.text import NOTHING_READ, say, say_left_out, show, table
+from xcam_fn.cli.text import SOME_FAILED, saved_table, say, say_left_out, show, table
 from xcam_fn.names import nearest
 
 _METRICS = "docs/metrics.md lists them"
@@ -204,11 +203,10 @@ def evaluate(
         raise ValueError(f"--num-images {sample.num_images}: expected 1 or more, or 0 for all")
     device, *others = how.device.split(",")
     loaded, chosen = _loaded(replace(how, device=device), methods)
-    photographs = (
-        sample.photographs(data, loaded.categories)
-        if tiled.mosaics is None
-        else tiled.of(sample, data, loaded, explain)
-    )
+    if tiled.mosaics is None:
+        photographs = sample.photographs(data, loaded.categories)
+    else:
+        photographs = tiled.of(sample, data, loaded, explain)
     outcome = xf.evaluate.run(
         [loaded, *(replace(how, device=other).load() for other in others)],
         photographs,
@@ -333,10 +331,7 @@ def latency(
     show(f"seconds per image, {images}, {rounds} rounds; first: the first call, not included in the others")
     show(table(rows))
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with output.open("w", newline="") as file:
-            csv.writer(file).writerows(rows)
-        show(f"wrote {output}")
+        show(saved_table(rows, output))
 
 
 def _loaded(

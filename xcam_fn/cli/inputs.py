@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 
 import xcam_fn as xf
 from xcam_fn.cli.text import saved
-from xcam_fn.names import check_file
+from xcam_fn.names import check_file, needed
 
 _ARRAY, _VOLUME = (".npy",), (".nii", ".nii.gz")
 _SIGNAL, _CLIP = (".wav", ".flac", ".ogg"), (".mp4", ".mov", ".avi", ".mkv", ".webm")
@@ -167,8 +166,5 @@ def _clip(path: Path) -> Given:
 
 
 def _needed(package: str, extra: str) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ImportError:
-        remedy = f'pip install "xcam-fn[{extra}]"'
-        raise ValueError(f"it needs the package {package}, which is not installed; {remedy}") from None
+    remedy = f'pip install "xcam-fn[{extra}]"'
+    return needed(package, f"it needs the package {package}, which is not installed; {remedy}")

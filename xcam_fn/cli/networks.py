@@ -7,6 +7,7 @@ from pathlib import Path
 import xcam_fn as xf
 from xcam_fn.cli.options import ClassName, LayerOf, class_index
 from xcam_fn.cli.text import show, table
+from xcam_fn.names import check_model
 
 
 def methods() -> None:
@@ -25,6 +26,7 @@ def layers(model: str, /, *, weights: str | None = None) -> None:
         model: lite0, dinov2-focus, a torchvision classification model, or timm:NAME.
         weights: your own checkpoint for the model; the layers are the same without it.
     """
+    check_model(model)
     loaded = xf.models.load(model, weights=weights or "random")
     shapes, default = xf.models.describe.layers_and_default(loaded)
     rows = [("  layer", "type", "output")]
@@ -42,6 +44,7 @@ def export(
     size: int | None = None,
     output: Path | None = None,
     page: Path | None = None,
+    cdn: bool = False,
 ) -> None:
     """Export a network together with its explanation, as one file that predicts and explains.
 
@@ -55,6 +58,8 @@ def export(
     """
     if output is not None and output.suffix not in (".onnx", ".pt2"):
         raise ValueError(f"--output {str(output)!r}: expected a name that ends in .onnx or .pt2")
+    if cdn and page is None:
+        raise ValueError("--cdn is an option of --page FOLDER, which is not given")
     if size is not None and page is not None:
         raise ValueError(f"--size {size} with --page: the page uses the image size of the model's training")
     if size is not None and size < 1:
@@ -62,10 +67,9 @@ def export(
     loaded = xf.models.load(network.model, weights=network.weights).classifying()
     cls = class_index(class_, loaded)
     if page is not None:
-        made = xf.export.page(loaded, page, network.layer, method, cls=cls)
-        show(
-            f"wrote {made}\nto see it: cd {page} && npm install && python -m http.server, then localhost:8000"
-        )
+        made = xf.export.page(loaded, page, network.layer, method, cls=cls, cdn=cdn)
+        needs = "loads ONNX Runtime from cdn.jsdelivr.net" if cdn else "needs no network"
+        show(f"wrote {made}, which {needs}\nto see it: python -m http.server -d {page}, then localhost:8000")
         if output is None:
             return
     output = output or Path(f"{network.model.replace(':', '_')}_{method}.onnx")

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 import xcam_fn as xf
-from xcam_fn.names import check_file, letters, names_of_methods, unknown_method
+from xcam_fn.names import check_file, check_model, letters, names_of_methods, unknown_method
 
 Names = Annotated[list[str] | None, Parameter(consume_multiple=True, negative=())]
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
@@ -36,6 +36,9 @@ class Network:
 
     model: str = "lite0"
     weights: str | None = None
+
+    def __post_init__(self) -> None:
+        check_model(self.model)
 
 
 @Parameter(name="*")

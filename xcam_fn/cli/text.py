@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-NOTHING_READ = SOME_FAILED = 1  # exit statuses
+SOME_FAILED = 1  # the exit status
 _IN_A_SHELL = {  # what errors name in Python
     r"layer=None finds one": "without --layer one is found",
     r"layer=None": "no --layer",
@@ -50,6 +51,14 @@ def saved(figure: Any, path: Path) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     return f"  wrote {path}"
+
+
+def saved_table(rows: Iterable[Sequence[Any]], path: Path) -> str:
+    """Write rows into a CSV file, and say where."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return f"wrote {path}"
 
 
 def _write(text: str, file: Any) -> None:

@@ -164,15 +164,16 @@ class Actor:
 
 def _differing(versions: Mapping[str, str]) -> str:
     """Which packages are other ones on this machine, in words."""
-    found = []
-    for package, wanted in versions.items():
+
+    def installed(package: str) -> str:
         try:
-            there = version(package)
+            return version(package)
         except PackageNotFoundError:
-            there = "none"
-        if there != wanted:
-            found.append(f"{package} {there}; expected {wanted}")
-    return "; ".join(found)
+            return "none"
+
+    there = {package: installed(package) for package in versions}
+    others = [package for package, wanted in versions.items() if there[package] != wanted]
+    return "; ".join(f"{package} {there[package]}; expected {versions[package]}" for package in others)
 
 
 def _check_seen_here(plan: Plan, task: Task, rows: Sequence[Row], where: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from xcam_fn import checks
+from xcam_fn.arguments import Count, check
 from xcam_fn.models.images import is_image_file
 from xcam_fn.models.load import find_class
 
@@ -65,9 +65,8 @@ def photographs(
         FileNotFoundError: there is no such folder or file.
         ValueError: there is no photograph, or a CSV file cannot be read or names an unknown class.
     """
-    checks.check_seed(seed)
-    if num_images is not None:
-        checks.check_count("num_images", num_images)
+    check("seed", seed, int)
+    check("num_images", num_images, Count | None)
     root = Path(data)
     if not (root.is_dir() or root.is_file()):
         raise FileNotFoundError(f"data {str(root)!r}: no such folder or CSV file; check the path")

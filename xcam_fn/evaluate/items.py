@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 import os
 import threading
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 from xcam_fn.evaluate.dataset import Photograph, photographs
 from xcam_fn.evaluate.mosaic import Mosaic
 from xcam_fn.models.load import find_class
+from xcam_fn.names import needed
 
 Images = Sequence[Photograph] | Sequence[Mosaic]
 _EXPECTED = "expected (x, label, name): an image, a class or None, and a text"
@@ -92,14 +94,14 @@ def as_images(data: Any, categories: Sequence[str]) -> Images | Iterator[Photogr
         raise TypeError(f"photographs is a {type(data).__name__}; expected {wanted}")
     is_map = hasattr(data, "__len__") and hasattr(data, "__getitem__")
     if not is_map or isinstance(data, (DataLoader, IterableDataset)):
-        return _in_order(data, _Triple(categories))
+        return _in_order(data, functools.partial(_of_triple, categories))
     if not len(data):
         raise ValueError("photographs is empty; expected one or more")
     if hasattr(data, "features") and hasattr(data, "cast_column"):
         return _of_hugging_face(data, categories)
     if isinstance(data, Items) or isinstance(data[0], (Photograph, Mosaic)):
         return data
-    return Items(data, _Triple(categories))
+    return Items(data, functools.partial(_of_triple, categories))
 
 
 def hugging_face(path: str, categories: Sequence[str]) -> Items:
@@ -113,11 +115,7 @@ def hugging_face(path: str, categories: Sequence[str]) -> Items:
         FileNotFoundError: there is none.
         ValueError: the package is not installed, or the columns are not one of images and one of classes.
     """
-    try:
-        import datasets  # noqa: PLC0415, needed here alone
-    except ImportError:
-        remedy = "pip install datasets"
-        raise ValueError(f"data 'hf:{path}' needs the package datasets; {remedy}") from None
+    datasets = needed("datasets", f"data 'hf:{path}' needs the package datasets; pip install datasets")
     place = Path(path)
     if (place / "dataset_dict.json").is_file():
         splits = " or ".join(f"hf:{each.parent}" for each in sorted(place.glob("*/state.json")))
@@ -137,10 +135,8 @@ def _of_hugging_face(data: Any, categories: Sequence[str]) -> Items:
         raise ValueError(f"photographs: the columns are {kinds}; {remedy}")
     undecoded = type(data.features[pictures[0]])(decode=False)
     classes = class_numbers(data.features[labels[0]].names, categories) if labels else {}
-    columns = [*pictures, *labels]
-    return Items(
-        data.select_columns(columns).cast_column(pictures[0], undecoded), _Row(*columns, classes=classes)
-    )
+    rows = data.select_columns([*pictures, *labels]).cast_column(pictures[0], undecoded)
+    return Items(rows, functools.partial(_of_row, *pictures, labels[0] if labels else None, classes))
 
 
 def class_numbers(names: Sequence[str], categories: Sequence[str]) -> dict[int, int]:
@@ -162,57 +158,40 @@ def class_numbers(names: Sequence[str], categories: Sequence[str]) -> dict[int, 
     return {i: i for i in range(len(names))} if len(names) == len(categories) else {}
 
 
-class _Row:
+def _of_row(picture: str, label: str | None, classes: Mapping[int, int], row: Any, number: int) -> Photograph:
     """The photograph of a row of a `datasets.Dataset`."""
-
-    def __init__(self, picture: str, label: str | None = None, *, classes: Mapping[int, int]) -> None:
-        self._picture, self._label, self._classes = picture, label, classes
-
-    def __call__(self, row: Any, number: int) -> Photograph:
-        stored = row[self._picture]
-        if stored is None:
-            raise ValueError(f"row {number} has no image")
-        label = self._classes.get(row[self._label]) if self._label else None
-        name = Path(stored["path"]).name if stored["path"] else f"row {number}"
-        content = stored["bytes"]
-        return Photograph(name, Path(stored["path"]) if content is None else content, label)
+    stored = row[picture]
+    if stored is None:
+        raise ValueError(f"row {number} has no image")
+    cls = classes.get(row[label]) if label else None
+    name = Path(stored["path"]).name if stored["path"] else f"row {number}"
+    content = stored["bytes"]
+    return Photograph(name, Path(stored["path"]) if content is None else content, cls)
 
 
-class _Triple:
+def _of_triple(categories: Sequence[str], item: Any, number: int) -> Photograph:
     """The photograph of an item (x, label, name)."""
-
-    def __init__(self, categories: Sequence[str]) -> None:
-        self._categories = categories
-
-    def __call__(self, item: Any, number: int) -> Photograph:
-        if isinstance(item, Photograph):
-            return item
-        if not isinstance(item, (tuple, list)) or len(item) != 3:
-            many = f" of {len(item)}" if isinstance(item, (tuple, list)) else ""
-            raise TypeError(f"photographs: item {number} is a {type(item).__name__}{many}; {_EXPECTED}")
-        x, label, name = item
-        if not isinstance(name, str):
-            raise TypeError(f"photographs: the name of item {number} is a {type(name).__name__}; {_EXPECTED}")
-        is_image = isinstance(x, _IMAGES) or hasattr(x, "getbands")
-        if not is_image:
-            kinds = "a path, the bytes of a file, a PIL image, an array (h, w, 3), or a tensor (3, h, w)"
-            raise TypeError(f"photographs: x of item {number} is a {type(x).__name__}; expected {kinds}")
-        return Photograph(
-            name, Path(x) if isinstance(x, (str, os.PathLike)) else x, self._class(label, number)
-        )
-
-    def _class(self, label: Any, number: int) -> int | None:
-        if label is None:
-            return None
-        try:
-            query = label if isinstance(label, str) else operator.index(label)
-        except TypeError:
-            kind = type(label).__name__
-            raise TypeError(f"photographs: the label of item {number} is a {kind}; {_EXPECTED}") from None
-        return find_class(query, self._categories)
+    if isinstance(item, Photograph):
+        return item
+    if not isinstance(item, (tuple, list)) or len(item) != 3:
+        many = f" of {len(item)}" if isinstance(item, (tuple, list)) else ""
+        raise TypeError(f"photographs: item {number} is a {type(item).__name__}{many}; {_EXPECTED}")
+    x, label, name = item
+    if not isinstance(name, str):
+        raise TypeError(f"photographs: the name of item {number} is a {type(name).__name__}; {_EXPECTED}")
+    if not (isinstance(x, _IMAGES) or hasattr(x, "getbands")):
+        kinds = "a path, the bytes of a file, a PIL image, an array (h, w, 3), or a tensor (3, h, w)"
+        raise TypeError(f"photographs: x of item {number} is a {type(x).__name__}; expected {kinds}")
+    try:
+        query = label if label is None or isinstance(label, str) else operator.index(label)
+    except TypeError:
+        kind = type(label).__name__
+        raise TypeError(f"photographs: the label of item {number} is a {kind}; {_EXPECTED}") from None
+    cls = None if query is None else find_class(query, categories)
+    return Photograph(name, Path(x) if isinstance(x, (str, os.PathLike)) else x, cls)
 
 
-def _in_order(data: Iterable[Any], photograph: _Triple) -> Iterator[Photograph]:
+def _in_order(data: Iterable[Any], photograph: Callable[[Any, int], Photograph]) -> Iterator[Photograph]:
     """The photographs of what can only be read in order, which may come in batches."""
     number, iterator = 0, iter(data)
     while True:

@@ -107,9 +107,10 @@ def mosaics_of(
         ValueError: too few photographs of distinct classes are sure enough, or a value is out of range.
         TypeError: an argument has the wrong type.
     """
-    for name, value, kind in (("count", count, Count), ("n", n, Count), ("confidence", confidence, Share)):
-        check(name, value, kind)
-    checks.check_seed(seed)
+    check("count", count, Count)
+    check("n", n, Count)
+    check("confidence", confidence, Share)
+    check("seed", seed, int)
     checks.check_choice("explain", explain, ("predicted", "label"))
     side = n * network.preset.crop if side is None else side
     cell_masks(n, (side, side))  # raises where a cell is not of whole pixels

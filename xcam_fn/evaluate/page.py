@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import itertools
 import textwrap
@@ -17,6 +16,7 @@ from xcam_fn import plot
 from xcam_fn.evaluate.comparison import LEVEL
 from xcam_fn.evaluate.found import Found, agreement, labels, metric_label, pixels
 from xcam_fn.evaluate.ranking import Board, advice
+from xcam_fn.evaluate.seen import embedded
 from xcam_fn.metrics.table import METRICS
 from xcam_fn.plot.figures import curve_figure, curves_figure, look
 from xcam_fn.plot.inputs import Line
@@ -141,7 +141,7 @@ def page(
                 "label": label,
                 "table": table,
                 "best": _best(run),
-                "figures": {metric: _embedded(png, "png") for metric, png in pngs.items()},
+                "figures": {metric: embedded(png, "png") for metric, png in pngs.items()},
                 "pairs": {(p.metric, *two): p for p in run.pairs for two in itertools.permutations(p[1:3])},
                 "shown": _gallery(run),
                 "failures": _failures(run),
@@ -152,7 +152,7 @@ def page(
         board=board,
         names=board.names(),
         advice=advice(board),
-        ranks={name: _embedded(png, "png") for name, png in ranks.items()},
+        ranks={name: embedded(png, "png") for name, png in ranks.items()},
         about=METRICS,
         level=LEVEL,
         label=metric_label,
@@ -190,7 +190,7 @@ def _picture(found: Found, number: int) -> str:
     (image,) = (image for image in found.images if image.number == number)
     assert image.cls is not None
     caption = f"{found.settings['categories'][image.cls]}, {image.probability:.1%}"
-    return _embedded(_drawn(plot.heatmaps(picture, maps, caption=caption), "jpeg"), "jpeg")
+    return embedded(_drawn(plot.heatmaps(picture, maps, caption=caption), "jpeg"), "jpeg")
 
 
 def _failures(found: Found) -> list[dict[str, Any]]:
@@ -202,7 +202,3 @@ def _failures(found: Found) -> list[dict[str, Any]]:
     titles = {None: "could not be read"} | {method: found.title(method) for method in found.methods}
     some = itertools.islice(rows.items(), _FAILURES)
     return [{"method": titles[method], "error": error, **row} for (method, error), row in some]
-
-
-def _embedded(content: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -14,6 +14,7 @@ from scipy import stats
 from xcam_fn.evaluate.comparison import LEVEL, ranked
 from xcam_fn.evaluate.found import Found, labels, metric_label
 from xcam_fn.metrics.table import METRICS
+from xcam_fn.names import listed
 
 _LISTED = 5  # methods that a sentence names
 
@@ -63,10 +64,7 @@ class Board(NamedTuple):
 
     def listed(self, methods: Iterable[str]) -> str:
         """The titles of methods in a sentence."""
-        titles = [self.titles[m] for m in methods]
-        titles = titles if len(titles) <= _LISTED else [*titles[:_LISTED], f"{len(titles) - _LISTED} more"]
-        *some, last = titles
-        return f"{', '.join(some)} and {last}" if some else last
+        return listed([self.titles[m] for m in methods], _LISTED, "and")
 
 
 def board(*found: Found) -> Board:
@@ -106,9 +104,8 @@ def _ranking(run: Found, label: str, metric: str, methods: list[str]) -> Ranking
     if not photographs:
         return None
     ranks = dict(zip(methods, mean.tolist(), strict=True))
-    leaders = [
-        m for m in sorted(ranks, key=ranks.__getitem__) if p >= LEVEL or ranks[m] <= mean.min() + critical
-    ]
+    last = np.inf if p >= LEVEL else mean.min() + critical
+    leaders = [m for m in sorted(ranks, key=ranks.__getitem__) if ranks[m] <= last]
     return Ranking(label, metric, ranks, p, critical, photographs, leaders)
 
 

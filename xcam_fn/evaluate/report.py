@@ -29,6 +29,7 @@ from xcam_fn.evaluate.found import (
 )  # fmt: skip
 from xcam_fn.evaluate.page import figures
 from xcam_fn.evaluate.ranking import Board, Ranking, advice, board
+from xcam_fn.names import needed
 
 __all__ = [
     "Board", "Failure", "Files", "Found", "Mean", "MeanCurve", "Pair", "Ranking", "advice", "agreement",
@@ -185,11 +186,8 @@ def write_scores(
                 rows = zip(*([names[i] for i in which] for names, which in columns), values, strict=True)
                 writer.writerows(map(_cell, row) for row in rows)
         return file
-    try:
-        import pyarrow as pa  # noqa: PLC0415, an extra
-        from pyarrow import parquet  # noqa: PLC0415
-    except ImportError as error:
-        raise ImportError('pyarrow is not installed; pip install "xcam-fn[parquet]"') from error
+    without = 'pyarrow is not installed; pip install "xcam-fn[parquet]"'
+    pa, parquet = (needed(module, without, ImportError) for module in ("pyarrow", "pyarrow.parquet"))
     parts = []
     for columns, values in _long(runs):
         arrays = [pa.DictionaryArray.from_arrays(which.astype(np.int32), names) for names, which in columns]

@@ -28,7 +28,7 @@ from xcam_fn.evaluate.items import Images, Items, as_images
 from xcam_fn.evaluate.mosaic import Mosaic
 from xcam_fn.evaluate.seen import as_given, content, digest, escaped
 from xcam_fn.evaluate.shards import Shard, hardware, note, shard_of
-from xcam_fn.evaluate.store import KEPT, ImageRow, Result, Store, beside, writing
+from xcam_fn.evaluate.store import KEPT, Store, beside, writing
 from xcam_fn.methods.catalog import accepted
 from xcam_fn.methods.together import Methods, Run, named_methods
 from xcam_fn.metrics.judged import by_name
@@ -174,10 +174,10 @@ def run(
     _check(images, first, explain, batch_size, shard)
     running = Running(asked.precision, asked.compile, chunk_size=asked.chunk_size)
     plan = _plan(networks[0], first, chosen, _checked_metrics(metric_names, first), layer, explain, running)
-    about = {**asked.about, "keep": [name for name in KEPT if name in asked.keep]}
-    settings = _settings(
-        plan, weights.pop(), images, photographs, batch_size, shard, about, variant, options or {}
-    )
+    given = {name: repr(value) for name, value in (options or {}).items()}
+    keep = [name for name in KEPT if name in asked.keep]
+    about = {**asked.about, "keep": keep, "variant": variant, "options": given}
+    settings = _settings(plan, weights.pop(), images, photographs, batch_size, shard, about)
     plan = plan._replace(methods={name: _scored_alike(run, running) for name, run in chosen.items()})
     plans = [plan._replace(network=each) for each in networks]
     on_ray = None if asked.ray is None else prepared(plan, images, asked.ray, settings["versions"])
@@ -287,8 +287,6 @@ def _settings(
     batch_size: int,
     shard: Shard | None,
     about: Mapping[str, Any],
-    variant: str | None,
-    options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What the results depend on, as the store keeps it."""
     return {
@@ -302,8 +300,6 @@ def _settings(
         "metrics": list(plan.metric_names),
         "layer": plan.layer,
         "explain": plan.explain,
-        "variant": variant,
-        "options": {name: repr(value) for name, value in options.items()},
         "batch size": batch_size,
         "precision": plan.running.precision,
         "compile": plan.running.compile,
@@ -384,18 +380,14 @@ class _Work:
 
     def _write(self, rows: Iterable[Row]) -> None:
         """Write a batch in one transaction, or in one a second where methods take longer."""
-        images: list[ImageRow] = []
-        results: list[Result] = []
+        waiting: list[Row] = []
         last = time.monotonic()
         for row in rows:
-            if isinstance(row, Result):
-                results.append(row)
-            else:
-                images.append(row)
+            waiting.append(row)
             if time.monotonic() - last > _PATIENCE:
-                self._store.write(images, results)
-                images, results, last = [], [], time.monotonic()
-        self._store.write(images, results)
+                self._store.write(waiting)
+                waiting, last = [], time.monotonic()
+        self._store.write(waiting)
 
     def tasks(self) -> Iterator[Task]:
         """The batches in which something is missing; what is known of files that changed is forgotten."""

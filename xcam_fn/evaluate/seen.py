@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import io
@@ -165,3 +166,8 @@ def encoded(pixels: np.ndarray, kind: str, **options: Any) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind, **options)
     return file.getvalue()
+
+
+def embedded(content: bytes, kind: str) -> str:
+    """The content of an image file of that kind as an address, for HTML."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -180,10 +180,10 @@ class Store:
         """Which photographs could not be read."""
         return {number for (number,) in self._all("SELECT number FROM images WHERE error IS NOT NULL")}
 
-    def write(self, images: Iterable[ImageRow] = (), results: Iterable[Result] = ()) -> None:
+    def write(self, rows: Iterable[ImageRow | Result]) -> None:
         """Add photographs and what methods made of them, or say the same of them again."""
         with self._transaction():
-            self._put(images, results)
+            self._put(rows)
 
     def forget(self, numbers: Iterable[int]) -> None:
         """Take out photographs with all that was made of them."""
@@ -269,16 +269,18 @@ class Store:
             remedy = "what was written before is safe: make room and run the same command again"
             raise OSError(f"{str(self._file)!r} could not be written ({error}); {remedy}") from None
 
-    def _put(self, images: Iterable[ImageRow], results: Iterable[Result]) -> None:
-        for *row, picture, error, content in images:
-            self._insert("images", (*row, error, content))
-            if picture is not None and "pictures" in self._keep:
-                self._insert("pictures", (row[0], picture))
-        for number, method, scores, heatmap, error in results:
-            made = (None, None, None) if error else self._packed(scores)
-            self._insert("results", (number, method, error, *made))
-            if heatmap is not None and "heatmaps" in self._keep:
-                self._insert("heatmaps", (number, method, heatmap))
+    def _put(self, rows: Iterable[ImageRow | Result]) -> None:
+        for row in rows:
+            if isinstance(row, ImageRow):
+                *known, picture, error, content = row
+                self._insert("images", (*known, error, content))
+                if picture is not None and "pictures" in self._keep:
+                    self._insert("pictures", (row.number, picture))
+            else:
+                made = (None, None, None) if row.error else self._packed(row.scores)
+                self._insert("results", (row.number, row.method, row.error, *made))
+                if row.heatmap is not None and "heatmaps" in self._keep:
+                    self._insert("heatmaps", (row.number, row.method, row.heatmap))
 
     def _packed(self, scores: Mapping[str, Score]) -> tuple[bytes, int | None, bytes | None]:
         """The scores, the layout of the curves, and the curves."""
@@ -445,7 +447,8 @@ def _bring_up_to_date(store: Store) -> None:
         store._begin(settings)
         images = store._connection.execute("SELECT * FROM old_images ORDER BY number")
         results = store._connection.execute("SELECT * FROM old_results ORDER BY number, method")
-        store._put((ImageRow(*row) for *row, _ in images), (_result_2(store, *row) for *row, _ in results))
+        store._put(ImageRow(*row) for *row, _ in images)
+        store._put(_result_2(store, *row) for *row, _ in results)
         for table in reversed(_ROWS_2):
             store._connection.execute(f"DROP TABLE old_{table}")
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import http.client
 import json
 import os
 import shutil
+import urllib.request
 from pathlib import Path
 
 import matplotlib as mpl
@@ -21,7 +25,11 @@ from xcam_fn.models.load import LoadedModel
 from xcam_fn.network.split import default_layer
 from xcam_fn.network.target_layer import Layer
 
-_PAGE_FILES = ("index.html", "page.css", "page.js", "image.js", "package.json")
+RUNTIME = "https://cdn.jsdelivr.net/npm/onnxruntime-web@1.30.0/dist/"
+RUNTIME_FILES = {  # as npm has them, each with its hash in the form of HTML's `integrity`
+    "ort.wasm.bundle.min.mjs": "sha384-PLWz+nHEVHpjwBsO0YVdvQj6n5814Iv8E3b8FG0Rp/uIAtjFMCKOpP66iPzedrIG",
+    "ort-wasm-simd-threaded.wasm": "sha384-vjBJ1z7qrhkTyYsNqKeF6c7N+nOJSU94czEo+tvZcu8G75JparGq9kB+kTnEUNVM",
+}
 
 
 def page(
@@ -31,10 +39,12 @@ def page(
     method: str = "gradcam",
     *,
     cls: int | None = None,
+    cdn: bool = False,
 ) -> Path:
-    """Write a page that explains photographs in the browser, with the ONNX file that it runs; its path.
+    """Write a page that explains photographs in the browser, with all that it runs; its path.
 
-    `npm install` in the folder fetches the runtime; any file server shows the page then.
+    Any file server shows it, `python -m http.server` for one. ONNX Runtime (14 MB) is downloaded once, from
+    cdn.jsdelivr.net, unless its files are in the folder already; the page itself then needs no network.
 
     Args:
         loaded: the network with its preset and categories, from `models.load`.
@@ -42,15 +52,17 @@ def page(
         layer: a name, a module of the model, or None for `default_layer`.
         method: one of `METHODS_THAT_EXPORT`.
         cls: the class that is explained; None for the predicted one.
+        cdn: leave the download to the browser: each time the page is opened, it needs the network.
 
     Raises:
         ValueError: as `onnx`; or the network's images are resized in a way that the page does not know.
         ImportError: the extra "export" is not installed.
-        OSError: a file cannot be written.
+        OSError: a file cannot be written or downloaded.
     """
     preset = loaded.preset
     checks.check_choice("preset.interpolation", preset.interpolation, ("bilinear", "bicubic"))
     folder = Path(folder)
+    runtime = {} if cdn else {name: _runtime_file(folder / name) for name in RUNTIME_FILES}
     folder.mkdir(parents=True, exist_ok=True)
     x = sample_images(preset.crop, loaded.device)
     name = layer if isinstance(layer, str | nn.Module) else default_layer(loaded.model, x)
@@ -63,10 +75,12 @@ def page(
         "categories": loaded.categories,
         **preset._asdict(),
         "colors": _colors(),
+        "runtime": {"url": RUNTIME if cdn else "./", "files": RUNTIME_FILES},
     }
+    for file, content in runtime.items():
+        (folder / file).write_bytes(content)
     (folder / "page.json").write_text(json.dumps(settings), encoding="utf-8")
-    for file in _page_files():
-        shutil.copyfile(file, folder / file.name)
+    shutil.copytree(_browser(), folder, dirs_exist_ok=True)
     return folder / "index.html"
 
 
@@ -82,10 +96,30 @@ def _colors() -> list[int]:
     return (table @ np.array([1 << 16, 1 << 8, 1])).tolist()
 
 
-def _page_files() -> list[Path]:
+def _runtime_file(path: Path) -> bytes:
+    """A file of ONNX Runtime for browsers: the one that is there, or else downloaded."""
+    if path.is_file() and _integrity(path.read_bytes()) == RUNTIME_FILES[path.name]:
+        return path.read_bytes()
+    url = RUNTIME + path.name
+    remedy = f"use cdn=True (--cdn), or put the file of npm's onnxruntime-web into {path.parent}"
+    try:
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            content = answer.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise OSError(f"{url} cannot be downloaded ({error}): {remedy}") from error
+    if _integrity(content) != RUNTIME_FILES[path.name]:
+        raise OSError(f"what {url} sends is not the file that was published there: {remedy}")
+    return content
+
+
+def _integrity(content: bytes) -> str:
+    return "sha384-" + base64.b64encode(hashlib.sha384(content).digest()).decode()
+
+
+def _browser() -> Path:
     """The page's own files: in a wheel beside this module, in a checkout among the documentation."""
     here = Path(__file__).parents[1]
     for folder in (here / "browser", here.parent / "docs" / "browser"):
         if folder.is_dir():
-            return [folder / name for name in _PAGE_FILES]
+            return folder
     raise FileNotFoundError("the page's files were not installed with xcam_fn; install it again")

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from xcam_fn import weights
 from xcam_fn.docstrings import documented
-from xcam_fn.maps import heatmap
+from xcam_fn.maps import heatmap, ratio
 from xcam_fn.methods import METHODS
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import own_name
@@ -147,8 +147,7 @@ def _ablated(call: Call) -> Tensor:
 
     kept = 1 - torch.eye(K, dtype=A.dtype, device=A.device)
     scores = [scored(chunk) for chunk in kept.split(_ABLATED_AT_ONCE)]
-    share = (own - torch.cat(scores).T) / torch.where(own != 0, own, 1.0)
-    return weights.weighted_sum(A, torch.where(own != 0, share, 0.0))
+    return weights.weighted_sum(A, ratio(own - torch.cat(scores).T, own))
 
 
 @contextlib.contextmanager
@@ -167,9 +166,7 @@ _aten = torch.ops.aten
 class _PlainMean(TorchFunctionMode):
     """Global average pooling as the mean that it is: its own kernel also sets strides, which ONNX has not."""
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         sizes = (1, (1, 1), [1, 1])
         if func is F.adaptive_avg_pool2d and [*args[1:], *(kwargs or {}).values()][0] in sizes:
             return args[0].mean((-2, -1), keepdim=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from xcam_fn import checks
 from xcam_fn.arguments import Count, Positive, Share
-from xcam_fn.maps import minmax, precise, resize
+from xcam_fn.maps import minmax, precise, ratio, resize
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import method
 from xcam_fn.methods.options import Channels, Score
@@ -188,9 +188,9 @@ def ablationcam(
     )
     every = s[:, None].expand(-1, A.shape[1], -1)
     s_k = every.index_put((which, channel), ablated) if len(which) else every
-    share = (every - s_k) / torch.where(every != 0, every, 1.0)
+    share = ratio(every - s_k, every)
     # Of a layer that the score does not read, rounding alone would be drawn as a map.
-    is_lost = is_scored & (every != 0) & (share.abs() > 16 * torch.finfo(share.dtype).eps)
+    is_lost = is_scored & (share.abs() > 16 * torch.finfo(share.dtype).eps)
     return projected(A, torch.where(is_lost, share, 0.0), projection)
 
 

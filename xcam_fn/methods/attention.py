@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -80,12 +81,9 @@ def legrad(
     call.many = explained.many
     every = torch.arange(len(x), device=x.device)
     logits_of = head or _head_of(root, x, recorded)
-    relevances = [
-        _relevance(block, lambda tokens: explained.of(logits_of(tokens), every))
-        for block in recorded
-        if names is None or block.call.name in names
-    ]
-    relevances = [one for one in relevances if one is not None]
+    score_of = lambda tokens: explained.of(logits_of(tokens), every)  # noqa: E731
+    chosen = [block for block in recorded if names is None or block.call.name in names]
+    relevances = [one for block in chosen if (one := _relevance(block, score_of)) is not None]
     if not relevances:
         raise checks.StructureError(
             f"legrad differentiates attention over all patches, and {type(root).__name__} has no block with "
@@ -133,32 +131,27 @@ def _recorded(root: nn.Module, x: Tensor, found: Sequence[ModuleCall]) -> tuple[
     """What each block was given and returned in a forward, and the network's output."""
     blocks: dict[Key, _Block] = {}
 
-    def recording_as(call: ModuleCall) -> Callable[..., Any]:
-        def recorded(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            output = forward(*args, **kwargs)
-            blocks[call.key] = _Block(call, forward, args, kwargs, output)
-            return output
+    def recorded(call: ModuleCall, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        blocks[call.key] = _Block(call, forward, args, kwargs, output)
+        return output
 
-        return recorded
-
-    output = run_changed(
-        root, x, {call.key: recording_as(call) for call in found}, detached=records_nothing(x)
-    )
+    change = {call.key: functools.partial(recorded, call) for call in found}
+    output = run_changed(root, x, change, detached=records_nothing(x))
     return [blocks[call.key] for call in found], output
 
 
 def _head_of(root: nn.Module, x: Tensor, blocks: Sequence[_Block]) -> Callable[[Tensor], Any]:
     """The network from the last block's tokens on: a forward in which no block computes anything."""
 
-    def returning(output: Any) -> Callable[..., Any]:
-        return lambda forward, *args, **kwargs: output  # noqa: ARG005
+    def returned(output: Any, *_: Any, **__: Any) -> Any:
+        return output
 
     def head(tokens: Tensor) -> Any:
-        outputs = {block.call.key: returning(block.output) for block in blocks}
-        last = with_features(blocks[-1].output, lambda _: tokens)
-        return run_changed(
-            root, x, outputs | {blocks[-1].call.key: returning(last)}, detached=records_nothing(x)
-        )
+        outputs = {block.call.key: block.output for block in blocks}
+        outputs[blocks[-1].call.key] = with_features(blocks[-1].output, lambda _: tokens)
+        change = {key: functools.partial(returned, output) for key, output in outputs.items()}
+        return run_changed(root, x, change, detached=records_nothing(x))
 
     return head
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from xcam_fn import checks
+from xcam_fn.arguments import check
 from xcam_fn.network.calls import outputs_agree, run_model
 from xcam_fn.network.copies import private_copy, unwrap
 from xcam_fn.network.forward import forward_pass
@@ -99,8 +100,8 @@ class Call(Once):
                 which stays as it is when another thread changes the model.
         """
         checks.check_to_spatial(self.to_spatial)
-        checks.check_flag("create_graph", self.create_graph)
         if not torch.compiler.is_dynamo_compiling():
+            check("create_graph", self.create_graph, bool)
             checks.check_call(self.model, self.x)
             checks.check_model(unwrap(self.model))
             if self._origin is None and not once:
@@ -182,9 +183,10 @@ class Call(Once):
             cls: what is explained; None for the call's own class.
         """
         score = self._score if cls is None else checked_scores(cls, self.x.shape[0])
-        return self._by_class(self._pass(records=True).gradient(score).to(self.x.dtype))
+        return self.by_class(self._pass(records=True).gradient(score).to(self.x.dtype))
 
-    def _by_class(self, G: Tensor) -> Tensor:
+    def by_class(self, G: Tensor) -> Tensor:
+        """Gradients (B, ...) or (B, n, ...) as (B, n, ...); it is noted which."""
         self.many = G.ndim > self.x.ndim
         return G if self.many else G[:, None]
 
@@ -194,12 +196,12 @@ class Call(Once):
             found = forward_pass(self.model, self.target_layer, self.x, self.to_spatial)
             self._of_network.setdefault("pass", found)
             G, HA = found.curvature(self._score)
-        return self._by_class(G), self._by_class(HA)
+        return self.by_class(G), self.by_class(HA)
 
     def gradient_at(self, replace: Callable[[Tensor], Tensor], cls: Classes) -> Tensor:
         """The gradient of the score where something else takes the place of the layer's own output."""
         found = forward_pass(self.model, self.target_layer, self.x, self.to_spatial, replace=replace)
-        return self._by_class(found.gradient(checked_scores(cls, self.x.shape[0])))
+        return self.by_class(found.gradient(checked_scores(cls, self.x.shape[0])))
 
     def multipliers(self) -> Tensor:
         """DeepLIFT's multipliers from the features to the score, (B, n, K, *spatial).
@@ -222,7 +224,7 @@ class Call(Once):
                 scores, pullback = vjp(lambda own: score(run(own, mode)), own, f"layer {site.shown!r}")
             return scores, pulled_back(pullback, scores)
 
-        return self._by_class(found._replace(pull=pull).gradient(self._score).to(x.dtype))
+        return self.by_class(found._replace(pull=pull).gradient(self._score).to(x.dtype))
 
     # -- what is explained ----------------------------------------------------------------------------------
 
@@ -263,14 +265,7 @@ class Call(Once):
         return found
 
     def head_scores(
-        self,
-        change: Change,
-        which: Tensor,
-        parameter: Tensor,
-        *,
-        score: str,
-        chunk_size: int,
-        progress: bool = False,
+        self, change: Change, which: Tensor, parameter: Tensor, *, score: str, **how: Any
     ) -> Tensor:
         """The scores (P, n) of the features of the images `which`, changed by `(features, parameter)`.
 
@@ -281,22 +276,19 @@ class Call(Once):
             which: (P,), the image that each change is of.
             parameter: (P, ...), what each change depends on.
             score: what is explained of a class, "logit" or "probability".
-            chunk_size: changed features in one run of the head, ≥ 1.
-            progress: show a bar that counts runs of the head.
+            **how: chunk_size and progress of `perturbation_scores`, of runs of the head.
         """
         explained, head = self.explained(score), self.halves
         if not len(which):
             return self.x.new_zeros(0, explained.own.shape[-1])
         if not head.takes_any_batch:
-            return self._one_by_one(change, which, parameter, explained, chunk_size, progress)
+            return self._one_by_one(change, which, parameter, explained, **how)
 
         def scores(changed: Tensor, images: Tensor) -> Tensor:
             changed = changed.to(self._pass().own.dtype)
             return explained.of(head.run_head(changed, head.alone(self._pass().own, images)), images)
 
-        return perturbation_scores(
-            scores, self.features, change, which, (parameter,), chunk_size=chunk_size, progress=progress
-        )
+        return perturbation_scores(scores, self.features, change, which, (parameter,), **how)
 
     @property
     def halves(self) -> Halves:
@@ -308,13 +300,7 @@ class Call(Once):
         return self._of_network["halves"]
 
     def _one_by_one(
-        self,
-        change: Change,
-        which: Tensor,
-        parameter: Tensor,
-        explained: Explained,
-        chunk: int,
-        progress: bool,
+        self, change: Change, which: Tensor, parameter: Tensor, explained: Explained, **how: Any
     ) -> Tensor:
         """The same where the head reads more of its own image than the features: mapped over one image's."""
         x, head, scores = self.x, self.halves, []
@@ -324,9 +310,8 @@ class Call(Once):
                 raise mixing(len(x))
             if image == 0 and not head.is_traced:
                 self._check_head(A, residual)
-            own = (
-                parameter[which == image] if checks.is_readable(x) else parameter[: len(parameter) // len(x)]
-            )
+            is_own = which == image if checks.is_readable(x) else slice(len(parameter) // len(x))
+            own = parameter[is_own]
             if not len(own):
                 continue
             here = torch.zeros(len(own), dtype=torch.int64, device=x.device)
@@ -339,10 +324,7 @@ class Call(Once):
                 return _mapped(run, changed)
 
             with StepByStep():  # the fused kernels of attention cannot be mapped
-                found = perturbation_scores(
-                    score, A, change, here, (own,), chunk_size=chunk, progress=progress
-                )
-            scores.append(found)
+                scores.append(perturbation_scores(score, A, change, here, (own,), **how))
         return torch.cat(scores)
 
     def _check_head(self, A: Tensor, residual: Any) -> None:

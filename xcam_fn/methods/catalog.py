@@ -115,15 +115,14 @@ def find_method(name: str, *, variant: str | None = None, **options: Any) -> Met
     if variant is not None and variant not in _LIBRARIES:
         raise ValueError(f"variant {variant!r} is not known; expected one of {', '.join(_LIBRARIES)}")
     name = own_name(name)
-    gradient, region = _around_plus(name)
-    if region:
-        parts = [find_method(part, variant=variant, **options) for part in (gradient, region)]
-        title = f"Fusion-CAM of {parts[0].title} and {parts[1].title}"
-        fused = METHODS["fusioncam"].with_options(name=name, title=title, gradient=parts[0], region=parts[1])
+    around, inner = _parsed(name)
+    if around == "+":
+        gradient, region = (find_method(part, variant=variant, **options) for part in inner)
+        title = f"Fusion-CAM of {gradient.title} and {region.title}"
+        fused = METHODS["fusioncam"].with_options(name=name, title=title, gradient=gradient, region=region)
         return with_accepted(fused, options)
-    wrapper, opened, inner = name.removesuffix(")").partition("(")
-    if opened and wrapper in WRAPPERS and name.endswith(")"):
-        return with_accepted(WRAPPERS[wrapper](find_method(inner, variant=variant, **options)), options)
+    if around is not None and around in WRAPPERS:
+        return with_accepted(WRAPPERS[around](find_method(*inner, variant=variant, **options)), options)
     if name not in METHODS:
         raise ValueError(_unknown(name))
     found = METHODS[name]
@@ -139,12 +138,11 @@ def find_method(name: str, *, variant: str | None = None, **options: Any) -> Met
 def own_name(name: str) -> str:
     """The name here of a method as others write it, "gradcam_pp" of "Grad-CAM++"; unknown ones stay."""
     spelled = name.replace("++", "pp")
-    gradient, region = _around_plus(spelled)
-    if region:
-        return f"{own_name(gradient)}+{own_name(region)}"
-    wrapper, opened, inner = spelled.strip().removesuffix(")").partition("(")
-    if opened and spelled.rstrip().endswith(")"):
-        return f"{_by_letters(WRAPPERS).get(letters(wrapper), wrapper)}({own_name(inner)})"
+    around, inner = _parsed(spelled)
+    if around == "+":
+        return "+".join(map(own_name, inner))
+    if around is not None:
+        return f"{_by_letters(WRAPPERS).get(letters(around), around)}({own_name(*inner)})"
     return _by_letters(METHODS).get(letters(spelled), name)
 
 
@@ -200,10 +198,9 @@ def heatmaps_of(method: Any, call: Call, options: Mapping[str, Any] = MappingPro
 
 def accepted(method: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the options that the method takes and that are not given to it already."""
+    names = set(inspect.signature(method).parameters)
     if isinstance(method, Method):
-        names = set(inspect.signature(method).parameters) - {"model", "layer", "x", "cls", *method.options}
-    else:
-        names = set(inspect.signature(method).parameters)
+        names -= {"model", "layer", "x", "cls", *method.options}
     return {name: value for name, value in options.items() if name in names}
 
 
@@ -215,12 +212,13 @@ def with_accepted(method: Any, options: Mapping[str, Any]) -> Any:
     return method.with_options(**taken) if isinstance(method, Method) else functools.partial(method, **taken)
 
 
-def _around_plus(name: str) -> tuple[str, str]:
-    """What stands before and after the first plus that is in no parentheses; all of it and "" without one."""
-    for i, character in enumerate(name):
+def _parsed(name: str) -> tuple[str | None, list[str]]:
+    """What is around the methods in a name, a plus or a wrapper, and these; None around one alone."""
+    for i, character in enumerate(name[:-1]):
         if character == "+" and name[:i].count("(") == name[:i].count(")"):
-            return name[:i], name[i + 1 :]
-    return name, ""
+            return "+", [name[:i], name[i + 1 :]]
+    wrapper, opened, inner = name.strip().removesuffix(")").partition("(")
+    return (wrapper, [inner]) if opened and name.rstrip().endswith(")") else (None, [name])
 
 
 def _unknown(name: str) -> str:

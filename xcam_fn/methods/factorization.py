@@ -15,6 +15,7 @@ from xcam_fn.arguments import Count, Positive, checked
 from xcam_fn.docstrings import documented
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import method
+from xcam_fn.names import needed
 from xcam_fn.network.places import ToSpatial
 from xcam_fn.network.split import features
 from xcam_fn.network.target_layer import Layer
@@ -79,13 +80,8 @@ def concepts(
 
 def _factorized(A: Tensor, count: int, **how: Any) -> Concepts:
     """The concepts of features (B, K, *spatial), by scikit-learn's factorization and its keywords."""
-    try:
-        from sklearn.decomposition import NMF  # noqa: PLC0415 (an extra)
-        from sklearn.exceptions import ConvergenceWarning  # noqa: PLC0415
-    except ImportError:
-        raise ValueError(
-            "deep feature factorization needs scikit-learn; install it with pip install 'xcam-fn[cluster]'"
-        ) from None
+    needs = "deep feature factorization needs scikit-learn; install it with pip install 'xcam-fn[cluster]'"
+    decomposition, exceptions = (needed(f"sklearn.{part}", needs) for part in ("decomposition", "exceptions"))
     if A.requires_grad or not checks.is_readable(A):
         raise ValueError(
             "deep feature factorization cannot be differentiated, mapped or compiled; pass x.detach(), "
@@ -100,10 +96,9 @@ def _factorized(A: Tensor, count: int, **how: Any) -> Concepts:
     offset = values.amin(1)
     above = (values - offset[:, None]).double()
     scale = float(above.max()) or 1.0
-    settings: Any = {"n_components": count, **how}
-    factorize = NMF(**settings)
+    factorize = decomposition.NMF(n_components=count, **how)
     with _FILTERS, warnings.catch_warnings():  # max_iter is what the caller grants: no news that it is spent
-        warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.simplefilter("ignore", exceptions.ConvergenceWarning)
         vectors = factorize.fit_transform((above / scale).cpu().numpy()) * scale**0.5
     maps = torch.as_tensor(factorize.components_ * scale**0.5).reshape(count, len(A), *A.shape[2:])
     return Concepts(torch.as_tensor(vectors.T.copy()).to(A), maps.movedim(0, 1).to(A), offset)
@@ -135,13 +130,10 @@ def deep_feature_factorization(
     A = call.features
     how: Any = {"init": init, "tol": tol, "max_iter": max_iter, "random_state": seed % 2**32}
     found = [_factorized(a[None], num_concepts, **how) for a in A]
-    maps = torch.cat([each.maps for each in found])
-    # Each image's offset alone, then with one concept on it.
-    parts = [torch.cat([each.vectors.new_zeros(1, A.shape[1]), each.vectors]) for each in found]
-    shown = torch.cat([torch.cat([each.maps.new_zeros(1, 1, *A.shape[2:]), each.maps], 1) for each in found])
-    floor = torch.stack([each.offset for each in found])
-    features = torch.einsum("bmk,bm...->bmk...", torch.stack(parts), shown)
-    features = features + floor.reshape(len(A), 1, -1, *[1] * (A.ndim - 2))
+    vectors, maps = torch.stack([each.vectors for each in found]), torch.cat([each.maps for each in found])
+    floor = torch.stack([each.offset for each in found]).reshape(len(A), 1, -1, *[1] * (A.ndim - 2))
+    added = torch.einsum("bmk,bm...->bmk...", vectors, maps)
+    features = floor + torch.cat([torch.zeros_like(added[:, :1]), added], 1)  # the floor alone comes first
     which = torch.arange(len(A), device=A.device).repeat_interleave(num_concepts + 1)
     scores = call.head_scores(
         lambda _, changed: changed, which, features.flatten(0, 1), score="logit", chunk_size=_AT_ONCE

@@ -112,14 +112,6 @@ def fullgrad(
         found = full_gradient(call.model, x, call.cls)
     call.many = found.many
     parts = [found.input, *(part for part in found.biases if part.ndim == x.ndim + 1)]
-    scaled = (_scaled(part.abs(), axes + (rescale == "layer"), eps) for part in parts)
+    scaled = (minmax(part.abs(), axes + (rescale == "layer"), eps=eps) for part in parts)
     total: Any = sum(resize(part.sum(2), size) for part in scaled)  # resizing is linear: once for a layer
     return total
-
-
-def _scaled(values: Tensor, axes: int, eps: float) -> Tensor:
-    if eps == 0:
-        return minmax(values, axes)
-    over = tuple(range(-axes, 0))
-    values = values - values.amin(over, keepdim=True)
-    return values / (eps + values.amax(over, keepdim=True))

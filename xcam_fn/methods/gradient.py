@@ -22,23 +22,10 @@ from xcam_fn.targets import Classes, contrast
 from xcam_fn.weights import Projection
 
 __all__ = [
-    "cameras",
-    "eigengradcam",
-    "finercam",
-    "from_gradients",
-    "gradcam",
-    "gradcam_elementwise",
-    "gradcam_pp",
-    "hirescam",
-    "integrated_gradcam",
-    "layercam",
-    "liftcam",
-    "normgrad",
-    "segeigencam",
-    "shapleycam",
-    "smoothgradcam_pp",
-    "xgradcam",
-]
+    "cameras", "eigengradcam", "finercam", "from_gradients", "gradcam", "gradcam_elementwise", "gradcam_pp",
+    "hirescam", "integrated_gradcam", "layercam", "liftcam", "normgrad", "segeigencam", "shapleycam",
+    "smoothgradcam_pp", "xgradcam",
+]  # fmt: skip
 
 P = ParamSpec("P")
 _AT_ONCE = 64  # channels at the input's size

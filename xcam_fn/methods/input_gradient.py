@@ -28,12 +28,8 @@ from xcam_fn.scoring.score import TARGETS, Explained, check_score, explained_sco
 from xcam_fn.targets import Target
 
 __all__ = [
-    "expected_gradients",
-    "guided_backprop",
-    "guided_gradcam",
-    "input_x_gradient",
-    "integrated_gradients",
-]
+    "expected_gradients", "guided_backprop", "guided_gradcam", "input_x_gradient", "integrated_gradients",
+]  # fmt: skip
 
 
 @method(
@@ -242,9 +238,7 @@ def _input_gradient(call: Call) -> Tensor:
     """The gradient of n scores of each image with respect to it, (B, n, C, *size)."""
     score, run = checked_scores(call.cls, len(call.x)), whole(call.model, call.x)
     scores, pullback = vjp(lambda x: score(run(x)), call.x)
-    G = pulled_back(pullback, scores)
-    call.many = scores.ndim == 2
-    return G if call.many else G[:, None]
+    return call.by_class(pulled_back(pullback, scores))
 
 
 # -- guided backpropagation ---------------------------------------------------------------------------------

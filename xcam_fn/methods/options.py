@@ -46,8 +46,5 @@ MASKING: Mapping[str, Any] = {
     "baseline": 0.0, "score": "probability", "increase": True, "softmax": False, "summed": "features",
     "mask": resized_minmax, "projection": None, "channels": None,
 }  # fmt: skip
-GROUPS: Groups = {
-    RunningOptions: Running._field_defaults,
-    MaskOptions: MASKING | Running._field_defaults,
-}
+GROUPS: Groups = {RunningOptions: Running._field_defaults, MaskOptions: MASKING | Running._field_defaults}
 """For each group its defaults."""

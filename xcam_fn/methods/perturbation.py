@@ -18,6 +18,7 @@ from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import method
 from xcam_fn.methods.method import comparable
 from xcam_fn.methods.options import MASKING, Channels, MaskOf, MaskOptions, Score
+from xcam_fn.names import needed
 from xcam_fn.perturb import (
     Baseline,
     baseline_images,
@@ -329,16 +330,11 @@ def _grouped(weighted: Tensor, num_groups: int, cluster: str, seed: int) -> Tens
     K = len(weighted)
     if cluster == "chunks":
         return torch.stack([group.sum(0) for group in weighted.tensor_split(num_groups)])
-    try:
-        from sklearn.cluster import AgglomerativeClustering, KMeans  # noqa: PLC0415 (an extra)
-    except ImportError:
-        raise ValueError(
-            f"cluster={cluster!r} needs scikit-learn; install it with pip install 'xcam-fn[cluster]', "
-            "or use 'chunks'"
-        ) from None
+    remedy = "install it with pip install 'xcam-fn[cluster]', or use 'chunks'"
+    clusters = needed("sklearn.cluster", f"cluster={cluster!r} needs scikit-learn; {remedy}")
     maps = weighted.detach().reshape(K, -1).double().cpu().numpy()
-    kmeans = KMeans(num_groups, random_state=seed)
-    found = kmeans if cluster == "kmeans" else AgglomerativeClustering(num_groups)
+    kmeans = clusters.KMeans(num_groups, random_state=seed)
+    found = kmeans if cluster == "kmeans" else clusters.AgglomerativeClustering(num_groups)
     label = torch.as_tensor(found.fit_predict(maps), device=weighted.device)
     return torch.stack([weighted[label == group].sum(0) for group in range(num_groups)])
 

@@ -93,11 +93,10 @@ def named_methods(methods: Methods, variant: str | None = None, **options: Any) 
             raise ValueError(
                 f"methods: two are called {name!r}; pass a mapping from names of your own to methods"
             )
-        found[name] = (
-            find_method(given, variant=variant, **options)
-            if isinstance(given, str)
-            else with_accepted(as_method(given), options)
-        )
+        if isinstance(given, str):
+            found[name] = find_method(given, variant=variant, **options)
+        else:
+            found[name] = with_accepted(as_method(given), options)
     if not found:
         raise ValueError(f"methods is empty; expected one or more of {', '.join(METHODS)}")
     for option in options:

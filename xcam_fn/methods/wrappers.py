@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from xcam_fn import checks
 from xcam_fn.arguments import Count, NonNegative, Positive, ReadableSignature, Share
-from xcam_fn.maps import heatmap, own_size, precise, resize
+from xcam_fn.maps import heatmap, own_size, precise, ratio, resize
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import as_method, enter_wrapper, heatmaps_of, method, name_of
 from xcam_fn.methods.gradient import gradcam_pp
@@ -79,10 +79,10 @@ def wrapper(how: str, *, finishes: bool = False, raw: bool = False) -> Callable[
             returned = getattr(inner, "returns", "maps")
             kind = returned if raw and returned in ("scores", "attributions") else "maps"
             about["returns"] = "heatmaps" if finishes else kind
+            name, title = name_of(inner), getattr(inner, "title", name_of(inner))
             return Method(
-                run, f"{formula.__name__}({name_of(inner)})", f"{_title_of(inner)}, {how}", **about,
-                options={"inner": inner}, keywords=own | keywords | own, explains=(formula, inner),
-                made=(wrapping, inner),
+                run, f"{formula.__name__}({name})", f"{title}, {how}", **about, options={"inner": inner},
+                keywords=own | keywords | own, explains=(formula, inner), made=(wrapping, inner),
             ).with_options(**given)  # fmt: skip
 
         vars(wrapping)["__signature__"] = signature
@@ -100,10 +100,6 @@ def _raw_of(method: Any, call: Call, other: Call, options: dict[str, Any]) -> Te
     maps = heatmaps_of(method, other, options | {"postprocess": None})
     call.many = maps.ndim == call.x.ndim
     return maps if call.many else maps[:, None]
-
-
-def _title_of(method: Any) -> str:
-    return getattr(method, "title", name_of(method))
 
 
 # -- test-time augmentation ----------------------------------------------------------------------------------
@@ -396,7 +392,7 @@ def sess(
         there = torch.where(counts, there, 0.0)
         total = total + there if pool == "mean" else torch.maximum(total, there)
         count = count + counts.to(there)
-    fused = total / torch.where(count > 0, count, 1.0) if pool == "mean" else total
+    fused = ratio(total, count) if pool == "mean" else total
     fused = blurred(fused, width=11, std=5.0) if blur else fused
     return fused if explained.many else fused.squeeze(1)
 

@@ -32,13 +32,7 @@ from xcam_fn.metrics.of_map import (
     increase_in_confidence,
     sparseness,
 )
-from xcam_fn.metrics.of_method import (
-    adcc,
-    average_sensitivity,
-    coherency,
-    local_lipschitz,
-    max_sensitivity,
-)
+from xcam_fn.metrics.of_method import adcc, average_sensitivity, coherency, local_lipschitz, max_sensitivity
 from xcam_fn.metrics.randomization import efficient_mprt, parameter_randomization, random_logit
 from xcam_fn.metrics.subsets import SensitivityN, faithfulness_correlation, infidelity, sensitivity_n
 from xcam_fn.metrics.table import GRID, LOCALIZATION, METRICS, STANDARD

@@ -9,19 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from inspect import Parameter
 from numbers import Real
-from typing import (
-    Annotated,
-    Any,
-    Concatenate,
-    Generic,
-    Literal,
-    NamedTuple,
-    ParamSpec,
-    Protocol,
-    TypeVar,
-    Unpack,
-    cast,
-)
+from typing import Annotated, Any, Concatenate, Literal, NamedTuple, ParamSpec, Protocol, TypeVar, Unpack
 
 import numpy as np
 import torch
@@ -31,6 +19,7 @@ from torch import Tensor, nn
 from xcam_fn import checks
 from xcam_fn.arguments import Count, ReadableSignature, check
 from xcam_fn.docstrings import documented
+from xcam_fn.maps import ratio
 from xcam_fn.methods.method import comparable, groups_of, options_of
 from xcam_fn.methods.options import Groups
 from xcam_fn.network.target_layer import Layer
@@ -184,7 +173,7 @@ class Metric(Protocol):
     formula: Callable[[Judged], Any]
 
 
-class HeatmapMetric(Metric, Protocol, Generic[P, Found_co]):
+class HeatmapMetric(Metric, Protocol, typing.Generic[P, Found_co]):
     """A metric that is called as `metric(model, x, heatmap, cls, **options)`.
 
     Args:
@@ -221,7 +210,7 @@ def metric(
         written = inspect.signature(formula).parameters
         flat = [*shared, *(written.get(name, own[name]) for name in own), _SCORE, *by_name(Running)]
         called.__dict__["__signature__"] = inspect.signature(formula).replace(parameters=flat)
-        return cast(HeatmapMetric[P, Found_co], entered(called, formula, title, best, *known))
+        return typing.cast(HeatmapMetric[P, Found_co], entered(called, formula, title, best, *known))
 
     return made
 
@@ -303,11 +292,8 @@ def checked(heatmap: Heatmap, x: Tensor | None = None, *, unit: bool = False) ->
     shape = f"heatmap has shape {tuple(maps.shape)}"
     if maps.ndim < 2 or maps.numel() == 0:
         raise ValueError(f"{shape}; expected (B, *size), as heatmap[None] of one")
-    if unit and checks.is_readable(maps):
-        low, high = (float(end) for end in maps.detach().aminmax())
-        if low < 0 or high > 1:
-            remedy = "(xcam_fn.heatmap(cam, size) makes that of a raw map)"
-            raise ValueError(f"heatmap has values from {low:.4g} to {high:.4g}; expected [0, 1] {remedy}")
+    if unit:
+        checks.check_unit("heatmap has values", maps)
     if x is not None and tuple(maps.shape) != (wanted := (len(x), *x.shape[2:])):
         remedy = "one for each image at its size (xcam_fn.heatmap(cam, size) resizes a raw map)"
         raise ValueError(f"{shape}; expected {wanted}, {remedy}")
@@ -354,9 +340,8 @@ def pearson(first: Heatmap, second: Heatmap) -> Values:
         raise ValueError(f"the heatmaps have shapes {shapes}; expected two of the same shape")
     one, other = (maps.double() - maps.double().mean(1, keepdim=True) for maps in flat)
     norm = one.norm(dim=1) * other.norm(dim=1)
-    varies = (norm > 0) & torch.stack([maps.amax(1) > maps.amin(1) for maps in flat]).all(0)
-    r = (one * other).sum(1) / torch.where(norm > 0, norm, 1.0)
-    return torch.where(varies, r, 0.0).clamp(-1, 1).to(flat[0].dtype)
+    varies = torch.stack([maps.amax(1) > maps.amin(1) for maps in flat]).all(0)
+    return torch.where(varies, ratio((one * other).sum(1), norm), 0.0).clamp(-1, 1).to(flat[0].dtype)
 
 
 def spearman(first: Heatmap, second: Heatmap) -> Values:

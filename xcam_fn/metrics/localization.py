@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from xcam_fn import checks
 from xcam_fn.arguments import Count, check
-from xcam_fn.maps import precise
+from xcam_fn.maps import precise, ratio
 from xcam_fn.metrics.judged import Function, Heatmap, Values, checked, entered, mean_ranks
 from xcam_fn.metrics.mosaic import cell_masks
 from xcam_fn.targets.beyond_classes import finite
@@ -117,7 +117,7 @@ def _share(maps: Tensor, inside: Tensor) -> Tensor:
     """The share of maps without negative values that is inside; 0 where there is nothing."""
     exact = precise(maps)
     within, total = (exact * inside).flatten(1).sum(1), exact.flatten(1).sum(1)
-    return torch.where(total > 0, within / torch.where(total > 0, total, 1.0), 0.0).to(maps.dtype)
+    return ratio(within, total).to(maps.dtype)
 
 
 @_of_region("Relevance rank accuracy")

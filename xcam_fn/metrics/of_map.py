@@ -8,15 +8,8 @@ import torch
 from torch import Tensor
 
 from xcam_fn import checks
-from xcam_fn.metrics.judged import (
-    Heatmap,
-    Judged,
-    ScoringOptions,
-    Values,
-    checked,
-    metric,
-    of_heatmap,
-)
+from xcam_fn.maps import ratio
+from xcam_fn.metrics.judged import Heatmap, Judged, ScoringOptions, Values, checked, metric, of_heatmap
 from xcam_fn.perturb import Baseline
 
 
@@ -33,8 +26,7 @@ def average_drop(judged: Judged, *, baseline: Baseline = 0.0, **_: Unpack[Scorin
         Chattopadhyay et al., Grad-CAM++ (arXiv:1710.11063), section 4.1.
     """
     own = judged.own
-    lost = (own - judged.shown(baseline)).clamp(min=0)
-    return torch.where(own != 0, lost / torch.where(own != 0, own, 1.0), 0.0)
+    return ratio((own - judged.shown(baseline)).clamp(min=0), own)
 
 
 @metric("Increase in confidence", best="highest", forwards=2)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from xcam_fn import checks
-from xcam_fn.arguments import Count, Positive
-from xcam_fn.methods.catalog import find_method
+from xcam_fn.arguments import Count, Positive, check
+from xcam_fn.methods.catalog import as_method
 from xcam_fn.metrics.judged import (
     Best,
     Explainer,
@@ -67,7 +67,7 @@ def method_metric(title: str, best: Best = "highest"):  # its type is that of th
         ) -> Values:
             asked = taken(own, options)
             run, recorded = checked_run(method, options), options.get("create_graph", False)
-            checks.check_flag("create_graph", recorded)
+            check("create_graph", recorded, bool)
             with one_class_scoring(model, x, cls, create_graph=recorded) as scoring:
                 explain = Explainer(run, model, named(model, layer), scoring.explained.cls)
                 return formula(Judged(scoring, explain(x) if heatmap is None else heatmap, explain), **asked)
@@ -84,8 +84,7 @@ def method_metric(title: str, best: Best = "highest"):  # its type is that of th
 
 def checked_run(method: str | Run, options: dict[str, Any]) -> Run:
     """The method by name or as a function, with its options, its heatmaps checked."""
-    if not callable(run := find_method(method) if isinstance(method, str) else method):
-        raise TypeError(f"method must be a method, or its name, got {type(method).__name__}")
+    run = as_method(method)
 
     def explained(model: nn.Module, layer: Layer, x: Tensor, cls: Classes) -> Tensor:
         maps = checked(run(model, layer, x, cls, **options))
@@ -98,9 +97,7 @@ def checked_run(method: str | Run, options: dict[str, Any]) -> Run:
 
 def named(model: nn.Module, layer: Layer) -> Layer:
     """The layer by its name, by which it is found in copies of the model too."""
-    if not isinstance(layer, nn.Module):
-        return layer
-    name = name_of(model, layer)
+    name = name_of(model, layer) if isinstance(layer, nn.Module) else None
     return layer if name is None else name
 
 

@@ -10,26 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xcam_fn import checks
-from xcam_fn.arguments import Count, check, unchecked
+from xcam_fn.arguments import Count, NonNegative, check, unchecked
 from xcam_fn.docstrings import documented
-from xcam_fn.metrics.judged import (
-    Explainer,
-    Images,
-    Judged,
-    Values,
-    checked,
-    one_class_scoring,
-    spearman,
-)
-from xcam_fn.metrics.of_method import (
-    MethodMetric,
-    Run,
-    checked_run,
-    method_metric,
-    named,
-    relative_change,
-)
+from xcam_fn.maps import minmax
+from xcam_fn.metrics.judged import Explainer, Images, Judged, Values, checked, one_class_scoring, spearman
+from xcam_fn.metrics.of_method import MethodMetric, Run, checked_run, method_metric, named, relative_change
 from xcam_fn.network.target_layer import Layer
 from xcam_fn.perturb import normal, uniform
 from xcam_fn.targets.classes import Classes, class_index, logits
@@ -103,8 +88,7 @@ def efficient_mprt(judged: Judged, *, bins: Count = 100, seed: int = 0) -> Value
 def _histogram_entropy(maps: Tensor, bins: int) -> Tensor:
     """The entropy (B,) of the histogram of each map's values; nats."""
     flat = maps.flatten(1)
-    low, high = (end[:, None] for end in flat.aminmax(dim=1))
-    place = (flat - low) / torch.where(high > low, high - low, 1.0) * bins
+    place = unchecked(minmax)(flat, 1) * bins
     ones, counts = torch.ones_like(flat), flat.new_zeros(len(flat), bins)
     counts = counts.scatter_add(1, place.long().clamp(max=bins - 1), ones)
     return torch.special.entr(counts / flat.shape[1]).sum(1)
@@ -144,10 +128,10 @@ def parameter_randomization(
         Adebayo et al., Sanity Checks for Saliency Maps (arXiv:1810.03292); Hedström et al., Sanity Checks
         Revisited (arXiv:2401.06465), section 4.1, for the smooth MPRT.
     """
-    checks.check_number("std", std, at_least=0)
-    checks.check_count("num_samples", num_samples)
-    checks.check_seed(seed)
-    checks.check_flag("cascading", cascading)
+    check("std", std, NonNegative)
+    check("num_samples", num_samples, Count)
+    check("seed", seed, int)
+    check("cascading", cascading, bool)
     check("similarity", similarity, Similarity | None)
     alike = similarity or spearman
     with one_class_scoring(model, x, cls) as scoring:

@@ -10,6 +10,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from xcam_fn.arguments import unchecked
+from xcam_fn.maps import ratio
 from xcam_fn.methods.method import comparable
 from xcam_fn.metrics.curves import cell_sums, cells
 from xcam_fn.metrics.judged import (
@@ -63,10 +64,7 @@ def faithfulness_correlation(
 
 @metric("Sensitivity-n", best="highest")
 def sensitivity_n(
-    judged: Judged,
-    *,
-    fractions: Iterable[float] = (0.05, 0.2, 0.5, 0.8),
-    **options: Unpack[SubsetOptions],
+    judged: Judged, *, fractions: Iterable[float] = (0.05, 0.2, 0.5, 0.8), **options: Unpack[SubsetOptions]
 ) -> SensitivityN:
     """The correlation of the heatmap's sums and the lost scores for subsets of several sizes n.
 
@@ -116,8 +114,7 @@ def infidelity(
     factor = (judged.x - removed.base).sum(1) if gradient else 1.0
     said, lost = removed.sums(judged.relevance * factor), removed.lost
     if scaled:
-        power = said.square().sum(1, keepdim=True)
-        said = said * (said * lost).sum(1, keepdim=True) / torch.where(power > 0, power, 1.0)
+        said = ratio(said * (said * lost).sum(1, keepdim=True), said.square().sum(1, keepdim=True))
     return (said - lost).square().mean(1)
 
 

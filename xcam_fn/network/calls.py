@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from xcam_fn import checks
-from xcam_fn.network.copies import Forward, is_leaf, may_round, private_copy
+from xcam_fn.network.copies import Forward, is_leaf, may_round, private_copy, tree, unwrap
 from xcam_fn.network.vjp import detached as without_gradient
 from xcam_fn.torch_state import is_readable, pytree
 
@@ -113,8 +113,9 @@ def run_changed(
         return counted
 
     is_watched = calls is not None or see is not None or bool(changes)
-    copied = private_copy(model, intercept if is_watched else None, detached=detached)
-    drawn, rounding = _random_state(x), _Rounding() if may_round(model) else None
+    modules = tree(unwrap(model))
+    drawn, rounding = _random_state(x), _Rounding() if may_round(modules) else None
+    copied = private_copy(model, intercept if is_watched else None, detached=detached, modules=modules)
     try:
         with rounding or contextlib.nullcontext():
             output = copied(x.clone())
@@ -197,30 +198,25 @@ def _check_repeats(model: nn.Module, x: Tensor, drawn: list[Tensor]) -> None:
 def leaves_of(output: Any) -> list[Any]:
     """All that an output holds, members of dataclasses and of other objects among it."""
     leaves = pytree.tree_leaves(output)
-    if not any(hasattr(leaf, "__dict__") and not isinstance(leaf, Tensor) for leaf in leaves):
+    is_object = [hasattr(leaf, "__dict__") and not isinstance(leaf, Tensor) for leaf in leaves]
+    if not any(is_object):
         return leaves
-    opened = [
-        vars(leaf) if hasattr(leaf, "__dict__") and not isinstance(leaf, Tensor) else leaf for leaf in leaves
-    ]
-    return pytree.tree_leaves(opened)
+    return pytree.tree_leaves([vars(v) if opens else v for v, opens in zip(leaves, is_object, strict=True)])
 
 
 def outputs_agree(found: Any, expected: Any) -> bool:
     """Whether two outputs of a network are the same but for rounding."""
     left, right = leaves_of(found), leaves_of(expected)
-    if len(left) != len(right):
-        return False
-    for one, other in zip(left, right, strict=True):
-        if not isinstance(one, Tensor) or not isinstance(other, Tensor):
-            if type(one) is not type(other):
-                return False
-        elif one.shape != other.shape:
-            return False
-        elif one.numel():
-            scale = float(other.detach().double().nan_to_num().abs().max())
-            if not torch.allclose(one.to(other), other, rtol=1e-3, atol=1e-4 * scale, equal_nan=True):
-                return False
-    return True
+    return len(left) == len(right) and all(map(_agree, left, right))
+
+
+def _agree(one: Any, other: Any) -> bool:
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return type(one) is type(other)
+    if one.shape != other.shape or not one.numel():
+        return one.shape == other.shape
+    scale = float(other.detach().double().nan_to_num().abs().max())
+    return torch.allclose(one.to(other), other, rtol=1e-3, atol=1e-4 * scale, equal_nan=True)
 
 
 def first_rows(output: Any, count: int, length: int) -> Any:

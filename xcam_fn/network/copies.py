@@ -9,7 +9,7 @@ import functools
 import sys
 import types
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 Forward = Callable[..., Any]
 Intercept = Callable[[str, nn.Module], Callable[[Forward], Forward] | None]
+Tree = list[tuple[str, nn.Module, dict[str, nn.Module | None]]]
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
@@ -68,11 +69,10 @@ def is_quantized(module: nn.Module) -> bool:
     return "quantized" in type(module).__module__
 
 
-def may_round(model: nn.Module) -> bool:
+def may_round(modules: Tree) -> bool:
     """Whether a network may compute with whole numbers: by its modules, an exported graph or its weights."""
-    modules = [module for _, module, _ in _tree(model)]
-    weights = {type(p) for module in modules for p in module._parameters.values()}
-    files = {type(module).__module__ for module in modules}
+    weights = {type(p) for _, module, _ in modules for p in module._parameters.values()}
+    files = {kind.__module__ for kind in {type(module) for _, module, _ in modules}}
     exported = any(file.startswith(("torch.fx", "torch.export")) for file in files)
     return exported or any("quantized" in file for file in files) or not weights <= _PLAIN_TENSORS
 
@@ -85,30 +85,32 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
-def named(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Every module of the model once, with its first name, parents first: `named_modules`, but quicker."""
-    return [(name, module) for name, module, _ in _tree(model)]
-
-
 def name_of(model: nn.Module, module: nn.Module | None) -> str | None:
     """The first name of a module of the model, None where it is not in it."""
-    return next((name for name, other, _ in _tree(model) if other is module), None)
+    return next((name for name, other, _ in tree(model) if other is module), None)
 
 
-def _tree(model: nn.Module) -> Iterator[tuple[str, nn.Module, dict[str, nn.Module | None]]]:
-    """Every module with its name and its children, each read once: another thread may swap them meanwhile."""
+def tree(model: nn.Module) -> Tree:
+    """Every module once, with its first name and its children, parents first: `named_modules`, but quicker.
+
+    The children are read once: another thread may swap them meanwhile.
+    """
     seen: set[int] = set()
+    found: Tree = []
     pending = [("", model)]
     while pending:
         name, module = pending.pop()
         if id(module) in seen:
             continue
         seen.add(id(module))
-        children = {} if isinstance(module, torch.jit.ScriptModule) else dict(module._modules)
-        yield name, module, children
+        children = {} if isinstance(module, torch.jit.ScriptModule) else module._modules.copy()
+        found.append((name, module, children))
         prefix = f"{name}." if name else ""
-        own = [(prefix + key, child) for key, child in children.items() if child is not None]
-        pending.extend(reversed(own))
+        for key in reversed(children):
+            child = children[key]
+            if child is not None:
+                pending.append((prefix + key, child))
+    return found
 
 
 def private_copy(
@@ -117,6 +119,7 @@ def private_copy(
     *,
     clone_buffers: bool = True,
     detached: bool = False,
+    modules: Tree | None = None,
 ) -> nn.Module:
     """A copy of the module tree that shares every parameter with the model and none of its mutable state.
 
@@ -126,6 +129,7 @@ def private_copy(
             module's copy the one that runs in its place (`None` leaves it).
         clone_buffers: give the copy buffers of its own where a forward may write to them.
         detached: let the copy's parameters record nothing; they share the model's memory all the same.
+        modules: the `tree` of the model where it is known; its lists of children become the copy's.
 
     Returns:
         The copy of the (unwrapped) root. Parameters are read through the model's own dictionaries, so a
@@ -133,7 +137,7 @@ def private_copy(
         what the model computes. TorchScript parts are shared.
     """
     root = unwrap(model)
-    modules = list(_tree(root))
+    modules = tree(root) if modules is None else modules
     own = [tensor for _, module, _ in modules for tensor in module._parameters.values()]
     is_inference = any(tensor is not None and tensor.is_inference() for tensor in own)
     detached = detached or is_inference
@@ -147,8 +151,8 @@ def private_copy(
             continue
         leaf, twin = is_leaf(module), module
         change = intercept and intercept(name, module)
-        is_written = bool(children) or has_hooks(module) or module.training
-        if not isinstance(module, torch.jit.ScriptModule) and (not leaf or change or detached or is_written):
+        is_read = leaf and not (change or detached or children or module.training or has_hooks(module))
+        if not is_read and not isinstance(module, torch.jit.ScriptModule):
             twin = _shallow_copy(module, children)
             changed.append(twin)
             if clone_buffers and module._buffers and (not leaf or module.training):
@@ -213,6 +217,8 @@ def _relink(twin: nn.Module, copies: dict[int, Any]) -> None:
         if child is not None:
             children[name] = copies[id(child)]
     leaf = is_leaf(twin)
+    if leaf and "forward" not in state and not any(map(state.get, _FORWARD_HOOKS)):
+        return
     for hooks in _FORWARD_HOOKS:
         if state[hooks]:
             state[hooks] = OrderedDict((key, _private(hook, copies)) for key, hook in state[hooks].items())
@@ -222,8 +228,9 @@ def _relink(twin: nn.Module, copies: dict[int, Any]) -> None:
         if "forward" in state:
             state["forward"] = _private(state["forward"], copies)
         return
-    for name, value in list(state.items()):
-        if type(value) not in _PLAIN and name not in _INTERNALS:
+    own = [(name, value) for name, value in state.items() if name not in _INTERNALS]
+    for name, value in own:
+        if type(value) not in _PLAIN:
             state[name] = _private(value, copies)
 
 

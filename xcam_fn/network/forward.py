@@ -29,7 +29,7 @@ from xcam_fn.network.passes import (
 )
 from xcam_fn.network.places import ToSpatial, is_settled, path_inward, to_spatial_of
 from xcam_fn.network.probe import Probe, made_up
-from xcam_fn.network.target_layer import Carrying, Found, Layer, find, is_in_doubt, is_within, position_of
+from xcam_fn.network.target_layer import Carrying, Found, Layer, find, is_in_doubt, position_of
 from xcam_fn.network.vjp import by_autograd, differentiated, records_nothing
 from xcam_fn.torch_state import mark_constant, outside_transforms
 
@@ -182,7 +182,8 @@ def _reads(site: Site, x: Tensor) -> bool:
 
 def _tells(layer: str, path: Collection[str]) -> Callable[[str], bool]:
     """Which modules tell where a layer's output lies: those that it is in, itself, and some in it."""
-    return lambda name: is_within(layer, name) or name.rpartition(".")[0] in path
+    outer = {"", layer, *(layer[:end] for end, letter in enumerate(layer) if letter == ".")}
+    return lambda name: name in outer or name.rpartition(".")[0] in path
 
 
 def _pass_of(site: Site, calls: list[ModuleCall], found: Passed, x: Tensor) -> Pass:

@@ -72,17 +72,12 @@ def halves(found: Pass, x: Tensor, *, differentiable: bool = False) -> Halves:
     cut = cut_at(site, found.calls, x, differentiable=differentiable)
     if cut is not None:
         trunk, head = cut.trunk, cut.head
+        any_batch = cut.residual_is_empty and len(found.own) == len(x)
+        if any_batch and is_readable(found.own):
+            any_batch = keeps_rows_apart(lambda a: head(site.root, a), found.own[:1].detach())
+        run_head = lambda features, residual: head(site.root, features, *residual)  # noqa: E731
         return Halves(
-            site,
-            lambda x: trunk(site.root, x),
-            lambda features, residual: head(site.root, features, *residual),
-            takes_any_batch=cut.residual_is_empty
-            and len(found.own) == len(x)
-            and (
-                not is_readable(found.own)
-                or keeps_rows_apart(lambda a: head(site.root, a), found.own[:1].detach())
-            ),
-            is_traced=True,
+            site, lambda x: trunk(site.root, x), run_head, takes_any_batch=any_batch, is_traced=True
         )
 
     def trunk_by_replacing(x: Tensor) -> tuple[Tensor, Any]:
@@ -134,11 +129,9 @@ def traced_model(root: nn.Module, x: Tensor, *, differentiable: bool = False) ->
                 return None
             if not differentiable:
                 return found
-            gradients = [
-                _input_gradient(run, sample)
-                for run in (lambda x: trace.run(found, root, x), lambda x: run_changed(root, x))
-            ]
-            return found if outputs_agree(*gradients) else None
+            traced = _input_gradient(lambda x: trace.run(found, root, x), sample)
+            own = _input_gradient(lambda x: run_changed(root, x), sample)
+            return found if outputs_agree(traced, own) else None
         except Exception:  # one image may not do
             return None
 

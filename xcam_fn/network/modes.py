@@ -34,9 +34,7 @@ class StepByStep(TorchFunctionMode):
         super().__init__()
         self.change = change
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             return _attention(self.change, *args, **kwargs)[0]
@@ -61,9 +59,7 @@ def _attention(
 ) -> tuple[Tensor, Tensor]:
     """P V and P = softmax(Q Kᵀ · scale + mask); dropout is that of training, which no model here is in."""
     if enable_gqa:
-        key, value = (
-            part.repeat_interleave(query.shape[-3] // part.shape[-3], dim=-3) for part in (key, value)
-        )
+        key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], dim=-3) for x in (key, value))
     logits = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
     if is_causal:
         kept = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).tril()
@@ -107,20 +103,17 @@ def _mask(
     num_heads: int, attn_mask: Tensor | None = None, key_padding_mask: Tensor | None = None, **_: Any
 ) -> Tensor | None:
     """What is added to the logits; a mask of booleans says what not to attend to."""
-    masks = []
-    if attn_mask is not None:
-        masks.append(
-            rearrange(attn_mask, "(b h) t s -> b h t s", h=num_heads) if attn_mask.ndim == 3 else attn_mask
-        )
-    if key_padding_mask is not None:
-        masks.append(rearrange(key_padding_mask, "b s -> b 1 1 s"))
-    added = [
-        torch.zeros(mask.shape, device=mask.device).masked_fill(mask, -torch.inf)
-        if mask.dtype == torch.bool
-        else mask
-        for mask in masks
-    ]
+    if attn_mask is not None and attn_mask.ndim == 3:
+        attn_mask = rearrange(attn_mask, "(b h) t s -> b h t s", h=num_heads)
+    padding = None if key_padding_mask is None else rearrange(key_padding_mask, "b s -> b 1 1 s")
+    added = [_added(mask) for mask in (attn_mask, padding) if mask is not None]
     return sum(added[1:], added[0]) if added else None
+
+
+def _added(mask: Tensor) -> Tensor:
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros(mask.shape, device=mask.device).masked_fill(mask, -torch.inf)
 
 
 # -- activation functions -----------------------------------------------------------------------------------
@@ -130,12 +123,15 @@ _NAMES = (
     "mish", "relu", "relu6", "selu", "sigmoid", "silu", "softplus", "softshrink", "softsign", "tanh",
     "tanhshrink", "threshold",
 )  # fmt: skip
-_IN_PLACE = {
-    getattr(home, f"{name}_") for home in (torch, F, Tensor) for name in _NAMES if hasattr(home, f"{name}_")
-}
-_ACTIVATIONS = _IN_PLACE | {
-    getattr(home, name) for home in (torch, F, Tensor) for name in _NAMES if hasattr(home, name)
-}
+
+
+def _functions(ending: str) -> set[Any]:
+    names = [name + ending for name in _NAMES]
+    return {getattr(home, name) for home in (torch, F, Tensor) for name in names if hasattr(home, name)}
+
+
+_IN_PLACE = _functions("_")
+_ACTIVATIONS = _IN_PLACE | _functions("")
 
 
 class Activations(TorchFunctionMode):
@@ -144,9 +140,7 @@ class Activations(TorchFunctionMode):
     # (function, x, what else it is given by position, by name) to what it returns; None leaves it as it is.
     changed: Callable[[Any, Tensor, tuple[Any, ...], dict[str, Any]], Tensor | None]
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func not in _ACTIVATIONS:
             return func(*args, **kwargs)

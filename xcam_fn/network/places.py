@@ -245,9 +245,7 @@ def default_candidates(calls: Sequence[ModuleCall], size: tuple[int, ...]) -> It
     attentions = [i for i in _attentions(calls) if i > last_map]
     for i in reversed(attentions):
         yield calls[i].start - 1
-    if (
-        attentions and len(size) == 3
-    ):  # frames and places may be attended to in turn, out of one row of tokens
+    if attentions and len(size) == 3:  # frames and places may be attended to in turn, out of one row
         yield from [i for i in reversed(range(calls[attentions[-1]].start)) if _is_row(calls, i)]
     if not attentions:
         after = range(last_map + 1, len(calls))
@@ -286,23 +284,19 @@ def _activations(calls: Sequence[ModuleCall], size: tuple[int, ...]) -> list[int
     shapes = {i: calls[i].shape for i in convolutions}
     ranks = {axes, 4} if axes == 5 else {axes}  # frames of clips may run as images
     spatial = [i for i, s in shapes.items() if (len(s) in ranks or _is_narrow(s, axes)) and max(s[2:]) > 1]
-    around = [
-        next(
-            (
-                j
-                for j in range(i + 1, len(calls))
-                if calls[j].start <= calls[i].start and _is_map(calls, j, size)
-            ),
-            -1,
-        )
-        for i in _attentions(calls)
-    ]
+    made = [next((j for j in _around(calls, i) if _is_map(calls, j, size)), -1) for i in _attentions(calls)]
     found = {}
-    for last in sorted({*(spatial or convolutions), *around} - {-1}, reverse=True):
+    for last in sorted({*(spatial or convolutions), *made} - {-1}, reverse=True):
         grid = calls[last].shape[2:]
         same = [i for i in range(last, len(calls)) if calls[i].name and _goes_on(calls[i], grid)]
         found |= dict.fromkeys(reversed(same))
     return list(found)
+
+
+def _around(calls: Sequence[ModuleCall], position: int) -> Iterator[int]:
+    """The calls that ran a call, the innermost first."""
+    start = calls[position].start
+    return (i for i in range(position + 1, len(calls)) if calls[i].start <= start)
 
 
 def _convolves(module: nn.Module) -> bool:
@@ -320,15 +314,9 @@ def _goes_on(call: ModuleCall, grid: tuple[int, ...]) -> bool:
 
 
 def _is_map(calls: Sequence[ModuleCall], position: int, size: tuple[int, ...]) -> bool:
-    call = calls[position]
-    shape = call.shape
-    return (
-        bool(call.name)
-        and len(shape) == len(size) + 2
-        and max(shape[2:]) > 1
-        and call.is_alone
-        and not _layout(calls, position)[0]
-    )
+    call, shape = calls[position], calls[position].shape
+    is_spatial = len(shape) == len(size) + 2 and max(shape[2:]) > 1
+    return is_spatial and bool(call.name) and call.is_alone and not _layout(calls, position)[0]
 
 
 def _is_row(calls: Sequence[ModuleCall], position: int) -> bool:
@@ -348,9 +336,8 @@ def attention_positions(calls: Sequence[ModuleCall]) -> list[int]:
     for i in inside:
         around = [
             j
-            for j in range(i + 1, len(calls))
-            if calls[j].start <= calls[i].start and calls[j].name and _is_row(calls, j)
-            and not isinstance(calls[j].module, nn.Sequential) and calls[j].shape[1] > 1
+            for j in _around(calls, i)
+            if _is_row(calls, j) and calls[j].shape[1] > 1 and not isinstance(calls[j].module, nn.Sequential)
             and sum(calls[j].start <= k < j for k in inside) == 1
         ]  # fmt: skip
         blocks = [j for j in around if "attention" not in calls[j].kind.lower()] or around

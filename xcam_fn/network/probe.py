@@ -27,11 +27,7 @@ _SLOPE = 0.3  # of the centers of answers over the patches' places, for maps to 
 _LEAST = 0.01  # by which that answer's share has to exceed the one of a position that answers to all alike
 _STANDS_OUT = 2.0  # how much more a patch's own position answers than others, of three axes or of frames
 # How the axes of a grid may follow each other in a row, the slowest first.
-_ORDERS: dict[int, tuple[Grid, ...]] = {
-    1: ((0,),),
-    2: ((0, 1), (1, 0)),
-    3: ((0, 1, 2), (2, 1, 0), (1, 2, 0)),
-}
+_ORDERS: dict[int, tuple[Grid, ...]] = {1: ((0,),), 2: ((0, 1), (1, 0)), 3: ((0, 1, 2), (2, 1, 0), (1, 2, 0))}
 _Key = tuple[str, int, bool]  # a call, and whether its channels are read as the last axis
 
 
@@ -95,20 +91,22 @@ class Probe:
     def _shares(self, call: ModuleCall, *, is_last: bool) -> Tensor | None:
         """The share of each position's answers to each patch, (3, T)."""
         answers = self._found.answers.get((*call.key, is_last))
-        return None if answers is None else answers / answers.sum(0).clamp(min=_TINY)
+        return None if answers is None else _shares(answers)
 
     def tokens(self, call: ModuleCall) -> Place | None:
         """How a call's output (B, T, K) lies on the image; None where it does not, or not in order."""
         shares, count = self._shares(call, is_last=True), call.shape[1]
         if shares is None:
             return None
-        if len(self.size) == 3:
-            place = self._local(count)
-            if place is not None:
-                start = torch.tensor([place.prefix])
-                place = place if _fits(shares, place.grid, start, place.order) >= _SETTLED else None
+        if len(self.size) != 3:
+            return next(self._places(shares, count), None)
+        place = self._local(count)
+        if (
+            place is not None
+            and _fits(shares, place.grid, torch.tensor([place.prefix]), place.order) >= _SETTLED
+        ):
             return place
-        return next((place for place in self._places(shares, count)), None)
+        return None
 
     def _places(self, shares: Tensor, count: int) -> Iterator[Place]:
         for grid in _grids(count, self.size):
@@ -124,16 +122,12 @@ class Probe:
         Further on, attention along one axis answers all along it, and any order would fit.
         """
         if count not in self._locals:
-            self._locals[count] = next(
-                (
-                    place
-                    for (*_, is_last), answers in self._found.answers.items()
-                    if is_last and answers.shape[1] == count
-                    for place in self._places(answers / answers.sum(0).clamp(min=_TINY), count)
-                    if _is_local(answers, place)
-                ),
-                None,
+            known = self._found.answers.items()
+            rows = [answers for (*_, is_last), answers in known if is_last and answers.shape[1] == count]
+            found = (
+                place for row in rows for place in self._places(_shares(row), count) if _is_local(row, place)
             )
+            self._locals[count] = next(found, None)
         return self._locals[count]
 
     def folded(self, call: ModuleCall) -> Fold | None:
@@ -252,6 +246,11 @@ def _answers_of(values: Tensor) -> Tensor:
     near, far, across = ((a - b).norm(dim=-1) for a, b in ((one, two), (one, three), (two, three)))
     answers = torch.stack([near + far - across, near + across - far, far + across - near]).clamp(min=0)
     return (answers / answers.mean(1, keepdim=True).clamp(min=_TINY)).cpu()
+
+
+def _shares(answers: Tensor) -> Tensor:
+    """The share of each position's answers to each patch, (3, T)."""
+    return answers / answers.sum(0).clamp(min=_TINY)
 
 
 def _slope(shares: Tensor, grid: Grid, *, turned: bool) -> float:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from xcam_fn import checks
+from xcam_fn.arguments import check
 from xcam_fn.docstrings import documented
 from xcam_fn.network.calls import leaves_of, module_calls
 from xcam_fn.network.copies import unwrap
@@ -122,7 +123,8 @@ def feature_and_grad(
     """
     x = checks.plain(x)
     checks.check_call(model, x)
-    checks.check_flag("create_graph", create_graph)
+    if not torch.compiler.is_compiling():
+        check("create_graph", create_graph, bool)
     score = checked_scores(cls, x.shape[0])
     with recording(x, create_graph):
         found = checked_pass(model, layer, x, to_spatial, score)

@@ -10,7 +10,7 @@ from xcam_fn import checks
 from xcam_fn.names import nearest
 from xcam_fn.network.bound import Bound
 from xcam_fn.network.calls import Key, ModuleCall
-from xcam_fn.network.copies import name_of, named, unwrap
+from xcam_fn.network.copies import name_of, tree, unwrap
 from xcam_fn.network.places import default_candidates, has_tokens, placed_shape
 from xcam_fn.network.probe import Probe
 from xcam_fn.torch_state import Convolution
@@ -52,11 +52,7 @@ def find(root: nn.Module, layer: str | nn.Module) -> Found:
 
 
 def position_of(
-    root: nn.Module,
-    found: Found | None,
-    calls: Sequence[ModuleCall],
-    probe: Probe,
-    carrying: Carrying = None,
+    root: nn.Module, found: Found | None, calls: Sequence[ModuleCall], probe: Probe, carrying: Carrying = None
 ) -> int:
     """The position of the target layer among the calls of a forward.
 
@@ -163,7 +159,7 @@ def _submodule(root: nn.Module, path: str) -> nn.Module | None:
 
 
 def _unknown_layer(root: nn.Module, path: str) -> str:
-    names = [name for name, _ in named(root) if name]
+    names = [name for name, _, _ in tree(root) if name]
     top = ", ".join(repr(name) for name, _ in root.named_children()) or "none"
     hint = nearest(path, names, f"its top modules are {top}", cutoff=0.5)
     return f"layer {path!r} is not in {type(root).__name__}; {hint} (xcam_fn.layers(model, x) lists them all)"

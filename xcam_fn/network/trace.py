@@ -306,11 +306,7 @@ def _trunk_graph(nodes: list[fx.Node], layer: fx.Node, residual: list[fx.Node]) 
 
 
 def _head_graph(
-    trace: Trace,
-    nodes: list[fx.Node],
-    layer: fx.Node,
-    residual: list[fx.Node],
-    crossing: list[fx.Node],
+    trace: Trace, nodes: list[fx.Node], layer: fx.Node, residual: list[fx.Node], crossing: list[fx.Node]
 ) -> fx.Graph:
     graph = fx.Graph()
     features = graph.placeholder("features")

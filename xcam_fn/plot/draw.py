@@ -35,7 +35,7 @@ class Style(TypedDict, total=False):
     alpha_follows_heatmap: bool
 
 
-_COLORMAP = "inferno"
+COLORMAP = "inferno"
 _ALPHA = 0.75
 _CONCEPTS = "Set1"  # colors that are told apart
 _MEAN_COLOR = (0.485, 0.456, 0.406)  # of ImageNet; zero once it is normalized
@@ -45,7 +45,7 @@ def overlay(
     image: Picture,
     heatmap: Map,
     *,
-    colormap: str = _COLORMAP,
+    colormap: str = COLORMAP,
     alpha: float = _ALPHA,
     alpha_follows_heatmap: bool = True,
 ) -> UInt8[np.ndarray, "H W 3"]:
@@ -113,15 +113,11 @@ def heatmaps(
     picture = inputs.picture_of(image)
     shown = zip(maps, _overlaid(picture, maps, "maps", style), strict=True)
     panels = [_photograph(picture), *(panel._replace(note=notes.get(title, "")) for title, panel in shown)]
-    return panels_figure(panels, caption, colormap=style.get("colormap", _COLORMAP), columns=columns)
+    return panels_figure(panels, caption, colormap=style.get("colormap", COLORMAP), columns=columns)
 
 
 def grid(
-    image: Picture,
-    rows: Sequence[Mapping[str, Map]],
-    *,
-    caption: str | None = None,
-    **style: Unpack[Style],
+    image: Picture, rows: Sequence[Mapping[str, Map]], *, caption: str | None = None, **style: Unpack[Style]
 ) -> Figure:
     """A figure of rows of the picture under heatmaps, for comparing methods, classes or layers.
 
@@ -145,7 +141,7 @@ def grid(
         raise ValueError(f"rows have {counts} maps; expected one row or more, each with the same number")
     picture = inputs.picture_of(image)
     panels = [p for i, row in enumerate(rows) for p in _overlaid(picture, row, f"rows[{i}]", style)]
-    return panels_figure(panels, caption, colormap=style.get("colormap", _COLORMAP), columns=counts[0])
+    return panels_figure(panels, caption, colormap=style.get("colormap", COLORMAP), columns=counts[0])
 
 
 def detections(
@@ -181,19 +177,18 @@ def detections(
     if boxes.keys() != maps.keys():
         raise ValueError(f"boxes has the titles {list(boxes)}; expected those of maps, {list(maps)}")
     picture = inputs.picture_of(image)
-    drawn = {}
-    for number, (title, values) in enumerate(maps.items()):
+    drawn = []
+    for title, values in maps.items():
         height, width = inputs.map_of(values, f"maps[{title!r}]").shape
         box = inputs.numbers_of(boxes[title], f"boxes[{title!r}]")
         if box.shape != (4,) or not (box[2:] > box[:2]).all():
             expected = "x1, y1, x2, y2 with x1 < x2 and y1 < y2"
             raise ValueError(f"boxes[{title!r}]={boxes[title]!r}; expected {expected}")
-        scale = np.array([picture.shape[1] / width, picture.shape[0] / height] * 2)
-        drawn[number] = box * scale
-    panels = [_photograph(picture)._replace(boxes=drawn)]
-    for number, panel in enumerate(_overlaid(picture, maps, "maps", style)):
-        panels.append(panel._replace(boxes={number: drawn[number]}))
-    return panels_figure(panels, caption, colormap=style.get("colormap", _COLORMAP), columns=columns)
+        drawn.append(box * np.array([picture.shape[1] / width, picture.shape[0] / height] * 2))
+    numbered = enumerate(zip(_overlaid(picture, maps, "maps", style), drawn, strict=True))
+    panels = [_photograph(picture)._replace(boxes=dict(enumerate(drawn)))]
+    panels += [panel._replace(boxes={number: box}) for number, (panel, box) in numbered]
+    return panels_figure(panels, caption, colormap=style.get("colormap", COLORMAP), columns=columns)
 
 
 def concepts(
@@ -361,14 +356,11 @@ def frames(
 
 
 def check_style(
-    *,
-    colormap: str = _COLORMAP,
-    alpha: float = _ALPHA,
-    alpha_follows_heatmap: bool = True,
+    *, colormap: str = COLORMAP, alpha: float = _ALPHA, alpha_follows_heatmap: bool = True
 ) -> None:
     """Raise what `overlay` and `heatmaps` would raise for these, before any heatmap is computed."""
     checks.check_number("alpha", alpha, at_least=0, at_most=1)
-    checks.check_flag("alpha_follows_heatmap", alpha_follows_heatmap)
+    check("alpha_follows_heatmap", alpha_follows_heatmap, bool)
     _colormap(colormap)
 
 

@@ -32,22 +32,25 @@ def picture_of(image: Picture) -> Float64[np.ndarray, "H W 3"]:
         if image.mode not in {"1", "L", "P", "RGB"}:
             remedy = "xcam_fn.images.load converts it"
             raise ValueError(f"image has mode {image.mode!r}; expected 'RGB' or 'L' ({remedy})")
-        values = np.asarray(image.convert("RGB"))
-    elif isinstance(image, Tensor):
-        values = array_of(image, "image")
-        values = values[0] if values.ndim == 4 and len(values) == 1 else values
-        values = np.moveaxis(values, 0, -1) if values.ndim == 3 else values
-    elif isinstance(image, np.ndarray):
-        values = image
-    else:
+        image = np.asarray(image.convert("RGB"))
+    if not isinstance(image, (Tensor, np.ndarray)):
         raise TypeError(f"image must be a PIL image, an array or a tensor, got {type(image).__name__}")
-    values = values[..., None] if values.ndim == 2 else values
-    if values.ndim != 3 or values.shape[2] not in (1, 3) or values.size == 0:
-        shape = tuple(getattr(image, "shape", values.shape))
-        wanted = "an array (H, W), (H, W, 1) or (H, W, 3), or a tensor (H, W), (1, H, W) or (3, H, W)"
-        raise ValueError(f"image has shape {shape}; expected {wanted}")
+    wanted = "an array (H, W), (H, W, 1) or (H, W, 3), or a tensor (H, W), (1, H, W) or (3, H, W)"
+    values = channels_last(image, "image", 2, wanted)
     remedy = "pass the picture as it was before normalization (images.prepare returns it)"
     return np.broadcast_to(shares_of_white(values, "image", remedy), (*values.shape[:2], 3))
+
+
+def channels_last(image: Map, argument: str, axes: int, wanted: str) -> np.ndarray:
+    """The values (*size, channels) of so many axes; a tensor has its channels first, and may be a batch."""
+    values = array_of(image, argument) if isinstance(image, Tensor) else image
+    if isinstance(image, Tensor):
+        values = values[0] if values.ndim == axes + 2 and len(values) == 1 else values
+        values = np.moveaxis(values, 0, -1) if values.ndim == axes + 1 else values
+    values = values[..., None] if values.ndim == axes else values
+    if values.ndim != axes + 1 or values.shape[-1] not in (1, 3) or values.size == 0:
+        raise ValueError(f"{argument} has shape {tuple(image.shape)}; expected {wanted}")
+    return values
 
 
 def map_of(heatmap: Map, argument: str) -> Float64[np.ndarray, "h w"]:

@@ -16,15 +16,14 @@ from torch import Tensor
 from xcam_fn import checks
 from xcam_fn.arguments import check
 from xcam_fn.models.images import shares_of_white, unit_floats
-from xcam_fn.plot.draw import Numbers, Style, check_style, overlay
+from xcam_fn.plot.draw import COLORMAP, Numbers, Style, check_style, overlay
 from xcam_fn.plot.figures import Panel, figure_of, panels_figure, relevance_bar
-from xcam_fn.plot.inputs import Map, array_of, numbers_of
+from xcam_fn.plot.inputs import Map, channels_last, numbers_of
 
 __all__ = ["animation", "signal", "video", "volume"]
 
 Slices = np.ndarray | Tensor
 
-_COLORMAP = "viridis"
 _AXES = ("depth", "height", "width")
 _PLANES_INCHES, _LARGEST_INCHES = 9.0, 6.0
 _SIGNAL_INCHES = (8.0, 1.7)
@@ -73,7 +72,7 @@ def volume(
     check("unit", unit, str)
     pictures, relevance = _both(image, heatmap, "image", window=window)
     lengths = _spacing(spacing)
-    colormap = style.get("colormap", _COLORMAP)
+    colormap = style.get("colormap", COLORMAP)
     if slices is not None:
         checks.check_count("slices", slices)
         shown = _evenly(len(pictures), slices)
@@ -118,7 +117,7 @@ def _planes(
         plot.set_title(f"{names[normal]} {_number(where[normal], unit)}", fontsize=10, parse_math=False)
         plot.set_xlabel(f"{names[columns]} ({unit})", parse_math=False)
         plot.set_ylabel(f"{names[rows]} ({unit})", parse_math=False)
-    relevance_bar(figure, plots, style.get("colormap", _COLORMAP))
+    relevance_bar(figure, plots, style.get("colormap", COLORMAP))
     if caption:
         figure.supxlabel(caption, fontsize=10, parse_math=False)
     return figure
@@ -158,16 +157,11 @@ def video(
     panels = [
         Panel(overlay(pictures[i], relevance[i], **style), titles[i]) for i in _evenly(len(pictures), count)
     ]
-    return panels_figure(panels, caption, colormap=style.get("colormap", _COLORMAP))
+    return panels_figure(panels, caption, colormap=style.get("colormap", COLORMAP))
 
 
 def animation(
-    clip: Slices,
-    heatmap: Map,
-    *,
-    fps: float = 8.0,
-    window: Numbers | None = None,
-    **style: Unpack[Style],
+    clip: Slices, heatmap: Map, *, fps: float = 8.0, window: Numbers | None = None, **style: Unpack[Style]
 ) -> ArtistAnimation:
     """An animation of a clip's frames, or of a volume's slices, under the heatmap.
 
@@ -211,7 +205,7 @@ def signal(
     names: Sequence[str] | None = None,
     spectrogram: int | None = None,
     caption: str | None = None,
-    colormap: str = _COLORMAP,
+    colormap: str = COLORMAP,
 ) -> Figure:
     """A figure of a signal's channels, each a curve colored by relevance, with optional spectrograms.
 
@@ -276,51 +270,34 @@ def _signal(values: Slices, heatmap: Map) -> tuple[Float64[np.ndarray, "C L"], F
     curves = found[0] if found.ndim == 3 and len(found) == 1 else found
     if curves.ndim not in (1, 2) or curves.size == 0:
         raise ValueError(f"values has shape {found.shape}; expected a signal, (L,) or (C, L)")
-    given = numbers_of(heatmap, "heatmap", None)
-    relevance = given[0] if given.ndim == 2 and len(given) == 1 else given
-    if relevance.shape != curves.shape[-1:]:
-        raise ValueError(
-            f"heatmap has shape {given.shape}; expected ({curves.shape[-1]},), as long as the signal "
-            "(xcam_fn.heatmap(cam, size) resizes a raw map)"
-        )
-    return np.atleast_2d(curves), unit_floats(relevance, "heatmap", "xcam_fn.heatmap makes that of a raw map")
+    return np.atleast_2d(curves), _relevance(heatmap, curves.shape[-1:], "as long as the signal")
 
 
 def _both(
-    image: Slices,
-    heatmap: Map,
-    argument: str,
-    *,
-    window: Numbers | None = None,
-    is_picture: bool = False,
+    image: Slices, heatmap: Map, argument: str, *, window: Numbers | None = None, is_picture: bool = False
 ) -> tuple[Float64[np.ndarray, "D H W 3"], Float64[np.ndarray, "D H W"]]:
     """The slices in [0, 1], channels last, and their relevance."""
     if not isinstance(image, (Tensor, np.ndarray)):
         raise TypeError(f"{argument} is a {type(image).__name__}; expected an array or a tensor")
-    found = array_of(image, argument) if isinstance(image, Tensor) else image
-    if isinstance(image, Tensor):
-        found = found[0] if found.ndim == 5 and len(found) == 1 else found
-        found = np.moveaxis(found, 0, -1) if found.ndim == 4 else found
-    found = found[..., None] if found.ndim == 3 else found
-    if found.ndim != 4 or found.shape[-1] not in (1, 3) or found.size == 0:
-        wanted = (
-            "an array (D, H, W), (D, H, W, 1) or (D, H, W, 3), or a tensor (D, H, W) or (1 or 3, D, H, W)"
-        )
-        raise ValueError(f"{argument} has shape {tuple(image.shape)}; expected {wanted}")
+    wanted = "an array (D, H, W), (D, H, W, 1) or (D, H, W, 3), or a tensor (D, H, W) or (1 or 3, D, H, W)"
+    found = channels_last(image, argument, 3, wanted)
     if is_picture:
         remedy = "the frames as they were before normalization, or window=(black, white)"
         shown = shares_of_white(found, argument, remedy)
     else:
         shown = _windowed(numbers_of(found, argument, None), window)
+    size = found.shape[:3]
+    return np.broadcast_to(shown, (*size, 3)), _relevance(heatmap, size, f"as {argument}")
+
+
+def _relevance(heatmap: Map, size: tuple[int, ...], what: str) -> Float64[np.ndarray, "..."]:
+    """A heatmap of that size in [0, 1]."""
     given = numbers_of(heatmap, "heatmap", None)
-    relevance = given[0] if given.ndim == 4 and len(given) == 1 else given
-    if relevance.shape != found.shape[:3]:
+    found = given[0] if given.ndim > len(size) and len(given) == 1 else given
+    if found.shape != size:
         remedy = "xcam_fn.heatmap(cam, size) resizes a raw map"
-        raise ValueError(
-            f"heatmap has shape {given.shape}; expected {found.shape[:3]}, as {argument} ({remedy})"
-        )
-    relevance = unit_floats(relevance, "heatmap", "xcam_fn.heatmap(cam, size) makes that of a raw map")
-    return np.broadcast_to(shown, (*found.shape[:3], 3)), relevance
+        raise ValueError(f"heatmap has shape {given.shape}; expected {size}, {what} ({remedy})")
+    return unit_floats(found, "heatmap", "xcam_fn.heatmap(cam, size) makes that of a raw map")
 
 
 def _windowed(values: np.ndarray, window: Numbers | None) -> np.ndarray:

@@ -171,11 +171,8 @@ def _zero_padding(source: Any, values: Values, found: _Convolution) -> list[tupl
 def _overwrite(node: Any, values: Values) -> None:
     """Let an activation write to its input where that is a new tensor that nothing else reads."""
     module: Any = values.get(node)
-    if (
-        type(module).__module__ != nn.ReLU.__module__
-        or getattr(module, "inplace", True)
-        or len(node.args) != 1
-    ):
+    is_activation = type(module).__module__ == nn.ReLU.__module__
+    if not is_activation or getattr(module, "inplace", True) or len(node.args) != 1:
         return
     source: Any = node.args[0]
     if len(source.users) == 1 and (type(values.get(source)) in _FRESH or source.target in _FRESH):
@@ -192,11 +189,8 @@ def _cast(graph: fx.Graph, values: Values, dtype: torch.dtype) -> None:
     kinds = [values[n].__class__ if n.op == "call_module" else n.target for n in nodes]
     linear = max((i for i, kind in enumerate(kinds) if kind in (nn.Linear, F.linear)), default=len(nodes))
     exact = set(nodes[linear:])
-    if (
-        exact
-        and nodes[linear].args
-        and not any(kind in (*_CONVOLUTIONS, *_CONVOLUTIONS.values()) for kind in kinds[linear:])
-    ):
+    convolves = any(kind in (*_CONVOLUTIONS, *_CONVOLUTIONS.values()) for kind in kinds[linear:])
+    if exact and nodes[linear].args and not convolves:
         start = nodes[linear]
         weights = [n for n in start.all_input_nodes if n.op == "get_attr"]
         exact |= set(weights)

@@ -79,10 +79,9 @@ def check_running(how: Running, x: Tensor) -> None:
 
 
 def _convolves_in_bfloat16(device: torch.device) -> bool:
+    image, kernel = (torch.ones(1, 1, n, n, device=device).bfloat16() for n in (2, 1))
     try:
-        F.conv2d(
-            torch.ones(1, 1, 2, 2, device=device).bfloat16(), torch.ones(1, 1, 1, 1, device=device).bfloat16()
-        )
+        F.conv2d(image, kernel)
     except RuntimeError:
         return False
     return True
@@ -193,9 +192,8 @@ def _padded(run: Run, length: int) -> Run:
         n = len(images)
         if n >= length:
             return run(images)
-        return first_rows(
-            run(torch.cat([images, images[-1:].expand(length - n, *images.shape[1:])])), n, length
-        )
+        more = images[-1:].expand(length - n, *images.shape[1:])
+        return first_rows(run(torch.cat([images, more])), n, length)
 
     return padded
 

@@ -276,8 +276,7 @@ class SESS(_OfMethod):
 class GuidedBackpropReLUModel(_Called):
     """Guided backpropagation; called with images and a class, it returns that of the first, (h, w, C)."""
 
-    def __init__(self, model: nn.Module, device: Any = None) -> None:
-        self.model, self.device = model, device
+    __signature__ = signature("model", device=None)
 
     def __call__(self, input_img: Tensor, target_category: int | None = None) -> np.ndarray:
         call = Call(evaluated(self.model), None, self._on_device(input_img)[:1], target_category)
@@ -288,15 +287,9 @@ class GuidedBackpropReLUModel(_Called):
 class DeepFeatureFactorization(_Called):
     """Features as concepts; called with images, it returns these (K, n) and an image's maps (n, h, w)."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        target_layer: nn.Module,
-        reshape_transform: Any = None,
-        computation_on_concepts: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
-        self.model, self.target_layer, self.reshape_transform = model, target_layer, reshape_transform
-        self.computation_on_concepts = computation_on_concepts
+    __signature__ = signature("model", "target_layer", reshape_transform=None, computation_on_concepts=None)
+    target_layer: nn.Module
+    computation_on_concepts: Callable[[Tensor], Tensor] | None
 
     def __call__(self, input_tensor: Tensor, n_components: int = 16) -> tuple[Any, ...]:
         (layer,), x = self._names([self.target_layer]), self._on_device(input_tensor)

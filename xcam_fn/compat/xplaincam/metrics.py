@@ -71,12 +71,10 @@ class InsertionDeletion:
         order = cam.flatten().argsort(descending=True)  # not a stable sort: ties in the order of XplainCAM
         rank = torch.arange(len(order), dtype=torch.float64, device=cam.device)
         ranked = torch.empty_like(rank).scatter(0, order, -rank).reshape(1, *cam.shape)
-        if _checked(mode or self.mode) == "Insertion":
-            curve = metrics.insertion(
-                self.model, x, ranked, class_idx, baseline=self.blur_fn, pixels_per_step=self.step
-            )
-        else:
-            curve = metrics.deletion(self.model, x, ranked, class_idx, pixels_per_step=self.step)
+        inserts = _checked(mode or self.mode) == "Insertion"
+        metric, baseline = (metrics.insertion, self.blur_fn) if inserts else (metrics.deletion, 0.0)
+        how: Any = {"baseline": baseline, "pixels_per_step": self.step}
+        curve = metric(self.model, x, ranked, class_idx, **how)
         steps = curve.scores[0].float().cpu().numpy()
         area = (steps.sum() - steps[0] / 2 - steps[-1] / 2) / (len(steps) - 1)
         return {"auc": area, "steps": steps} if return_steps else {"auc": area}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -15,7 +14,7 @@ from tqdm import tqdm
 import xcam_fn as xf
 from xcam_fn import checks, cli
 from xcam_fn.cli.options import Flag, Names
-from xcam_fn.cli.text import show, table
+from xcam_fn.cli.text import saved_table, show, table
 from xcam_fn.compat.xplaincam import cam
 from xcam_fn.compat.xplaincam.metrics import AvgDropConf, InsertionDeletion
 from xcam_fn.compat.xplaincam.utils import load_image, sample_images_flat
@@ -28,16 +27,9 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
     "eval_latency": ("CAM Method", "Average Latency (s)"),
 }
 _NAMES = [
-    "GradCAM",
-    "GradCAM++",
-    "XGradCAM",
-    "ScoreCAM",
-    "GroupCAM",
-    "AblationCAM",
-    "ISCAM",
-    "UnionCAM",
+    "GradCAM", "GradCAM++", "XGradCAM", "ScoreCAM", "GroupCAM", "AblationCAM", "ISCAM", "UnionCAM",
     "FusionCAM",
-]
+]  # fmt: skip
 _MODES = ("Deletion", "Insertion")
 
 
@@ -89,10 +81,7 @@ def evaluate(
     cells = [_COLUMNS[script], *([c if isinstance(c, str) else f"{c:.4f}" for c in row] for row in rows)]
     show(f"averages over {len(paths)} photographs\n{table(cells)}")
     if output_csv:
-        output_csv.parent.mkdir(parents=True, exist_ok=True)
-        with output_csv.open("w", newline="") as file:
-            csv.writer(file).writerows(cells)
-        show(f"wrote {output_csv}")
+        show(saved_table(cells, output_csv))
 
 
 def _method(name: str, model: Any, layer: str | None) -> xf.Method[...]:

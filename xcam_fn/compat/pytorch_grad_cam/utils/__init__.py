@@ -34,9 +34,8 @@ def find_layer_predicate_recursive(
     model: nn.Module, predicate: Callable[[nn.Module], Any]
 ) -> list[nn.Module]:
     """The modules within a model of which the predicate is true, in order."""
-    return [
-        one for _, one in model.named_modules(remove_duplicate=False) if one is not model and predicate(one)
-    ]
+    every = (module for _, module in model.named_modules(remove_duplicate=False))
+    return [module for module in every if module is not model and predicate(module)]
 
 
 def find_layer_types_recursive(model: nn.Module, layer_types: Any) -> list[nn.Module]:

@@ -10,18 +10,15 @@ import torch
 from torch import Tensor
 
 from xcam_fn.maps import resize
+from xcam_fn.names import needed
 
 _JET = 2  # cv2.COLORMAP_JET
 
 
 def opencv() -> Any:
     """The module cv2, which is no dependency of ours; it colors as theirs."""
-    try:
-        import cv2  # noqa: PLC0415
-    except ImportError:
-        remedy = "pip install opencv-python-headless, or draw with xcam_fn.plot"
-        raise ValueError(f"OpenCV is not installed; {remedy}") from None
-    return cv2
+    remedy = "pip install opencv-python-headless, or draw with xcam_fn.plot"
+    return needed("cv2", f"OpenCV is not installed; {remedy}")
 
 
 def preprocess_image(img: np.ndarray, mean: Any = (0.5,) * 3, std: Any = (0.5,) * 3) -> Tensor:
