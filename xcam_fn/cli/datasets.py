@@ -231,7 +231,7 @@ def evaluate(
     if outcome.unreadable or outcome.failures:
         unread = f"{outcome.unreadable} of {count} {what} could not be read"
         say("warning", f"{unread}, and {outcome.failures} results failed; the report says why")
-    return 0 if outcome.results else NOTHING_READ
+    return SOME_FAILED if outcome.unreadable or outcome.failures or not outcome.results else 0
 
 
 def merge(
@@ -254,7 +254,7 @@ def merge(
     show(f"{merged.results} results in {output}; `xcam report {output}` writes the report")
     if merged.failures:
         say("warning", f"{merged.failures} results failed; the report says why")
-    return 0
+    return SOME_FAILED if merged.failures else 0
 
 
 def report(

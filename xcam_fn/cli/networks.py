@@ -54,7 +54,9 @@ def export(
         class_: the class to explain, an index or a name. [default: the predicted class]
         size: side length of the images in pixels. [default: the model's]
         output: the file, .onnx or .pt2. [default: MODEL_METHOD.onnx, unless --page is given]
-        page: a folder for a page that explains photographs in the browser, with the file it runs.
+        page: a folder for a page that explains photographs in the browser. ONNX Runtime is downloaded into
+            it, once; the page itself needs no network.
+        cdn: download nothing; the page loads ONNX Runtime from cdn.jsdelivr.net each time it is opened.
     """
     if output is not None and output.suffix not in (".onnx", ".pt2"):
         raise ValueError(f"--output {str(output)!r}: expected a name that ends in .onnx or .pt2")
