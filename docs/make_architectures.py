@@ -559,7 +559,7 @@ def update(only: str | None) -> None:
 _NO_RELU = "the network runs no ReLU (nor ReLU6), whose backward pass is what the method changes"
 _NO_ATTENTION = (
     "the network has no block with a single attention over all patches: it is convolutional, mixes tokens in "
-    "another way, attends within windows, to pooled keys or across channels, or has two attentions per block"
+    "another way, attends within windows, to pooled keys or across channels, or twice in a block"
 )
 # Why a method has no map on some networks: what it needs and they lack, and where random weights leave none.
 REASONS = {
@@ -574,12 +574,12 @@ REASONS = {
 # Their own gradient, by autograd and a hook, is another in a batch than alone; ours equals it in both.
 GRADIENT_OF_BATCH = ("CvtForImageClassification",)
 ZERO = (
-    "with these weights the map has no positive value, as its definition says if nothing speaks for the class "
+    "with these weights the map has no positive value, as its definition says if nothing supports the class "
     "(weights are the draw with the fewest such maps, out of up to eight, or fewer if one takes long)"
 )
 UNPLACED = (
-    "with these weights, and so few tokens, changing a patch of the image does not change its own token most, "
-    "so the method raises an error"
+    "with these weights, and so few tokens, changing a patch of the image does not change its token the "
+    "most, so the method raises an error"
 )
 
 
@@ -596,15 +596,15 @@ def page(rows: Iterable[dict[str, str]]) -> str:
         "# Architectures",
         "",
         f"Every method, and `smooth` and `eigen_smooth` of Grad-CAM, run on {len(rows)} architectures: "
-        f"{len(rows) * len(METHODS)} runs, of which {total['ok']} give a map, {total['lacks']} report that the "
-        f"network lacks the structure that the method needs, and {total['zero']} give a map of zeros. The "
-        "default layer and the token positions are found automatically.",
+        f"{len(rows) * len(METHODS)} runs, of which {total['ok']} give a map, {total['lacks']} report that "
+        f"the network lacks the method's structure, and {total['zero']} give a map of zeros. The default "
+        "layer and the token positions are found automatically.",
         "",
         f"Made by `python docs/make_architectures.py` with {versions}. Nothing is downloaded: weights are "
-        "random, drawn so that no head, norm or layer scale is zero. The input is one small image, not square "
-        "if the architecture allows it; narrow or shallow variants replace slow networks (see their number of "
-        "parameters). A map counts if it is finite, in [0, 1], of the image's size and not zero everywhere. "
-        "[All cells](architectures.csv), with the messages, are in a CSV file.",
+        "random, drawn so that no head, norm or layer scale is zero. The input is one small image, not "
+        "square if the architecture allows it; narrow or shallow variants replace slow networks (see their "
+        "number of parameters). A map counts if it is finite, in [0, 1], of the image's size and not zero "
+        "everywhere. [All cells](architectures.csv), with the messages, are in a CSV file.",
         "",
         "- **Layer** is `default_layer`, **features** its output as channels × height × width.",
         f"- **Runs** says how the network is split: into two *halves*, or, if its forward cannot be traced "

@@ -280,7 +280,7 @@ def last_layers(model: nn.Module, x: Images, layer: Layer = None, *, count: int 
     if not before:
         raise checks.StructureError(
             f"layer {deepest!r}: no layer of {type(root).__name__} before it has a higher resolution, so "
-            "there are no several layers to combine; name them with layers=[...]"
+            "there are not several layers to combine; name them with layers=[...]"
         )
     return [*reversed(before), shown[-1]]
 

@@ -43,7 +43,7 @@ def random_logit(judged: Judged, *, similarity: Similarity | None = None, seed: 
     """
     explain, asked = judged.explain, judged.scoring.explained.logit_of
     if callable(asked):
-        raise ValueError(f"random_logit: cls={asked!r} is no class; expected None, an int or B ints")
+        raise ValueError(f"random_logit: cls={asked!r} is not a class; expected None, an int or B ints")
     values = logits(judged.scoring.run(judged.x))
     if (count := values.shape[1]) < 2:
         raise ValueError("random_logit: the model has 1 class; expected 2 or more")
