@@ -57,8 +57,9 @@ def test_a_new_gradient_method_is_one_code_file_and_its_page(tmp_path):
 
 
 def test_shapes_in_signatures_are_checked_at_run_time():
-    with pytest.raises(jaxtyping.TypeCheckError, match="B K L"):
-        xf.perturb.distinct_maps(torch.ones(2, 3))
+    found = xf.perturb.distinct_maps(torch.rand(1, 3, 2, 2))
+    with pytest.raises(jaxtyping.TypeCheckError, match=r"scores: Float\[Tensor, 'P n'\]"):
+        xf.perturb.scatter_scores(torch.ones(3), found, torch.ones(1, 1))
 
 
 def test_methods_is_complete_once_it_is_imported():
