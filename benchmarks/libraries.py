@@ -315,6 +315,8 @@ def xplaincam(checkout: Path) -> Library:
         task, x = setting.case.task, setting.x
         if task not in _XPLAINCAM or x.shape[0] > 1 or setting.cls is not None or x.shape[2:] != (224, 224):
             return None
+        if task in cases.PERTURBATION and setting.case.network != "lite0":
+            return None  # it cannot run a sample of the maps, and all of them take minutes
         model, layer = networks.for_peer(setting.network)
         make = getattr(cams, _XPLAINCAM[task])
         cam = stack.enter_context(make(model, target_layer=layer, **cases.OPTIONS.get(task, {})))
