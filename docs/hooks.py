@@ -24,12 +24,12 @@ NOTEBOOKS = ROOT / "notebooks"
 RESULTS = ROOT / "benchmarks" / "results"
 
 FAMILIES = {
-    "gradient": "made of gradients, to the features, the attention, the image or the biases",
-    "perturbation": "weighted by what the score does when something is hidden or shown alone",
-    "optimized": "searched for by gradient ascent, image by image",
-    "fusion": "maps of several methods or layers joined",
-    "activation": "made of the features and the network's own weights",
-    "baseline": "what an explanation has to beat",
+    "gradient": "gradients with respect to the features, the attention, the image or the biases",
+    "perturbation": "the change of the score when something is hidden or shown alone",
+    "optimized": "maps found by gradient ascent, for each image",
+    "fusion": "combined maps of several methods or layers",
+    "activation": "only the features and the network's own weights",
+    "baseline": "what every explanation has to beat",
 }
 _CALL = ("model", "layer", "x", "cls")
 _SHARED = (
@@ -210,7 +210,7 @@ def method_page(name: str) -> str:
 
 ## Cost
 
-In forwards of the network: {_uncapitalized(about["cost"].strip())}
+In forward passes of the network: {_uncapitalized(about["cost"].strip())}
 
 </div>
 
@@ -238,7 +238,8 @@ def _picture(method: Any, about: dict[str, str]) -> str:
 
 
 def _uncapitalized(text: str) -> str:
-    return text if text.startswith("`") or text[1].isupper() else text[0].lower() + text[1:]
+    is_name = any(letter.isupper() for letter in text.split(maxsplit=1)[0][1:])
+    return text if is_name else text[0].lower() + text[1:]
 
 
 def _facts(method: Any) -> str:
@@ -273,9 +274,9 @@ def options(method: Any) -> str:
     every = [option for option in options_of(method) if option.name not in _CALL]
     own = [option for option in every if option.name not in _SHARED]
     shared = [option for option in every if option.name in _SHARED]
-    first = _table(own) if own else "It has none of its own."
+    first = _table(own) if own else "None of its own."
     folded = _table(shared).replace("\n", "\n    ")
-    title = "What it shares with other methods"
+    title = "Options shared with other methods"
     return f'## Options\n\n{first}\n\n??? note "{title}"\n\n    {folded}\n'
 
 
@@ -325,10 +326,9 @@ def _variants(name: str) -> str:
             rows.append(f"| {_LIBRARIES[library]} | {f'`{given}`' if given else 'the same'} |")
     if not rows:
         return ""
-    table = "\n".join(["| library | keywords with which this computes its map |", "|---|---|", *rows])
-    return (
-        f"## In other libraries\n\n{table}\n\n[What they compute](../variants.md) says where they depart.\n"
-    )
+    table = "\n".join(["| library | keywords that reproduce its map |", "|---|---|", *rows])
+    link = "[What other libraries compute](../variants.md)"
+    return f"## In other libraries\n\n{table}\n\n{link} lists the differences.\n"
 
 
 # -- parts --------------------------------------------------------------------------------------------------

@@ -743,33 +743,33 @@ def update(only: str | None) -> None:
 
 _NO_RELU = "the network runs no ReLU (nor ReLU6), whose backward pass is what the method changes"
 _NO_ATTENTION = (
-    "the network has no block around one attention of all patches to all patches: it is convolutional, mixes "
-    "tokens otherwise, attends in windows, to pooled keys or across channels, or has two attentions in one"
+    "the network has no block with a single attention over all patches: it is convolutional, mixes tokens in "
+    "another way, attends within windows, to pooled keys or across channels, or twice in a block"
 )
 # Why a method has no map on some networks: what it needs and they lack, and where random weights leave none.
 REASONS = {
-    "cam": "between the layer and the score is more than global average pooling and a linear layer, so that "
-    "there are no weights of the class for the layer's channels",
+    "cam": "the layer is not followed by just global average pooling and a linear layer, so the layer's "
+    "channels have no weights for the class",
     "guided_backprop": _NO_RELU,
     "guided_gradcam": _NO_RELU,
     **dict.fromkeys(("legrad", "attention_rollout", "chefer", "agcam"), _NO_ATTENTION),
-    "cameras": "the network takes images of one size, or its tokens do not tell their places at another",
-    "refinecam": "all layers before the default one have its resolution",
-    "finercam": "it compares a class with others, and a detection is no class",
+    "cameras": "the network has a fixed input size, or its token positions are not found at another size",
+    "refinecam": "no layer before the default one has a higher resolution",
+    "finercam": "it compares a class with others, and a detection has no others",
     "sidu": "it compares the probabilities of all classes of an image, and a detector has them for each box",
-    "liftcam": "where the layer's values are zero the network runs other activation functions, as of other "
-    "regions, so that there are no differences from a reference",
-    "shapleycam": "the second derivative of the network's cutting out of regions (`roi_align`) is not known",
+    "liftcam": "with the layer at zero the network runs other activation functions (of other regions), so "
+    "there are no differences from a reference",
+    "shapleycam": "the operation that crops regions (`roi_align`) has no second derivative",
 }
 # Their own gradient, by autograd and a hook, is another in a batch than alone; ours equals it in both.
 GRADIENT_OF_BATCH = ("CvtForImageClassification", "RTDetrForObjectDetection")
 ZERO = (
-    "with these weights the map has no positive value, which is what the definition gives where nothing "
-    "speaks for the class (the draw with the fewest such maps of up to eight, fewer where one takes long)"
+    "with these weights the map has no positive value, as its definition says if nothing supports the class "
+    "(weights are the draw with the fewest such maps, out of up to eight, or fewer if one takes long)"
 )
 UNPLACED = (
-    "with these weights, and so few tokens, no block's values move most where a patch of the image changes, "
-    "so that the method refuses"
+    "with these weights, and so few tokens, changing a patch of the image does not change its token the "
+    "most, so the method raises an error"
 )
 
 
@@ -784,33 +784,33 @@ def page(rows: Iterable[dict[str, str]]) -> str:
     lines = [
         "# Architectures",
         "",
-        f"Every method, and `smooth` and `eigen_smooth` around Grad-CAM, run on {len(rows)} architectures: "
-        f"{len(rows) * len(METHODS)} runs, of which {total['ok']} give a map, {total['lacks']} say that the "
-        f"network lacks what the method needs, and {total['zero']} give a map of zeros. The layer is the "
-        "default one, found by itself; so is where its tokens lie on the image.",
+        f"Every method, and `smooth` and `eigen_smooth` of Grad-CAM, run on {len(rows)} architectures: "
+        f"{len(rows) * len(METHODS)} runs, of which {total['ok']} give a map, {total['lacks']} report that "
+        f"the network lacks the method's structure, and {total['zero']} give a map of zeros. The default "
+        "layer and the token positions are found automatically.",
         "",
         f"Made by `python docs/make_architectures.py` with {versions}. Nothing is downloaded: weights are "
-        "random, drawn so that no head, norm or layer scale is zero. One image, small, not square where the "
-        "architecture allows it; narrow or shallow variants where the usual ones would be slow (their "
-        "parameters tell). A map counts where it is finite, in [0, 1], of the image's size and not zero "
-        "everywhere. The cells one by one, with the messages, are [here](architectures.csv).",
+        "random, drawn so that no head, norm or layer scale is zero. The input is one small image, not "
+        "square if the architecture allows it; narrow or shallow variants replace slow networks (see their "
+        "number of parameters). A map counts if it is finite, in [0, 1], of the image's size and not zero "
+        "everywhere. [All cells](architectures.csv), with the messages, are in a CSV file.",
         "",
         "- **Layer** is `default_layer`, **features** its output as channels × height × width.",
-        f"- **Runs** says how the network is cut: in two *halves*, or, where its forward cannot be traced "
-        f"({whole} of {len(rows)}), *whole*, with the layer's output replaced on the way. Maps are the same; "
-        "Ablation-CAM and Recipro-CAM then run all of the network for each channel or position.",
-        f"- Grad-CAM of two images at once is that of each alone to {batch:.0e} or better, except on "
-        f"{' and '.join(GRADIENT_OF_BATCH)}, whose gradient by plain autograd depends on the batch as well.",
-        "- The last rows, from fasterrcnn_resnet50_fpn on, are detectors. One detection is explained, "
-        "`cls=targets.detection(box, label, min_iou=0)`: of those that lie in the image and are 8 pixels to "
-        "half of it wide and high, the one that the network is surest of. Its box may move where the image "
-        "changes, as the boxes of random weights do: hence no least overlap (0.5 otherwise). Heads drop no "
-        "detection for its score, and are scaled so that no class is certain. The layer is the one that the "
-        "detection is read through; RT-DETR reads three levels, of which the deepest is named.",
-        f"- **Maps** says how many of the {len(METHODS)} methods give one; the others are named, with the "
-        "reason below.",
+        f"- **Runs** says how the network is split: into two *halves*, or, if its forward cannot be traced "
+        f"({whole} of {len(rows)}), run *whole* with the layer's output replaced. Maps are the same; "
+        "Ablation-CAM and Recipro-CAM then run the whole network for each channel or position.",
+        f"- Grad-CAM of two images at once equals that of each alone to {batch:.0e} or better, except for "
+        f"{' and '.join(GRADIENT_OF_BATCH)}, whose gradient depends on the batch in plain autograd too.",
+        "- The last rows, from fasterrcnn_resnet50_fpn on, are detectors. One detection is explained, with "
+        "`cls=targets.detection(box, label, min_iou=0)`: the most confident of those that lie in the image "
+        "and are between 8 pixels and half the image wide and high. There is no minimum overlap (0.5 by "
+        "default), since boxes of random weights move when the image changes. Heads drop no detection for "
+        "its score, and are scaled so that no class is certain. The layer is the one that the detection is "
+        "computed from; RT-DETR uses three levels, of which the deepest is named.",
+        f"- **Maps** is the number of methods, out of {len(METHODS)}, that give a map; **No map** names the "
+        "others, with the reason's number.",
         "",
-        "The reasons:",  # a list right after a list would lose its numbers
+        "Reasons:",  # a list right after a list would lose its numbers
         "",
         *(f"{number}. `{name}`: {reason}." for number, (name, reason) in enumerate(REASONS.items(), start=1)),
         f"{len(REASONS) + 1}. {ZERO}.",

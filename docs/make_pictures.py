@@ -20,9 +20,11 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import skimage.data
+import torch
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torch.nn import functional as F
 
 import hooks
 import make_tables
@@ -221,6 +223,60 @@ def _frames() -> np.ndarray:
     return _pixels(xf.plot.frames(photograph, xf.gradcam(_network().model, None, x)))
 
 
+def _beside(*names: str) -> tuple[Tensor, np.ndarray]:
+    """Photographs of skimage side by side, as the network sees them and as they are shown."""
+    pairs = [xf.images.prepare(getattr(skimage.data, name)(), _network().preset) for name in names]
+    return torch.cat([x for x, _ in pairs], -1), np.concatenate([shown for _, shown in pairs], 1)
+
+
+def _counterfactuals() -> np.ndarray:
+    x, photographs = _beside("chelsea", "coffee")
+    cat, espresso = xf.targets.logit(282), xf.targets.logit(967)
+    targets = {"tiger cat": cat, "− tiger cat": -cat, "espresso − tiger cat": espresso - cat}
+    maps = {title: xf.hirescam(_network().model, None, x, target) for title, target in targets.items()}
+    return _pixels(xf.plot.heatmaps(photographs, maps, columns=2))
+
+
+def _alike() -> np.ndarray:
+    x, photograph = _cat()
+    cat = xf.targets.logit(282)
+    targets = {
+        "tiger cat": cat,
+        "tiger cat − Egyptian cat": cat - xf.targets.logit(285),
+        "log odds": xf.targets.log_odds(282),
+        "contrast": xf.targets.contrast(282, weight=1.0),
+    }
+    maps = {title: xf.hirescam(_network().model, None, x, target) for title, target in targets.items()}
+    return _png(xf.plot.heatmaps(photograph, maps, columns=5), dpi=80)
+
+
+def _segmentation() -> np.ndarray:
+    """What Lite0, its last layer applied at every position, finds of two cats."""
+    (top, shown), (bottom, below) = _beside("chelsea", "coffee"), _beside("chelsea", "rocket")
+    x, photographs = torch.cat([top, bottom.flip(-1)], -2), np.concatenate([shown, below[:, ::-1]])
+    cats = list(range(281, 286))
+    others = [index for index in range(1000) if index not in cats]
+
+    def dense(net: Any, x: Tensor) -> Tensor:
+        y = F.conv2d(net.extract_features(x), net._fc.weight[..., None, None], net._fc.bias)
+        y = torch.stack([y[:, some].logsumexp(1) for some in (others, cats)], 1)
+        return F.interpolate(y, size=x.shape[2:], mode="bilinear")
+
+    segmenter = xf.bind(_network().model, dense)
+    found = segmenter(x).detach()[0].argmax(0)
+    upper = found.clone()
+    upper[x.shape[2] // 2 :] = 0
+    segment = xf.targets.segment
+    maps = {
+        "found to be cat": found.float(),
+        "HiResCAM of cat": xf.hirescam(segmenter, None, x, segment(1)),
+        "HiResCAM of the upper cat": xf.hirescam(segmenter, None, x, segment(1, upper)),
+        "HiResCAM of the lower cat": xf.hirescam(segmenter, None, x, segment(1, found - upper)),
+        "Grad-CAM of the upper cat": xf.gradcam(segmenter, None, x, segment(1, upper)),
+    }
+    return _png(xf.plot.heatmaps(photographs, maps, columns=3), dpi=80)
+
+
 def _icon() -> np.ndarray:
     """A heatmap of a few cells."""
     cells = np.array(
@@ -247,6 +303,9 @@ FIGURES: dict[str, Callable[[], np.ndarray]] = {
     "frames": _frames,
     "wrappers": _wrappers,
     "concepts": _concepts,
+    "counterfactuals": _counterfactuals,
+    "alike": _alike,
+    "segmentation": _segmentation,
 }
 
 

@@ -86,7 +86,7 @@ def test_what_cannot_be_logged_says_why(tmp_path):
     for logger, found in ((False, "none"), (CSVLogger(tmp_path), "CSVLogger")):
         with pytest.raises(ValueError, match=rf"loggers \({found}\) take no images; .*TensorBoardLogger"):
             fitted(logger, LogOverlays(X[:1]))
-    with pytest.raises(ValueError, match=r"x has 4 channels, which are no picture; pass pictures="):
+    with pytest.raises(ValueError, match=r"x has 4 channels, which cannot be drawn; pass pictures="):
         LogOverlays(torch.zeros(1, 4, 8, 8))
     with pytest.raises(ValueError, match=r"pictures are 1 for 2 images"):
         LogOverlays(X[:2], pictures=[np.zeros((8, 8, 3))])

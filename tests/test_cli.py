@@ -317,10 +317,10 @@ def test_the_version_is_the_package_s(capsys):
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ("explain", "no photograph was named"),
+        ("explain", "no photograph was given"),
         (
             "explain --methods gradcam cat.png",
-            "no photograph was named; expected one or more before the options",
+            "no photograph was given; expected one or more before the options",
         ),
         ("explain cat.png --methods gradcam notes.txt", "method 'notes.txt' is not known; it is a file"),
         ("explain cat.png --methods gradcm", "method 'gradcm' is not known; did you mean 'gradcam'"),

@@ -594,7 +594,7 @@ def test_the_commands_from_beginning_to_end(data, tmp_path):
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stdout.startswith("10 photographs, 10 results in ")
-    assert "warning: 5 of 10 photographs could not be read, and 0 results are failures" in done.stderr
+    assert "warning: 5 of 10 photographs could not be read, and 0 results failed" in done.stderr
     done = subprocess.run([XCAM, "report", tmp_path / "out"], capture_output=True, text=True, check=False)
     assert done.returncode == 0
     lines = done.stdout.splitlines()
@@ -618,7 +618,9 @@ def test_latency_of_several_photographs_takes_the_next_in_each_round(data, netwo
     assert (
         cli.main(["latency", *SMALL, "--methods", "gradcam", *size, "--rounds", "4", "--photo", *photos]) == 0
     )
-    assert capsys.readouterr().out.startswith("seconds an image, of 3 photographs, in 4 rounds; first: of a")
+    assert capsys.readouterr().out.startswith(
+        "seconds per image, 3 photographs, 4 rounds; first: the first call"
+    )
     seen = []
     method = lambda _model, _layer, x, _cls: seen.append(x) or torch.zeros(1, 32, 32)  # noqa: E731
     xs = list(torch.randn(2, 1, 3, 32, 32))

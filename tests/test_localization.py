@@ -397,8 +397,10 @@ def test_the_command_from_beginning_to_end(network, data, tmp_path, monkeypatch,
     ]
     assert cli.main([*command, "--mosaic-size", "16"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("2 mosaics of the 8 surest of 8 photographs, of probability 0.")
-    assert lines[0].endswith("a map that knows nothing of the class scores 0.25")
+    assert lines[0].startswith(
+        "2 mosaics of the 8 photographs, of 8, with the highest predicted probability (0."
+    )
+    assert lines[0].endswith("a map that ignores the class scores 0.25")
     assert lines[1].startswith("8 cells, 8 results in ")
     assert cli.main(["report", str(tmp_path / "out")]) == 0
     table = capsys.readouterr().out.splitlines()

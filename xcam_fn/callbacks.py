@@ -24,25 +24,25 @@ except ImportError as error:
 
 
 class LogOverlays(Callback):
-    """Logs the heatmaps of a few images over their pictures while a network is trained.
+    """Logs overlays of the heatmaps of a few fixed images during training.
 
-    The module in training is only read: a copy of its structure in evaluation mode, which shares its weights,
-    is explained. Weights, buffers, modes and random states go on as they would without.
+    The trained module is only read: a copy in evaluation mode that shares its weights is explained. Weights,
+    buffers, modes and random states are the same as without the callback.
 
     Args:
         x: (B, C, H, W), the same images each time, prepared as for the network.
         layer: a name in the LightningModule, or None for the default layer.
         cls: as for every method.
-        method: by name, or a function that is called as a method.
-        every: optimizer steps from one logging to the next, ≥ 1.
-        pictures: one for each image, as `plot.overlay` takes them; None draws x, of 1 or 3 channels, each
-            image from its least to its largest value.
+        method: a method, or its name.
+        every: optimizer steps between two logs, ≥ 1.
+        pictures: one per image, as for `plot.overlay`; None draws x, with 1 or 3 channels, each image scaled
+            from its minimum to its maximum.
         key: the name of the pictures in the log.
         **style: colormap, alpha and alpha_follows_heatmap, as for `plot.overlay`.
 
     Raises:
-        ValueError: a value is out of range; when training begins, no logger takes images.
-        TypeError: an argument is of the wrong kind.
+        ValueError: a value is out of range; when training begins, no logger accepts images.
+        TypeError: an argument has the wrong type.
         ImportError: Lightning is not installed (the extra `lightning`).
     """
 
@@ -63,7 +63,7 @@ class LogOverlays(Callback):
         checks.check_count("every", every)
         check_style(**style)
         if pictures is None and x.shape[1] not in (1, 3):
-            raise ValueError(f"x has {x.shape[1]} channels, which are no picture; pass pictures=")
+            raise ValueError(f"x has {x.shape[1]} channels, which cannot be drawn; pass pictures=")
         if pictures is not None and len(pictures) != len(x):
             raise ValueError(f"pictures are {len(pictures)} for {len(x)} images; expected one for each")
         self.x, self.layer, self.cls, self.every, self.key, self.style = x, layer, cls, every, key, style

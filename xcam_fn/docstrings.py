@@ -16,28 +16,28 @@ class Shared:
     """What a parameter means wherever a docstring says nothing else of it.
 
     Args:
-        model: the network, in evaluation mode; it is never touched.
-        layer: a name, a module of the model, or None for `default_layer`.
+        model: the network, in evaluation mode; it is never modified.
+        layer: the layer to explain: a name, a module of the model, or None for `default_layer`.
         x: (B, C, *size), prepared images.
         cls: None for the predicted class of each image, an int, B ints, (B, n) ints for n classes of each
             image at once, or a target, a callable from the model's output to B scores.
-        to_spatial: where the layer returns tokens (B, T, K) or channels last, the function that selects and
-            arranges them as (B, K, *spatial); None finds it.
+        to_spatial: for a layer that returns tokens (B, T, K) or channels last, the function that selects and
+            arranges them as (B, K, *spatial); None finds it automatically.
         postprocess: `heatmap`, a callable `(cam, size) -> map`, or None for the raw map: signed, at the
             layer's own size.
-        create_graph: record the computation, so that the result can be differentiated with respect to the
-            parameters as well (with respect to an x that requires grad it always can).
+        create_graph: record the computation, so that the result can also be differentiated with respect to
+            the parameters (it can always be differentiated with respect to an x that requires grad).
         baseline: the value used for hidden pixels, x₀: a number, a tensor or a callable of x.
-        score: what is explained of a class, "probability" or "logit".
-        projection: what is made of the weighted features in place of their sum over channels,
-            `(B, K, *spatial) -> (B, *spatial)`, such as `projections.principal_component`.
-        chunk_size: copies of images or features in one run, ≥ 1; it changes the memory, not the map.
-        progress: show a bar that counts runs.
-        seed: any whole number, of which, and of their place, the random numbers are a function.
+        score: the class score to explain, "probability" or "logit".
+        projection: replaces the sum of the weighted features over channels, `(B, K, *spatial) ->
+            (B, *spatial)`, such as `projections.principal_component`.
+        chunk_size: copies of images or features per run, ≥ 1; it changes memory use, not the map.
+        progress: show a progress bar that counts runs.
+        seed: any integer; the random numbers are a function of it and their index.
 
     Raises:
         ValueError: a value is out of range or does not fit the model, the batch or the layer.
-        TypeError: an argument is of the wrong kind.
+        TypeError: an argument has the wrong type.
     """
 
 

@@ -25,22 +25,22 @@ def heatmap(
     resize_first: bool = False,
     scale: Literal["image", "batch"] | Positive = "image",
 ) -> Maps:
-    """A raw map made into a heatmap: negative parts dropped, resized to the input, scaled to [0, 1].
+    """The heatmap of a raw map: ReLU, resized to the input, scaled to [0, 1].
 
     Args:
         cam: (B, *spatial) or (B, n, *spatial), signed; as many spatial axes as `size` has entries.
         size: the input's spatial size, 1 to 3 entries, pixels.
-        resize_first: resize before the negative parts are dropped, as some libraries do.
-        scale: what becomes 1. "image": the largest value of each map, and its least becomes 0. "batch": the
-            largest of all maps given; a number > 0: that value, what is above is cut off. With these two 0
-            stays 0 and maps can be compared, across images, classes and times.
+        resize_first: resize before the ReLU, as some libraries do.
+        scale: the value that becomes 1. "image": the maximum of each map, whose minimum becomes 0. "batch":
+            the maximum of all given maps. A number > 0: that value; larger values are clipped. The latter
+            two keep 0 at 0, so maps can be compared across images, classes and times.
 
     Returns:
         (B, *size) or (B, n, *size), in [0, 1]; with scale="image" a constant map gives zeros.
 
     Raises:
         ValueError: `size` or the shape of `cam` is not as above.
-        TypeError: an argument is of the wrong kind, such as an array or a complex map.
+        TypeError: an argument has the wrong type, such as an array or a complex map.
     """
     size = tuple(size)
     if cam.ndim <= len(size):

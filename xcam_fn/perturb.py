@@ -31,18 +31,18 @@ def perturbation_scores(
     chunk_size: Count,
     progress: bool = False,
 ) -> Tensor:
-    """The scores of P perturbed images, (P, n), in order, with memory for one chunk of them.
+    """The scores of P perturbed images, (P, n), in order, with memory use of one chunk of them.
 
     Args:
         score: perturbed images (p, C, *size) and which images of x they come from, (p,), to scores (p, n).
         x: (B, C, *size), the images.
-        perturb: `(image, *beside, *parameters) -> image`, a pure function of one image (C, *size), of what
-            there is beside it, and of one perturbation's parameters; a chunk of them is built by `vmap`.
-        which: (P,), the image that each perturbation is of, 0 … B − 1.
-        parameters: tensors (P, ...), what each perturbation depends on.
-        beside: tensors (B, ...), what else each image has, such as its baseline.
-        chunk_size: perturbed images in one forward, ≥ 1; it changes the memory and the speed, not the scores.
-        progress: show a bar on standard error that counts forwards of one image.
+        perturb: `(image, *beside, *parameters) -> image`, a pure function of one image (C, *size), its
+            `beside` values, and one perturbation's parameters; `vmap` builds a chunk of them.
+        which: (P,), the index of each perturbation's image, 0 … B − 1.
+        parameters: tensors (P, ...), the parameters of each perturbation.
+        beside: tensors (B, ...), further values of each image, such as its baseline.
+        chunk_size: perturbed images per forward pass, ≥ 1; it changes memory and speed, not the scores.
+        progress: show a progress bar on standard error that counts forward passes of one image.
 
     Raises:
         ValueError: a score that is not finite (it says of which perturbation), or a chunk_size out of range.
@@ -164,7 +164,7 @@ def scatter_scores(
 
 @checked
 def baseline_images(baseline: Baseline, x: Float[Tensor, "B C *size"]) -> Tensor:
-    """The images that stand for "nothing seen", (B, C, *size).
+    """The baseline images, which stand for hidden pixels, (B, C, *size).
 
     Args:
         baseline: a number, a tensor that broadcasts against x, or a callable of x, such as `blurred`.
@@ -192,8 +192,8 @@ def blurred(x: Float[Tensor, "B C *size"], *, width: Count = 51, std: Positive =
 
     Args:
         x: (B, C, *size), the images.
-        width: of the kernel, an odd number of pixels; narrower where the image is too small to be reflected.
-        std: of the Gaussian, > 0, pixels.
+        width: width of the kernel, an odd number of pixels; reduced if the image is too small to reflect.
+        std: standard deviation of the Gaussian, > 0, pixels.
     """
     for axis in range(2, x.ndim):
         reach = min(width // 2, x.shape[axis] - 1)
@@ -213,13 +213,13 @@ _GAMMA, _FIRST, _SECOND = (c - 2**64 for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE
 
 @checked
 def uniform(seed: int, index: Index, shape: tuple[Length, ...], *, like: Tensor) -> Tensor:
-    """Numbers in [0, 1) that depend on the seed and the index alone (SplitMix64, a counter-based generator).
+    """Uniform numbers in [0, 1) that depend only on the seed and the index (SplitMix64, counter-based).
 
     Args:
-        seed: any whole number.
-        index: which draw; a 0-d tensor under vmap.
-        shape: of the result.
-        like: gives the device and dtype.
+        seed: any integer.
+        index: number of the draw; a 0-d tensor under vmap.
+        shape: shape of the result.
+        like: a tensor with the device and dtype of the result.
 
     References:
         Steele et al., Fast Splittable Pseudorandom Number Generators (doi:10.1145/2660193.2660195).
@@ -235,7 +235,7 @@ def uniform(seed: int, index: Index, shape: tuple[Length, ...], *, like: Tensor)
 
 @checked
 def normal(seed: int, index: Index, shape: tuple[Length, ...], *, like: Tensor) -> Tensor:
-    """Standard normal numbers that depend on the seed and the index alone (Box–Muller), as `uniform`."""
+    """Standard normal numbers that depend only on the seed and the index (Box–Muller), as in `uniform`."""
     _check_float(like)
     radius, angle = unchecked(uniform)(seed, index, (2, *shape), like=like.float())
     return (torch.sqrt(-2 * torch.log1p(-radius)) * torch.cos(2 * math.pi * angle)).to(like.dtype)
@@ -269,12 +269,12 @@ def grid_mask(
     """RISE's mask, (*size), in [0, 1]: a random grid of kept and dropped cells, upsampled and shifted.
 
     Args:
-        seed: any whole number.
-        index: which mask; a 0-d tensor under vmap.
-        size: of the mask, pixels.
+        seed: any integer.
+        index: number of the mask; a 0-d tensor under vmap.
+        size: size of the mask, pixels.
         grid: cells along each axis, ≥ 1.
         keep: the probability that a cell is kept, in (0, 1].
-        like: gives the device and dtype.
+        like: a tensor with the device and dtype of the result.
 
     References:
         Petsiuk et al. (arXiv:1806.07421), section 3.2.

@@ -19,19 +19,19 @@ Kernel = Literal["sigmoid", "rbf", "linear"]
 
 @checked
 def principal_component(A: Maps, *, center: bool = True, sign: Literal["mean", "uncentered"] = "mean") -> Map:
-    """The positions projected on the first principal component of the channels.
+    """The positions projected onto the first principal component of the channels.
 
     With X of positions × channels and v its first right singular vector, the map is X v.
 
     Args:
         A: features, or weighted features, (B, K, *spatial); half precision is computed in float32.
         center: subtract each channel's mean over the positions first.
-        sign: of a centered component, so that it grows with the "mean" of the channels, or with the
-            "uncentered" component.
+        sign: sign of a centered component: correlated positively with the "mean" of the channels, or with
+            the "uncentered" component.
 
     Returns:
-        (B, *spatial), signed whatever the order of the channels; without centering, so that its sum is
-        positive. Zero where every channel is constant.
+        (B, *spatial); the sign does not depend on the order of the channels, and without centering the sum
+        is positive. Zero if every channel is constant.
 
     References:
         Muhammad and Yeasin, Eigen-CAM (arXiv:2008.00299).
@@ -49,13 +49,13 @@ def principal_component(A: Maps, *, center: bool = True, sign: Literal["mean", "
 
 @checked
 def kernel_component(A: Maps, *, kernel: Kernel = "sigmoid", gamma: Positive | None = None) -> Map:
-    """The positions projected on the first principal component in the space of a kernel.
+    """The positions projected onto the first kernel principal component.
 
     The kernel of two positions' features a and b, each channel centered, is tanh(γ a·b + 1) for "sigmoid",
     exp(−γ |a − b|²) for "rbf" and a·b for "linear". Its matrix is centered; the map is the eigenvector of the
-    largest eigenvalue λ times √λ, signed so that it grows with the uncentered component of the features, and
-    zero where every channel is constant. The matrix has a row and a column for each position: choose a late
-    layer.
+    largest eigenvalue λ times √λ, with the sign that correlates positively with the uncentered component of
+    the features, and zero if every channel is constant. The matrix has a row and a column per position, so
+    choose a late layer.
 
     Args:
         A: features, (B, K, *spatial); half precision is computed in float32.

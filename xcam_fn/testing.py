@@ -132,22 +132,22 @@ class _Transformer(nn.Module):
 
 
 def check_method(method: Method | Callable[..., Tensor], **options: Any) -> None:
-    """Check all that every method promises: run it on your own method before you trust its maps.
+    """Check everything that a method must guarantee. Run it on your own method before you trust its maps.
 
-    On a small network in float64 (a convolutional one; a transformer for a method that asks for one by a
-    `checks.StructureError`): heatmaps of the input's size in [0, 1], finite and detached; the same again
-    for the same call; a batch equal to its images one by one; a class given as an int, a list, a tensor or a
-    target; n classes at once equal to one at a time; no dependence on the order of channels; zeros where the
-    score depends on nothing; any chunk size and the same seed giving the same map; float32 and bfloat16;
-    several threads on one model; x, the model, its hooks and the global random state as they were, also after
-    an error.
+    On a small network in float64 (convolutional, or a transformer if the method raises
+    `checks.StructureError`): heatmaps have the input's size, lie in [0, 1], and are finite and detached; the
+    same call gives the same map; a batch equals its images one by one; a class can be an int, a list, a
+    tensor or a target; n classes at once equal one at a time; the order of channels does not matter; the map
+    is zero if the score depends on nothing; any chunk size gives the same map, and so does the same seed;
+    float32 and bfloat16 work; several threads can share a model; x, the model, its hooks and the global
+    random state are unchanged, even after an error.
 
     Args:
         method: a method of `METHODS`, or your own: `(model, layer, x, cls, **options) -> (B, h, w)`.
         **options: passed with every call, such as `num_masks=50` to keep it quick.
 
     Raises:
-        AssertionError: says which promise does not hold and by how much.
+        AssertionError: says which guarantee is violated and by how much.
     """
     case, make = small_case(), small_case
     try:

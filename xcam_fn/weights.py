@@ -1,9 +1,9 @@
-"""(A, G) to weights: one function for each method. A are the features, G the score's gradient to them.
+"""(A, G) to weights: one function per method. A are the features, G is the gradient of the score to them.
 
-Both are (B, K, *spatial), with any number of spatial axes. A weight is one number a channel, (B, K), or one a
+Both are (B, K, *spatial), with any number of spatial axes. Weights are one number per channel, (B, K), or per
 position, (B, K, *spatial); the map is the sum over channels of weight × feature. Sums and powers leave the
-range of half precision: they are computed, and returned, in float32. What is no such tensor is a TypeError, a
-number out of range a ValueError.
+range of half precision, so they are computed, and returned, in float32. Other arguments raise TypeError,
+numbers out of range ValueError.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ def gradcam(A: Maps, G: Maps) -> ChannelWeights:
 def gradcam_pp(
     A: Maps, G: Maps, eps: NonNegative = 0.0, *, local: bool = False, divide: bool = True
 ) -> ChannelWeights:
-    """Grad-CAM++'s weights, (B, K): the positive gradient, each position weighted by its share α.
+    """Grad-CAM++'s weights, (B, K): the positive gradient, each position weighted by its coefficient α.
 
     w_k = Σ_ij α_kij ReLU(G_kij); the map is Σ_k w_k A_k. α = G² / (2 G² + Σ A G³), 0 where the denominator
     is 0. The paper's factor exp(score) is left out: it cancels when the map is normalized.
 
     Args:
-        eps: added to the denominator, ≥ 0; other libraries do, and it is not small beside G².
-        local: take Σ A · G³ with each position's own G³ in place of Σ (A G³), another reading of equation 19;
-            the two agree where the gradient is the same at every position.
-        divide: False leaves α at its numerator, G², as a library does.
+        eps: added to the denominator, ≥ 0, as other libraries do; it is not small compared with G².
+        local: use Σ A · G³ with each position's own G³ instead of Σ (A G³), another reading of equation 19;
+            the two agree if the gradient is the same at every position.
+        divide: False leaves α at its numerator, G², as TorchCAM does.
 
     References:
         Chattopadhyay et al. (arXiv:1710.11063), equations 10 and 19.
@@ -78,10 +78,10 @@ def smoothgradcam_pp(
         first: D¹, the mean of the gradient over the noisy inputs, (B, K, *spatial).
         second: D², the mean of its square.
         third: D³, the mean of its cube.
-        eps: added to the denominator, ≥ 0, as another library does.
+        eps: added to the denominator, ≥ 0, as TorchCAM does.
 
     References:
-        Omeiza et al. (arXiv:1908.01224). D² in the numerator, as in Grad-CAM++, which this is without noise.
+        Omeiza et al. (arXiv:1908.01224). D² in the numerator, so that without noise it equals Grad-CAM++.
     """
     A, first, second, third = map(precise, (A, first, second, third))
     denominator = 2 * second + _total(A * third) + eps
@@ -95,7 +95,7 @@ def _total(values: Maps) -> Tensor:
 
 @checked
 def xgradcam(A: Maps, G: Maps, eps: NonNegative = 0.0) -> ChannelWeights:
-    """XGrad-CAM's weights, (B, K): the gradient averaged with the features as weights, 0 where Σ A is 0.
+    """XGrad-CAM's weights, (B, K): the gradient averaged with the features as weights, 0 if Σ A is 0.
 
     w_k = Σ_ij A_kij G_kij / Σ_ij A_kij; the map is Σ_k w_k A_k.
 
@@ -136,12 +136,12 @@ def hirescam(A: Maps, G: Maps) -> Maps:
 
 @checked
 def liftcam(A: Maps, G: Maps) -> ChannelWeights:
-    """LIFT-CAM's weights, (B, K): what each channel adds to the score, by DeepLIFT.
+    """LIFT-CAM's weights, (B, K): each channel's contribution to the score, by DeepLIFT.
 
     Args:
         A: features.
-        G: DeepLIFT's multipliers from them to the score, against features of zero; behind a linear head, the
-            score's gradient.
+        G: DeepLIFT's multipliers from them to the score, with zero features as reference; for a linear head,
+            the score's gradient.
 
     References:
         Jung and Oh (arXiv:2102.05228).
@@ -151,7 +151,7 @@ def liftcam(A: Maps, G: Maps) -> ChannelWeights:
 
 @checked
 def gradcam_elementwise(A: Maps, G: Maps) -> Maps:
-    """Elementwise Grad-CAM's weights, (B, K, *spatial): the gradient where G · A is positive.
+    """Elementwise Grad-CAM's weights, (B, K, *spatial): the gradient where G · A is positive, else 0.
 
     The map is then Σ ReLU(G · A).
 
@@ -176,8 +176,8 @@ def unioncam(A: Maps, G: Maps, theta: Percentile = 10.0) -> Maps:
     """Union-CAM's weights, (B, K, *spatial): the positive gradient above a percentile, its sum 1.
 
     Args:
-        theta: the percentile of a channel's gradients, 0 to 100, below which they are dropped. The others
-            are scaled to a sum of 1, or left at zero where none is positive.
+        theta: the percentile of a channel's gradients, 0 to 100, below which they are dropped. The others are
+            scaled to a sum of 1, or are zero if none is positive.
 
     References:
         Frontiers in Neurorobotics 2024 (doi:10.3389/fnbot.2024.1490198).
@@ -207,10 +207,10 @@ def weighted_sum(
     Args:
         A: features.
         weights: (B, K), or (B, K, *spatial).
-        projection: (B, K, *spatial) to (B, *spatial); None adds up.
+        projection: (B, K, *spatial) to (B, *spatial); None sums over channels.
 
     Raises:
-        ValueError: the weights are neither one a channel nor one a position.
+        ValueError: the weights are neither one per channel nor one per position.
     """
     checks.check_returned("weighting", weights, "(B, K) or (B, K, *spatial) weights")
     if weights.shape == A.shape[:2]:

@@ -20,7 +20,7 @@ _INTERRUPTED = 130
 
 app = App(
     name="xcam",
-    help="Class activation maps: see which parts of a photograph made a network decide as it did.",
+    help="Class activation maps: see which parts of a photograph drove a network's decision.",
     version=lambda: importlib.metadata.version("xcam-fn"),
     help_format="markdown",
     suppress_keyboard_interrupt=False,

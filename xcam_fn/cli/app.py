@@ -17,11 +17,11 @@ _HOST = "127.0.0.1"
 
 
 def app(*, network: Network = Network(), port: int = 7860, device: str = "cpu", browser: bool = True) -> None:
-    """Open the app in a browser: drop a photograph and see. It runs on this machine only; Ctrl-C ends it.
+    """Open the app in a browser and explain the photographs you drop. It runs on this machine only.
 
     Args:
-        network: the network to begin with.
-        port: the port, at 127.0.0.1.
+        network: the network shown first.
+        port: the port on 127.0.0.1.
         device: where to compute, such as cpu or cuda.
         browser: open the page in a browser.
     """
@@ -33,12 +33,12 @@ def app(*, network: Network = Network(), port: int = 7860, device: str = "cpu", 
         socket.create_server((_HOST, port)).close()
     except OSError as error:
         reason = os.strerror(error.errno or 0)
-        raise ValueError(f"--port {port} of {_HOST} cannot be used ({reason}); give another") from None
+        raise ValueError(f"--port {port} of {_HOST} cannot be used ({reason}); choose another") from None
     with _alone(), contextlib.suppress(KeyboardInterrupt):
         from xcam_fn.app.page import serve  # only now, for the folder counts for what it imports
 
         def ready(address: str) -> None:
-            show(f"xcam app is at {address} (Ctrl-C ends it)")
+            show(f"xcam app is at {address} (Ctrl-C stops it)")
 
         serve(network.model, network.weights or "", device, port, browser=browser, ready=ready)
 

@@ -27,10 +27,10 @@ class Sample:
 
     Attributes:
         num_images: how many photographs to sample; 0 for all.
-        seed: of the sample.
+        seed: seed of the sample.
         labels: a CSV file of file names and classes.
-        boxes: where the objects are, for metrics that ask it: a COCO file, files of PASCAL VOC, or mask
-            images named as the photographs; those without are left out.
+        boxes: annotations for localization metrics: a COCO file, PASCAL VOC files, or mask images named like
+            the photographs; photographs without one are left out.
     """
 
     num_images: int = 100
@@ -74,11 +74,11 @@ class Tiled:
     """Mosaics of photographs, in which it is known where each class is.
 
     Attributes:
-        mosaics: evaluate mosaics of so many photographs in a row and in a column, as many as --num-images
-            says, and judge whether each class's map is in its cell. [default: no mosaics]
-        confidence: the least probability of a photograph in a mosaic; the surest are taken.
-        mosaic_size: side that mosaics are resized to, pixels, for a network that takes one size only.
-            [default: each photograph as large as it is alone]
+        mosaics: evaluate N x N mosaics, --num-images of them, by whether each class's map lies in its cell.
+            [default: no mosaics]
+        confidence: the least predicted probability of a photograph in a mosaic; the highest are taken first.
+        mosaic_size: resize mosaics to this side, in pixels, for a network with a fixed input size. [default:
+            each photograph keeps its usual size]
     """
 
     mosaics: int | None = None
@@ -112,8 +112,8 @@ class Tiled:
         ends = f"{min(sure.values()):.2f} to {max(sure.values()):.2f}"
         cells = self.mosaics**2
         show(
-            f"{len(drawn.mosaics)} mosaics of the {len(sure)} surest of {drawn.seen} photographs, of "
-            f"probability {ends}; a map that knows nothing of the class scores {1 / cells:.3g}"
+            f"{len(drawn.mosaics)} mosaics of the {len(sure)} photographs, of {drawn.seen}, with the highest "
+            f"predicted probability ({ends}); a map that ignores the class scores {1 / cells:.3g}"
         )
         return drawn.mosaics
 
@@ -131,15 +131,15 @@ class Place:
     """Where a run computes, where its results are, and which are kept.
 
     Attributes:
-        output: the folder of the results; `xcam report` makes tables and a page of them.
-        beside: where the folder holds a run with other settings, start one beside it.
-        retry: try again what failed before.
-        keep: what is kept beside the scores, for the report: pictures, heatmaps, curves, or none.
-            [default: all three]
-        shard: compute one of several parts, such as 2/4; env reads which from the variables of a Slurm array,
-            of torchrun or of Kubernetes. `xcam merge` makes one run of all.
-        ray: compute on the Ray cluster at this address, HOST:PORT or auto; without an address, on one that is
-            started on this machine and stopped in the end.
+        output: the folder of the results; `xcam report` turns them into tables and a page.
+        beside: if the folder holds a run with other settings, start a new run in a folder next to it.
+        retry: retry what failed before.
+        keep: what to keep besides the scores, for the report: pictures, heatmaps, curves, or none. [default:
+            all three]
+        shard: compute one part of the run, such as 2/4; env reads the part from the variables of a Slurm
+            array, torchrun or Kubernetes. `xcam merge` joins the parts.
+        ray: compute on the Ray cluster at this address, HOST:PORT or auto; without an address, on a cluster
+            started on this machine for the run.
     """
 
     output: Path = Path("xcam_results")
@@ -175,21 +175,20 @@ def evaluate(
     sample: Sample = Sample(),
     tiled: Tiled = Tiled(),
 ) -> int:
-    """Evaluate methods on a data set, photograph by photograph; run again, it continues where it stopped.
+    """Evaluate methods on a data set. Run the same command again to continue where it stopped.
 
     Args:
-        data: a folder of photographs, flat or one folder a class, a CSV file of paths and classes, or
-            hf:FOLDER for a data set of Hugging Face that save_to_disk wrote.
+        data: a folder of photographs, flat or with one folder per class; a CSV file of paths and classes; or
+            hf:FOLDER for a Hugging Face data set written by save_to_disk.
         how: the network, and how the maps are computed.
         methods: one or more methods, or all; `xcam methods` lists them. [default: gradcam]
-        metrics: one or more names of `METRICS`, as docs/metrics.md lists them. [default: average_drop,
-            increase_in_confidence, insertion and deletion; what asks where the object is, with boxes or
-            mosaics]
-        explain: the predicted class of each photograph, or its label.
-        batch_size: photographs at a time.
-        precision: of the forward passes that score.
-        compile: compile the network that scores.
-        place: where it computes, where the results are, and which are kept.
+        metrics: one or more metrics, as docs/metrics.md lists them. [default: average_drop,
+            increase_in_confidence, insertion and deletion; localization metrics with --boxes or --mosaics]
+        explain: explain the predicted class of each photograph, or its label.
+        batch_size: photographs per batch.
+        precision: precision of the scoring forward passes.
+        compile: compile the network for scoring.
+        place: where to compute, and what to keep where.
         sample: which photographs.
         tiled: mosaics of them.
     """
@@ -225,26 +224,26 @@ def evaluate(
         progress=sys.stderr.isatty(),
         **place.options,
     )
-    count, next_step = outcome.photographs, f"`xcam report {outcome.folder}` makes tables and a page of them"
+    count, next_step = outcome.photographs, f"`xcam report {outcome.folder}` writes the report"
     if place.shard is not None:
-        next_step = "`xcam merge` makes one run of all shards"
+        next_step = "`xcam merge` joins all shards"
     what = "photographs" if tiled.mosaics is None else "cells"
     show(f"{count} {what}, {outcome.results} results in {outcome.folder}; {next_step}")
     if outcome.unreadable or outcome.failures:
         unread = f"{outcome.unreadable} of {count} {what} could not be read"
-        say("warning", f"{unread}, and {outcome.failures} results are failures; the report says why")
+        say("warning", f"{unread}, and {outcome.failures} results failed; the report says why")
     return SOME_FAILED if outcome.unreadable or outcome.failures or not outcome.results else 0
 
 
 def merge(
     runs: Annotated[list[Path], Parameter(name="RUN")], /, *, output: Path, partial: Flag = False
 ) -> int:
-    """Make one run of the shards of a run; merged again, the same comes of it.
+    """Merge the shards of a run into one run. Merging again gives the same result.
 
     Args:
         runs: the folders that `xcam evaluate --shard` wrote to, all of them.
-        output: the folder of the whole run.
-        partial: merge what is there where something is missing.
+        output: the folder of the merged run.
+        partial: merge what is there even if something is missing.
     """
     merged = xf.evaluate.merge(runs, output, partial=partial)
     for kind, found in (("missing", merged.missing), ("done twice", merged.twice)):
@@ -253,9 +252,9 @@ def merge(
     if len(merged.machines) > 1:
         listed = "; ".join(" ".join(map(str, machine.values())) for machine in merged.machines)
         say("warning", f"the shards ran on other hardware, so last digits may differ: {listed}")
-    show(f"{merged.results} results in {output}; `xcam report {output}` makes tables and a page of them")
+    show(f"{merged.results} results in {output}; `xcam report {output}` writes the report")
     if merged.failures:
-        say("warning", f"{merged.failures} results are failures; the report says why")
+        say("warning", f"{merged.failures} results failed; the report says why")
     return SOME_FAILED if merged.failures else 0
 
 
@@ -266,12 +265,12 @@ def report(
     output: Path | None = None,
     format: Literal["parquet", "csv"] | None = None,
 ) -> int:
-    """Rank the methods of what `xcam evaluate` found, and make tables, curves and a page of it.
+    """Rank the methods in the results of `xcam evaluate`, and write tables, curves and a page.
 
     Args:
-        folders: that `xcam evaluate` wrote to: one run, or several, such as of other networks.
-        output: the folder to write to. [default: the run's; of several xcam_report]
-        format: write every score too, into scores.parquet or scores.csv, of the columns run, image, method,
+        folders: folders that `xcam evaluate` wrote: one run, or several, such as runs of other networks.
+        output: the folder to write to. [default: the run's own; xcam_report for several runs]
+        format: also write all scores to scores.parquet or scores.csv, with the columns run, image, method,
             metric and value; parquet needs pyarrow.
     """
     for folder in folders:
@@ -300,15 +299,15 @@ def latency(
     rounds: int | None = None,
     output: Path | None = None,
 ) -> None:
-    """Time methods: seconds per image after warm-up, beside the network's forward pass.
+    """Time methods and the network's forward pass, in seconds per image after warm-up.
 
     Args:
         how: the network, and how the maps are computed.
         methods: one or more methods, or all; `xcam methods` lists them. [default: gradcam]
-        photo: photographs to explain, the next in each round. [default: noise, for which perturbation
-            methods have most to do]
-        batch_size: copies of an image at a time.
-        rounds: how often each is timed. [default: 5, or the number of photographs if larger]
+        photo: photographs to explain, the next one in each round. [default: noise, the worst case for
+            perturbation methods]
+        batch_size: copies of an image per batch.
+        rounds: how often to time each. [default: 5, or the number of photographs if larger]
         output: a CSV file to write the table to.
     """
     import torch
@@ -330,7 +329,7 @@ def latency(
     rows = [("method", *xf.latency.Timing._fields)]
     rows += [(name, *(f"{seconds:.6f}" for seconds in timing)) for name, timing in found.items()]
     images = f"{len(xs)} photograph{'s' * (len(xs) > 1)}" if photo else "noise"
-    show(f"seconds an image, of {images}, in {rounds} rounds; first: of a first call, which they leave out")
+    show(f"seconds per image, {images}, {rounds} rounds; first: the first call, not included in the others")
     show(table(rows))
     if output is not None:
         show(saved_table(rows, output))

@@ -11,7 +11,7 @@ from xcam_fn.names import check_model
 
 
 def methods() -> None:
-    """List the methods: name, title, paper, what it does, and what it needs of the network."""
+    """List the methods: name, title, paper, what each computes, and the structure it needs."""
     rows = [
         (name, m.title, m.paper, m.summary + (f" (needs {m.needs})" if m.needs else ""))
         for name, m in xf.METHODS.items()
@@ -20,11 +20,11 @@ def methods() -> None:
 
 
 def layers(model: str, /, *, weights: str | None = None) -> None:
-    """List the layers that a model runs, in order, with type and output shape; the default has a star.
+    """List the layers that a model runs, in order, with type and output shape; a star marks the default.
 
     Args:
-        model: lite0, dinov2-focus, a classification model of torchvision, or timm:NAME.
-        weights: a checkpoint of your own for the model. The layers are the same without.
+        model: lite0, dinov2-focus, a torchvision classification model, or timm:NAME.
+        weights: your own checkpoint for the model; the layers are the same without it.
     """
     check_model(model)
     loaded = xf.models.load(model, weights=weights or "random")
@@ -46,16 +46,16 @@ def export(
     page: Path | None = None,
     cdn: bool = False,
 ) -> None:
-    """Write a network and its explanation as one file, which predicts and explains.
+    """Export a network together with its explanation, as one file that predicts and explains.
 
     Args:
         network: the network, and its target layer.
         method: gradcam, gradcam_pp, xgradcam, layercam, hirescam or ablationcam.
-        class_: the class to explain, an index or a name. [default: the one that is predicted]
-        size: of the images' sides, pixels. [default: the model's]
-        output: the file, .onnx or .pt2. [default: MODEL_METHOD.onnx, unless there is a page]
-        page: a folder for a page that explains photographs in the browser. ONNX Runtime is downloaded
-            into it, once; the page itself needs no network.
+        class_: the class to explain, an index or a name. [default: the predicted class]
+        size: side length of the images in pixels. [default: the model's]
+        output: the file, .onnx or .pt2. [default: MODEL_METHOD.onnx, unless --page is given]
+        page: a folder for a page that explains photographs in the browser. ONNX Runtime is downloaded into
+            it, once; the page itself needs no network.
         cdn: download nothing; the page loads ONNX Runtime from cdn.jsdelivr.net each time it is opened.
     """
     if output is not None and output.suffix not in (".onnx", ".pt2"):
@@ -63,7 +63,7 @@ def export(
     if cdn and page is None:
         raise ValueError("--cdn is an option of --page FOLDER, which is not given")
     if size is not None and page is not None:
-        raise ValueError(f"--size {size} with --page: the page prepares photographs as the model was trained")
+        raise ValueError(f"--size {size} with --page: the page uses the image size of the model's training")
     if size is not None and size < 1:
         raise ValueError(f"--size {size} is out of range; expected at least 1 pixel")
     loaded = xf.models.load(network.model, weights=network.weights).classifying()
@@ -78,4 +78,4 @@ def export(
     x = xf.export.sample_images(size or loaded.preset.crop)
     write = xf.export.onnx if output.suffix == ".onnx" else xf.export.pt2
     done = write(loaded.model, network.layer, x, output, method, cls=cls)
-    show(f"wrote {done.path}; its heatmaps differ from those computed here by at most {done.difference:.1e}")
+    show(f"wrote {done.path}; its heatmaps differ from PyTorch's by at most {done.difference:.1e}")

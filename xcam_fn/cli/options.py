@@ -29,9 +29,9 @@ class Network:
     """The network.
 
     Attributes:
-        model: lite0, a classification model of torchvision, timm:NAME, or FILE.py:FUNCTION for a function of
-            your own that returns a network.
-        weights: a checkpoint of your own (a state dict, or .safetensors), or random.
+        model: lite0, a torchvision classification model, timm:NAME, or FILE.py:FUNCTION for your own function
+            that returns a network.
+        weights: your own checkpoint (a state dict, or .safetensors), or random.
     """
 
     model: str = "lite0"
@@ -63,12 +63,12 @@ class LayerOf(Network):
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Question(LayerOf):
-    """The network, its target layer, and how methods are computed there.
+    """The network, its target layer, and the options of the methods.
 
     Attributes:
-        variant: another library's definition of the methods. [default: the papers']
+        variant: use another library's definition of the methods. [default: the papers']
         option: method option NAME=VALUE, such as num_samples=10; repeatable. [default: the methods' own]
-        device: where to compute, such as cpu or cuda; `evaluate` divides batches among several, as in
+        device: where to compute, such as cpu or cuda; `evaluate` spreads batches over several devices, as in
             cuda:0,cuda:1.
         image_size: resize whole photographs to a square of this side, in pixels. [default: resize and crop
             the center, as in training]
@@ -128,14 +128,14 @@ class Question(LayerOf):
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Drawing(Question):
-    """The same, what is explained if no photograph is named, and how the maps are drawn.
+    """The same, the example photograph, and how the maps are drawn.
 
     Attributes:
         example: explain a photograph of a cat that comes with the extra `demo`.
         output: the folder to write to.
         colormap: a matplotlib colormap, such as inferno or jet.
         alpha: opacity of the colors, 0 to 1.
-        constant_alpha: the same opacity everywhere. [default: it follows the heatmap]
+        constant_alpha: use the same opacity everywhere. [default: opacity follows the heatmap]
     """
 
     example: Flag = False
@@ -157,7 +157,7 @@ class Drawing(Question):
         found = [photo for photo in named if photo is not None]
         if bool(found) == self.example:
             problem = "both --example and a photograph" if found else "no photograph"
-            raise ValueError(f"{problem} was named; expected one or more before the options, or --example")
+            raise ValueError(f"{problem} was given; expected one or more before the options, or --example")
         self.check_files()
         for name in methods:
             check_spelling(name)
@@ -213,7 +213,7 @@ def _method(name: str, variant: str | None, options: dict[str, Any]) -> xf.Metho
         there = ", ".join(key for key, value in names.items() if isinstance(value, xf.Method))
         raise ValueError(
             f"method {name!r}: {home} has no method {attribute!r}; it has {there or 'none'}. "
-            "xcam_fn.from_gradients makes one of a weighting function"
+            "xcam_fn.from_gradients turns a weighting function into one"
         )
     return with_accepted(found, options)
 

@@ -28,18 +28,18 @@ def explain(
     methods: Names = None,
     save_maps: Flag = False,
 ) -> int:
-    """Explain photographs: print the five likeliest classes and draw one heatmap per method.
+    """Explain photographs: print the five most probable classes and draw one heatmap per method.
 
-    With a network of your own (--model FILE.py:FUNCTION) also arrays (.npy), volumes (.nii, .nii.gz), signals
-    (.wav, .flac, .ogg) and short clips (.mp4, .avi, .mov, .mkv, .webm), whose values go in as they are.
+    Your own network (--model FILE.py:FUNCTION) also takes arrays (.npy), volumes (.nii, .nii.gz), signals
+    (.wav, .flac, .ogg) and short clips (.mp4, .avi, .mov, .mkv, .webm), with their values unchanged.
 
     Args:
         photos: one or more files, before the options.
         how: the network, and how the maps are computed and drawn.
-        class_: the class to explain, an index or a name such as "tabby cat". [default: the likeliest]
+        class_: the class to explain, an index or a name such as "tabby cat". [default: the predicted class]
         methods: one or more methods, or all; `xcam methods` lists them, and gradcam+sscam is the fusion of
             two. [default: gradcam]
-        save_maps: write the heatmaps too, as .npy files, or .nii.gz beside a volume, in its place.
+        save_maps: also save the heatmaps, as .npy files, or as .nii.gz with the affine of a volume.
     """
     methods = methods or ["gradcam"]
     photos = how.photographs(photos or [], methods)
@@ -85,7 +85,7 @@ def compare(
     Args:
         photo: an image file, before the options.
         how: the network, and how the maps are computed and drawn.
-        class_: the class to explain, an index or a name such as "tabby cat". [default: the likeliest]
+        class_: the class to explain, an index or a name such as "tabby cat". [default: the predicted class]
         methods: one or more methods, or all. [default: all]
     """
     methods = methods or ["all"]
@@ -117,12 +117,12 @@ def gallery(
     class_: Annotated[list[str] | None, Parameter(name="--class", negative=())] = None,
     pairs: Names = None,
 ) -> None:
-    """Draw how maps fuse: a row for each pair, with its gradient map, its region map and their fusion.
+    """Draw fusions of maps: a row per pair, with its gradient map, its region map and their fusion.
 
     Args:
         photo: an image file, before the options.
         how: the network, and how the maps are computed and drawn.
-        class_: a class to explain, an index or a name; repeatable. [default: the likeliest]
+        class_: a class to explain, an index or a name; repeatable. [default: the predicted class]
         pairs: methods to fuse. [default: gradcam+sscam gradcam_pp+iscam xgradcam+ablationcam]
     """
     (photo,) = how.photographs([photo], pairs or ())
@@ -188,7 +188,7 @@ class _Explainer:
         if not self.loaded.preset.crop:
             expected = "expected --image-size, for values in [0, 1], or a prepared array (.npy)"
             raise ValueError(
-                f"{str(photo)!r}: how {self.loaded.name} wants photographs is not known; {expected}"
+                f"{str(photo)!r}: the preprocessing of {self.loaded.name} is unknown; {expected}"
             )
         x, picture = xf.images.prepare(photo, self.loaded.preset)
         return x.to(self.how.device), picture

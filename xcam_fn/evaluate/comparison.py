@@ -29,13 +29,13 @@ class Intervals(NamedTuple):
 
 
 class Ranks(NamedTuple):
-    """Methods ranked on each photograph, 1 the best, equal ones sharing their mean rank.
+    """Methods ranked on each photograph, 1 being the best, with ties sharing their mean rank.
 
     Attributes:
-        mean: over the photographs that have a score of every method.
-        p: the chance of mean ranks so far apart or further, were all methods alike (Friedman).
-        critical: two mean ranks further apart than this differ beyond chance (Nemenyi, p < 0.05).
-        photographs: how many.
+        mean: mean ranks over the photographs with scores of all methods.
+        p: the p-value of Friedman's test that all methods are equal.
+        critical: Nemenyi's critical difference of mean ranks, p < 0.05.
+        photographs: number of photographs.
     """
 
     mean: Float64[np.ndarray, " methods"]

@@ -25,11 +25,11 @@ class Photograph(NamedTuple):
     """A photograph of a data set.
 
     Attributes:
-        name: its path below the data set's folder, by which it is known; what is no UTF-8 in it is escaped.
-        path: where it is, or the image itself: what `images.load` takes, or a tensor (3, h, w) as the network
-            takes it.
-        label: the index of its class, or None where it is not known.
-        region: where its objects are, as `regions.located` finds it, or None where it is not known.
+        name: its identifier, the path relative to the data set; bytes that are not UTF-8 are escaped.
+        path: its path, or the image itself: anything that `images.load` takes, or a prepared tensor
+            (3, h, w).
+        label: the index of its class, or None if unknown.
+        region: the location of its objects, from `regions.located`, or None if unknown.
     """
 
     name: str
@@ -49,17 +49,17 @@ def photographs(
     """The photographs of a data set, or a sample of them.
 
     Args:
-        data: a folder of photographs, a folder of one folder a class, or a CSV file of paths (below its own
-            folder) and, if there are any, classes. Classes are indices or names; as many folders as there are
-            classes are taken in alphabetical order.
+        data: a folder of photographs, a folder with one folder per class, or a CSV file of paths (relative to
+            its folder) and, optionally, classes. Classes are indices or names; if there are as many folders
+            as classes, they are matched in alphabetical order.
         categories: the names of the classes, in order.
-        labels: a CSV file of file names and classes, in place of what the folders say.
-        num_images: how many to sample, ≥ 1; None for all. A larger sample holds the smaller one.
-        seed: of the sample.
+        labels: a CSV file of file names and classes, used instead of the folders.
+        num_images: number of photographs to sample, ≥ 1; None for all. A larger sample contains a smaller
+            one.
+        seed: seed of the sample.
 
     Returns:
-        The photographs, in the order of the sample, or of their names where all are wanted. Files are not
-        opened.
+        The photographs, in the order of the sample, or sorted by name if all are used. Files are not opened.
 
     Raises:
         FileNotFoundError: there is no such folder or file.

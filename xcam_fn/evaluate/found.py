@@ -33,7 +33,7 @@ class Mean(NamedTuple):
         value: the mean; NaN where there are no photographs.
         low: the lower end of its 95 % interval, NaN for fewer than two photographs.
         high: the upper end.
-        photographs: how many.
+        photographs: number of photographs.
     """
 
     value: float
@@ -43,17 +43,17 @@ class Mean(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """Two methods compared on the photographs that both have scores of.
+    """Two methods compared on the photographs for which both have scores.
 
     Attributes:
-        metric: by name.
-        first: a method, by name.
-        second: the other.
+        metric: the metric's name.
+        first: a method's name.
+        second: the other method's name.
         difference: mean of first − second.
-        p: the chance of such a difference or a greater one, were the two alike: signs flipped at random,
-            corrected for the number of pairs (Benjamini and Hochberg).
-        photographs: how many.
-        better: the better method where that is beyond chance (p < 0.05), else None.
+        p: the p-value of a sign-flip test that the two are equal, corrected for the number of pairs
+            (Benjamini and Hochberg).
+        photographs: number of photographs.
+        better: the better method if the difference is significant (p < 0.05), else None.
     """
 
     metric: str
@@ -77,10 +77,10 @@ class MeanCurve(NamedTuple):
     """A mean of curves over photographs.
 
     Attributes:
-        fractions: (T,), the share of pixels that were changed.
+        fractions: (T,), the fraction of pixels that were changed.
         mean: (T,).
         error: (T,), one standard error, 0 for one photograph.
-        photographs: how many.
+        photographs: number of photographs.
     """
 
     fractions: np.ndarray
@@ -98,16 +98,16 @@ class Files(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """What a run holds.
+    """The results of a run.
 
     Attributes:
-        folder: where it is.
-        settings: what it was begun with.
+        folder: its folder.
+        settings: its settings.
         images: the photographs, without their pictures.
-        scores: of each photograph by each method in each metric, NaN where there is none.
-        failures: what could not be read or computed.
-        curves: the mean curve of each metric that has curves and each method.
-        files: what is kept of a sample of the photographs, at most 300, by their numbers.
+        scores: scores of each photograph, method and metric, NaN if missing.
+        failures: photographs that could not be read and methods that failed.
+        curves: the mean curve of each method in each metric with curves.
+        files: the files kept for a sample of at most 300 photographs, by number.
     """
 
     folder: Path
@@ -167,27 +167,27 @@ class Found:
 
 
 def agreement(found: Found) -> dict[int, float]:
-    """How alike the methods' heatmaps of each photograph are: the mean correlation of all pairs.
+    """How similar the methods' heatmaps of each photograph are: the mean correlation of all pairs.
 
     Args:
-        found: what `read` returns.
+        found: the results, from `read`.
 
     Returns:
-        By the photograph's number, of a sample of at most 300; those of fewer than two methods are left out.
-        A constant heatmap correlates with nothing.
+        By the photograph's number, for a sample of at most 300; photographs with fewer than two heatmaps are
+        left out. A constant heatmap has correlation 0.
     """
     return {n: _alike(files.heatmaps) for n, files in found.files.items() if len(files.heatmaps) > 1}
 
 
 def read(folder: str | os.PathLike[str]) -> Found:
-    """What a run has found so far.
+    """Read the results of a run, finished or not.
 
     Args:
-        folder: that `evaluate.run` wrote to.
+        folder: the folder that `evaluate.run` wrote to.
 
     Raises:
         FileNotFoundError: there is no run.
-        ValueError: the file there is not of a run, or is damaged.
+        ValueError: the file is not one of a run, or is damaged.
     """
     with reading(folder) as store:
         settings, images = store.settings(), store.images()

@@ -105,10 +105,10 @@ def as_images(data: Any, categories: Sequence[str]) -> Images | Iterator[Photogr
 
 
 def hugging_face(path: str, categories: Sequence[str]) -> Items:
-    """The photographs of a data set of Hugging Face that lies on this machine.
+    """The photographs of a Hugging Face data set on this machine.
 
     Args:
-        path: of a folder that `save_to_disk` of the package datasets wrote; of several splits, of one.
+        path: a folder written by `save_to_disk` of the package datasets, of a single split.
         categories: the names of the network's classes, in order.
 
     Raises:

@@ -25,15 +25,15 @@ Batch = Float[Tensor, "B C *size"]
 
 
 class Timing(NamedTuple):
-    """Seconds an image.
+    """Seconds per image.
 
     Attributes:
-        mean: over the rounds.
-        median: over the rounds.
-        fastest: of the rounds.
-        slowest: of the rounds.
+        mean: mean over the rounds.
+        median: median over the rounds.
+        fastest: the fastest round.
+        slowest: the slowest round.
         deviation: the standard deviation over the rounds; 0 for one round.
-        first: of the first call, which prepares what later calls find ready.
+        first: the first call, including one-time preparation.
     """
 
     mean: float
@@ -55,17 +55,17 @@ def timings(
     variant: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> dict[str, Timing]:
-    """How long each method takes, all in turn, so that what else the machine does hits all alike.
+    """The time of each method, measured in turns so that other load on the machine affects all equally.
 
     Args:
         model: the network, in evaluation mode.
         layer: a name, a module of the model, or None for `default_layer`.
-        x: (B, C, *size), prepared images; or several batches, of which each round takes the next.
+        x: (B, C, *size), prepared images; or several batches, used in turn by the rounds.
         methods: names of methods.
         cls: as for every method.
-        rounds: how often each is timed after its first call, ≥ 1.
-        variant: a library of `VARIANTS` whose definitions the names stand for.
-        options: keywords of the methods; at least one has to take each.
+        rounds: how often to time each after its first call, ≥ 1.
+        variant: a library of `VARIANTS` whose definitions to use.
+        options: keywords of the methods; at least one method must accept each.
 
     Returns:
         {name: timing}, first "bare forward", the network alone without gradients, then the methods.

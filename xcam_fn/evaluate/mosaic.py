@@ -26,10 +26,10 @@ class Mosaic(NamedTuple):
     """A mosaic of n × n photographs, their cells counted row by row.
 
     Attributes:
-        name: its number, by which it is known.
-        members: the photograph in each cell, its label the class that is explained there.
-        probabilities: what the network said of each, alone, for that class.
-        side: of the square that the network sees, pixels, a multiple of n.
+        name: its identifier, a number.
+        members: the photograph in each cell, whose label is the class to explain there.
+        probabilities: the predicted probability of that class for each photograph alone.
+        side: side of the square that the network takes, pixels, a multiple of n.
     """
 
     name: str
@@ -59,11 +59,11 @@ class Mosaic(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """Mosaics, and what they were drawn from.
+    """Mosaics, and the photographs they were drawn from.
 
     Attributes:
-        mosaics: as many as were asked for.
-        seen: how many photographs the network saw.
+        mosaics: the mosaics.
+        seen: number of photographs that were classified.
         unreadable: names of photographs that could not be read, with the reason.
     """
 
@@ -84,28 +84,28 @@ def mosaics_of(
     seed: int = 0,
     progress: bool = False,
 ) -> Drawn:
-    """Return mosaics of the photographs that a network is surest of, to be evaluated as photographs are.
+    """Return mosaics of the photographs with the most confident predictions, for `evaluate.run`.
 
-    Each photograph is seen by the network, once. Which are taken is as in `metrics.mosaics`.
+    The network classifies each photograph once; they are chosen as in `metrics.mosaics`.
 
     Args:
-        network: what `models.load` returns, or the same of your own.
-        photographs: as `dataset.photographs` lists them.
-        count: how many mosaics.
-        n: photographs in a row and in a column.
-        confidence: the least probability of a photograph that is used.
-        explain: the "predicted" class of each photograph or its "label", of which it has the probability.
-        side: that mosaics are resized to, pixels, a multiple of n; None leaves each photograph as large as
-            the network sees it alone.
-        seed: of the mosaics.
-        progress: show a bar on stderr.
+        network: a network from `models.load`, or your own `LoadedModel`.
+        photographs: photographs, as from `dataset.photographs`.
+        count: number of mosaics.
+        n: photographs per row and per column.
+        confidence: the minimum probability of a photograph.
+        explain: explain the "predicted" class of each photograph or its "label"; the probability is that of
+            this class.
+        side: resize mosaics to this side, pixels, a multiple of n; None keeps each photograph's usual size.
+        seed: seed of the mosaics.
+        progress: show a progress bar on stderr.
 
     Returns:
         `Drawn(mosaics, seen, unreadable)`.
 
     Raises:
-        ValueError: too few photographs of distinct classes are sure enough, or a value is out of range.
-        TypeError: an argument is of the wrong kind.
+        ValueError: too few photographs of distinct classes are confident enough, or a value is out of range.
+        TypeError: an argument has the wrong type.
     """
     check("count", count, Count)
     check("n", n, Count)

@@ -23,13 +23,13 @@ class Ranking(NamedTuple):
     """The methods in one metric of one run.
 
     Attributes:
-        run: what tells it from the other runs.
-        metric: by name.
-        ranks: the mean rank of each method over photographs, 1 the best, by name.
-        p: the chance of ranks so far apart, were all methods alike (Friedman).
-        critical: mean ranks further apart differ beyond chance (Nemenyi, p < 0.05).
-        photographs: how many have a score of every method.
-        leaders: the methods that are no further than this from the best, the best first; all where p ≥ 0.05.
+        run: what distinguishes it from the other runs.
+        metric: the metric's name.
+        ranks: the mean rank of each method over photographs, 1 being the best, by name.
+        p: the p-value of Friedman's test that all methods are equal.
+        critical: Nemenyi's critical difference of mean ranks, p < 0.05.
+        photographs: number of photographs with scores of all methods.
+        leaders: the methods within the critical difference of the best, best first; all if p ≥ 0.05.
     """
 
     run: str
@@ -46,10 +46,10 @@ class Board(NamedTuple):
 
     Attributes:
         rankings: one for each metric of each run.
-        overall: the mean of each method's ranks over these, the best first, by name.
-        tau: Kendall's τ of each two rankings: 1 where they order the methods alike, −1 where in reverse, NaN
-            where one ranks all alike.
-        titles: of all methods; those without a rank have no scores in a run.
+        overall: the mean of each method's ranks over these, best first, by name.
+        tau: Kendall's τ of each pair of rankings: 1 for the same order, −1 for the reverse, NaN if one ranks
+            all equally.
+        titles: titles of all methods; those without a rank have no scores in a run.
     """
 
     rankings: list[Ranking]
@@ -68,10 +68,10 @@ class Board(NamedTuple):
 
 
 def board(*found: Found) -> Board:
-    """Rank the methods in each metric of each run, where two or more have scores.
+    """Rank the methods in each metric of each run, if two or more have scores.
 
     Args:
-        *found: what `read` returns, of one run or of several; ranked are the methods that all of them have.
+        *found: results of one or several runs, from `read`; only methods that all runs share are ranked.
 
     References:
         Demšar, Statistical Comparisons of Classifiers over Multiple Data Sets (JMLR 7, 2006), section 3.2.
@@ -110,10 +110,10 @@ def _ranking(run: Found, label: str, metric: str, methods: list[str]) -> Ranking
 
 
 def advice(board: Board) -> list[str]:
-    """Which method to use: sentences that say what the numbers tell, and what they do not.
+    """Which method to use: sentences on what the numbers show, and what they do not.
 
     Args:
-        board: what `board` returns.
+        board: the rankings, from `board`.
     """
     if not board.rankings:
         return ["No two methods have scores of the same photographs: there is nothing to rank."]

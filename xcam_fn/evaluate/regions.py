@@ -72,14 +72,14 @@ class Located(NamedTuple):
 
 
 def located(photographs: Sequence[Photograph], source: str | os.PathLike[str]) -> Located:
-    """Return the photographs with the regions that a file or a folder has of them.
+    """Return the photographs with their regions from a file or folder of annotations.
 
-    All boxes of a photograph count, of whatever object: leave out those of other classes than the explained.
+    All boxes of a photograph count, whatever their class: remove boxes of classes that are not explained.
 
     Args:
-        photographs: as `dataset.photographs` lists them.
-        source: a COCO file (.json), a file of PASCAL VOC (.xml), or a folder of these or of mask images, each
-            under the name of its photograph. VOC counts pixels from 1 and includes the last.
+        photographs: photographs, as from `dataset.photographs`.
+        source: a COCO file (.json), a PASCAL VOC file (.xml), or a folder of VOC files or mask images, named
+            like their photographs. VOC counts pixels from 1 and includes the last.
 
     Raises:
         FileNotFoundError: there is no such file or folder.

@@ -41,7 +41,7 @@ def means(found: Found) -> dict[str, dict[str, Mean]]:
     """The mean of each metric by method, with a 95 % bootstrap interval.
 
     Args:
-        found: what `read` returns.
+        found: the results, from `read`.
 
     Returns:
         {method: {metric: mean}}, in the order of the run.
@@ -50,10 +50,10 @@ def means(found: Found) -> dict[str, dict[str, Mean]]:
 
 
 def pairs(found: Found) -> list[Pair]:
-    """Each pair of methods in each metric, and which is better where that is beyond chance.
+    """Each pair of methods in each metric, and which one is significantly better, if any.
 
     Args:
-        found: what `read` returns.
+        found: the results, from `read`.
     """
     return found.pairs
 
@@ -62,10 +62,10 @@ def pairs(found: Found) -> list[Pair]:
 
 
 def table(*found: Found) -> list[list[str]]:
-    """The table of runs as text: a header, then a row a method with each metric's mean and interval.
+    """The table of runs as text: a header, then a row per method with each metric's mean and interval.
 
     Args:
-        *found: what `read` returns, of one run or of several.
+        *found: results of one or several runs, from `read`.
     """
     metrics = _metrics(found)
     rows = [["method", "model", "photographs", *map(metric_label, metrics)]]
@@ -92,7 +92,7 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     """The table in Markdown.
 
     Args:
-        rows: a header and what is below it; what would end a cell is escaped.
+        rows: the header and the rows; characters that would end a cell are escaped.
     """
     cells = [[re.sub(r"([\\|])", r"\\\1", " ".join(cell.split())) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -128,11 +128,11 @@ def _plain_ranks(ranked: Board) -> Iterator[Sequence[Any]]:
 
 
 def write(found: Found | Sequence[Found], folder: str | os.PathLike[str]) -> list[Path]:
-    """Write the tables, the figures and the page, and return which files these are.
+    """Write the tables, the figures and the page, and return their paths.
 
     Args:
-        found: what `read` returns, of one run or of several.
-        folder: where they go; it is made where it is missing.
+        found: results of one or several runs, from `read`.
+        folder: the folder to write to; it is created if missing.
 
     Raises:
         OSError: the folder cannot be written to.
@@ -160,11 +160,11 @@ def write(found: Found | Sequence[Found], folder: str | os.PathLike[str]) -> lis
 def write_scores(
     found: Found | Sequence[Found], folder: str | os.PathLike[str], kind: Literal["parquet", "csv"]
 ) -> Path:
-    """Write every score into one table of the columns run, image, method, metric and value.
+    """Write all scores into one table with the columns run, image, method, metric and value.
 
     Args:
-        found: what `read` returns, of one run or of several.
-        folder: where scores.parquet or scores.csv goes; it is made where it is missing.
+        found: results of one or several runs, from `read`.
+        folder: the folder for scores.parquet or scores.csv; it is created if missing.
         kind: "parquet" for pandas, DuckDB or Spark, which needs `pip install "xcam-fn[parquet]"`, or "csv".
 
     Returns:

@@ -72,14 +72,14 @@ class _Options(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a run came to, what was done before included.
+    """The outcome of a run, including what was done before it was resumed.
 
     Attributes:
-        photographs: how many there are, of a shard in it; of mosaics each cell counts.
-        unreadable: of these, how many could not be read.
-        results: pairs of a photograph and a method that have scores.
-        failures: pairs that have none.
-        folder: where they are.
+        photographs: number of photographs, in a shard those of the shard; each cell of a mosaic counts.
+        unreadable: number of photographs that could not be read.
+        results: pairs of a photograph and a method with scores.
+        failures: pairs that failed.
+        folder: the folder of the results.
     """
 
     photographs: int
@@ -103,55 +103,54 @@ def run(
     options: Mapping[str, Any] | None = None,
     **how: Unpack[RunOptions],
 ) -> Outcome:
-    """Run every method and metric on every photograph; what a folder holds already is not done again.
+    """Run every method and metric on every photograph, skipping what the folder already holds.
 
-    A photograph that cannot be read and a method that fails on one are written down, and the rest goes on.
-    Batches are made up of the whole list, so that a run that is continued finds the same numbers.
+    Unreadable photographs and failing methods are recorded, and the run continues. Batches are formed from
+    the whole list, so a resumed run gives the same numbers.
 
     Args:
-        network: what `models.load` returns, or the same of your own; a list of the same network on several
-            devices, among which batches are divided.
-        photographs: as `dataset.photographs` lists them, the folder or CSV file that it takes, or any data
-            set of (x, label, name): one of Hugging Face, one with a length and numbered items, or an iterable
-            that gives the same order each time, such as a DataLoader or WebDataset. x is a path, the bytes of
-            a file, a PIL image, an array (h, w, 3), or a tensor (3, h, w) as the network takes it; label is
-            an index, a name or None. Or mosaics, as `mosaics_of` makes them: in one call a method explains
-            the class of each cell, and each is a photograph of the run.
+        network: a network from `models.load`, or your own `LoadedModel`; or a list of the same network on
+            several devices, which share the batches.
+        photographs: photographs from `dataset.photographs`, a folder or CSV file that it accepts, or any data
+            set of (x, label, name): a Hugging Face data set, an indexable one with a length, or an iterable
+            with the same order each time, such as a DataLoader or WebDataset. x is a path, the bytes of a
+            file, a PIL image, an array (h, w, 3), or a prepared tensor (3, h, w); label is an index, a name
+            or None. Or mosaics from `mosaics_of`: one call of a method explains the classes of all cells, and
+            each cell counts as a photograph.
         methods: names of methods ("gradcam+sscam" is the fusion of two), functions, or a mapping from names
             to these.
-        metric_names: names of `METRICS`; None for `STANDARD`, of mosaics for `GRID`, of photographs that have
-            regions for `LOCALIZATION`.
-        output: the folder; its results.sqlite holds all that was found.
+        metric_names: names of `METRICS`; None for `STANDARD`, `GRID` for mosaics, or `LOCALIZATION` for
+            photographs with regions.
+        output: the folder, whose results.sqlite holds all results.
         layer: a name, or None for `default_layer`.
-        explain: the "predicted" class of each photograph or its "label".
-        batch_size: photographs at a time, ≥ 1; it changes speed and memory.
-        variant: a library of `VARIANTS` whose definitions the names stand for.
-        options: keywords of the methods; at least one has to take each.
-        precision: "float32" or "bfloat16", of the forwards that score.
-        compile: compile the network that scores.
-        chunk_size: perturbed images in one forward; None chooses.
-        retry: try again what failed in the run so far.
-        beside: where the folder holds a run with other settings, use the next of output_2, output_3 … that
-            does not.
-        keep: of "pictures", "heatmaps" and "curves" what is kept beside the scores, for the report's page and
-            figures: some 14 kB a photograph, 3 kB and 1 kB a heatmap.
-        about: what else the results depend on, such as the seed of the sample: a run with other values is
-            another.
-        shard: "2/4" for the second of four parts, of whole batches, that `evaluate.merge` makes one run of;
-            "env" reads which from the variables of a Slurm array, of torchrun or of Kubernetes.
-        ray: the address of a Ray cluster that computes, or "local" for one on this machine, which is stopped
-            in the end. The results come to this process, which writes them.
-        progress: show a bar on stderr.
+        explain: explain the "predicted" class of each photograph or its "label".
+        batch_size: photographs per batch, ≥ 1; it changes speed and memory.
+        variant: a library of `VARIANTS` whose definitions to use.
+        options: keywords of the methods; at least one method must accept each.
+        precision: "float32" or "bfloat16", of the scoring forward passes.
+        compile: compile the network for scoring.
+        chunk_size: perturbed images per forward pass; None chooses automatically.
+        retry: retry what failed before.
+        beside: if the folder holds a run with other settings, use the next free one of output_2, output_3 …
+        keep: which of "pictures", "heatmaps" and "curves" to keep besides the scores, for the report: about
+            14 kB per photograph, and 3 kB and 1 kB per heatmap.
+        about: further settings that the results depend on, such as the seed of the sample; a run with other
+            values is a different run.
+        shard: "2/4" for the second of four parts, in whole batches, for `evaluate.merge`; "env" reads the
+            part from the variables of a Slurm array, torchrun or Kubernetes.
+        ray: the address of a Ray cluster, or "local" for a temporary one on this machine. This process
+            collects and writes the results.
+        progress: show a progress bar on stderr.
 
     Returns:
         How many photographs and results there are.
 
     Raises:
         ValueError: a name is not known, a value is out of range, a label is missing, or the folder holds a
-            run with other settings or is written to by another run.
-        TypeError: no method takes an option, or an item of the data set is none.
+            run with other settings or is in use by another run.
+        TypeError: no method accepts an option, or an item of the data set is invalid.
         ConnectionError: there is no Ray cluster at the address.
-        OSError: the folder cannot be written to, or the disk is full; what was written before is safe.
+        OSError: the folder cannot be written to, or the disk is full; earlier results are safe.
     """
     chosen = named_methods(methods, variant, **(options or {}))
     if unknown := [name for name in how if name not in _Options._fields]:

@@ -118,14 +118,14 @@ def note(folder: Path, machines: Iterable[Mapping[str, Any]] = (), **ended: int 
 
 
 class Merged(NamedTuple):
-    """What a merge found.
+    """The outcome of a merge.
 
     Attributes:
-        results: pairs of a photograph and a method that have scores.
-        failures: pairs that have none.
-        missing: shards, and rows of shards, that are not there, in words.
-        twice: shards that were computed more than once, in words; the first that is whole counts.
-        machines: that computed the shards, each once.
+        results: pairs of a photograph and a method with scores.
+        failures: pairs that failed.
+        missing: descriptions of missing shards and rows.
+        twice: descriptions of shards that were computed more than once; the first complete one counts.
+        machines: the machines that computed the shards, without duplicates.
     """
 
     results: int
@@ -148,17 +148,17 @@ class _Part(NamedTuple):
 def merge(
     runs: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str], *, partial: bool = False
 ) -> Merged:
-    """Make one run of the shards of a run: what one machine would have written.
+    """Merge the shards of a run into the run that one machine would have written.
 
-    Merged again, the same comes of it; the folder is then a run that `run` continues without `shard`.
+    Merging again gives the same result, and `run` without `shard` can continue the merged run.
 
     Args:
         runs: the folders of all shards, in any order.
-        output: the folder of the whole.
-        partial: merge what is there where something is missing.
+        output: the folder of the merged run.
+        partial: merge what is there even if something is missing.
 
     Raises:
-        ValueError: a folder holds no shard, or shards with other settings, or something is missing.
+        ValueError: a folder holds no shard, the shards have different settings, or something is missing.
         FileNotFoundError: a folder holds no run.
     """
     place, parts = Path(output), [_part(Path(run)) for run in runs]

@@ -26,8 +26,8 @@ class Exported(NamedTuple):
     """A file that was written and checked.
 
     Attributes:
-        path: of the file.
-        difference: the largest of a heatmap's values from those computed here, over the batches tried.
+        path: the file.
+        difference: the largest difference of a heatmap's values from PyTorch's, over the tested batches.
     """
 
     path: Path
@@ -44,19 +44,19 @@ def onnx(
     *,
     cls: int | None = None,
 ) -> Exported:
-    """One ONNX file that predicts and explains, written and checked against what is computed here.
+    """Write one ONNX file that predicts and explains, checked against PyTorch's results.
 
     The file takes `image` (batch, C, *size) and gives `logits` (batch, classes), `heatmap` (batch, *size) in
-    [0, 1] and `class` (batch,), for any batch. onnxruntime runs it without torch.
+    [0, 1] and `class` (batch,), for any batch size. onnxruntime runs it without torch.
 
     Args:
-        x: (B, C, *size), images of the size that the file is to take; it is checked on them.
-        path: where to write; what is there is replaced once the new file has been checked.
+        x: (B, C, *size), example images of the file's input size, used to check it.
+        path: the path to write to; an existing file is replaced once the new one has been checked.
         method: one of `METHODS_THAT_EXPORT`.
-        cls: the class that is explained; None for the predicted one of each image.
+        cls: the class to explain; None for the predicted class of each image.
 
     Raises:
-        ValueError: as `program`; an operator has no ONNX counterpart, or the file computes something else.
+        ValueError: as for `program`; or an operator has no ONNX counterpart, or the file's results differ.
         ImportError: the extra "export" is not installed.
         OSError: the file cannot be written.
     """

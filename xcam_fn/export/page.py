@@ -41,21 +41,21 @@ def page(
     cls: int | None = None,
     cdn: bool = False,
 ) -> Path:
-    """Write a page that explains photographs in the browser, with all that it runs; its path.
+    """Write a page that explains photographs in the browser, with all files it needs; return its path.
 
     Any file server shows it, `python -m http.server` for one. ONNX Runtime (14 MB) is downloaded once, from
     cdn.jsdelivr.net, unless its files are in the folder already; the page itself then needs no network.
 
     Args:
         loaded: the network with its preset and categories, from `models.load`.
-        folder: where to write; it is made where it is not there.
+        folder: the folder to write to; it is created if missing.
         layer: a name, a module of the model, or None for `default_layer`.
         method: one of `METHODS_THAT_EXPORT`.
-        cls: the class that is explained; None for the predicted one.
-        cdn: leave the download to the browser: each time the page is opened, it needs the network.
+        cls: the class to explain; None for the predicted class.
+        cdn: leave the download to the browser, which then needs the network each time the page is opened.
 
     Raises:
-        ValueError: as `onnx`; or the network's images are resized in a way that the page does not know.
+        ValueError: as for `onnx`; or the page does not support the network's image resizing.
         ImportError: the extra "export" is not installed.
         OSError: a file cannot be written or downloaded.
     """

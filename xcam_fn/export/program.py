@@ -43,18 +43,18 @@ def program(
     *,
     cls: int | None = None,
 ) -> torch.export.ExportedProgram:
-    """The model and its explanation as one `torch.export` program, for batches of any length.
+    """The model and its explanation as one `torch.export` program, for any batch size.
 
     Args:
-        x: (B, C, *size), images of the size that the program is to take.
+        x: (B, C, *size), example images of the program's input size.
         method: one of `METHODS_THAT_EXPORT`.
-        cls: the class that is explained; None for the predicted one of each image.
+        cls: the class to explain; None for the predicted class of each image.
 
     Returns:
         The program: image (B, C, *size) to logits (B, classes), heatmap (B, *size) in [0, 1] and class (B,).
 
     Raises:
-        ValueError: a method that cannot be exported, or a model that cannot be traced.
+        ValueError: the method cannot be exported, or the model cannot be traced.
     """
     return explanation(model, layer, x, method, cls).traced(x)
 

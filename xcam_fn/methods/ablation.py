@@ -30,7 +30,7 @@ Lengths = Count | Sequence[Count] | None
 
 @method(
     "Occlusion", family="perturbation", paper="arXiv:1311.2901",
-    summary="what the score loses where a sliding window hides the image; needs no layer",
+    summary="the drop of the score when a sliding window hides the image; needs no layer",
 )  # fmt: skip
 def occlusion(
     call: Call,
@@ -41,18 +41,18 @@ def occlusion(
     score: Score = "probability",
     **options: Unpack[RunningOptions],
 ) -> Tensor:
-    """Occlusion: each pixel's value is what the score loses, on average, under the windows that hide it.
+    """Occlusion: each pixel's value is the score's mean drop over the windows that hide it.
 
     d_m = p(x) − p(x with x₀ inside window m); the map is Σ_m [i ∈ m] d_m / Σ_m [i ∈ m] at pixel i. The first
     window lies at the start of each axis, the next one a stride further, the last is cut off at the end. One
-    forward for each: 169 for 224 × 224 pixels where nothing else is said. The layer is not used, and the
-    model may be None where `scorer` stands in for it.
+    forward pass for each: 169 for 224 × 224 pixels by default. The layer is not used, and the model may be
+    None if `scorer` replaces it.
 
     Args:
-        window: its length along each axis, pixels, one int for all or one an axis, no more than the image's;
-            None for a quarter of the image's.
-        stride: from one window to the next, pixels, in the same ways, no more than the window's length; None
-            for a quarter of that.
+        window: its length along each axis in pixels, one int for all axes or one per axis, no more than the
+            image's; None for a quarter of the image's.
+        stride: the distance between windows in pixels, given in the same way, no more than the window's
+            length; None for a quarter of that.
 
     References:
         Zeiler and Fergus, Visualizing and Understanding Convolutional Networks (arXiv:1311.2901).
@@ -103,24 +103,24 @@ def _hide(image: Tensor, base: Tensor, *inside: Tensor) -> Tensor:
 
 @method(
     "SIDU", family="perturbation", paper="arXiv:2101.10710",
-    summary="channels weighted by how alike and how unique the output is that their masks keep",
-    needs="one output a class", cost=lambda channels: channels,
+    summary="channels weighted by how similar and how unique the outputs of their masked images are",
+    needs="one output per class", cost=lambda channels: channels,
 )  # fmt: skip
 def sidu(
     call: Call, *, threshold: Share = 0.5, std: Positive = 0.25, **options: Unpack[RunningOptions]
 ) -> Tensor:
-    """SIDU: binary masks weighted by how alike the image's, and how unlike each other's, their outputs are.
+    """SIDU: binary masks weighted by their outputs' similarity to the image's and difference from each other.
 
     B_k = [n(A_k) > τ], M_k = U(B_k); P_k are the probabilities of all classes for x ⊙ M_k, P those for x;
     SD_k = exp(−|P − P_k|² / 2σ²), U_k = Σ_j |P_k − P_j|; the map is Σ SD_k U_k M_k, the same for every class.
-    One forward for each binary mask that is not equal to another.
+    One forward pass for each distinct binary mask.
 
     Args:
-        threshold: τ, the share of a channel's range above which its mask shows the image, 0 to 1.
-        std: σ, how fast a mask that changes the probabilities loses weight, > 0.
+        threshold: τ, the fraction of a channel's range above which its mask shows the image, 0 to 1.
+        std: σ, how fast a mask loses weight when it changes the probabilities, > 0.
 
     Raises:
-        StructureError: a ValueError; the network's output is not one number a class.
+        StructureError: a ValueError; the network's output is not one number per class.
 
     References:
         Muddamsetty et al. (arXiv:2101.10710).
@@ -130,7 +130,7 @@ def sidu(
         classes = logits(call.output).shape[1]
     except ValueError as error:
         raise checks.StructureError(
-            "sidu compares the probabilities of all classes, and what the network returns is "
+            "sidu compares the probabilities of all classes, but the network's output is "
             f"{describe(call.output)}; expected logits (B, classes), or use scorecam with a target"
         ) from error
     every = torch.arange(classes, device=x.device).expand(len(x), -1)
@@ -154,7 +154,7 @@ def sidu(
 
 @method(
     "Ablation-CAM", family="perturbation", paper="WACV 2020, doi:10.1109/WACV45572.2020.9093360",
-    summary="each channel weighted by the share of the score lost without it",
+    summary="each channel weighted by the fraction of the score lost without it",
     variants={"xplaincam": {}, "pytorch-grad-cam": {}},
 )  # fmt: skip
 def ablationcam(
@@ -166,15 +166,15 @@ def ablationcam(
     chunk_size: Count = 64,
     progress: bool = False,
 ) -> Tensor:
-    """Ablation-CAM: each channel weighted by the share of the score that is lost without it.
+    """Ablation-CAM: each channel weighted by the fraction of the score that is lost without it.
 
     w_k = (s − s_k) / s, where s_k is the score with A_k set to zero (0 where s is 0); the map is Σ w_k A_k.
-    The trunk runs once, the head once for each channel that is not zero already.
+    The trunk runs once, and the head once for each channel that is not already zero.
 
     Args:
-        channels: how many channels are ablated: None for all, an int, or a share of them, a float in (0, 1].
-            They are those with the largest Σ |G ⊙ A|, for which a gradient is taken; the others have weight
-            0, and channels that rank alike are ablated or left out together.
+        channels: how many channels to ablate: None for all, an int, or a fraction, a float in (0, 1]. Those
+            with the largest Σ |G ⊙ A| are ablated, which takes a gradient; the others have weight 0, and
+            channels with equal rank are ablated or left out together.
 
     References:
         Ramaswamy, Ablation-CAM, WACV 2020 (doi:10.1109/WACV45572.2020.9093360).
@@ -218,7 +218,7 @@ def _without_channel(features: Tensor, channel: Tensor) -> Tensor:
 
 @method(
     "Recipro-CAM", family="perturbation", paper="arXiv:2209.14074", returns="scores",
-    summary="what each position of the features scores alone",
+    summary="the score of each position of the features alone",
 )  # fmt: skip
 def reciprocam(
     call: Call,
@@ -228,14 +228,14 @@ def reciprocam(
     chunk_size: Count = 64,
     progress: bool = False,
 ) -> Tensor:
-    """Recipro-CAM: each position's value is the score of the features with all but that position masked.
+    """Recipro-CAM: each position's value is the score of the features with all other positions masked.
 
-    S(p) = p(A ⊙ M_p), M_p the 3 × 3 Gaussian (1/4 at p, 1/8 beside it, 1/16 at the corners) and zero
-    elsewhere, or 1 at p alone. The trunk runs once, the head once for each position. A score's zero is
-    arbitrary, a logit's for one: the heatmap reaches from the least value of the map to the largest.
+    S(p) = p(A ⊙ M_p), M_p the 3 × 3 Gaussian (1/4 at p, 1/8 next to it, 1/16 at the corners) and zero
+    elsewhere, or 1 only at p. The trunk runs once, and the head once per position. Since the zero of a score
+    is arbitrary, the heatmap is scaled from the map's minimum to its maximum.
 
     Args:
-        gaussian: show the neighbors of a position too, by the Gaussian; else the position alone.
+        gaussian: also show the neighbors of a position, weighted by the Gaussian.
 
     References:
         Byun and Lee (arXiv:2209.14074).

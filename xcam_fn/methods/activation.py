@@ -40,13 +40,13 @@ def from_features(
     family: str = "activation",
     variants: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Method[P]:
-    """Return a method made of a function of the features alone: the checks and many classes come with it.
+    """Return a method from a function of the features alone.
 
-    The map is the same for every class; a class is only checked.
+    The map is the same for every class; the class is only checked.
 
     Args:
         projection: `(A, **options)`, features (B, K, *spatial) to a map (B, *spatial). Its keywords become
-            the method's.
+            the method's keywords.
         family: "activation", or "baseline" for a map that explains nothing.
 
     Returns:
@@ -76,8 +76,8 @@ def _fem(A: Maps, *, k: NonNegative = 2.0, summed: Literal["masks", "features"] 
 
     Args:
         A: features, (B, K, *spatial).
-        k: how many standard deviations above its mean a channel has to be at a position to count, ≥ 0.
-        summed: "masks", or "features" for Σ mean(M_k) A_k, as a library does.
+        k: how many standard deviations above its mean a channel must be at a position to count, ≥ 0.
+        summed: "masks", or "features" for Σ mean(M_k) A_k, as pytorch-grad-cam does.
 
     References:
         Fuad et al., Features Understanding in 3D CNNs, IPTA 2020 (hal-02963298).
@@ -96,7 +96,7 @@ def _randomcam(A: Maps, *, seed: int = 0) -> Map:
 
     Args:
         A: features, (B, K, *spatial).
-        seed: of the weights, which are a function of it and the channel's number.
+        seed: the weights are a function of it and the channel's index.
     """
     w = 2 * uniform(seed, 0, (A.shape[1],), like=A) - 1
     return weights.weighted_sum(A, w.expand(A.shape[:2]))
@@ -104,22 +104,22 @@ def _randomcam(A: Maps, *, seed: int = 0) -> Map:
 
 eigencam = enter(from_features(
     principal_component, name="eigencam", title="Eigen-CAM", paper="arXiv:2008.00299",
-    summary="the features' first principal component, whatever the class",
+    summary="the features' first principal component, for any class",
     variants={"pytorch-grad-cam": {"center": True}},
 ).with_options(center=False, sign="uncentered"))  # fmt: skip
 kpcacam = enter(from_features(
     kernel_component, name="kpcacam", title="KPCA-CAM", paper="arXiv:2410.00267",
-    summary="the features' first principal component in a kernel's space, whatever the class",
+    summary="the features' first kernel principal component, for any class",
     variants={"pytorch-grad-cam": {}},
 ))  # fmt: skip
 fem = enter(from_features(
     _fem, name="fem", title="FEM", paper="IPTA 2020, hal-02963298",
-    summary="where channels exceed their mean by k standard deviations, whatever the class",
+    summary="positions where channels exceed their mean by k standard deviations, for any class",
     variants={"pytorch-grad-cam": {"summed": "features"}},
 ))  # fmt: skip
 randomcam = enter(from_features(
     _randomcam, name="randomcam", title="Random-CAM", family="baseline",
-    summary="channels weighted at random, the baseline that an explanation has to beat",
+    summary="channels weighted at random, the baseline that every explanation has to beat",
     variants={"pytorch-grad-cam": {}},
 ))  # fmt: skip
 
@@ -130,13 +130,12 @@ randomcam = enter(from_features(
     needs="global average pooling and a linear layer after it", variants={"torchcam": {}},
 )  # fmt: skip
 def cam(call: Call, *, projection: Projection | None = None) -> Tensor:
-    """CAM: each channel weighted by the network's own weight from its mean to the class.
+    """CAM: each channel weighted by the linear layer's weight from its mean to the class.
 
-    The map is Σ w_kc A_k for a head that is logit_c = Σ w_kc mean(A_k) + b_c. The weights are read off the
-    head without a look at its modules, as the sum over the positions of the logit's gradient, which for such
-    a head is w_kc exactly. That the head is one is checked: the gradient has to be the same at every
-    position, and the same for features drawn at random (not inside a torch.func transform or a compilation,
-    where values cannot be looked at).
+    The map is Σ w_kc A_k for a head logit_c = Σ w_kc mean(A_k) + b_c. The weights are the logit's gradient
+    summed over positions, which for such a head is exactly w_kc. The form of the head is verified: the
+    gradient must be the same at every position, and the same for random features (except inside a
+    torch.func transform or a compilation, where values cannot be read).
 
     Raises:
         StructureError: a ValueError; the head is not global average pooling and a linear layer.

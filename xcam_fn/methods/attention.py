@@ -53,17 +53,17 @@ def legrad(
     blocks: Sequence[str | nn.Module] | None = None,
     head: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """LeGrad: how much the score of each block's tokens rises with the attention that it pays to each patch.
+    """LeGrad: how much the score of each block's tokens rises with the block's attention to each patch.
 
-    s_l is the score that the network's head gives to block l's own tokens, A_l the block's attention; the map
-    is the mean over blocks, heads and queries of ReLU(∂s_l/∂A_l), for each key that is a patch. Each block is
-    run again by itself on what it was given, its attention computed from its own weights. The layer is not
-    used but for what `to_spatial` places.
+    s_l is the score that the network's head gives to block l's tokens, A_l the block's attention; the map is
+    the mean over blocks, heads and queries of ReLU(∂s_l/∂A_l), for each key that is a patch. Each block runs
+    once more on its input, with its attention computed explicitly. The layer is not used, except for
+    `to_spatial`.
 
     Args:
-        num_blocks: how many of the last blocks take part, ≥ 1; None takes all.
-        blocks: in place of num_blocks, the blocks that take part, names or modules.
-        head: what makes logits (B, classes) of a block's tokens (B, T, K); None takes the network's own.
+        num_blocks: how many of the last blocks to use, ≥ 1; None for all.
+        blocks: instead of num_blocks, the blocks to use, names or modules.
+        head: maps a block's tokens (B, T, K) to logits (B, classes); None for the network's own head.
 
     References:
         Bousselham et al. (arXiv:2404.03214), equations 6 to 9.
@@ -123,7 +123,7 @@ def _names_of(
     names, known = [find(root, call.at(one).layer or "")[0] for one in blocks], [one.name for one in found]
     if strange := [name for name in names if name not in known]:
         expected = f"expected one or more of {', '.join(known)}"
-        raise ValueError(f"blocks holds {strange[0]!r}, which is no block with attention; {expected}")
+        raise ValueError(f"blocks holds {strange[0]!r}, which is not a block with attention; {expected}")
     return names
 
 
@@ -260,15 +260,15 @@ def _attention_and_gradient(call: Call, name: str) -> _Attended:
 
 @method(
     "Attention Rollout", family="activation", paper="arXiv:2005.00928",
-    summary="which patches the attention of all blocks, multiplied, leads back to", needs=_NEEDS,
+    summary="the attention of all blocks, multiplied back to the patches", needs=_NEEDS,
 )  # fmt: skip
 def attention_rollout(call: Call) -> Tensor:
-    """Attention rollout: which patches the tokens that the score reads attend to, through all blocks.
+    """Attention rollout: attention from the tokens that the score reads to the patches, through all blocks.
 
     Â_l = (mean_h A_lh + I) / 2, I for the skip connection; the map is the class token's row of Â_L ⋯ Â_1, at
-    the patches. Where the score reads other tokens after the last attention, such as the mean of the patches,
-    it is the mean of their rows. It does not depend on the class. The layer is not used but for what
-    `to_spatial` places.
+    the patches. If the score reads other tokens after the last attention, such as the mean of the patches, it
+    is the mean of their rows. It does not depend on the class. The layer is not used, except for
+    `to_spatial`.
 
     References:
         Abnar and Zuidema (arXiv:2005.00928).
@@ -288,12 +288,12 @@ def chefer(call: Call, *, signed: bool = False) -> Tensor:
     """Relevance of self-attention, by Chefer, Gur and Wolf: rollout of attention times its gradient.
 
     R = I; block by block R ← R + Ā_l R with Ā_l = mean_h ReLU(∂s/∂A_lh ⊙ A_lh); the map is the class token's
-    row of R − I, at the patches, or the mean of other rows as for `attention_rollout`. The layer is not used
-    but for what `to_spatial` places.
+    row of R − I, at the patches, or the mean of other rows as in `attention_rollout`. The layer is not used,
+    except for `to_spatial`.
 
     Args:
-        signed: leave the ReLU out, so that heads and blocks that speak against a patch count; the map is then
-            signed. It points better at what one of several things in an image is like.
+        signed: omit the ReLU, so that heads and blocks that speak against a patch count; the map is then
+            signed. It localizes better when an image holds several objects.
 
     References:
         Chefer et al., Generic Attention-model Explainability (arXiv:2103.15679), equations 5 and 6.
@@ -316,11 +316,11 @@ def agcam(call: Call, *, signed: bool = False) -> Tensor:
     """Attention-guided CAM: the positive gradient to the attention, weighted by the attention's logits.
 
     The map is Σ_lh ReLU(∂s/∂A_lh) ⊙ sigmoid(Z_lh) over blocks l and heads h, A = softmax(Z), Z = Q Kᵀ / √d:
-    the class token's row, at the patches, or the mean of other rows as for `attention_rollout`. The sigmoid
-    has not the softmax's peaks. The layer is not used but for what `to_spatial` places.
+    the class token's row, at the patches, or the mean of other rows as in `attention_rollout`. Unlike the
+    softmax, the sigmoid has no peaks. The layer is not used, except for `to_spatial`.
 
     Args:
-        signed: leave the ReLU out, as for `chefer`.
+        signed: omit the ReLU, as in `chefer`.
 
     References:
         Leem and Seo (arXiv:2402.04563), equations 5 to 7.

@@ -94,23 +94,23 @@ def freeze(*families: ModuleType) -> Mapping[str, Mapping[str, Mapping[str, Any]
 
 @checked
 def find_method(name: str, *, variant: str | None = None, **options: Any) -> Method[...]:
-    """Return the method of that name: "gradcam", "gradcam+sscam" for their fusion, "smooth(gradcam)".
+    """Return the method with this name: "gradcam", "gradcam+sscam" for a fusion, "smooth(gradcam)".
 
     Args:
-        name: a key of `METHODS`, or two of them with a plus: a gradient method's and a perturbation method's.
-            Around either, "smooth(…)", "smoothgrad(…)", "eigen_smooth(…)", "multi_layer(…)" and "sess(…)".
-            Upper case, hyphens, spaces and the like do not count: "Grad-CAM++" is "gradcam_pp".
-        variant: a library of `VARIANTS` whose definitions to take; None for the papers'.
-        **options: other defaults, such as num_samples=10, for the method and for what it fuses. Those that
-            neither takes are left out.
+        name: a key of `METHODS`, or two of them joined by a plus: a gradient method and a perturbation
+            method. Either can be wrapped in "smooth(…)", "smoothgrad(…)", "eigen_smooth(…)", "multi_layer(…)"
+            or "sess(…)". Case, hyphens and spaces are ignored: "Grad-CAM++" is "gradcam_pp".
+        variant: a library of `VARIANTS` whose definitions to use; None for the papers'.
+        **options: other defaults, such as num_samples=10, for the method and the parts of a fusion. Those
+            that neither accepts are ignored.
 
     Returns:
-        The method, ready to be called as `method(model, layer, x, cls, **options)`.
+        The method, called as `method(model, layer, x, cls, **options)`.
 
     Raises:
         ValueError: the name or the variant is not known, or the library has no such method; a value is out of
             range.
-        TypeError: a value is of the wrong kind.
+        TypeError: a value has the wrong type.
     """
     if variant is not None and variant not in _LIBRARIES:
         raise ValueError(f"variant {variant!r} is not known; expected one of {', '.join(_LIBRARIES)}")

@@ -31,9 +31,9 @@ class Concepts(NamedTuple):
     """Features as a sum of concepts, A ≈ offset + Σ_i vectors_i · maps_i.
 
     Attributes:
-        vectors: what each concept is made of, (m, K), ≥ 0.
-        maps: where each concept is, (B, m, *spatial), ≥ 0, at the layer's own size.
-        offset: the least value of each channel, (K,), which the concepts stand above.
+        vectors: each concept's channel pattern, (m, K), ≥ 0.
+        maps: each concept's location, (B, m, *spatial), ≥ 0, at the layer's size.
+        offset: the minimum of each channel, (K,), to which the concepts are added.
     """
 
     vectors: Float[Tensor, "m K"]
@@ -55,15 +55,15 @@ def concepts(
     seed: int = 0,
     to_spatial: ToSpatial | None = None,
 ) -> Concepts:
-    """Return the concepts that a layer's features are made of, found for all images together.
+    """Return the concepts of a layer's features, shared by all images.
 
-    The same concept is then found in all of them: its maps show the parts that look alike to the network.
+    A concept is the same in all images: its maps show parts that look alike to the network.
 
     Args:
-        num_concepts: m, ≥ 1, no more than there are channels or positions.
-        init: where the factorization starts, as scikit-learn calls it: "nndsvda" or "random".
-        tol: how little it still has to gain when it stops, > 0.
-        max_iter: how many steps it takes at the most, ≥ 1.
+        num_concepts: m, ≥ 1, no more than the number of channels or positions.
+        init: scikit-learn's initialization of the factorization: "nndsvda" or "random".
+        tol: tolerance of the stopping criterion, > 0.
+        max_iter: the maximum number of iterations, ≥ 1.
 
     Returns:
         `Concepts(vectors, maps, offset)`, by non-negative matrix factorization; `plot.concepts` draws them.
@@ -106,7 +106,7 @@ def _factorized(A: Tensor, count: int, **how: Any) -> Concepts:
 
 @method(
     "Deep Feature Factorization", family="perturbation", paper="arXiv:1806.10206",
-    summary="concepts of the features, each weighted by what it adds to the class's score",
+    summary="concepts of the features, each weighted by its contribution to the class's score",
     variants={"pytorch-grad-cam": {"init": "random", "max_iter": 200}}, explains=(concepts,),
 )  # fmt: skip
 def deep_feature_factorization(
@@ -118,11 +118,11 @@ def deep_feature_factorization(
     max_iter: Count = 10_000,
     seed: int = 0,
 ) -> Tensor:
-    """Deep feature factorization: each image's concepts, weighted by what each adds to the class's score.
+    """Deep feature factorization: concepts of an image, weighted by their contribution to the class's score.
 
-    A ≈ a + Σ_i v_i h_i with v, h ≥ 0 and a each channel's least value; w_i = s(a + v_i h_i) − s(a); the map
-    is Σ_i w_i h_i. The trunk runs once, the head once more than there are concepts. `concepts` gives the
-    factors themselves, of many images together. It cannot be differentiated.
+    A ≈ a + Σ_i v_i h_i with v, h ≥ 0 and a each channel's minimum; w_i = s(a + v_i h_i) − s(a); the map is
+    Σ_i w_i h_i. The trunk runs once, and the head once per concept plus once. `concepts` returns the factors
+    themselves, for many images together. The map is not differentiable.
 
     References:
         Collins et al. (arXiv:1806.10206).

@@ -92,16 +92,16 @@ def _along_channels(bias: Tensor, call: ModuleCall) -> Tensor:
 def fullgrad(
     call: Call, *, rescale: Literal["channel", "layer"] = "channel", eps: NonNegative = 0.0
 ) -> Tensor:
-    """FullGrad: the input's gradient times the input, and each bias's gradient times the bias, as one map.
+    """FullGrad: the input times its gradient, and each bias times its gradient, in one map.
 
     The map is ψ(x ⊙ ∂s/∂x) + Σ over layers and channels of ψ(b ⊙ ∂s/∂b), ψ the absolute value scaled to
-    [0, 1] and resized to the input; batch norm's bias is the shift that it amounts to. Every convolution and
-    batch norm takes part; the layer is not used.
+    [0, 1] and resized to the input; a batch norm's bias is its total shift. Every convolution and batch norm
+    contributes; the layer is not used.
 
     Args:
-        rescale: ψ scales each "channel" by itself, as the paper's formula says, or each "layer", as its
-            authors' program does.
-        eps: added to the largest value that ψ divides by, ≥ 0, as a library does.
+        rescale: ψ scales each "channel" separately, as in the paper's formula, or each "layer", as in its
+            authors' code.
+        eps: added to the maximum that ψ divides by, ≥ 0, as pytorch-grad-cam does.
 
     References:
         Srinivas and Fleuret (arXiv:1905.00780), equation 6.

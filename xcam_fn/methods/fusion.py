@@ -37,12 +37,12 @@ Gain = Callable[..., Sequence[Tensor] | Tensor]
 
 @checked
 def denoise(maps: Maps, theta: Percentile = 10.0, *, axes: Count = 2) -> Maps:
-    """Maps without their lowest part: zero at or below their own θ-th percentile.
+    """Maps with their lowest values removed: zero at or below their own θ-th percentile.
 
     Args:
         maps: (..., *spatial).
         theta: the percentile, 0 to 100.
-        axes: how many of the last axes are one map.
+        axes: the number of trailing axes that form one map.
 
     Returns:
         The same shape. A constant map becomes zero.
@@ -52,16 +52,16 @@ def denoise(maps: Maps, theta: Percentile = 10.0, *, axes: Count = 2) -> Maps:
 
 @checked
 def combine(first: Maps, second: Maps, gains: Sequence[Tensor] | Tensor, *, axes: Count = 2) -> Maps:
-    """Two maps added up, each times what it gains, and scaled to [0, 1].
+    """The sum of two maps, each weighted by its gain, scaled to [0, 1].
 
     Args:
         first: (..., *spatial).
         second: the same shape.
-        gains: two of (...), signed. A map with a negative gain counts against.
-        axes: how many of the last axes are one map.
+        gains: two tensors (...), signed. A map with a negative gain is subtracted.
+        axes: the number of trailing axes that form one map.
 
     Returns:
-        The same shape, in [0, 1]; zero where the sum is constant.
+        The same shape, in [0, 1]; zero if the sum is constant.
     """
     _check_alike("first", first, "second", second)
     of_first, of_second = (_per_map(gain, first, axes) for gain in _gains_of(gains, 2, first, axes))
@@ -77,10 +77,10 @@ def agree(first: Maps, second: Maps, *, axes: Count = 2) -> Maps:
     Args:
         first: (..., *spatial).
         second: the same shape.
-        axes: how many of the last axes are one map.
+        axes: the number of trailing axes that form one map.
 
     Returns:
-        The same shape, in [0, 1]; zero where that is constant.
+        The same shape, in [0, 1]; zero if the result is constant.
     """
     _check_alike("first", first, "second", second)
     sim = (1 - (first - second).abs()).clamp(0, 1)
@@ -91,21 +91,21 @@ def agree(first: Maps, second: Maps, *, axes: Count = 2) -> Maps:
 def fuse(
     gradient_map: Maps, region_map: Maps, gain: Gain, *, theta: Percentile = 10.0, axes: Count = 2
 ) -> Maps:
-    """Fusion-CAM's map, made of two heatmaps and of what the score gains where a heatmap shows the image.
+    """Fusion-CAM's map of two heatmaps, given the score gains of images masked by heatmaps.
 
-    D is the gradient map without its lowest part; F = n(β_D·D + β_R·R); the fused map is what β_F·F and
-    β_R·R agree on.
+    D is the gradient map without its lowest values; F = n(β_D·D + β_R·R); the fused map is what β_F·F and
+    β_R·R agree on, see `agree`.
 
     Args:
         gradient_map: (B, *size) or (B, n, *size), in [0, 1].
         region_map: the same shape, in [0, 1].
-        gain: `(*heatmaps) -> their gains β`, (B,) or (B, n) each; `xcam_fn.gain(model, x, cls)` makes one. It
+        gain: `(*heatmaps) -> their gains β`, (B,) or (B, n) each, such as `xcam_fn.gain(model, x, cls)`. It
             is called twice, with two heatmaps and with one.
-        theta: the percentile of the gradient map, 0 to 100, up to which it is dropped.
-        axes: how many of the last axes are one map.
+        theta: the percentile of the gradient map, 0 to 100, up to which values are dropped.
+        axes: the number of trailing axes that form one map.
 
     Returns:
-        The same shape, in [0, 1]. Two maps of zeros give zeros, whatever they gain.
+        The same shape, in [0, 1]. Two zero maps give zero, whatever their gains.
 
     Raises:
         ValueError: the shapes differ, or theta is out of range.
@@ -158,13 +158,13 @@ def gain(
     score: Score = "probability",
     **options: Unpack[RunningOptions],
 ) -> Callable[..., Tensor]:
-    """Return the function that says what heatmaps gain: β = p(x ⊙ heatmap) − p(x₀), for `fuse` or by itself.
+    """Return the function that computes the score gain of heatmaps, β = p(x ⊙ heatmap) − p(x₀), for `fuse`.
 
     Args:
         **options: scoring options: precision, compile, scorer, chunk_size and progress.
 
     Returns:
-        `(*heatmaps) -> (m, B)` or `(m, B, n)`, for m heatmaps (B, *size) or (B, n, *size) in one go.
+        `(*heatmaps) -> (m, B)` or `(m, B, n)`, for m heatmaps (B, *size) or (B, n, *size) at once.
     """
     with scoring_of(model, x, cls, score, Running(**options), forwards=0) as scoring:
         return _gain(scoring, baseline)
@@ -194,7 +194,7 @@ def _gain(scoring: Scoring, baseline: Baseline) -> Callable[..., Tensor]:
 
 @method(
     "Union-CAM", family="fusion", paper="doi:10.3389/fnbot.2024.1490198",
-    summary="a denoised gradient map and Score-CAM's, added up by what they gain",
+    summary="a denoised gradient map and Score-CAM's, summed with the score gains as weights",
     variants={"xplaincam": {"region": scorecam.variant("xplaincam")}}, cost=lambda channels: channels,
 )  # fmt: skip
 def unioncam(
@@ -206,12 +206,12 @@ def unioncam(
     score: Score = "probability",
     **options: Unpack[RunningOptions],
 ) -> Tensor:
-    """Union-CAM: a denoised gradient map and Score-CAM's, added up by what they gain, or the latter alone.
+    """Union-CAM: a denoised gradient map plus Score-CAM's, weighted by their gains, or the latter alone.
 
     D = n(U(Σ α G₊ A)) with each channel's gradient below its θ-th percentile dropped, G₊ its positive part
     and α = 1 / Σ G₊; R is Score-CAM's heatmap, with a baseline of its own; F = n(β_D·D + β_R·R) with
-    β = p(x ⊙ map) − p(x₀). The map is F, or R where that gains more. Where both are zero, so is the map; a β
-    may be negative, and its map then counts against.
+    β = p(x ⊙ map) − p(x₀). The map is F, or R if that gains more. If both are zero, so is the map; a map with
+    a negative β is subtracted.
 
     Args:
         region: R: a method by name or as a function, or its heatmaps.
@@ -235,7 +235,7 @@ def unioncam(
 
 @method(
     "Fusion-CAM", family="fusion", paper="arXiv:2603.05386",
-    summary="what any gradient map and any perturbation map agree on, by what they gain",
+    summary="what a gradient map and a perturbation map agree on, weighted by their score gains",
     variants={"xplaincam": {"region": scorecam.variant("xplaincam")}}, cost=lambda channels: channels,
 )  # fmt: skip
 def fusioncam(
@@ -248,22 +248,21 @@ def fusioncam(
     score: Score = "probability",
     **options: Unpack[RunningOptions],
 ) -> Tensor:
-    """Fusion-CAM: what a gradient method's heatmap and a perturbation method's agree on, by what they gain.
+    """Fusion-CAM: what the heatmaps of a gradient and a perturbation method agree on, by their gains.
 
     D is the gradient heatmap, zero at or below its θ-th percentile; R the region heatmap, with a baseline of
     its own; F = n(β_D·D + β_R·R) with β = p(x ⊙ map) − p(x₀); L₁ = β_F·F and L₂ = β_R·R;
     sim = clamp(1 − |L₁ − L₂|, 0, 1); the map is n(sim · max(L₁, L₂) + (1 − sim) · (L₁ + L₂) / 2).
 
-    Where both maps are zero, so is the fused one. Identical maps give nearly themselves. A constant gradient
-    map is dropped whole. A β may be negative (less is gained than from the baseline): its map then counts
-    against. A probability of 0 or 1 makes β 0 or ±1 and nothing else. The result is always finite and in
-    [0, 1].
+    If both maps are zero, so is the fused one. Fusing identical maps gives nearly the same map. A constant
+    gradient map is dropped entirely. A map with a negative β (it scores lower than the baseline) is
+    subtracted. The result is always finite and in [0, 1].
 
     Args:
-        gradient: D's heatmap: a method by name ("layercam"), a method as a function with keywords of its own
-            (`functools.partial`), or heatmaps already computed, (B, *size) in [0, 1].
-        region: R, in the same ways.
-        theta: the percentile of D, 0 to 100, up to which it is dropped.
+        gradient: D's heatmap: a method's name ("layercam"), a method as a function, with its own keywords
+            (`functools.partial`), or precomputed heatmaps, (B, *size) in [0, 1].
+        region: R, given in the same way.
+        theta: the percentile of D, 0 to 100, up to which values are dropped.
 
     References:
         Fusion-CAM (arXiv:2603.05386).

@@ -58,18 +58,18 @@ def from_gradients(
     projection: Projection | None = None,
     variants: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> GradientMethod[P]:
-    """Return a method made of a weighting function: batches, targets and many classes come with it.
+    """Return a method from a weighting function, with batches, targets and several classes supported.
 
     Args:
         weighting: `(A, G, **options)` to weights, (B, K) or (B, K, *spatial), from features A and gradients
-            G, both (B, K, *spatial). Its keywords become the method's.
-        name: the method's name; the function's own by default.
-        title: the method's name in print; its name by default.
+            G, both (B, K, *spatial). Its keywords become the method's keywords.
+        name: the method's name; by default the function's name.
+        title: the method's name in print; by default its name.
         paper: where it was published.
-        summary: what it does, in one line.
-        projection: what is made of the weighted features, (B, K, *spatial) to (B, *spatial), unless the
-            caller says otherwise; None adds them up.
-        variants: for each library that defines it otherwise, the keywords that compute its map.
+        summary: one line on what it computes.
+        projection: the default projection of the weighted features, (B, K, *spatial) to (B, *spatial); None
+            sums them over channels.
+        variants: for each library with another definition, the keywords that reproduce its map.
 
     Returns:
         The method: `(model, layer, x, cls=None, *, projection, postprocess, create_graph, **options) ->
@@ -132,13 +132,13 @@ def smoothgradcam_pp(
 
     D^p = mean_j G_j^p, G_j the gradient at x + δ_j, δ_j ~ N(0, σ²); α = D² / (2 D² + Σ A D³); w_k =
     Σ α ReLU(D¹); the map is Σ w_k A_k, A the features of x itself. The noise is a function of the seed and j,
-    the same for every image; the class is that of x itself. One forward and backward for each sample.
+    the same for every image; the class is that of x itself. One forward and backward pass per sample.
 
     Args:
         num_samples: noisy inputs, ≥ 1.
         std: σ of the noise, ≥ 0, in units of x.
-        last: take D¹, and the features that are added up, of the last noisy input alone, as a library does.
-        eps: added to α's denominator, ≥ 0, as a library does.
+        last: take D¹ and the summed features from the last noisy input only, as TorchCAM does.
+        eps: added to α's denominator, ≥ 0, as TorchCAM does.
 
     References:
         Omeiza et al. (arXiv:1908.01224).
@@ -166,14 +166,14 @@ def cameras(call: Call, *, scales: Sequence[Positive] = (1.0, 1.58, 2.15, 2.73, 
     """CAMERAS: features and gradients averaged over sizes of the input, multiplied at the input's own size.
 
     Ā = mean_t U(A(x_t)), Ḡ = mean_t U(G(x_t)), x_t the input resized to t times its size; the map is
-    Σ_k Ā_k ⊙ Ḡ_k. The class is that of x itself. One forward and backward for each size, which takes as many
-    times longer as there are more pixels.
+    Σ_k Ā_k ⊙ Ḡ_k. The class is that of x itself. One forward and backward pass per size, with a cost
+    proportional to the number of pixels.
 
     Args:
-        scales: t, one or more numbers > 0. The paper's are seven, to 1,000 pixels for an input of 224.
+        scales: t, one or more numbers > 0; by default the paper's seven, up to 1,000 pixels for 224.
 
     Raises:
-        StructureError: a ValueError; the network does not take inputs of one of the sizes.
+        StructureError: a ValueError; the network does not accept one of the sizes.
 
     References:
         Jalwana et al., CAMERAS (arXiv:2106.10649).
@@ -202,21 +202,21 @@ def cameras(call: Call, *, scales: Sequence[Positive] = (1.0, 1.58, 2.15, 2.73, 
 
 @method(
     "Integrated Grad-CAM", family="gradient", paper="arXiv:2102.07805",
-    summary="Grad-CAM of what differs from a baseline, averaged on the path from it",
+    summary="Grad-CAM of the change from a baseline, averaged along the path from it",
 )  # fmt: skip
 def integrated_gradcam(call: Call, *, steps: Count = 20, baseline: Baseline = 0.0) -> Tensor:
-    """Integrated Grad-CAM: Grad-CAM of how the features differ from a baseline's, averaged on the path to x.
+    """Integrated Grad-CAM: Grad-CAM of the features' change from a baseline, averaged along the path to x.
 
     γ(t) = x₀ + t (x − x₀); the map is mean_t ReLU(Σ_k w_k(γ(t)) (A_k(γ(t)) − A_k(x₀))) with t = 1/T … 1 and
-    w_k the mean gradient of Grad-CAM; the class is that of x itself. One forward and backward for each step,
-    and a forward of the baseline.
+    w_k the mean gradient of Grad-CAM; the class is that of x itself. One forward and backward pass per step,
+    and a forward pass of the baseline.
 
     Args:
         steps: T, points on the path, ≥ 1.
-        baseline: x₀, where the path begins: a number, a tensor that broadcasts against x, or a callable of x.
+        baseline: x₀, the start of the path: a number, a tensor that broadcasts against x, or a callable of x.
 
     References:
-        Sattarzadeh et al. (arXiv:2102.07805). The mean over the positions in place of their sum, a constant.
+        Sattarzadeh et al. (arXiv:2102.07805). The mean over positions replaces their sum, a constant factor.
     """
     call.gradient()  # before the features, so that one forward is for both
     x, fixed = call.x, call.explained().cls
@@ -256,7 +256,7 @@ eigengradcam = enter(from_gradients(
 ))  # fmt: skip
 segeigencam = enter(from_gradients(
     weights.absolute, title="Seg-Eigen-CAM", paper="Applied Sciences 2025, doi:10.3390/app15137562",
-    summary="the first principal component of features times absolute gradients, its peak positive",
+    summary="the first principal component of features times absolute gradients, with a positive peak",
     name="segeigencam", projection=projections.peak_component, variants={"pytorch-grad-cam": {}},
 ))  # fmt: skip
 
@@ -270,8 +270,8 @@ def shapleycam(call: Call, *, projection: Projection | None = None) -> Tensor:
     """Shapley-CAM: Grad-CAM with the gradient corrected by the curvature of the score.
 
     w_k = mean_ij (G − ½ H·A), H the second derivative of the score with respect to the features: Shapley
-    values of the channels, to second order. H·A is the gradient of ⟨G, A⟩, A held fixed, through the head:
-    H is symmetric. On a head that is linear in the features H is zero and the map Grad-CAM's.
+    values of the channels, to second order. Since H is symmetric, H·A is the gradient of ⟨G, A⟩ through the
+    head, with A held fixed. For a head that is linear in the features, H is zero and the map is Grad-CAM's.
 
     References:
         Cai (arXiv:2501.06261), equation 19.
@@ -282,19 +282,20 @@ def shapleycam(call: Call, *, projection: Projection | None = None) -> Tensor:
 
 @method(
     "LIFT-CAM", family="gradient", paper="arXiv:2102.05228",
-    summary="each channel weighted by what it adds to the score, by DeepLIFT",
+    summary="each channel weighted by its contribution to the score, by DeepLIFT",
 )  # fmt: skip
 def liftcam(call: Call, *, projection: Projection | None = None) -> Tensor:
-    """LIFT-CAM: each channel weighted by what it adds to the score, DeepLIFT's estimate of its SHAP value.
+    """LIFT-CAM: each channel weighted by its contribution to the score, DeepLIFT's estimate of SHAP values.
 
     w_k = Σ_ij M_kij A_kij; the map is Σ w_k A_k. M are DeepLIFT's multipliers from the features to the score,
-    against features of zero: the gradient, each activation function's slope being Δout / Δin between the two
-    (the rescale rule). Where linear layers and activation functions follow the layer, Σ w_k is what the score
-    loses without the features. What reads several values at once (max pooling, products, attention, a norm by
-    the features' own mean) keeps its gradient. Three forwards, and a backward through what follows the layer.
+    with features of zero as reference: the gradient, with the slope Δout / Δin for each activation function
+    (the rescale rule). If only linear layers and activation functions follow the layer, Σ w_k is the score
+    lost without the features. Functions of several values (max pooling, products, attention, a norm by the
+    features' own mean) keep their gradient. Three forward passes, and a backward pass through what follows
+    the layer.
 
     Raises:
-        StructureError: a ValueError; the network runs other activation functions where the features are zero.
+        StructureError: a ValueError; the network runs other activation functions if the features are zero.
 
     References:
         Jung and Oh (arXiv:2102.05228); the rescale rule is Shrikumar et al.'s (arXiv:1704.02685).
@@ -308,11 +309,10 @@ def liftcam(call: Call, *, projection: Projection | None = None) -> Tensor:
     summary="the norm of the features times the norm of their gradient, at each position",
 )  # fmt: skip
 def normgrad(call: Call) -> Tensor:
-    """NormGrad: at each position, how much a convolution there would be trained by the score.
+    """NormGrad: each position's share of the gradient of a convolution's weights.
 
-    The map is ‖G_ij‖ ‖A_ij‖, norms over the channels: that of the outer product of the two, which is what the
-    position adds to the gradient of a 1 × 1 convolution that follows the layer and changes nothing. It has no
-    sign.
+    The map is ‖G_ij‖ ‖A_ij‖, norms over the channels: the norm of their outer product, which is the
+    position's term in the weight gradient of a 1 × 1 identity convolution after the layer. It has no sign.
 
     References:
         Rebuffi et al., There and Back Again (arXiv:2004.02866).
@@ -323,7 +323,7 @@ def normgrad(call: Call) -> Tensor:
 
 @method(
     "Finer-CAM", family="gradient", paper="arXiv:2501.11309",
-    summary="a gradient method's map of what tells the class from those most like it",
+    summary="a gradient method's map of what separates the class from similar ones",
     variants={"torchcam": {}, "pytorch-grad-cam": {"weight": 1.0, "weighting": "probability"}},
 )  # fmt: skip
 def finercam(
@@ -335,17 +335,18 @@ def finercam(
     count: Count = 3,
     weighting: Literal["mean", "probability"] = "mean",
 ) -> Tensor:
-    """Finer-CAM: what tells the class from those that the network takes it for most easily.
+    """Finer-CAM: what separates the class from the most similar classes.
 
     A gradient method's map of y_c − γ · mean of the logits of the most similar classes, `targets.contrast`.
 
     Args:
         method: the gradient method, a name or a function.
-        others: None for the classes whose logits are nearest to the class's, an int or ints for the same
+        others: None for the classes with the logits nearest to the class's, an int or ints for the same
             classes for all images, or (B, m) ints.
-        weight: γ, how much of the others is taken away.
-        count: how many classes are nearest, ≥ 1.
-        weighting: "mean" as in the paper, or "probability", each by its probability, as a library does.
+        weight: γ, the fraction of the others that is subtracted.
+        count: the number of nearest classes, ≥ 1.
+        weighting: "mean" as in the paper, or "probability" to weight each by its probability, as
+            pytorch-grad-cam does.
 
     References:
         Zhang et al. (arXiv:2501.11309), equation 4.

@@ -34,7 +34,7 @@ __all__ = [
 
 @method(
     "Integrated Gradients", family="gradient", paper="arXiv:1703.01365",
-    summary="the input's own gradient, averaged on the path from a baseline; needs no layer",
+    summary="the input gradient, averaged along the path from a baseline; needs no layer",
     returns="attributions", variants={"xplaincam": {"rule": "right"}},
 )  # fmt: skip
 def integrated_gradients(
@@ -45,17 +45,17 @@ def integrated_gradients(
     baseline: Baseline = 0.0,
     chunk_size: Count = 8,
 ) -> Tensor:
-    """Integrated gradients: where the input itself moved the score away from a baseline's.
+    """Integrated gradients: how the pixels moved the score away from the baseline's.
 
     The attribution is (x − baseline) times the gradient averaged over the straight path between the two; the
     map is the sum over the input's channels of its absolute value. The raw map is signed, and its sum is the
     score at x minus the score at the baseline. The layer is not used.
 
     Args:
-        steps: points on the path, ≥ 2, its ends included.
-        rule: how the gradient between two points is found: "jumps" finds from the scores where it jumps;
-            "right" takes the gradient at the right end of each of `steps` intervals, as other libraries do.
-        baseline: where the path begins: a number, a tensor that broadcasts against x, or a callable of x.
+        steps: points on the path, ≥ 2, including its ends.
+        rule: the quadrature between two points: "jumps" locates jumps of the gradient by the scores; "right"
+            takes the gradient at the right end of each of `steps` intervals, as other libraries do.
+        baseline: the start of the path: a number, a tensor that broadcasts against x, or a callable of x.
 
     References:
         Sundararajan et al., Axiomatic Attribution for Deep Networks (arXiv:1703.01365).
@@ -169,7 +169,7 @@ def _integral(
 
 @method(
     "Expected Gradients", family="gradient", paper="arXiv:1906.10670",
-    summary="the input's own gradient, at random places on the paths from many baselines; needs no layer",
+    summary="the input gradient at random points on the paths from many baselines; needs no layer",
     returns="attributions",
 )  # fmt: skip
 def expected_gradients(
@@ -180,17 +180,16 @@ def expected_gradients(
     seed: int = 0,
     chunk_size: Count = 8,
 ) -> Tensor:
-    """Expected gradients: integrated gradients, averaged over baselines that stand for the data.
+    """Expected gradients: integrated gradients, averaged over baselines that represent the data.
 
     The attribution is the mean over baselines x' and α ~ U(0, 1) of (x − x') ⊙ ∂s/∂x at x' + α (x − x'); the
     map is the sum over the input's channels of its absolute value. The raw map is signed, and its sum tends
-    to the score at x minus the mean score of the baselines. The j-th draw is of baseline j mod N, its α a
+    to the score at x minus the mean score of the baselines. The j-th draw uses baseline j mod N; its α is a
     function of the seed and j, the same for every image. The layer is not used.
 
     Args:
-        baselines: (N, C, *size), prepared images, such as some that the network was trained on; None for one
-            of zeros.
-        num_samples: draws, ≥ N; a multiple of N counts all baselines alike.
+        baselines: (N, C, *size), prepared images, such as training images; None for one of zeros.
+        num_samples: draws, ≥ N; a multiple of N weights all baselines equally.
 
     References:
         Erion et al., Improving performance of deep learning models with axiomatic attribution priors and
@@ -225,8 +224,8 @@ def input_x_gradient(call: Call) -> Tensor:
     """Input × gradient: the input times the gradient of the score with respect to it.
 
     The attribution is x ⊙ ∂s/∂x; the map is the sum over the input's channels of its absolute value, the raw
-    map their signed sum. Where the network is linear in x, it is what each value adds to the score. The layer
-    is not used.
+    map their signed sum. If the network is linear in x, it is each value's contribution to the score. The
+    layer is not used.
 
     References:
         Shrikumar et al., Not Just a Black Box (arXiv:1605.01713).
@@ -290,16 +289,16 @@ class _Guided(Activations):
 
 @method(
     "Guided Backprop", family="gradient", paper="arXiv:1412.6806",
-    summary="the input's gradient, of which ReLUs pass back the positive part; needs no layer",
+    summary="the input gradient, with ReLUs passing back only positive gradients; needs no layer",
     needs="ReLUs", variants={"pytorch-grad-cam": {}}, returns="attributions",
 )  # fmt: skip
 def guided_backprop(call: Call) -> Tensor:
-    """Guided backpropagation: the input's gradient, of which each ReLU passes back the positive part alone.
+    """Guided backpropagation: the input gradient, where each ReLU passes back only positive gradients.
 
     R_l = [f_l > 0] [R_{l+1} > 0] R_{l+1} at each ReLU of output f. The map is the sum over the input's
     channels of the absolute value; the raw map is their signed sum. It shows edges that the network uses,
-    for whatever class: see `parameter_randomization`. Activations other than ReLU (and those cut off above,
-    such as ReLU6) keep their own gradient. The layer is not used.
+    for any class: see `parameter_randomization`. Activations other than ReLU (and bounded ones such as ReLU6)
+    keep their own gradient. The layer is not used.
 
     References:
         Springenberg et al., Striving for Simplicity (arXiv:1412.6806).
@@ -317,13 +316,13 @@ def guided_backprop(call: Call) -> Tensor:
 
 @method(
     "Guided Grad-CAM", family="gradient", paper="arXiv:1610.02391",
-    summary="guided backpropagation where Grad-CAM looks", needs="ReLUs", returns="attributions",
+    summary="guided backpropagation times Grad-CAM", needs="ReLUs", returns="attributions",
 )  # fmt: skip
 def guided_gradcam(call: Call) -> Tensor:
     """Guided Grad-CAM: guided backpropagation times Grad-CAM.
 
     The attribution is that of `guided_backprop` ⊙ U(ReLU(Σ w_k A_k)), the map of `gradcam` resized to the
-    input: the edges that the network uses where it sees the class. The map is the sum over the input's
+    input: the edges at the location of the class. The map is the sum over the input's
     channels of the absolute value, the raw map their signed sum.
 
     References:

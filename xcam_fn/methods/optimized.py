@@ -32,7 +32,7 @@ _B1, _B2, _EPS = 0.9, 0.999, 1e-8  # Adam's
 
 @method(
     "Opti-CAM", family="optimized", paper="arXiv:2301.07002",
-    summary="channels weighted so that what their map shows of the image scores highest",
+    summary="channels weighted to maximize the score of the image masked by their map",
     cost=lambda channels, steps: steps,  # noqa: ARG005
 )  # fmt: skip
 def opticam(
@@ -44,17 +44,17 @@ def opticam(
     baseline: Baseline = 0.0,
     score: Score = "logit",
 ) -> Tensor:
-    """Opti-CAM: channels weighted so that the image scores highest where only their map shows it.
+    """Opti-CAM: channels weighted to maximize the score of the image masked by their map.
 
-    S = Σ_k softmax(u)_k ReLU(A_k), with u the maximum of s(x ⊙ n(U(S))) that Adam climbs to from u = ½; the
-    map is S. Every image and every class has its own u. Where the score depends on no pixel the map is zero.
-    One forward and one backward through the whole network for each step.
+    S = Σ_k softmax(u)_k ReLU(A_k), where Adam maximizes s(x ⊙ n(U(S))) over u, starting from u = ½; the map
+    is S. Every image and every class has its own u. If the score depends on no pixel, the map is zero. One
+    forward and one backward pass through the whole network per step.
 
     Args:
-        objective: "keep", the paper's; "remove": −s(x ⊙ (1 − n(U(S)))), the score falls where the map hides
-            the image; "both": their sum, with two forwards for each step.
-        steps: of Adam, ≥ 1.
-        rate: of Adam, > 0, in units of u.
+        objective: "keep", the paper's; "remove": −s(x ⊙ (1 − n(U(S)))), the score must fall when the map's
+            inverse masks the image; "both": their sum, with two forward passes per step.
+        steps: steps of Adam, ≥ 1.
+        rate: Adam's learning rate, > 0, in units of u.
 
     References:
         Zhang et al., Opti-CAM (arXiv:2301.07002).
@@ -79,7 +79,7 @@ def opticam(
 
 @method(
     "Curve-CAM", family="optimized",
-    summary="a gradient map, changed until its insertion and deletion curves are as good as they get",
+    summary="a gradient map, optimized for its insertion and deletion curves",
     cost=lambda channels, steps: 3 * steps,  # noqa: ARG005
 )  # fmt: skip
 def curvecam(
@@ -94,28 +94,28 @@ def curvecam(
     baseline: Baseline = 0.0,
     score: Score = "probability",
 ) -> Tensor:
-    """Curve-CAM: a gradient method's map, changed until its insertion and deletion curves are best.
+    """Curve-CAM: a gradient method's map, optimized for its insertion and deletion curves.
 
     M = n(U(σ(u))), with a number u for each position of the layer, 2 n(ReLU(cam)) − 1 at first. The mask
     Z = σ((M − q_f) / τ) shows the share f of the image that M ranks highest, q_f being M's (1 − f)-quantile.
     u climbs by Adam towards the mean over f of s(x ⊙ Z + x̃ ⊙ (1 − Z)) − s(x ⊙ (1 − Z)), the difference of the
     areas under the two curves, plus λ s(x ⊙ M) − μ mean(M); x̃ is the blurred image. Each step takes one f,
-    the fractional part of step · (√5 − 1) / 2; these fill [0, 1] evenly. The map is σ(u), zero where the
-    score depends on no pixel. Three forwards and backwards through the whole network for each step.
+    the fractional part of step · (√5 − 1) / 2; these fill [0, 1] evenly. The map is σ(u), or zero if the
+    score depends on no pixel. Three forward and backward passes through the whole network per step.
 
-    It is made for the metrics that it is then best at, and places objects worse than the map that it begins
-    with. In float32 the search magnifies rounding: another machine's map may differ by tenths at a pixel.
+    It optimizes the metrics at which it is best, and localizes worse than its initial map. In float32 the
+    optimization amplifies rounding: another machine's map may differ by tenths at a pixel.
 
     Args:
-        method: whose map it begins with, a method or its name.
-        keep: λ, what the score under the map itself weighs beside the curves, ≥ 0.
-        area: μ, what the share of the image that the map covers weighs against it, ≥ 0.
+        method: the method of the initial map, or its name.
+        keep: λ, the weight of the score of the image masked by the map, ≥ 0.
+        area: μ, the penalty on the map's area, ≥ 0.
         softness: τ, > 0, in units of M.
-        steps: of Adam, ≥ 1.
-        rate: of Adam, > 0, in units of u.
+        steps: steps of Adam, ≥ 1.
+        rate: Adam's learning rate, > 0, in units of u.
 
     References:
-        The curves: Petsiuk et al., RISE (arXiv:1806.07421). Masks that are searched for: Fong and Vedaldi
+        The curves: Petsiuk et al., RISE (arXiv:1806.07421). Optimized masks: Fong and Vedaldi
         (arXiv:1704.03296).
     """
     x, axes = call.x, call.x.ndim - 2

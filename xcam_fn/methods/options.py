@@ -20,16 +20,16 @@ Channels = Count | Annotated[float, ("above", 0), ("at_most", 1)] | None
 
 
 class MaskOptions(RunningOptions, total=False):
-    """How channels are turned into masks, scored and added up.
+    """How channels are turned into masks, scored and summed.
 
     Args:
         increase: subtract the baseline's score.
-        softmax: take the softmax over channels of what is left.
-        summed: "features" adds up w_k A_k, "masks" adds up w_k M_k.
-        mask: `(maps, size) -> masks`, what makes a mask of a map; `maps.resized_minmax` is n(U(A)).
-        channels: how many channels are scored: None for all, an int, or a share of them, a float in (0, 1].
-            They are those with the largest standard deviation, or as the method says. The others have weight
-            0 and take no part in the softmax; channels that rank alike are scored or left out together.
+        softmax: apply a softmax over the channels to the scores.
+        summed: "features" sums w_k A_k, "masks" sums w_k M_k.
+        mask: `(maps, size) -> masks`, turns maps into masks; `maps.resized_minmax` is n(U(A)).
+        channels: how many channels to score: None for all, an int, or a fraction, a float in (0, 1]. By
+            default, those with the largest standard deviation. The others have weight 0 and are excluded from
+            the softmax; channels with equal rank are scored or left out together.
     """
 
     baseline: Baseline

@@ -153,7 +153,7 @@ def projected(A: Tensor, w: Tensor, projection: Projection | None) -> Tensor:
 
 @method(
     "Score-CAM", family="perturbation", paper="arXiv:1910.01279",
-    summary="each channel weighted by what its mask alone scores", cost=budget,
+    summary="each channel weighted by the score of the image seen through its mask", cost=budget,
     variants={
         "xplaincam": {"increase": False, "summed": "masks", "mask": minmax_resized},
         "torchcam": _TORCHCAM,
@@ -161,10 +161,10 @@ def projected(A: Tensor, w: Tensor, projection: Projection | None) -> Tensor:
     },
 )  # fmt: skip
 def scorecam(call: Call, **options: Unpack[MaskOptions]) -> Tensor:
-    """Score-CAM: each channel weighted by what the image scores where only that channel's mask shows it.
+    """Score-CAM: each channel weighted by the score of the image masked by that channel.
 
-    M_k = n(U(A_k)); w_k = p(x ⊙ M_k) − p(x₀); the map is Σ w_k A_k. One forward for each channel that is not
-    constant and not equal to another.
+    M_k = n(U(A_k)); w_k = p(x ⊙ M_k) − p(x₀); the map is Σ w_k A_k. One forward pass for each channel that is
+    neither constant nor equal to another.
 
     References:
         Wang et al. (arXiv:1910.01279).
@@ -179,10 +179,10 @@ def scorecam(call: Call, **options: Unpack[MaskOptions]) -> Tensor:
     options={"channels": 300},
 )  # fmt: skip
 def gscorecam(call: Call, **options: Unpack[MaskOptions]) -> Tensor:
-    """gScoreCAM: Score-CAM of those channels alone that have the highest mean gradients.
+    """gScoreCAM: Score-CAM of only the channels with the highest mean gradients.
 
     M_k = n(U(A_k)); w_k = p(x ⊙ M_k) − p(x₀) for the k channels with the highest mean gradient of the class's
-    logit, and 0 for the others; the map is Σ w_k A_k. One forward for each of them.
+    logit, and 0 for the others; the map is Σ w_k A_k. One forward pass for each of them.
 
     References:
         Chen et al., gScoreCAM: What Objects Is CLIP Looking At?, ACCV 2022.
@@ -212,13 +212,13 @@ def sscam(
     """SS-CAM: Score-CAM with each channel's score averaged over noisy masks.
 
     M_kj = n(U(A_k) + δ_j), δ_j ~ N(0, σ²); w_k = mean_j p(x ⊙ M_kj) − p(x₀); the map is Σ w_k A_k.
-    `num_samples` forwards for each channel. The noise is a function of the seed and j, the same for every
+    `num_samples` forward passes per channel. The noise is a function of the seed and j, the same for every
     channel and image.
 
     Args:
-        num_samples: noisy masks for each channel, ≥ 1.
+        num_samples: noisy masks per channel, ≥ 1.
         std: σ of the noise, ≥ 0, in units of the features (of the mask with noise="mask").
-        noise: where it is added: to the resized "map" before it is normalized, or to the "mask".
+        noise: add the noise to the resized "map" before it is normalized, or to the "mask".
 
     References:
         Wang et al. (arXiv:2006.14255).
@@ -257,7 +257,7 @@ def iscam(
 ) -> Tensor:
     """IS-CAM: Score-CAM with each channel's score averaged over its mask from faint to full.
 
-    w_k = mean_t p(x ⊙ t M_k) − p(x₀) with t = 1/T … 1; the map is Σ w_k A_k. `num_samples` forwards for each
+    w_k = mean_t p(x ⊙ t M_k) − p(x₀) with t = 1/T … 1; the map is Σ w_k A_k. `num_samples` forward passes per
     channel.
 
     Args:
@@ -277,7 +277,7 @@ def iscam(
 
 @method(
     "Group-CAM", family="perturbation", paper="arXiv:2103.13859",
-    summary="groups of channels weighted by what they score on a blurred image", variants={"xplaincam": {}},
+    summary="groups of channels weighted by their scores on a blurred image", variants={"xplaincam": {}},
     cost=lambda channels, num_groups: num_groups,  # noqa: ARG005
 )  # fmt: skip
 def groupcam(
@@ -290,16 +290,16 @@ def groupcam(
     score: Score = "probability",
     **options: Unpack[RunningOptions],
 ) -> Tensor:
-    """Group-CAM: groups of channels weighted by what the image scores where only the group's mask is sharp.
+    """Group-CAM: groups of channels weighted by the score of the image, sharp only inside the group's mask.
 
     A′ = gradcam weights ⊙ A, summed in groups; M_g = n(U(ReLU(A′_g))); w_g = ReLU(p(x ⊙ M_g + x₀ ⊙ (1 −
-    M_g)) − p(x₀)) with x₀ the blurred image; the map is Σ w_g ReLU(A′_g). One forward for each group.
+    M_g)) − p(x₀)) with x₀ the blurred image; the map is Σ w_g ReLU(A′_g). One forward pass per group.
 
     Args:
         num_groups: groups of channels, 1 … K.
-        cluster: "chunks" of neighboring channels, or by the likeness of their maps: "kmeans" or
-            "agglomerative" (with scikit-learn, the extra `cluster`).
-        seed: of k-means; the others draw nothing.
+        cluster: "chunks" of neighboring channels, or clusters of similar maps: "kmeans" or "agglomerative"
+            (with scikit-learn, the extra `cluster`).
+        seed: seed of k-means; the others are not random.
 
     References:
         Zhang et al. (arXiv:2103.13859).
@@ -341,7 +341,7 @@ def _grouped(weighted: Tensor, num_groups: int, cluster: str, seed: int) -> Tens
 
 @method(
     "RISE", family="perturbation", paper="arXiv:1806.07421",
-    summary="random masks weighted by what they score; needs no layer",
+    summary="random masks weighted by their scores; needs no layer",
     variants={"xplaincam": {"num_masks": 8000, "keep": 0.1, "score": "logit"}},
     cost=lambda channels, num_masks: num_masks, returns="scores",  # noqa: ARG005
 )  # fmt: skip
@@ -355,17 +355,17 @@ def rise(
     score: Score = "probability",
     **options: Unpack[RunningOptions],
 ) -> Tensor:
-    """RISE: random masks added up, each weighted by what the image scores where it shows.
+    """RISE: the sum of random masks, each weighted by the score of the masked image.
 
-    Σ_n p(x ⊙ M_n) M_n / (N · P). `num_masks` forwards for each image; nothing is needed of the model but
-    its output: the layer is not used, and the model may be None where `scorer` stands in for it. The zero of
-    a score is arbitrary, as a logit's: the heatmap reaches from the map's least value to its largest.
+    Σ_n p(x ⊙ M_n) M_n / (N · P). `num_masks` forward passes per image; only the model's output is needed. The
+    layer is not used, and the model may be None if `scorer` replaces it. Since the zero of a score is
+    arbitrary, the heatmap is scaled from the map's minimum to its maximum.
 
     Args:
         num_masks: N, ≥ 1.
         grid: cells of a mask along each axis, ≥ 1.
         keep: P, the probability that a cell is shown, in (0, 1].
-        seed: of the masks, which are a function of it and their number.
+        seed: the masks are a function of it and their index.
 
     References:
         Petsiuk et al. (arXiv:1806.07421).
@@ -386,7 +386,7 @@ def rise(
 
 @method(
     "D-RISE", family="perturbation", paper="arXiv:2006.03204",
-    summary="RISE for detectors: masks weighted by how alike what they show is detected",
+    summary="RISE for detectors: masks weighted by how similar the masked image's detections are",
     cost=lambda channels, num_masks: num_masks, returns="scores", explains=(rise,),  # noqa: ARG005
 )  # fmt: skip
 def drise(
@@ -398,11 +398,11 @@ def drise(
     seed: int = 0,
     **options: Unpack[RunningOptions],
 ) -> Tensor:
-    """D-RISE: random masks added up, each weighted by how alike a detection is found where it shows.
+    """D-RISE: the sum of random masks, each weighted by the most similar detection in the masked image.
 
     Σ_n s_n M_n / (N · P), s_n = max_j IoU(d, d_j) cos(p, p_j) O_j over the detections d_j in x ⊙ M_n, for the
-    detection d with class probabilities p that `cls=targets.detection(box, label)` asks for. It is RISE, with
-    finer masks, of `detection(..., part="similarity")`; of any other class or target it is RISE itself.
+    detection d with class probabilities p that `cls=targets.detection(box, label)` names. It is RISE of
+    `detection(..., part="similarity")` with finer masks; for any other class or target it is RISE itself.
 
     References:
         Petsiuk et al., Black-box Explanation of Object Detectors via Saliency Maps (arXiv:2006.03204).

@@ -35,24 +35,24 @@ def explain_all(
     variant: str | None = None,
     **options: Any,
 ) -> dict[str, Tensor]:
-    """Return the heatmaps of many methods, with what they share computed once.
+    """Return the heatmaps of several methods, with shared work done once.
 
-    Each is what the method returns on its own. The price is that of the distinct work: `scorecam`, `unioncam`
-    and `fusioncam` together cost one Score-CAM and a few forwards.
+    Each equals what the method returns on its own. `scorecam`, `unioncam` and `fusioncam` together cost one
+    Score-CAM and a few forward passes.
 
     Args:
-        cls: as for every method; it is fixed once, so that all explain the same class.
-        methods: names ("gradcam", or "gradcam+sscam" for their fusion), methods as functions, or a mapping
-            from names of your own to these; None for all of `METHODS` that the network has the structure for.
-        variant: a library of `VARIANTS` whose definitions the names stand for; None for the papers'.
-        **options: passed to those methods that take them, such as chunk_size=8; at least one has to.
+        cls: as for every method; it is resolved once, so that all explain the same class.
+        methods: names ("gradcam", or "gradcam+sscam" for a fusion), methods as functions, or a mapping from
+            your own names to these; None for all of `METHODS` that fit the network's structure.
+        variant: a library of `VARIANTS` whose definitions to use; None for the papers'.
+        **options: passed to the methods that accept them, such as chunk_size=8; at least one must.
 
     Returns:
         {name: heatmaps}, in the order of `methods`; (B, *size) each, or (B, n, *size) for n classes.
 
     Raises:
         ValueError: a method is not known.
-        TypeError: no method takes an option.
+        TypeError: no method accepts an option.
     """
     checks.check_call(model, x)
     chosen = named_methods(list(METHODS) if methods is None else methods, variant, **options)

@@ -1,4 +1,4 @@
-"""Methods of a method: smoothed, projected, taken at several layers or over scaled and sliding windows."""
+"""Wrappers of methods: smoothed, projected, taken at several layers or over scaled and sliding windows."""
 
 from __future__ import annotations
 
@@ -113,11 +113,11 @@ def smooth(
 
     Args:
         method: a method, or its name.
-        flips: see every input mirrored along its last axis as well.
-        scales: what the input is multiplied by, one or more numbers.
+        flips: also use every input mirrored along its last axis.
+        scales: factors for the input, one or more numbers.
 
     Returns:
-        A method, "smooth(gradcam)" for example; the class is that of the input as it is.
+        A method, "smooth(gradcam)" for example; the class is that of the original input.
 
     Raises:
         ValueError: scales is empty, or the name is not known.
@@ -147,22 +147,22 @@ def smoothgrad(
 ) -> Tensor:
     """SmoothGrad around any method: its raw maps averaged over noisy inputs.
 
-    The mean over j of R(x + δ_j), δ_j ~ N(0, (σ (max x − min x))²), R the method's raw map, or what it adds
-    for each value of x; of its square for SmoothGrad², or its variance for VarGrad. The class is that of x
-    itself, the noise a function of the seed and j, the same for every image but for the image's range.
+    The mean over j of R(x + δ_j), δ_j ~ N(0, (σ (max x − min x))²), R the method's raw map or attributions;
+    of R² for SmoothGrad², or the variance of R for VarGrad. The class is that of x itself. The noise is a
+    function of the seed and j, the same for every image up to the image's range.
 
     Args:
-        method: a method, or its name; "integrated_gradients" and "input_x_gradient" are those of the papers.
+        method: a method, or its name; the papers use "integrated_gradients" and "input_x_gradient".
         num_samples: noisy inputs, ≥ 1.
-        std: σ of the noise, ≥ 0, as a share of the image's range.
-        statistic: of the raw maps: "mean", "square" (the mean of the squares) or "variance".
+        std: σ of the noise, ≥ 0, as a fraction of the image's range.
+        statistic: statistic of the raw maps: "mean", "square" (the mean square) or "variance".
 
     Returns:
         A method, "smoothgrad(gradcam)" for example.
 
     Raises:
         ValueError: an option is out of range, or the name is not known.
-        TypeError: an option is of the wrong kind.
+        TypeError: an option has the wrong type.
 
     References:
         Smilkov et al. (arXiv:1706.03825) and, for the variance, Adebayo et al. (arXiv:1810.03307).
@@ -185,10 +185,10 @@ def smoothgrad(
 
 @enter_wrapper
 def eigen_smooth(method: str | Run) -> Method[...]:
-    """The method with the first principal component of its weighted features in place of their sum.
+    """The method with the first principal component of its weighted features instead of their sum.
 
     Args:
-        method: a method that weighs channels, or its name.
+        method: a method that weights channels, or its name.
 
     Returns:
         A method, "eigen_smooth(gradcam)" for example.
@@ -222,25 +222,26 @@ def multi_layer(
 ) -> Tensor:
     """The method's maps at several layers, combined into one.
 
-    Where nothing is said of layers and combine, those of a detection are the levels that its score is read
-    through, and their raw maps are added up, each resized so that it keeps its sum:
-    Σ_l (|Ω_l| / |Ω|) U(cam_l), with |Ω_l| the places of a level. A level counts by what it adds to the score.
+    With the default layers and combine, a detection is explained at the pyramid levels that its score is read
+    from, and their raw maps are summed, each resized so that it keeps its sum:
+    Σ_l (|Ω_l| / |Ω|) U(cam_l), with |Ω_l| the number of positions of a level. A level counts by its
+    contribution to the score.
 
     Args:
         method: a method, or its name.
         layers: their names or modules; None for the last layer of each of the last three resolutions, the
-            deepest being the layer that the method is called with; of a detection its levels.
+            deepest being the layer that the method is called with, or for a detection's levels.
         combine: "mean", "max" or "product", or a callable from the maps, (L, B, *size), to one, (B, *size);
-            None for the mean, and for the sum of the levels of a detection.
-        each: what is made of a layer's map before, `(cam, size) -> map`; None leaves it raw. Where the maps
-            differ in size they are resized to the largest. Not for the sum of levels.
+            None for the mean, or for the sum of a detection's levels.
+        each: applied to each layer's map first, `(cam, size) -> map`; None leaves it raw. Maps of different
+            sizes are resized to the largest. Not for the sum of levels.
 
     Returns:
-        A method, "multi_layer(gradcam)" for example; its `postprocess` is given what is combined.
+        A method, "multi_layer(gradcam)" for example; its `postprocess` is applied to the combined map.
 
     Raises:
-        ValueError: an option is not one of those, or the name is not known. When called, StructureError (a
-            ValueError) where the network has one resolution alone.
+        ValueError: an option is invalid, or the name is not known. When called, StructureError (a ValueError)
+            if the network has only one resolution.
         TypeError: layers is a single name.
     """
     levels = call.levels if layers is None and call.layer is None and combine is None else None
@@ -279,7 +280,7 @@ def last_layers(model: nn.Module, x: Images, layer: Layer = None, *, count: int 
     if not before:
         raise checks.StructureError(
             f"layer {deepest!r}: no layer of {type(root).__name__} before it has a higher resolution, so "
-            "there are no several layers to combine; name them with layers=[...]"
+            "there are not several layers to combine; name them with layers=[...]"
         )
     return [*reversed(before), shown[-1]]
 
@@ -307,10 +308,10 @@ def refinecam(
         method: the method, or its name.
         layers: names or modules; None for the last layer of each of the last three resolutions, `layer` being
             the deepest.
-        each: what is made of a layer's map before they are multiplied, `(cam, size) -> map`.
+        each: applied to each layer's map before the product, `(cam, size) -> map`.
 
     Raises:
-        StructureError: a ValueError; layers=None, and the network has one resolution alone.
+        StructureError: a ValueError; layers=None, and the network has only one resolution.
 
     References:
         Domeniconi et al., How to Evaluate and Refine your CAM (arXiv:2605.14641).
@@ -339,28 +340,28 @@ def sess(
     """The method's heatmaps of windows that slide over the scaled input, weighted by the windows' scores.
 
     The input is resized so that its shorter side is w, w + ⌊gw⌉, w + 2⌊gw⌉ …; a window of w pixels slides
-    over each. A window's heatmap times its score (as a share of the highest score) goes back to where it was
-    seen, and every pixel is the mean (or maximum) of what exceeds theta there.
+    over each. A window's heatmap times its score (relative to the highest score) is placed at the window's
+    position, and every pixel is the mean (or maximum) of the values there that exceed theta.
 
     Args:
         method: a method, or its name.
-        num_scales: sizes that the input is seen in, ≥ 1.
-        growth: g, by how much of the window each is larger than the one before, > 0.
-        window: w, pixels, no more than the shorter side of the input; None for that.
-        step: of the window, pixels; None for w.
-        drop: the share of the windows, those with the lowest scores, that is left out, 0 to 1; the best one
-            is kept.
+        num_scales: number of input sizes, ≥ 1.
+        growth: g, the step between sizes as a fraction of the window, > 0.
+        window: w, pixels, no more than the shorter side of the input; None for that side.
+        step: stride of the window, pixels; None for w.
+        drop: the fraction of windows to leave out, those with the lowest scores, 0 to 1; the best one is
+            always kept.
         theta: the value at or below which a window does not count at a pixel, ≥ 0.
         pool: "mean" or "max".
         blur: blur the result by a Gaussian of 11 pixels, σ = 5.
-        score: what weighs a window, the class's "probability" or "logit" (0 where negative).
+        score: the weight of a window, the class's "probability" or "logit" (0 if negative).
 
     Returns:
-        A method, "sess(gradcam)" for example, with one forward for the score and one heatmap for each window.
+        A method, "sess(gradcam)" for example, with one forward pass and one heatmap per window.
 
     Raises:
         ValueError: an option is out of range, or the name is not known.
-        TypeError: an option is of the wrong kind.
+        TypeError: an option has the wrong type.
 
     References:
         Tursun et al. (arXiv:2207.01769).

@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 def torchmetric(name: str, **options: Any) -> torchmetrics.Metric:
     """Return a metric as a `torchmetrics.Metric`: its mean over the images of all batches and processes.
 
-    Its `update` takes `(model, x, heatmap, cls=None, method=None, layer=None)`, the last two where the metric
-    needs the method, and its `compute` returns the mean; of a curve it is the area's.
+    Its `update` takes `(model, x, heatmap, cls=None, method=None, layer=None)`, the last two for metrics of a
+    method, and its `compute` returns the mean; for curves, the mean area.
 
     Args:
-        name: of the metric, in `METRICS`.
-        **options: the metric's keywords, and how images are scored: score, precision, chunk_size …
+        name: the metric's name in `METRICS`.
+        **options: the metric's keywords and scoring options: score, precision, chunk_size …
 
     Raises:
         ValueError: there is no such metric.

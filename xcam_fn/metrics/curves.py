@@ -30,10 +30,10 @@ STEPS = 112  # 448 of 224 × 224 pixels a step, as in the papers
 
 
 class Curve(NamedTuple):
-    """What the score does along a path from one image to another.
+    """The score along a path from one image to another.
 
     Attributes:
-        fractions: (T,), the share of pixels that were changed, 0 to 1.
+        fractions: (T,), the fraction of pixels that were changed, 0 to 1.
         scores: (B, T).
         auc: (B,), the area under each curve by the trapezoid rule.
     """
@@ -45,15 +45,15 @@ class Curve(NamedTuple):
 
 @metric("Insertion", best="highest")
 def insertion(judged: Judged, *, baseline: Baseline = blurred, **options: Unpack[StepOptions]) -> Curve:
-    """The score while the most relevant pixels are shown first, from a blurred image to the image itself.
+    """The score as pixels are revealed, most relevant first, from a blurred image to the image itself.
 
-    Pixels of equal relevance are shown in the order of their places.
+    Ties are broken by position.
 
     Args:
-        baseline: where it begins: a number, a tensor or a callable of x; `blurred` by default.
+        baseline: the starting image: a number, a tensor or a callable of x; `blurred` by default.
 
     Returns:
-        `Curve(fractions, scores, auc)`; the higher the area the better.
+        `Curve(fractions, scores, auc)`; a larger area is better.
 
     References:
         Petsiuk et al., RISE (arXiv:1806.07421), section 4.1.
@@ -64,12 +64,12 @@ def insertion(judged: Judged, *, baseline: Baseline = blurred, **options: Unpack
 
 @metric("Deletion", best="lowest")
 def deletion(judged: Judged, *, baseline: Baseline = 0.0, **options: Unpack[StepOptions]) -> Curve:
-    """The score while the most relevant pixels are taken away first, from the image to a baseline.
+    """The score as pixels are removed, most relevant first, from the image to a baseline.
 
-    Pixels of equal relevance go in the order of their places.
+    Ties are broken by position.
 
     Returns:
-        `Curve(fractions, scores, auc)`; the lower the area the better.
+        `Curve(fractions, scores, auc)`; a smaller area is better.
 
     References:
         Petsiuk et al., RISE (arXiv:1806.07421), section 4.1.
@@ -81,13 +81,13 @@ def deletion(judged: Judged, *, baseline: Baseline = 0.0, **options: Unpack[Step
 def symmetric_relevance_gain(
     judged: Judged, *, baseline: Baseline = 0.0, **options: Unpack[StepOptions]
 ) -> Values:
-    """How much longer the score lasts when the least relevant pixels are taken away first than the most.
+    """How much longer the score lasts if the least relevant pixels are removed first instead of the most.
 
-    The area under the curve of the least relevant first minus that of the most relevant first, which is
-    `deletion`: where the baseline itself lowers the score, it lowers both.
+    The area under the curve with the least relevant pixels first minus that with the most relevant first,
+    `deletion`: an effect of the baseline itself lowers both.
 
     Returns:
-        (B,), in [−1, 1] of a probability; 0 of an order by chance, on average.
+        (B,), in [−1, 1] for a probability, higher is better; 0 on average for a random order.
 
     References:
         Blücher et al., Decoupling Pixel Flipping and Occlusion Strategy for Consistent XAI Benchmarks
@@ -102,16 +102,16 @@ def symmetric_relevance_gain(
 def irof(
     judged: Judged, *, baseline: Baseline = 0.0, grid: Count = 14, **_: Unpack[ScoringOptions]
 ) -> Values:
-    """The area over the score's curve while regions are taken away, the most relevant on average first.
+    """The area over the score's curve as regions are removed, the most relevant on average first.
 
     1 − ∫ p(x without the first regions) / p(x), by the trapezoid rule; the regions are the cells of a regular
-    grid in place of the paper's superpixels.
+    grid instead of the paper's superpixels.
 
     Args:
-        grid: cells along each axis, ≥ 1; at most one a pixel.
+        grid: cells along each axis, ≥ 1; at most one per pixel.
 
     Returns:
-        (B,), at most 1 of a probability, the higher the better; 0 where p(x) is not positive.
+        (B,), at most 1 for a probability, higher is better; 0 if p(x) is not positive.
 
     References:
         Rieger and Hansen, IROF (arXiv:2003.08747), section 3.
@@ -197,13 +197,13 @@ def step_pixels(x: Images, steps: Count | None = None, pixels_per_step: Count | 
 
 
 class Road(NamedTuple):
-    """What the score does when pixels are removed and their values imputed.
+    """The score as pixels are removed and their values imputed.
 
     Attributes:
-        fractions: (T,), the share of pixels that were removed, 0 to 1.
+        fractions: (T,), the fraction of pixels that were removed, 0 to 1.
         most_relevant_first: (B, T), the scores.
         least_relevant_first: (B, T), the scores.
-        value: (B,), half the mean difference of the two, the higher the better.
+        value: (B,), half the mean difference of the two, higher is better.
     """
 
     fractions: Tensor
@@ -221,15 +221,15 @@ def road(
     seed: int = 0,
     **_: Unpack[ScoringOptions],
 ) -> Road:
-    """The score while pixels are removed by imputing them, the most and the least relevant first.
+    """The score as pixels are removed by imputation, with the most and with the least relevant first.
 
-    A removed pixel becomes the weighted mean of its neighbors (1/6 beside it, 1/12 across), which is one
-    sparse linear system for all of them, and some noise: what is left does not tell where pixels were
+    A removed pixel becomes the weighted mean of its neighbors (1/6 for adjacent, 1/12 for diagonal ones), a
+    sparse linear system for all removed pixels, plus noise: the result does not reveal which pixels were
     removed.
 
     Args:
-        fractions: the shares of pixels to remove, each in (0, 1).
-        std: of the noise, ≥ 0, in units of x.
+        fractions: the fractions of pixels to remove, each in (0, 1).
+        std: standard deviation of the noise, ≥ 0, in units of x.
 
     Returns:
         `Road(fractions, most_relevant_first, least_relevant_first, value)`.

@@ -45,11 +45,11 @@ class ScoringOptions(RunningOptions, total=False):
 
 
 class StepOptions(ScoringOptions, total=False):
-    """How many pixels a curve changes at a time.
+    """How many pixels a curve changes per step.
 
     Args:
-        steps: how many, ≥ 1; by default 112, which is 448 pixels each at 224 × 224.
-        pixels_per_step: in place of steps, ≥ 1.
+        steps: number of steps, ≥ 1; 112 by default, which is 448 pixels per step at 224 × 224.
+        pixels_per_step: instead of steps, the number of pixels per step, ≥ 1.
     """
 
     steps: Count | None
@@ -60,10 +60,10 @@ class SubsetOptions(ScoringOptions, total=False):
     """Which random subsets are removed.
 
     Args:
-        num_subsets: how many subsets, ≥ 2.
-        grid: cells along each axis, ≥ 1, of which subsets are made; None for single pixels.
-        baseline: what takes the place of a subset: a number, a tensor or a callable of x.
-        seed: of the subsets; they are the same for every image.
+        num_subsets: number of subsets, ≥ 2.
+        grid: cells along each axis, ≥ 1, from which subsets are drawn; None for single pixels.
+        baseline: the value used for removed subsets: a number, a tensor or a callable of x.
+        seed: seed of the subsets, which are the same for every image.
     """
 
     num_subsets: Annotated[int, ("at_least", 2)]
@@ -158,7 +158,7 @@ class Judged(Once):
 
 @typing.runtime_checkable
 class Metric(Protocol):
-    """A function that says how good a heatmap or a method is, with what tables and plots say of it.
+    """A function that scores a heatmap or a method, with its title for tables and plots.
 
     Attributes:
         name: its key in `METRICS`.
@@ -177,13 +177,12 @@ class HeatmapMetric(Metric, Protocol, typing.Generic[P, Found_co]):
     """A metric that is called as `metric(model, x, heatmap, cls, **options)`.
 
     Args:
-        model: the network, in evaluation mode; it is never touched. None where `scorer` stands in for it.
-        heatmap: (B, *size), a tensor or an array, from here or from elsewhere; in [0, 1] unless only its
-            order counts.
+        model: the network, in evaluation mode; it is never modified. None if `scorer` replaces it.
+        heatmap: (B, *size), a tensor or an array, from any source; in [0, 1] unless only its order counts.
         cls: None for the predicted class of each image, an int, B ints, or a target, a callable from the
-            output to one score for each image it is given. It is fixed once, on the images as they are.
-        baseline: what takes the place of pixels: a number, a tensor or a callable of x; 0, the mean color of
-            most networks, by default.
+            output to one score per image. It is resolved once, on the original images.
+        baseline: the value used for removed pixels: a number, a tensor or a callable of x; 0 by default, the
+            mean color for most networks.
     """
 
     def __call__(
@@ -319,13 +318,13 @@ def shares_of(fractions: Iterable[float]) -> list[float]:
 
 
 def relevance_rank(heatmap: Heatmap) -> Int[Tensor, "B *size"]:
-    """Return the place of each pixel when they are sorted by relevance, the most relevant first.
+    """Return the rank of each pixel by relevance, the most relevant first.
 
     Args:
         heatmap: (B, *size), a tensor or an array.
 
     Returns:
-        (B, *size), whole numbers from 0; equal values are in the order of their places.
+        (B, *size), integers from 0; ties are broken by position.
     """
     maps = checked(heatmap)
     order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)

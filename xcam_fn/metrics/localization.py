@@ -42,14 +42,14 @@ def _of_region(title: str, of_judged: Any = None) -> Callable[[Function], Functi
 
 @_of_region("Pointing game")
 def pointing_game(heatmap: Heatmap, region: Region, *, tolerance: int = 0) -> Values:
-    """1 where the heatmap's highest value is in the object's region, else 0.
+    """1 if the heatmap's maximum is in the object's region, else 0.
 
     Args:
-        heatmap: (B, H, W); of equal highest values the first counts.
+        heatmap: (B, H, W); the first of several equal maxima counts.
         tolerance: pixels by which the region is widened; the paper allows 15 at 224 pixels.
 
     Returns:
-        (B,), 0 or 1. A heatmap that is zero everywhere points at nothing.
+        (B,), 0 or 1; 0 for a heatmap that is zero everywhere.
 
     References:
         Zhang et al., Top-down Neural Attention by Excitation Backprop (arXiv:1608.00507).
@@ -66,7 +66,7 @@ def pointing_game(heatmap: Heatmap, region: Region, *, tolerance: int = 0) -> Va
 
 @_of_region("Energy-based pointing game")
 def energy_pointing_game(heatmap: Heatmap, region: Region) -> Values:
-    """The share of the heatmap's sum that is in the object's region; the higher the better.
+    """The share of the heatmap's sum inside the object's region; higher is better.
 
     Args:
         heatmap: (B, H, W), in [0, 1].
@@ -84,17 +84,17 @@ def energy_pointing_game(heatmap: Heatmap, region: Region) -> Values:
 
 @_of_region("Grid pointing game", energy_pointing_game)
 def grid_pointing(heatmap: Heatmap, cell: Int[Tensor, " B"] | Sequence[int], *, n: Count = 2) -> Values:
-    """The share of the map's positive part that is in its cell of a mosaic; the higher the better.
+    """The share of the map's positive part inside its cell of a mosaic; higher is better.
 
     Σ A⁺ over the cell / Σ A⁺ over the mosaic, where A is the map of the class of the image in that cell.
 
     Args:
-        heatmap: (B, H, W), raw or scaled, H and W multiples of n; what is negative in it does not count.
-        cell: for each map its cell, 0 to n² − 1, row by row.
-        n: cells in a row and in a column.
+        heatmap: (B, H, W), raw or scaled, H and W multiples of n; negative values are ignored.
+        cell: each map's cell, 0 to n² − 1, row by row.
+        n: cells per row and per column.
 
     Returns:
-        (B,), in [0, 1]; 1/n² for a map that knows nothing of the class, 0 for one that is nowhere positive.
+        (B,), in [0, 1]; 1/n² on average for a map that ignores the class, 0 for one that is nowhere positive.
 
     References:
         Rao et al., Towards Better Understanding Attribution Methods (arXiv:2205.10435); Böhle et al.,
@@ -122,10 +122,10 @@ def _share(maps: Tensor, inside: Tensor) -> Tensor:
 
 @_of_region("Relevance rank accuracy")
 def relevance_rank_accuracy(heatmap: Heatmap, region: Region) -> Values:
-    """The share of the k most relevant pixels that is in a region of k pixels; the higher the better.
+    """The share of the k most relevant pixels inside a region of k pixels; higher is better.
 
-    Of pixels that share the last place as many count as are expected where their order is chance, so that a
-    constant map scores what the region covers of the image.
+    Ties at the k-th value count by their expected share in a random order, so a constant map scores the
+    region's share of the image.
 
     Args:
         heatmap: (B, H, W); only the order of its values counts.
@@ -148,18 +148,18 @@ def relevance_rank_accuracy(heatmap: Heatmap, region: Region) -> Values:
 
 @_of_region("IoU")
 def mask_iou(heatmap: Heatmap, region: Region, *, threshold: float = 0.5) -> Values:
-    """The overlap of the region and of where the heatmap is high: their intersection over their union.
+    """The intersection over union of the object's region and the thresholded heatmap.
 
     Args:
         heatmap: (B, H, W), in [0, 1].
-        threshold: what a value has to exceed to be high, as a share of the heatmap's highest, 0 to 1.
+        threshold: relative to the heatmap's maximum, 0 to 1; values above it count.
 
     Returns:
-        (B,), in [0, 1]; the higher the better.
+        (B,), in [0, 1]; higher is better.
 
     References:
-        Zhou et al., Learning Deep Features for Discriminative Localization (arXiv:1512.04150),
-        where the threshold is 0.2 and a box is put around what exceeds it.
+        Zhou et al., Learning Deep Features for Discriminative Localization (arXiv:1512.04150), with a
+        threshold of 0.2 and a box around the values above it.
     """
     maps = checked(heatmap, unit=True)
     checks.check_number("threshold", threshold, at_least=0, at_most=1)
@@ -172,15 +172,15 @@ def mask_iou(heatmap: Heatmap, region: Region, *, threshold: float = 0.5) -> Val
 
 @_of_region("Pixel AUC")
 def pixel_auc(heatmap: Heatmap, region: Region) -> Values:
-    """The area under the ROC curve of the heatmap's values as a test of which pixels are in the region.
+    """The area under the ROC curve of the heatmap's values as a classifier of the region's pixels.
 
-    It is the chance that a pixel inside is more relevant than one outside, equal values counted half.
+    It is the probability that a pixel inside is more relevant than one outside, with ties counted half.
 
     Args:
         heatmap: (B, H, W); only the order of its values counts.
 
     Returns:
-        (B,), in [0, 1], the higher the better; 0.5 where nothing is inside or nothing outside.
+        (B,), in [0, 1], higher is better; 0.5 if nothing is inside or nothing outside.
 
     References:
         Hanley and McNeil, The Meaning and Use of the Area under a ROC Curve

@@ -21,9 +21,9 @@ class Mosaics(NamedTuple):
     """Mosaics of n × n images, their cells counted row by row.
 
     Attributes:
-        images: (M, C, nH, nW), or of another size that was asked for.
-        classes: (M, n²), the class of the image in each cell; a method takes them as `cls`.
-        members: (M, n²), which of the given images is in each cell.
+        images: (M, C, nH, nW), or the requested size.
+        classes: (M, n²), the class of the image in each cell; pass them to a method as `cls`.
+        members: (M, n²), the index of the image in each cell.
     """
 
     images: Tensor
@@ -43,28 +43,28 @@ def mosaics(
     size: Sequence[int] | None = None,
     seed: int = 0,
 ) -> Mosaics:
-    """Return mosaics of images of distinct classes that the network is sure of.
+    """Return mosaics of images of distinct classes with confident predictions.
 
-    Images are taken from the surest down, as many as there are cells to fill, and more than once where there
-    are fewer, each about as often as the others. Their places in the mosaics are random.
+    The most confident images are used, as many as there are cells; if there are fewer, images repeat about
+    equally often. Their positions in the mosaics are random.
 
     Args:
         images: (N, C, H, W), prepared images.
-        classes: (N,), the class that each is explained for.
-        probabilities: (N,), what the network says of that class.
-        count: how many mosaics.
-        n: images in a row and in a column, ≥ 1.
-        confidence: the least probability of an image that is used; above 0.5 no other class is as likely.
-        size: (height, width) that mosaics are resized to, for a network that takes one size only, multiples
-            of n; None leaves each image as large as it is, (nH, nW).
-        seed: of the mosaics.
+        classes: (N,), the class to explain for each.
+        probabilities: (N,), the predicted probability of that class.
+        count: number of mosaics.
+        n: images per row and per column, ≥ 1.
+        confidence: the minimum probability of an image; above 0.5 no other class is as probable.
+        size: (height, width) to resize mosaics to, for a network with a fixed input size, multiples of n;
+            None keeps the images' size, (nH, nW).
+        seed: seed of the mosaics.
 
     Returns:
         `Mosaics(images, classes, members)`; the probabilities are `probabilities[members]`.
 
     Raises:
-        ValueError: too few images of distinct classes are sure enough, or a value does not fit.
-        TypeError: an argument is of the wrong kind.
+        ValueError: too few images of distinct classes are confident enough, or a value does not fit.
+        TypeError: an argument has the wrong type.
 
     References:
         Rao et al., Towards Better Understanding Attribution Methods (arXiv:2205.10435).

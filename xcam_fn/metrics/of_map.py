@@ -15,7 +15,7 @@ from xcam_fn.perturb import Baseline
 
 @metric("Average drop", best="lowest", forwards=2)
 def average_drop(judged: Judged, *, baseline: Baseline = 0.0, **_: Unpack[ScoringOptions]) -> Values:
-    """The share of the score that is lost where only the heatmap shows the image, the lower the better.
+    """The fraction of the score lost when the image is masked with the heatmap; lower is better.
 
     max(0, p(x) − p(x ⊙ heatmap)) / p(x), and 0 where p(x) is 0.
 
@@ -33,7 +33,7 @@ def average_drop(judged: Judged, *, baseline: Baseline = 0.0, **_: Unpack[Scorin
 def increase_in_confidence(
     judged: Judged, *, baseline: Baseline = 0.0, **_: Unpack[ScoringOptions]
 ) -> Values:
-    """1 where the score is higher with only what the heatmap shows, else 0; the more often the better.
+    """1 if the image masked with the heatmap scores higher than the image, else 0; higher is better.
 
     Returns:
         (B,), 0 or 1.
@@ -46,12 +46,12 @@ def increase_in_confidence(
 
 @metric("Average gain", best="highest", forwards=2)
 def average_gain(judged: Judged, *, baseline: Baseline = 0.0, **_: Unpack[ScoringOptions]) -> Values:
-    """How much of what the probability lacks is gained where only the heatmap shows the image.
+    """The probability gained when the image is masked with the heatmap, relative to 1 − p.
 
     max(0, p(x ⊙ heatmap) − p(x)) / (1 − p(x)), and 0 where p(x) is 1.
 
     Returns:
-        (B,), in [0, 1], the higher the better.
+        (B,), in [0, 1], higher is better.
 
     References:
         Zhang et al., Opti-CAM (arXiv:2301.07002), section 5.1.
@@ -67,7 +67,7 @@ def average_gain(judged: Judged, *, baseline: Baseline = 0.0, **_: Unpack[Scorin
 
 @of_heatmap("Complexity", best="lowest")
 def complexity(heatmap: Heatmap) -> Values:
-    """How much of the image a heatmap covers: its mean, the lower the better.
+    """How much of the image a heatmap covers: its mean; lower is better.
 
     Args:
         heatmap: (B, *size), in [0, 1].
@@ -83,7 +83,7 @@ def complexity(heatmap: Heatmap) -> Values:
 
 @of_heatmap("Entropy", best="lowest")
 def entropy(heatmap: Heatmap) -> Values:
-    """How widely a heatmap is spread: the entropy of its pixels' shares of the total, the lower the better.
+    """How spread out a heatmap is: the entropy of its pixels' shares of the total; lower is better.
 
     −Σ s ln s with s = |h| / Σ |h|.
 
@@ -91,7 +91,7 @@ def entropy(heatmap: Heatmap) -> Values:
         heatmap: (B, *size), of any scale.
 
     Returns:
-        (B,), nats: 0 for a single pixel, ln(pixels) for an even heatmap and for one that is zero everywhere.
+        (B,), nats: 0 for a single pixel, ln(pixels) for a constant heatmap, zeros included.
 
     References:
         Bhatt et al., Evaluating and Aggregating Feature-based Model Explanations (arXiv:2005.00631),
@@ -103,7 +103,7 @@ def entropy(heatmap: Heatmap) -> Values:
 
 @of_heatmap("Sparseness", best="highest")
 def sparseness(heatmap: Heatmap) -> Values:
-    """How few pixels hold a heatmap's values: the Gini index of their magnitudes, the higher the better.
+    """How few pixels hold most of a heatmap: the Gini index of the magnitudes; higher is better.
 
     Σ (2k − d − 1) |h|₍ₖ₎ / (d Σ |h|), the d magnitudes in ascending order.
 
@@ -111,7 +111,7 @@ def sparseness(heatmap: Heatmap) -> Values:
         heatmap: (B, *size), of any scale.
 
     Returns:
-        (B,), from 0 to below 1; 1 − 1/d for a single pixel, 0 for an even heatmap and for one of zeros.
+        (B,), in [0, 1); 1 − 1/d for a single pixel, 0 for a constant heatmap, zeros included.
 
     References:
         Chalasani et al., Concise Explanations of Neural Networks using Adversarial Training

@@ -38,13 +38,13 @@ class MethodMetric:
     """A metric that is called as `metric(method, model, layer, x, cls, **options)`.
 
     Args:
-        method: by name or as a function.
-        cls: None for the predicted class of each image, an int, B ints, or a target. It is fixed once, on the
-            images as they are.
-        heatmap: CAM(x) where it is there already.
-        radius: of the changes, > 0, in units of x.
-        num_samples: how many changes are tried, ≥ 1.
-        seed: of the changes.
+        method: a method, or its name.
+        cls: None for the predicted class of each image, an int, B ints, or a target. It is resolved once, on
+            the original images.
+        heatmap: CAM(x), if already computed.
+        radius: size of the perturbations, > 0, in units of x.
+        num_samples: number of perturbations, ≥ 1.
+        seed: seed of the perturbations.
         **options: passed to the method.
     """
 
@@ -103,12 +103,12 @@ def named(model: nn.Module, layer: Layer) -> Layer:
 
 @method_metric("Coherency")
 def coherency(judged: Judged) -> Values:
-    """How alike the heatmap of an image and of what it shows are: the correlation, scaled to [0, 1].
+    """The correlation of an image's heatmap with that of the image masked by it, scaled to [0, 1].
 
-    (1 + r) / 2 with r Pearson's correlation of CAM(x) and CAM(x ⊙ CAM(x)); r is 0 where one is constant.
+    (1 + r) / 2 with r Pearson's correlation of CAM(x) and CAM(x ⊙ CAM(x)); r is 0 if one is constant.
 
     Returns:
-        (B,), in [0, 1], the higher the better.
+        (B,), in [0, 1], higher is better.
 
     References:
         Poppi et al. (arXiv:2104.10252).
@@ -121,7 +121,7 @@ def adcc(judged: Judged) -> Values:
     """One number for a method: the harmonic mean of coherency, 1 − complexity and 1 − average drop.
 
     Returns:
-        (B,), in [0, 1], the higher the better; 0 where one of the three is 0.
+        (B,), in [0, 1], higher is better; 0 if one of the three is 0.
 
     References:
         Poppi et al. (arXiv:2104.10252), equation 6.
@@ -139,16 +139,16 @@ def adcc(judged: Judged) -> Values:
 def max_sensitivity(
     judged: Judged, *, radius: Positive = 0.02, num_samples: Count = 10, seed: int = 0
 ) -> Values:
-    """How far the heatmap moves, at most, when the image is changed a little; the lower the better.
+    """The largest relative change of the heatmap under small changes of the image; lower is better.
 
-    max over δ of ‖CAM(x + δ) − CAM(x)‖ / ‖CAM(x)‖, with each value of δ uniform in [−radius, radius]. For how
-    far it moves along one direction, and not by chance, see `torch.func.jvp` of the method.
+    max over δ of ‖CAM(x + δ) − CAM(x)‖ / ‖CAM(x)‖, with each value of δ uniform in [−radius, radius]. For the
+    change along a given direction, use `torch.func.jvp` of the method.
 
     Returns:
-        (B,), ≥ 0; 0 where the heatmap is zero and stays so.
+        (B,), ≥ 0; 0 if the heatmap is zero and stays zero.
 
     Raises:
-        ValueError: a heatmap is zero and does not stay so, so that there is nothing to compare it with.
+        ValueError: a heatmap is zero and does not stay zero, so there is nothing to compare with.
 
     References:
         Yeh et al., On the (In)fidelity and Sensitivity of Explanations (arXiv:1901.09392), definition 2.
@@ -161,15 +161,15 @@ def max_sensitivity(
 def average_sensitivity(
     judged: Judged, *, radius: Positive = 0.02, num_samples: Count = 10, seed: int = 0
 ) -> Values:
-    """How far the heatmap moves on average when the image is changed a little; the lower the better.
+    """The mean relative change of the heatmap under small changes of the image; lower is better.
 
-    The mean over δ of what `max_sensitivity` takes the largest of; with its changes.
+    The mean over δ of the ratio in `max_sensitivity`, for the same perturbations.
 
     Returns:
-        (B,), ≥ 0; 0 where the heatmap is zero and stays so.
+        (B,), ≥ 0; 0 if the heatmap is zero and stays zero.
 
     Raises:
-        ValueError: a heatmap is zero and does not stay so, so that there is nothing to compare it with.
+        ValueError: a heatmap is zero and does not stay zero, so there is nothing to compare with.
 
     References:
         Yeh et al. (arXiv:1901.09392); Bhatt et al. (arXiv:2005.00631), definition 2.
@@ -182,9 +182,9 @@ def average_sensitivity(
 def local_lipschitz(
     judged: Judged, *, radius: Positive = 0.02, num_samples: Count = 10, seed: int = 0
 ) -> Values:
-    """How fast the heatmap moves, at most, as the image moves; the lower the better.
+    """The largest change of the heatmap relative to the change of the image; lower is better.
 
-    max over δ of ‖CAM(x + δ) − CAM(x)‖ / ‖δ‖, with the changes of `max_sensitivity`.
+    max over δ of ‖CAM(x + δ) − CAM(x)‖ / ‖δ‖, for the perturbations of `max_sensitivity`.
 
     Returns:
         (B,), ≥ 0.

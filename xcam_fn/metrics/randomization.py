@@ -24,26 +24,26 @@ Similarity = Callable[[Tensor, Tensor], Tensor]
 
 @method_metric("Random logit", "lowest")
 def random_logit(judged: Judged, *, similarity: Similarity | None = None, seed: int = 0) -> Values:
-    """How alike the heatmaps of the class and of another class, chosen by chance, are; the lower the better.
+    """The similarity of the heatmaps of the class and of another, random class; lower is better.
 
     Args:
-        similarity: `(heatmaps, heatmaps) -> (B,)`; Spearman's rank correlation by default, the paper's is
-            the structural similarity.
-        seed: of the other class: so many classes after the explained one, the same for every image.
+        similarity: `(heatmaps, heatmaps) -> (B,)`; Spearman's rank correlation by default, structural
+            similarity in the paper.
+        seed: seed of the other class, whose offset from the explained class is the same for every image.
 
     Returns:
-        (B,), as similarity returns it, by default in [−1, 1]; a heatmap that is the same for all classes
-        gets 1.
+        (B,), as similarity returns it, by default in [−1, 1]; 1 for a heatmap that is the same for all
+        classes.
 
     Raises:
-        ValueError: the network has one class, or a target is explained that is no class.
+        ValueError: the network has one class, or the target is not a class.
 
     References:
         Sixt et al., When Explanations Lie (arXiv:1912.09818), section 4.
     """
     explain, asked = judged.explain, judged.scoring.explained.logit_of
     if callable(asked):
-        raise ValueError(f"random_logit: cls={asked!r} is no class; expected None, an int or B ints")
+        raise ValueError(f"random_logit: cls={asked!r} is not a class; expected None, an int or B ints")
     values = logits(judged.scoring.run(judged.x))
     if (count := values.shape[1]) < 2:
         raise ValueError("random_logit: the model has 1 class; expected 2 or more")
@@ -55,18 +55,17 @@ def random_logit(judged: Judged, *, similarity: Similarity | None = None, seed: 
 
 @method_metric("Efficient MPRT", "highest")
 def efficient_mprt(judged: Judged, *, bins: Count = 100, seed: int = 0) -> Values:
-    """How much more complex the heatmap gets once the network has forgotten all that it learned.
+    """How much more complex the heatmap becomes when all of the network's parameters are randomized.
 
-    (H(CAM′(x)) − H(CAM(x))) / H(CAM(x)), where CAM′ explains the network with all parameters drawn anew, as
-    the last step of `parameter_randomization` does, and H is the entropy of the histogram of a heatmap's
-    values.
+    (H(CAM′(x)) − H(CAM(x))) / H(CAM(x)), where CAM′ explains the network with all parameters redrawn, as in
+    the last step of `parameter_randomization`, and H is the entropy of the histogram of a heatmap's values.
 
     Args:
-        bins: of the histogram, from the heatmap's least value to its largest, ≥ 1.
-        seed: of the parameters.
+        bins: bins of the histogram, from the heatmap's minimum to its maximum, ≥ 1.
+        seed: seed of the parameters.
 
     Returns:
-        (B,), ≥ −1, the higher the better; 0 where both heatmaps are constant.
+        (B,), ≥ −1, higher is better; 0 if both heatmaps are constant.
 
     Raises:
         ValueError: the heatmap is constant, and that of the other network is not.
@@ -109,18 +108,18 @@ def parameter_randomization(
     num_samples: int = 1,
     **options: Any,
 ) -> dict[str, Tensor]:
-    """How alike the heatmap stays as the network forgets what it learned, from the output down.
+    """The similarity of the heatmap to its original as parameters are randomized, from the output down.
 
-    Each parameter is drawn anew from a normal distribution with its own mean and deviation, in a copy of the
-    model. A heatmap that stays the same does not explain the network. A layer given as a module is looked for
-    by its name in the copies. With `std` and `num_samples` it is the smooth MPRT.
+    Each parameter is redrawn from a normal distribution with its own mean and deviation, in a copy of the
+    model. A heatmap that stays the same does not explain the network. A layer given as a module is found by
+    its name in the copies. With `std` and `num_samples` this is the smooth MPRT.
 
     Args:
-        cascading: keep what was randomized before; else randomize one layer at a time.
-        seed: of the parameters.
+        cascading: keep earlier modules randomized; False randomizes one module at a time.
+        seed: seed of the parameters.
         similarity: `(heatmaps, heatmaps) -> (B,)`; Spearman's rank correlation by default.
-        std: of normal noise in the image, ≥ 0, in units of x; 0 compares heatmaps of the image itself.
-        num_samples: how many noisy images the heatmaps that are compared are the mean over, ≥ 1.
+        std: standard deviation of noise in the image, ≥ 0, in units of x; 0 uses the image itself.
+        num_samples: number of noisy images that the compared heatmaps are averaged over, ≥ 1.
 
     Returns:
         {name of the module randomized last: (B,)}, in the order of randomization.

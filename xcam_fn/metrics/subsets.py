@@ -27,12 +27,12 @@ from xcam_fn.perturb import baseline_images, uniform
 
 
 class SensitivityN(NamedTuple):
-    """How the heatmap's sums over random subsets and the lost scores are correlated.
+    """Correlations of the heatmap's sums over random subsets with the lost scores.
 
     Attributes:
-        fractions: (T,), the share of the image that the subsets remove.
+        fractions: (T,), the fraction of the image that the subsets remove.
         correlations: (B, T), Pearson's, in [−1, 1].
-        value: (B,), their mean, the higher the better.
+        value: (B,), their mean, higher is better.
     """
 
     fractions: Tensor
@@ -44,15 +44,15 @@ class SensitivityN(NamedTuple):
 def faithfulness_correlation(
     judged: Judged, *, fraction: float = 0.2, **options: Unpack[SubsetOptions]
 ) -> Values:
-    """The correlation of what the heatmap says of random subsets and of what the score loses without them.
+    """The correlation of the heatmap's sums over random subsets with the score lost without them.
 
     Pearson's correlation over subsets S of one size of Σ h over S and p(x) − p(x without S).
 
     Args:
-        fraction: of the cells, how many a subset removes, in (0, 1).
+        fraction: the fraction of the cells that a subset removes, in (0, 1).
 
     Returns:
-        (B,), in [−1, 1], the higher the better; 0 where the sums or the scores are all alike.
+        (B,), in [−1, 1], higher is better; 0 if the sums or the scores are all equal.
 
     References:
         Bhatt et al., Evaluating and Aggregating Feature-based Model Explanations (arXiv:2005.00631),
@@ -69,7 +69,7 @@ def sensitivity_n(
     """The correlation of the heatmap's sums and the lost scores for subsets of several sizes n.
 
     Args:
-        fractions: for each n, the share of the cells that a subset removes, in (0, 1).
+        fractions: for each n, the fraction of the cells that a subset removes, in (0, 1).
 
     Returns:
         `SensitivityN(fractions, correlations, value)`, see `faithfulness_correlation`.
@@ -93,19 +93,19 @@ def infidelity(
     fraction: float = 0.2,
     **options: Unpack[SubsetOptions],
 ) -> Values:
-    """The mean squared error of the heatmap as a linear model of what the score loses.
+    """The mean squared error of the heatmap as a linear model of the lost score; lower is better.
 
     The mean over random subsets S of (β I·h − (p(x) − p(x without S)))², where I is 1 on S and 0 elsewhere.
 
     Args:
-        gradient: whether the heatmap is a gradient: I is then x − baseline on S, the paper's perturbation.
-            Else it says, as class activation maps do, what each pixel contributes.
-        scaled: let β be the factor that makes the error least, as heatmaps in [0, 1] have no scale of their
-            own; else it is 1.
-        fraction: of the cells, how many a subset removes, in (0, 1).
+        gradient: the heatmap is a gradient, so I is x − baseline on S, the paper's perturbation. False if it
+            holds each pixel's contribution, as class activation maps do.
+        scaled: choose β to minimize the error, since heatmaps in [0, 1] have no scale of their own; False
+            for β = 1.
+        fraction: the fraction of the cells that a subset removes, in (0, 1).
 
     Returns:
-        (B,), ≥ 0, in the score's unit squared; with `scaled` at most the mean square of what is lost.
+        (B,), ≥ 0, in the score's unit squared; with `scaled` at most the mean square of the lost score.
 
     References:
         Yeh et al., On the (In)fidelity and Sensitivity of Explanations (arXiv:1901.09392), definition 1.

@@ -56,14 +56,14 @@ def judged(
     region: Any = None,
     **how: Unpack[RunningOptions],
 ) -> dict[str, dict[str, Values | Curve]]:
-    """Return the scores of heatmaps, from here or from elsewhere, on one batch.
+    """Return the scores of heatmaps, from any source, on one batch.
 
     Args:
         heatmaps: names to heatmaps in [0, 1].
-        cls: None for the predicted class of each image, an int, B ints, or a target. It is fixed once.
-        metric_names: names of `METRICS`; those that need the method itself are not possible.
-        region: where the objects are, boxes or masks as `pointing_game` takes them, for metrics of that.
-        **how: how the model is run: precision, compile, scorer, chunk_size, progress.
+        cls: None for the predicted class of each image, an int, B ints, or a target. It is resolved once.
+        metric_names: names of `METRICS`, except those of a method.
+        region: the objects' boxes or masks, as `pointing_game` takes them, for localization metrics.
+        **how: scoring options: precision, compile, scorer, chunk_size, progress.
 
     Returns:
         {name: {metric: scores or curve}}.

@@ -35,13 +35,13 @@ _ROUNDING = 1e-4
 
 
 class Preset(NamedTuple):
-    """How a network wants its images.
+    """The preprocessing of a network's images.
 
     Attributes:
-        crop: side of the square that the network sees, pixels.
-        resize: length of the shorter side before the center is cropped out, or (height, width), pixels.
-        mean: what is subtracted from each channel, in units of [0, 1].
-        std: what each channel is divided by then.
+        crop: side of the square that the network takes, pixels.
+        resize: length of the shorter side before the center crop, or (height, width), pixels.
+        mean: subtracted from each channel, in units of [0, 1].
+        std: divides each channel after that.
         interpolation: "bilinear", "bicubic" or another of torchvision's names.
     """
 
@@ -65,15 +65,15 @@ def example() -> Path:
 
 
 def load(image: Source) -> Image.Image:
-    """Return the image in RGB, upright as its EXIF data says, transparent parts over white.
+    """Return the image in RGB, with its EXIF orientation applied and transparent parts over white.
 
     Args:
         image: a path, the bytes of a file, a PIL image of any mode, or an array (h, w), (h, w, 1), (h, w, 3)
-            or (h, w, 4) of bool, uint8, uint16 or of floats in [0, 1]. 16-bit values are scaled, not cut off.
-            Files are those of `FORMATS`.
+            or (h, w, 4) of bool, uint8, uint16 or of floats in [0, 1]. 16-bit values are scaled, not clipped.
+            Files must be in one of `FORMATS`.
 
     Returns:
-        A PIL image of mode "RGB"; the argument is not changed.
+        A PIL image of mode "RGB"; the argument is unchanged.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -95,14 +95,14 @@ def load(image: Source) -> Image.Image:
 
 
 def prepare(image: Source, preset: Preset) -> tuple[Float32[Tensor, "1 3 h w"], UInt8[np.ndarray, "h w 3"]]:
-    """Return what the network is given, and the same as a picture.
+    """Return the network's input and the same image as pixels.
 
     Args:
         image: as for `load`.
-        preset: how the network wants its images; `models.load(name).preset` has it.
+        preset: the network's preprocessing, such as `models.load(name).preset`.
 
     Returns:
-        (x, picture): the normalized batch of one, (1, 3, h, w), and the pixels it was made of, (h, w, 3).
+        (x, picture): the normalized batch of one, (1, 3, h, w), and its pixels, (h, w, 3).
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -126,14 +126,14 @@ def prepare(image: Source, preset: Preset) -> tuple[Float32[Tensor, "1 3 h w"], 
 
 
 def prepare_mask(mask: Bool[np.ndarray, "h w"], preset: Preset) -> Bool[Tensor, "crop crop"]:
-    """Return the part of a mask that the network sees: resized and cropped as `prepare` does with the image.
+    """Return a mask, resized and cropped as `prepare` does with the image.
 
     Args:
-        mask: (h, w), of the image's own size.
-        preset: how the network wants its images.
+        mask: (h, w), of the image's original size.
+        preset: the network's preprocessing.
 
     Returns:
-        True where half of a pixel or more is inside.
+        True where at least half of a pixel is inside.
     """
     framed = _framed(Image.fromarray(mask.astype(np.uint8) * 255), preset, "bilinear")
     return torch.from_numpy(framed >= 128)

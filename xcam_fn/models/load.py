@@ -41,8 +41,8 @@ class LoadedModel(NamedTuple):
 
     Attributes:
         model: the network, in evaluation mode.
-        preset: how it wants its images, for `images.prepare`.
-        categories: the name of each class, in the order of the outputs; none where it returns embeddings.
+        preset: its preprocessing, for `images.prepare`.
+        categories: the name of each class, in the order of the outputs; empty if it returns embeddings.
         name: the name it was loaded by.
     """
 
@@ -83,22 +83,22 @@ def load(name: str, weights: str | Path | None = None, device: str | torch.devic
     """Return a network by name, in evaluation mode, with its preset and the names of its classes.
 
     Args:
-        name: "lite0" (also "lite1" and "lite2" where their weights are installed), a classification model of
-            torchvision, or "timm:NAME"; "dinov2-focus" for a ViT-S/14 that returns embeddings (B, 384) for
-            `targets.similarity`: DINOv2, trained further to find what is salient.
-        weights: None for the weights that it was published with; the path of a checkpoint, from which the
-            number of classes is taken (a state dict, also one wrapped by a training script, or a
-            `.safetensors` file); "random" for random weights, the same in every call.
-        device: where the network goes, as for `torch.device`.
+        name: "lite0" (also "lite1" and "lite2" if their weights are installed), a torchvision classification
+            model, or "timm:NAME"; "dinov2-focus" for a ViT-S/14 that returns embeddings (B, 384) for
+            `targets.similarity`: DINOv2, fine-tuned for salient object detection.
+        weights: None for the published weights; the path of a checkpoint (a state dict, also one wrapped by a
+            training script, or a `.safetensors` file), which determines the number of classes; "random" for
+            random weights, the same in every call.
+        device: the network's device, as for `torch.device`.
 
     Returns:
-        The network with what it takes to use it. Classes are named where there are 1,000, as in ImageNet, and
+        The network with its preset and categories. Classes are named if there are 1,000, as in ImageNet, and
         numbered otherwise.
 
     Raises:
-        ValueError: an unknown name, a checkpoint that does not fit or would have to run code, a device that
-            is not there, or a package that is not installed.
-        FileNotFoundError: `weights` names no file.
+        ValueError: the name is unknown, the checkpoint does not fit or would have to run code, the device is
+            not available, or a package is not installed.
+        FileNotFoundError: the file in `weights` does not exist.
         ConnectionError: the published weights could not be downloaded.
     """
     place = _checked_device(device)
@@ -137,19 +137,19 @@ def download_place(name: str) -> Path | None:
 
 @checked
 def find_class(query: str | int, categories: Sequence[str]) -> int:
-    """Return the index of the class that a person means.
+    """Return the index of the class that matches a query.
 
     Args:
-        query: an index, also as text ("281"), or words ("tabby cat"). Case, underscores and punctuation do
-            not matter. A name that is the same wins; else a class that has all words of the query, or all of
-            whose words are in the query.
+        query: an index, also as text ("281"), or words ("tabby cat"). Case, underscores and punctuation are
+            ignored. An identical name wins; otherwise a class with all words of the query, or with all of its
+            words in the query.
         categories: the name of each class, in order.
 
     Returns:
         The index, 0 ≤ index < len(categories).
 
     Raises:
-        ValueError: the index is out of range, or no class or more than one is meant.
+        ValueError: the index is out of range, or no class or more than one matches.
     """
     if isinstance(query, int) or re.fullmatch(r"\s*[-+]?\d+\s*", query):
         index, count = int(query), len(categories)

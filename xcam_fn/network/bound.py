@@ -42,29 +42,29 @@ class Bound(nn.Module):
 
 
 def bind(model: nn.Module, fn: Callable[[Any, Tensor], Any]) -> nn.Module:
-    """The model as a function of the image alone: `fn(model, x)` says how x goes in and what comes out.
+    """Return the model as a network of the image alone, whose forward is `fn(model, x)`.
 
         xf.bind(net, lambda net, x: net(x, age.expand(len(x), 1)))             # two tensors
         xf.bind(net, lambda net, x: net(pixel_values=x, interpolate=True))     # keywords
         xf.bind(net, lambda net, x: net({"image": x, "age": age})["risk"])     # dicts
 
-    It is explained like any other network, and its layers go by the names that they have in the model.
+    It is explained like any other network, and its layers keep the names that they have in the model.
 
     Args:
-        model: the network, in evaluation mode; it is not copied and not touched.
-        fn: a function of the model and of x, (P, C, *size), to an output. It has to call the model that it
-            is handed, and to work for any number P of images: methods that perturb run many copies of one
-            image at a time. What goes in besides x is the same for all of them: `age.expand(len(x), 1)`.
-            Where each image has its own, explain one at a time.
+        model: the network, in evaluation mode; it is neither copied nor modified.
+        fn: a function of the model and of x, (P, C, *size), to an output. It must call the model that it is
+            passed, and work for any number P of images, since perturbation methods run many copies of one
+            image at a time. Other inputs are the same for all of them: `age.expand(len(x), 1)`. If each image
+            has its own, explain one image at a time.
 
     Returns:
-        A module whose only child is the model. It is run as a whole and never traced, so that fn may read
-        what it likes: where methods run the part behind the layer only, they run all of it here, and it
-        cannot be compiled.
+        A module whose only child is the model. It always runs as a whole and is never traced, so fn may use
+        any part of the model; methods that otherwise run only the layers after the target layer run all of
+        it, and it cannot be compiled.
 
     Raises:
-        TypeError: model is no module, or fn cannot be called.
-        ValueError: when it runs: fn returns a tensor with another number of rows than there are images.
+        TypeError: model is not a module, or fn is not callable.
+        ValueError: when it runs: fn returns a tensor whose number of rows differs from that of images.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")

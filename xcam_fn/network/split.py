@@ -27,10 +27,10 @@ from xcam_fn.targets.outputs import dense_logits
 
 
 class Split(NamedTuple):
-    """A model cut at a layer into two pure functions, `head(*trunk(x)) == model(x)`.
+    """A model split at a layer into two pure functions, `head(*trunk(x)) == model(x)`.
 
     Attributes:
-        trunk: x (B, C, *size) to the layer's output and the residual, what else of the trunk the head reads.
+        trunk: x (B, C, *size) to the layer's output and the residual, everything else that the head reads.
         head: the layer's output and the residual to the model's output.
     """
 
@@ -39,12 +39,12 @@ class Split(NamedTuple):
 
 
 class FeatureAndGrad(NamedTuple):
-    """What a gradient method needs to know.
+    """Features, gradients and output.
 
     Attributes:
         features: A, the layer's output, (B, K, *spatial).
-        grads: G = ∂s/∂A, (B, K, *spatial), or (B, n, K, *spatial) for n classes of each image.
-        output: whatever the model returned.
+        grads: G = ∂s/∂A, (B, K, *spatial), or (B, n, K, *spatial) for n classes per image.
+        output: the model's output.
     """
 
     features: Tensor
@@ -67,17 +67,17 @@ def checked_pass(
 def split(
     model: nn.Module, layer: Layer, x: Float[Tensor, "B C *size"], *, to_spatial: ToSpatial | None = None
 ) -> Split:
-    """Cut the model at a layer's output into two pure functions.
+    """Split the model at a layer's output into two pure functions.
 
     Args:
         layer: a name (`"layer4"`, `"layer4.2.relu#2"`), a module of the model, or None for `default_layer`.
-        x: (B, C, *size), images to find the layer with.
+        x: (B, C, *size), example images.
 
     Returns:
         `Split(trunk, head)`: `trunk(x) -> (features, residual)` and `head(features, residual) -> output`.
-        Where the model can be traced the head runs what comes after the layer and nothing else; where it
-        cannot, the head runs the model with the layer's output replaced. Both are of the model's structure as
-        it is now, and read its parameters when they are called.
+        If the model can be traced, the head runs only what comes after the layer; otherwise it runs the
+        whole model with the layer's output replaced. Both keep the model's current structure, and read its
+        parameters when they are called.
     """
     x = checks.plain(x)
     with recording(x):
@@ -91,7 +91,7 @@ def split(
 def features(
     model: nn.Module, layer: Layer, x: Float[Tensor, "B C *size"], *, to_spatial: ToSpatial | None = None
 ) -> Tensor:
-    """Return the layer's output for x, as the layer returned it (before anything changes it in place).
+    """Return the layer's output for x, before any later in-place change.
 
     Returns:
         (B, K, *spatial), detached unless x requires grad.
@@ -113,7 +113,7 @@ def feature_and_grad(
 ) -> FeatureAndGrad:
     """Return the layer's features and the gradient of the score with respect to them.
 
-    One forward of the model as it is now, and for each class a backward from the score to the layer.
+    One forward pass of the model, and for each class a backward pass from the score to the layer.
 
     Returns:
         `FeatureAndGrad(features, grads, output)`.
@@ -179,11 +179,11 @@ def default_score(layer: Layer) -> Score | None:
 
 @documented
 def layers(model: nn.Module, x: Float[Tensor, "B C *size"]) -> dict[str, tuple[int, ...]]:
-    """Return the layers with spatial maps that the model runs for x, in order, and their shape for one image.
+    """Return the layers with spatial maps that the model runs for x, in order, with their shapes.
 
     Returns:
-        Names to shapes (1, K, *spatial), those of tokens as they are placed on the image; a module that runs
-        several times is listed once per call, as `name#1`, `name#2`, ….
+        Names to shapes for one image, (1, K, *spatial), of tokens after arranging them as maps; a module that
+        runs several times is listed once per call, as `name#1`, `name#2`, ….
     """
     x = checks.plain(x)
     checks.check_call(model, x)

@@ -49,23 +49,23 @@ def overlay(
     alpha: float = _ALPHA,
     alpha_follows_heatmap: bool = True,
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Return the picture with the heatmap laid over it in color.
+    """Return the picture with the heatmap overlaid in color.
 
     Args:
-        image: the picture at its own size: a PIL image, an array (H, W), (H, W, 1) or (H, W, 3), or a tensor
-            (H, W), (1, H, W) or (3, H, W), of uint8 or of floats in [0, 1]; of a batch of one its image.
-        heatmap: (h, w) or (1, h, w), in [0, 1]; resized to the picture (bilinear) where it differs.
-        colormap: a name of matplotlib's: "inferno" is perceptually even, "jet" is what many papers show.
+        image: the picture: a PIL image, an array (H, W), (H, W, 1) or (H, W, 3), or a tensor (H, W),
+            (1, H, W) or (3, H, W), of uint8 or of floats in [0, 1]; a batch of one is accepted.
+        heatmap: (h, w) or (1, h, w), in [0, 1]; resized to the picture (bilinear) if its size differs.
+        colormap: a matplotlib colormap: "inferno" is perceptually uniform, "jet" is common in papers.
         alpha: opacity of the color, in [0, 1].
-        alpha_follows_heatmap: an opacity of alpha times the heatmap, which leaves the picture as it is where
-            nothing is relevant; False for the same opacity everywhere, as many papers show it.
+        alpha_follows_heatmap: an opacity of alpha times the heatmap, which leaves irrelevant parts of the
+            picture unchanged; False for the same opacity everywhere, as in many papers.
 
     Returns:
         (H, W, 3), uint8.
 
     Raises:
         ValueError: a shape or a value is out of range, or the colormap is unknown.
-        TypeError: an argument is of the wrong kind.
+        TypeError: an argument has the wrong type.
     """
     check_style(colormap=colormap, alpha=alpha, alpha_follows_heatmap=alpha_follows_heatmap)
     picture = inputs.picture_of(image)
@@ -84,22 +84,22 @@ def heatmaps(
     columns: int = COLUMNS,
     **style: Unpack[Style],
 ) -> Figure:
-    """A figure of the picture and, beside it, of the picture under each heatmap.
+    """A figure of the picture and of the picture under each heatmap.
 
     Args:
         image: the picture, as for `overlay`.
         maps: titles to heatmaps, as for `overlay`; the title of a map that is zero everywhere says so.
         caption: a line below the pictures.
         notes: titles to notes below their pictures, such as scores.
-        columns: how many pictures stand in a row, ≥ 1.
+        columns: pictures per row, ≥ 1.
         **style: colormap, alpha and alpha_follows_heatmap, as for `overlay`.
 
     Returns:
-        The figure, the caller's alone: `figure.savefig("name.png")` writes it; pyplot knows nothing of it.
+        The figure, not registered with pyplot: `figure.savefig("name.png")` writes it.
 
     Raises:
         ValueError: there are no maps, a shape or a value is out of range, or the colormap is unknown.
-        TypeError: an argument is of the wrong kind.
+        TypeError: an argument has the wrong type.
     """
     inputs.check_titled("maps", maps, "titles to heatmaps", "map")
     check("notes", notes, Mapping | None)
@@ -123,17 +123,17 @@ def grid(
 
     Args:
         image: the picture, as for `overlay`.
-        rows: for each row titles to heatmaps, as for `overlay`; as many in every row.
+        rows: for each row, titles to heatmaps, as for `overlay`; the same number in every row.
         caption: a line below the pictures.
         **style: colormap, alpha and alpha_follows_heatmap, as for `overlay`.
 
     Returns:
-        The figure, the caller's alone.
+        The figure, not registered with pyplot.
 
     Raises:
         ValueError: there are no maps, rows differ in length, a shape or a value is out of range, or the
             colormap is unknown.
-        TypeError: an argument is of the wrong kind.
+        TypeError: an argument has the wrong type.
     """
     check("rows", rows, Sequence[Mapping])
     counts = [len(row) for row in rows]
@@ -153,23 +153,23 @@ def detections(
     columns: int = COLUMNS,
     **style: Unpack[Style],
 ) -> Figure:
-    """A figure of the picture with boxes and, beside it, of the picture under each box's heatmap.
+    """A figure of the picture with boxes and of the picture under each box's heatmap.
 
     Args:
         image: the picture, as for `overlay`.
         boxes: titles to boxes, x1, y1, x2, y2 in pixels of their heatmaps, which are those of x.
         maps: the same titles to heatmaps, as for `overlay`.
         caption: a line below the pictures.
-        columns: how many pictures stand in a row, ≥ 1.
+        columns: pictures per row, ≥ 1.
         **style: colormap, alpha and alpha_follows_heatmap, as for `overlay`.
 
     Returns:
-        The figure, the caller's alone.
+        The figure, not registered with pyplot.
 
     Raises:
         ValueError: there are no maps, boxes has other titles, a shape or a value is out of range, or the
             colormap is unknown.
-        TypeError: an argument is of the wrong kind.
+        TypeError: an argument has the wrong type.
     """
     inputs.check_titled("maps", maps, "titles to heatmaps", "map")
     inputs.check_titled("boxes", boxes, "titles to boxes", "box")
@@ -198,23 +198,23 @@ def concepts(
     caption: str | None = None,
     alpha: float = 0.65,
 ) -> Figure:
-    """A figure of the picture painted with the concepts it is made of, and of each concept by itself.
+    """A figure of the picture colored by its concepts, and of each concept separately.
 
-    Each pixel has the color of the concept that is strongest there, as strong as that concept is.
+    Each pixel has the color of its strongest concept, with an opacity that follows the concept's strength.
 
     Args:
         image: the picture, as for `overlay`.
-        maps: one map of each concept, (h, w), ≥ 0, at any size, as `Concepts.maps[i]` of `xcam_fn.concepts`;
-            with titles where it is a mapping, else numbered.
+        maps: one map per concept, (h, w), ≥ 0, of any size, such as `Concepts.maps[i]` from
+            `xcam_fn.concepts`; with titles if it is a mapping, else numbered.
         caption: a line below the pictures.
         alpha: opacity of the colors, in [0, 1].
 
     Returns:
-        The figure, the caller's alone.
+        The figure, not registered with pyplot.
 
     Raises:
         ValueError: there are no maps, a map is negative or not finite, or alpha is out of range.
-        TypeError: an argument is of the wrong kind.
+        TypeError: an argument has the wrong type.
     """
     named = maps if isinstance(maps, Mapping) else {f"concept {i + 1}": each for i, each in enumerate(maps)}
     if not named:
@@ -250,30 +250,30 @@ def curves(
     ylabel: str = "probability",
     **style: Unpack[Style],
 ) -> Figure:
-    """A figure of what the score does while pixels are shown or taken away.
+    """A figure of insertion or deletion curves.
 
-    One curve has the area under it shaded, and the overlay beside it where its image and heatmap are given.
-    Many share one axes, in a legend that begins with the best. Of a batch the line is the mean over its
-    images, within a band of one standard error. Colors and dashes follow the order of `curves`, so that a
-    method looks the same in two figures; up to 28 curves look different.
+    The area under a single curve is shaded, and the overlay is drawn next to it if its image and heatmap are
+    given. Several curves share one axes, with the best one first in the legend. For a batch, the line is the
+    mean over its images, with a band of one standard error. Colors and dashes follow the order of `curves`,
+    so a method looks the same in two figures; up to 28 curves are distinguishable.
 
     Args:
         curves: names to curves, as `xcam_fn.insertion` and `xcam_fn.deletion` return them.
-        image: the picture that the only curve is of, as for `overlay`.
-        heatmap: the heatmap that the only curve is of, as for `overlay`.
-        best: which area is named first: "highest", as for insertion, or "lowest", as for deletion.
-        title: above the curves.
-        xlabel: below the horizontal axis.
-        ylabel: beside the vertical axis.
+        image: the picture of a single curve, as for `overlay`.
+        heatmap: the heatmap of a single curve, as for `overlay`.
+        best: which area comes first: "highest", as for insertion, or "lowest", as for deletion.
+        title: the figure's title.
+        xlabel: label of the horizontal axis.
+        ylabel: label of the vertical axis.
         **style: colormap, alpha and alpha_follows_heatmap, as for `overlay`.
 
     Returns:
-        The figure, the caller's alone; the curves are in its last axes.
+        The figure, not registered with pyplot; the curves are in its last axes.
 
     Raises:
         ValueError: there are no curves, one's parts do not fit each other, a value is out of range, or an
             image comes without a heatmap, with many curves or with the curve of many images.
-        TypeError: an argument is of the wrong kind.
+        TypeError: an argument has the wrong type.
     """
     lines = inputs.lines_of(curves)
     for name, words in {"title": title, "xlabel": xlabel, "ylabel": ylabel}.items():
@@ -311,30 +311,28 @@ def frames(
     scores: Numbers | None = None,
     caption: str | None = None,
 ) -> Figure:
-    """A figure of what the network sees on the way of an insertion or a deletion curve.
+    """A figure of the images that the network sees along an insertion or deletion curve.
 
     Args:
         image: the picture, as for `overlay`.
-        heatmap: (h, w) or (1, h, w), finite: its order counts, as for `xcam_fn.insertion`, and equal values
-            are in the order of their places. Resized to the picture (bilinear) where it differs, which gives
-            an order of its own: the curve's is that of the heatmap it was given.
-        mode: "insertion", where the most relevant pixels are shown first, or "deletion", where they are taken
-            away first.
-        baseline: what is seen in place of a pixel that is not shown: a number or three (red, green, blue) in
-            [0, 1], in the picture's units and not in normalized ones, or a callable of the picture as a
-            tensor (1, 3, H, W). By default `xcam_fn.perturb.blurred` for insertion, and for deletion the mean
-            color of ImageNet, which is 0 in the normalized units of most networks; the preset of another
-            has its own as `preset.mean`.
-        fractions: the shares of pixels, each in [0, 1], one frame each.
-        scores: the score of each frame, to be named above it.
+        heatmap: (h, w) or (1, h, w), finite: only its order counts, as for `xcam_fn.insertion`, with ties
+            broken by position. Resized to the picture (bilinear) if its size differs, which changes the
+            order: the curve uses the heatmap that it was given.
+        mode: "insertion", to reveal the most relevant pixels first, or "deletion", to remove them first.
+        baseline: the value used for hidden pixels: a number or three (red, green, blue) in [0, 1], in the
+            picture's units rather than normalized ones, or a callable of the picture as a tensor
+            (1, 3, H, W). By default `xcam_fn.perturb.blurred` for insertion, and for deletion the mean color
+            of ImageNet, which is 0 in the normalized units of most networks; for others use `preset.mean`.
+        fractions: fractions of pixels, each in [0, 1], one frame each.
+        scores: the score of each frame, shown above it.
         caption: a line below the frames.
 
     Returns:
-        The figure, the caller's alone.
+        The figure, not registered with pyplot.
 
     Raises:
         ValueError: there are no fractions, scores are not as many, or a shape or a value is out of range.
-        TypeError: an argument is of the wrong kind.
+        TypeError: an argument has the wrong type.
     """
     checks.check_choice("mode", mode, ("insertion", "deletion"))
     picture = inputs.picture_of(image)

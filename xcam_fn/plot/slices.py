@@ -47,23 +47,23 @@ def volume(
 
     Args:
         image: the volume, an array (D, H, W), (D, H, W, 1) or (D, H, W, 3), or a tensor (D, H, W),
-            (1, D, H, W) or (3, D, H, W), of any finite values; of a batch of one its volume.
-        heatmap: (D, H, W) or (1, D, H, W), of the volume's own size, in [0, 1].
-        slices: None for three planes; a number ≥ 1 for so many slices along the first axis, evenly spread.
-        at: the voxel that the planes go through, three indices; None for where the heatmap is largest.
+            (1, D, H, W) or (3, D, H, W), of any finite values; a batch of one is accepted.
+        heatmap: (D, H, W) or (1, D, H, W), of the volume's size, in [0, 1].
+        slices: None for three planes; a number ≥ 1 for as many evenly spaced slices along the first axis.
+        at: the voxel where the planes intersect, three indices; None for the heatmap's maximum.
         spacing: a voxel's length along each axis, in `unit`, > 0; planes keep its proportions.
-        unit: of `spacing`.
+        unit: the unit of `spacing`.
         axes: the names of the three axes.
-        window: the values drawn black and white; None for the least and the largest.
+        window: the values drawn black and white; None for the minimum and the maximum.
         caption: a line below the pictures.
         **style: colormap, alpha and alpha_follows_heatmap, as for `overlay`.
 
     Returns:
-        The figure, the caller's alone.
+        The figure, not registered with pyplot.
 
     Raises:
         ValueError: a shape does not fit, a value is out of range or not finite.
-        TypeError: an argument is of the wrong kind.
+        TypeError: an argument has the wrong type.
     """
     check_style(**style)
     check("axes", axes, Sequence[str])
@@ -132,23 +132,23 @@ def video(
     caption: str | None = None,
     **style: Unpack[Style],
 ) -> Figure:
-    """A figure of frames of a clip, evenly spread, each under its part of the heatmap.
+    """A figure of evenly spaced frames of a clip, each under its part of the heatmap.
 
     Args:
         clip: an array (T, H, W), (T, H, W, 1) or (T, H, W, 3), or a tensor (T, H, W), (1, T, H, W) or
-            (3, T, H, W), of uint8 or of floats in [0, 1]; of a batch of one its clip.
-        heatmap: (T, H, W) or (1, T, H, W), of the clip's own size, in [0, 1].
-        count: how many frames, ≥ 1; all where there are fewer.
-        fps: frames a second, > 0, to name times; None names the frames' numbers.
+            (3, T, H, W), of uint8 or of floats in [0, 1]; a batch of one is accepted.
+        heatmap: (T, H, W) or (1, T, H, W), of the clip's size, in [0, 1].
+        count: number of frames, ≥ 1; all if there are fewer.
+        fps: frames per second, > 0, to label times; None labels frame numbers.
         caption: a line below the pictures.
         **style: colormap, alpha and alpha_follows_heatmap, as for `overlay`.
 
     Returns:
-        The figure, the caller's alone.
+        The figure, not registered with pyplot.
 
     Raises:
         ValueError: a shape does not fit or a value is out of range.
-        TypeError: an argument is of the wrong kind.
+        TypeError: an argument has the wrong type.
     """
     check_style(**style)
     checks.check_count("count", count)
@@ -169,17 +169,17 @@ def animation(
 
     Args:
         clip: as for `video`, or with a `window` as for `volume`.
-        heatmap: (T, H, W) or (1, T, H, W), of the clip's own size, in [0, 1].
-        fps: frames shown in a second, > 0.
-        window: the values drawn black and white, where they are not in [0, 1].
+        heatmap: (T, H, W) or (1, T, H, W), of the clip's size, in [0, 1].
+        fps: frames shown per second, > 0.
+        window: the values drawn black and white, if they are not in [0, 1].
         **style: colormap, alpha and alpha_follows_heatmap, as for `overlay`.
 
     Returns:
-        The animation, of a figure that is the caller's alone.
+        The animation; its figure is not registered with pyplot.
 
     Raises:
         ValueError: a shape does not fit or a value is out of range.
-        TypeError: an argument is of the wrong kind.
+        TypeError: an argument has the wrong type.
     """
     check_style(**style)
     checks.check_number("fps", fps, above=0)
@@ -207,23 +207,23 @@ def signal(
     caption: str | None = None,
     colormap: str = COLORMAP,
 ) -> Figure:
-    """A figure of a signal's channels, each a curve colored by relevance, and of their spectrograms.
+    """A figure of a signal's channels, each a curve colored by relevance, with optional spectrograms.
 
     Args:
-        values: (L,) or (C, L), finite; of a batch of one (1, C, L) its signal.
+        values: (L,) or (C, L), finite; a batch of one, (1, C, L), is accepted.
         heatmap: (L,) or (1, L), as long as the signal, in [0, 1].
-        rate: samples a second, > 0, for axes in seconds and hertz; None for samples.
-        names: of the channels; None numbers them.
-        spectrogram: samples of a window of the spectrogram below each curve, ≥ 2; None for no spectrogram.
+        rate: samples per second, > 0, for axes in seconds and hertz; None for samples.
+        names: names of the channels; None numbers them.
+        spectrogram: window length in samples of the spectrogram below each curve, ≥ 2; None for none.
         caption: a line below.
-        colormap: a name of matplotlib's.
+        colormap: a matplotlib colormap.
 
     Returns:
-        The figure, the caller's alone.
+        The figure, not registered with pyplot.
 
     Raises:
         ValueError: a shape does not fit, a value is out of range or not finite.
-        TypeError: an argument is of the wrong kind.
+        TypeError: an argument has the wrong type.
     """
     check_style(colormap=colormap)
     check("names", names, Sequence[str] | None)

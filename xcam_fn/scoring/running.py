@@ -36,11 +36,11 @@ class RunningOptions(TypedDict, total=False):
     """How the model is run for scoring.
 
     Args:
-        chunk_size: perturbed images in one forward, ≥ 1; it changes speed and memory, not the map.
-        precision: "float32", exact, or "bfloat16" for scoring.
-        compile: compile the scoring model; it is compiled once for each structure of a network.
-        scorer: a callable from images to outputs that scores in the model's place.
-        progress: show a bar that counts forwards.
+        chunk_size: perturbed images per forward pass, ≥ 1; it changes speed and memory, not the map.
+        precision: precision of scoring, "float32" (exact) or "bfloat16".
+        compile: compile the scoring model, once per network structure.
+        scorer: a callable from images to outputs, used for scoring instead of the model.
+        progress: show a progress bar that counts forward passes.
     """
 
     chunk_size: Count | None

@@ -18,7 +18,7 @@ from xcam_fn.targets.target import Chosen, Fixed, Reading, Target
 
 
 def segment(cls: int | Sequence[int] | Tensor, mask: Any = None) -> Target:
-    """The target for dense outputs: the mean of a class's logit over the pixels of a mask.
+    """The target for dense outputs: the mean logit of a class over the pixels of a mask.
 
         logits of cls      mask         score
         ┌─────────┐     ┌─────────┐
@@ -30,15 +30,15 @@ def segment(cls: int | Sequence[int] | Tensor, mask: Any = None) -> Target:
     The output is (B, classes, H, W), torchvision's dict with 'out', or a dict or an object with logits.
 
     Args:
-        cls: a class, or one for each image.
-        mask: (H, W) or (B, H, W), the pixels of the output that count (bool, or how much each counts);
-            None for those where the class has the highest logit, in the image as it is, or where the logit is
-            positive in an output of one channel.
+        cls: a class, or one per image.
+        mask: (H, W) or (B, H, W), the pixels of the output that count (bool, or weights ≥ 0); None for the
+            pixels where the class has the highest logit in the original image, or where the logit is positive
+            if the output has one channel.
 
     Raises:
-        TypeError: mask is no array of numbers, or cls is None.
-        ValueError: when called: the output is not dense, the mask has another size than it or holds no
-            pixel, or the class has the highest logit nowhere.
+        TypeError: mask is not an array of numbers, or cls is None.
+        ValueError: when called: the output is not dense, the mask has another size or holds no pixel, or the
+            class has the highest logit nowhere.
 
     References:
         Vinogradova et al., Towards Interpretable Semantic Segmentation via Gradient-weighted Class Activation
@@ -92,25 +92,25 @@ def _mean_over_pixels(values: Tensor, index: Tensor, share: Tensor) -> Tensor:
 
 
 def similarity(embedding: Any) -> Target:
-    """The target for embeddings: the cosine of the angle to a wanted embedding, in [−1, 1].
+    """The target for embeddings: the cosine similarity to a given embedding, in [−1, 1].
 
             ▲ the image's
            ╱
           ╱ θ
          ╱──────▶ embedding        score cos θ
 
-    The wanted embedding may be that of another image, or of a sentence for networks of language and vision.
-    The output is (B, D), or a dict or an object with image_embeds, pooler_output or embedding. An image's
-    own embedding explains nothing: the cosine is largest there, and its gradient zero.
+    The embedding may be that of another image, or of a sentence for vision-language networks. The output is
+    (B, D), or a dict or an object with image_embeds, pooler_output or embedding. The image's own embedding
+    explains nothing: the cosine is at its maximum there, and its gradient is zero.
 
     Args:
-        embedding: (D,) for all images, or (B, D); (B, n, D), or (1, n, D) for all images, for n maps of each.
-            Their lengths do not matter.
+        embedding: (D,) for all images, or (B, D); (B, n, D), or (1, n, D) for all images, for n maps each.
+            The norm does not matter.
 
     Raises:
-        ValueError: embedding is zero, not finite or of another shape; when called: the output holds no
+        ValueError: embedding is zero, not finite or has another shape; when called: the output holds no
             embedding, or one of another width.
-        TypeError: embedding is no array of numbers.
+        TypeError: embedding is not an array of numbers.
     """
     wanted = finite("embedding", embedding)
     if wanted.ndim not in (1, 2, 3) or wanted.numel() == 0:
@@ -140,19 +140,19 @@ def _wanted_embedding(wanted: Tensor, values: Tensor) -> tuple[Tensor]:
 
 
 def regression(index: int = 0) -> Target:
-    """The target for networks that return numbers: one of them, as it is.
+    """The target for networks that return numbers: one of the numbers.
 
         output (B, n)    0.3  17.2  -4.0
         index=1               ▲            score 17.2
 
-    Explain `-regression()` for what makes the number smaller.
+    Use `-regression()` to see what makes the number smaller.
 
     Args:
-        index: which of the numbers, from 0; an output of shape (B,) has one.
+        index: the index of the number, from 0; an output of shape (B,) has one.
 
     Raises:
-        ValueError: index is negative; when called: out of range, or the output is something else.
-        TypeError: index is no whole number.
+        ValueError: index is negative; when called: it is out of range, or the output has another shape.
+        TypeError: index is not an integer.
     """
     checks.check_count("index", index, at_least=0)
     return Chosen(functools.partial(_number, index))
@@ -177,21 +177,21 @@ def finite(name: str, value: Any) -> Tensor:
 
 
 def per_image(functions: Sequence[Callable[[Any], Tensor]]) -> Target:
-    """The target that scores each image's own part of the output by a function of its own.
+    """The target that scores each image's part of the output by that image's own function.
 
         output      y₀      y₁      y₂
                     ▼       ▼       ▼
         functions   f₀      f₁      f₂     scores f₀(y₀), f₁(y₁), f₂(y₂)
 
-    The output is a tensor, one row for each image, or a list with something for each image.
+    The output is a tensor with one row per image, or a list with one entry per image.
 
     Args:
-        functions: one for each image, from its part of the output to one score, a tensor of one value.
+        functions: one per image, from its part of the output to one score, a tensor with one value.
 
     Raises:
-        TypeError: something in functions cannot be called; when called, one returns something else than a
-            tensor.
-        ValueError: when called: there are not as many functions as images, or one returns several values.
+        TypeError: an entry of functions is not callable; when called, one does not return a tensor.
+        ValueError: when called: the number of functions differs from that of images, or one returns several
+            values.
     """
     given = tuple(functions)
     for function in given:

@@ -50,7 +50,7 @@ class ClassScore(Target):
 
 
 def logit(cls: Classes = None) -> ClassScore:
-    """The target that is a class's logit.
+    """The logit of a class as a target.
 
         logits    1.5  4.0  -2.0  3.1
         cls=3                     ▲     score 3.1
@@ -59,15 +59,15 @@ def logit(cls: Classes = None) -> ClassScore:
         cls: None for the predicted class of each image, an int, B ints, or (B, n) ints for n classes each.
 
     Returns:
-        A target: the model's output to (B,) scores, or (B, n).
+        A target: a function from the model's output to (B,) scores, or (B, n).
     """
     return ClassScore(cls, _logit)
 
 
 def probability(cls: Classes = None) -> ClassScore:
-    """The target that is a class's probability, softmax over the logits, in [0, 1]; cls is as for `logit`.
+    """The probability of a class as a target, softmax over the logits, in [0, 1]; cls is as for `logit`.
 
-    Of a network with one logit it is the sigmoid: softmax over one number is always 1.
+    For a network with one logit it is the sigmoid, since the softmax of one number is always 1.
 
     logits     1.5   4.0  -2.0   3.1
     softmax   0.06  0.67  0.00  0.27
@@ -77,7 +77,7 @@ def probability(cls: Classes = None) -> ClassScore:
 
 
 def sigmoid(cls: Classes = None) -> ClassScore:
-    """The target that is a class's own probability in a multi-label network; cls is as for `logit`.
+    """The sigmoid of a class's logit as a target, for multi-label networks; cls is as for `logit`.
 
     logits     1.5   4.0  -2.0   3.1
     sigmoid   0.82  0.98  0.12  0.96
@@ -87,10 +87,10 @@ def sigmoid(cls: Classes = None) -> ClassScore:
 
 
 def log_odds(cls: Classes = None) -> ClassScore:
-    """The target that is a class's log-odds, log p/(1 − p): its logit minus the logsumexp of all others.
+    """The log odds of a class as a target, log p/(1 − p): its logit minus the logsumexp of all others.
 
-    Unlike the logit it does not change when all logits do, and unlike the probability its gradient does not
-    vanish where the network is sure.
+    Unlike the logit, it is invariant to a shift of all logits; unlike the probability, its gradient does not
+    vanish if the network is certain.
 
         logits    1.5  4.0  -2.0  3.1
                   └─── others ──┘  ▲    score 3.1 − log(e^1.5 + e^4.0 + e^−2.0) = −0.98
@@ -105,11 +105,11 @@ def log_odds(cls: Classes = None) -> ClassScore:
 
 
 def resolve(cls: Classes, default: Callable[[Classes], Target] = logit) -> Score:
-    """The target that `cls` means: itself where it is callable, else `default` of the classes.
+    """The target that `cls` stands for: `cls` itself if it is callable, else `default` of the classes.
 
     Args:
         cls: as for every method.
-        default: what is explained of a class.
+        default: the target to use for classes.
     """
     check("default", default, Callable)
     return cls if callable(cls) else default(cls)
@@ -148,10 +148,9 @@ def contrast(
     count: int = 3,
     weighting: Weighting = "mean",
 ) -> Target:
-    """The target that sets a class off against those most like it: y_c − weight · mean of their logits.
+    """The target that contrasts a class with similar ones: y_c − weight · mean of their logits.
 
-    What the class shares with them cancels, what tells it from them stays. With a gradient method this is
-    Finer-CAM.
+    What the classes share cancels; what separates them remains. With a gradient method this is Finer-CAM.
 
         logits    1.5  4.0  -2.0  3.1  3.6
                    ▼         far   ▼    ▼
@@ -159,17 +158,18 @@ def contrast(
 
     Args:
         cls: as for `logit`.
-        others: None for the classes whose logits are nearest to the class's, an int or ints for the same
+        others: None for the classes with the logits nearest to the class's, an int or ints for the same
             classes for all images, or (B, m) ints.
-        weight: how much of the others is taken away; 0 leaves the logit alone, at 1 what they share cancels.
-        count: how many classes are nearest, ≥ 1; no more than there are are taken.
-        weighting: "mean" as in the paper, or "probability": each counts by its probability among the others,
-            as pytorch-grad-cam does (with weight=1).
+        weight: the fraction of the others to subtract; 0 leaves the logit unchanged, 1 cancels what they
+            share.
+        count: the number of nearest classes, ≥ 1; at most all others are used.
+        weighting: "mean" as in the paper, or "probability" to weight each by its probability among the
+            others, as pytorch-grad-cam does (with weight=1).
 
     Raises:
         ValueError: weight, count or weighting is out of range; when called, a class is out of range or
             compared with itself.
-        TypeError: an argument is of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     References:
         Zhang et al., Finer-CAM (arXiv:2501.11309).
@@ -224,12 +224,12 @@ def class_index(cls: Classes, values: Float[Tensor, "B classes"], name: str = "c
 
     Args:
         cls: None for the highest value of each image, an int, B ints, or (B, n) ints.
-        values: (B, classes), what the index is for.
-        name: what the argument is called where it was passed.
+        values: (B, classes), the values to index.
+        name: the name of the argument, for errors.
 
     Raises:
-        ValueError: a class out of range, or a wrong number of classes for the batch.
-        TypeError: cls holds something else than whole numbers.
+        ValueError: a class is out of range, or the number of classes does not match the batch.
+        TypeError: cls holds something other than integers.
     """
     fits = lambda values: values.ndim == 2 and values.numel() > 0  # noqa: E731
     batch, count = checks.check_returned("the model", values, "logits (B, classes)", fits).shape

@@ -49,7 +49,7 @@ def detection(
     min_score: float = 0.05,
     min_iou: float = 0.5,
 ) -> Target:
-    """The target for detectors: score × overlap (IoU) of the detection that matches a box best.
+    """The target for detectors: score × overlap (IoU) of the detection that best matches a box.
 
         detected    score   IoU with box   product
         ┌───┐       0.9     0.5            0.45
@@ -57,35 +57,35 @@ def detection(
         └─┼─┘ │     0.7     0.0            0.00
           └───┘
 
-    Both are differentiated: a map shows what makes the network sure and what makes the box fit. A perturbed
-    image scores 0 where no detection of the label overlaps the box by `min_iou`; an image that is to be
-    explained has to have one, of `min_score` or more.
+    Both factors are differentiated: the map shows what raises the confidence and what makes the box fit. A
+    perturbed image scores 0 if no detection of the label overlaps the box by `min_iou`; the original image
+    must have such a detection, with a score of at least `min_score`.
 
-    Understood are the lists of dicts of torchvision's detectors; what ultralytics' YOLO heads return, and its
-    Results; and outputs with logits and pred_boxes, as of DETR and its kin in transformers. Where an output
-    does not say itself what it is, `format` does. With `layer=None` a gradient is taken at the layer that all
-    of the score is read through; where there are several, `multi_layer` adds up their maps.
+    Supported outputs are torchvision's lists of dicts; the outputs of ultralytics' YOLO heads, and its
+    Results; and outputs with logits and pred_boxes, as from DETR-like models in transformers. If the format
+    is ambiguous, pass `format`. With `layer=None` the gradient is taken at the layer through which the whole
+    score is computed; if there are several such layers, `multi_layer` sums their maps.
 
     Args:
-        box: (4,) for all images, (B, 4), or (B, n, 4) for n boxes of each: x1, y1, x2, y2 in pixels of x.
-            Where an image was letterboxed into x, so is its box: scale it and add the margins.
-        label: the label that counts, one for each image, or (B, n); None for any.
-        part: "both"; the score alone ("class") or the overlap alone ("box") of the detection whose product is
-            the highest; or D-RISE's "similarity": IoU × cosine of the class probabilities with those of the
-            detection that is explained × objectness. Where a network has no objectness, it is the score, the
-            probability of any object (DETR), or that of the likeliest class.
-        format: how the output is read: "torchvision", "ultralytics" (Results), "yolov5" (B, N, 5 + classes),
-            "yolov8" (B, 4 + classes, N), "yolov10" (B, N, 6), "detr" (the last class is no object) or
-            "rtdetr" (each class for itself); None where the output says it.
-        size: height and width of x, for boxes that are shares of the image (DETR).
-        min_score: the score that the detection explained has to have, in [0, 1].
-        min_iou: the overlap at which a detection counts, in [0, 1]; with "similarity", of x alone.
+        box: (4,) for all images, (B, 4), or (B, n, 4) for n boxes each: x1, y1, x2, y2 in pixels of x. If an
+            image was letterboxed into x, letterbox its box too: scale it and add the margins.
+        label: the label to match, one per image, or (B, n); None for any.
+        part: "both"; only the score ("class") or only the overlap ("box") of the detection with the highest
+            product; or D-RISE's "similarity": IoU × cosine of the class probabilities with those of the
+            explained detection × objectness. Without objectness, the score is used: the probability of any
+            object (DETR), or that of the most probable class.
+        format: how to read the output: "torchvision", "ultralytics" (Results), "yolov5" (B, N, 5 + classes),
+            "yolov8" (B, 4 + classes, N), "yolov10" (B, N, 6), "detr" (the last class means no object) or
+            "rtdetr" (independent classes); None if the output itself is unambiguous.
+        size: height and width of x, for boxes given as fractions of the image (DETR).
+        min_score: the minimum score of the explained detection, in [0, 1].
+        min_iou: the minimum overlap of a matching detection, in [0, 1]; with "similarity", only for x itself.
 
     Raises:
-        ValueError: box is no box, or an option is out of range; when called: the output is something else or
-            does not say its format, an image has no detection that matches, or box or label is for another
-            number of images.
-        TypeError: box, label or an option is of the wrong kind.
+        ValueError: box is invalid, or an option is out of range; when called: the output is not one of
+            detections or its format is ambiguous, an image has no matching detection, or box or label has
+            another number of images.
+        TypeError: box, label or an option has the wrong type.
 
     References:
         Petsiuk et al., Black-box Explanation of Object Detectors via Saliency Maps (arXiv:2006.03204).

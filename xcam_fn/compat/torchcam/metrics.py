@@ -121,7 +121,7 @@ class DeletionInsertionMetric(_Metric):
 
     Raises:
         ValueError: steps or batch_size is out of range.
-        TypeError: an argument is of the wrong kind.
+        TypeError: an argument has the wrong type.
     """
 
     metrics = (

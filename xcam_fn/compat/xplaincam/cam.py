@@ -37,7 +37,7 @@ class BaseCAM(Remembers):
 
     Raises:
         ValueError: a value is out of range, or the layer is not in the model.
-        TypeError: an argument is of the wrong kind.
+        TypeError: an argument has the wrong type.
     """
 
     _method: ClassVar[str] = ""

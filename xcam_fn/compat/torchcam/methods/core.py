@@ -104,7 +104,7 @@ class _CAM(Remembers):
 
     Raises:
         ValueError: the layer is not in the model.
-        TypeError: an argument is of the wrong kind.
+        TypeError: an argument has the wrong type.
     """
 
     method: ClassVar[Any] = None
@@ -162,7 +162,7 @@ class _CAM(Remembers):
 
         Raises:
             ValueError: a value is out of range, or the forward is not known.
-            TypeError: an argument is of the wrong kind.
+            TypeError: an argument has the wrong type.
         """
         if (class_idx is None) == (targets is None):
             raise ValueError("expected exactly one of class_idx and targets")

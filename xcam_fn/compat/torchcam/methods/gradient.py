@@ -133,7 +133,7 @@ class LeGrad(_CAM):
 
     Raises:
         ValueError: a block is not in the model, or a value is out of range.
-        TypeError: an argument is of the wrong kind.
+        TypeError: an argument has the wrong type.
     """
 
     method = METHODS["legrad"].variant("torchcam")
