@@ -275,17 +275,17 @@ def test_a_file_of_version_2_is_left_to_the_run_that_writes_it(old):
 
 
 def test_fiftyone_shows_a_run_as_docs_metrics_says(tmp_path):
-    fo = pytest.importorskip("fiftyone", reason="fiftyone, which brings a database server, is in no extra")
     page = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text(encoding="utf-8")
     (recipe,) = re.findall(r"^```python\n(import io\n.*?)^```", page, re.M | re.S)
     names: dict[str, Any] = {}
-    exec(recipe, names)
     x = np.linspace(0, 255, 12).round().astype(np.uint8).reshape(3, 4)
     file, picture = encoded(x, "PNG"), encoded(np.dstack([x] * 3), "JPEG")
     settings = {"methods": {"gradcam": "", "gradcam+rise": ""}, "metrics": [], "keep": list(store.KEPT)}
     with store.writing(tmp_path, settings) as run:
         images = [store.ImageRow(0, "a/cat.png", picture=picture), store.ImageRow(1, "text.png", error="no")]
-        run.write(images, [store.Result(0, method, {}, file) for method in settings["methods"]])
+        run.write([*images, *(store.Result(0, method, {}, file) for method in settings["methods"])])
+    fo = pytest.importorskip("fiftyone", reason="fiftyone, which brings a database server, is in no extra")
+    exec(recipe, names)
     (sample,) = names["samples"](tmp_path, tmp_path)
     assert (sample["photograph"], sample.filepath) == ("a/cat.png", str(tmp_path / "0.jpg"))
     assert Path(sample.filepath).read_bytes() == picture
