@@ -341,7 +341,7 @@ def test_the_version_is_the_package_s(capsys):
             "explain cat.png --layer _fc --model lite0",
             "choose another layer (without --layer one is found, `xcam layers MODEL` lists them)",
         ),
-        ("explain cat.png --colormap virids", "colormap='virids' is none of matplotlib's"),
+        ("explain cat.png --colormap virids", "colormap='virids' is not one of matplotlib's"),
         ("explain cat.png --alpha 2", "alpha=2.0 is out of range"),
         ("explain cat.png --alpha x", 'unable to convert "x" into float'),
         ("explain cat.png --device nowhere", "device 'nowhere' cannot be used"),

@@ -241,7 +241,7 @@ def test_errors_of_the_command(tmp_path):
     assert "method 'rise' cannot be exported" in done.stderr
     done = xcam("export", "--cdn", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "--cdn is an option of --page FOLDER" in done.stderr
+    assert "--cdn needs --page FOLDER" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -438,7 +438,7 @@ def test_heatmaps_are_judged_by_a_region(network):
     found = evaluate.judged(network.model, x, {"mine": heat}, 0, ["pixel_auc", "mask_iou"], region=region)
     assert found["mine"]["pixel_auc"].tolist() == [1, 1]
     torch.testing.assert_close(found["mine"]["mask_iou"], xf.mask_iou(heat, region))
-    with pytest.raises(ValueError, match="where the object is has to be known; give region="):
+    with pytest.raises(ValueError, match="the object's region is required; pass region="):
         evaluate.judged(network.model, x, {"mine": heat}, 0, ["pixel_auc"])
 
 

@@ -387,11 +387,11 @@ def test_a_class_is_found_as_a_person_names_it(query, index, imagenet):
         ("1000", "class 1000 is out of range: the model has 1000 classes, 0 to 999"),
         ("-1", "class -1 is out of range"),
         ("cardigan", r"may be 'Cardigan' \(264\) or 'cardigan' \(474\)"),
-        ("Persian Siamese cats", "is none of the model's 1000 classes"),
+        ("Persian Siamese cats", "is not one of the model's 1000 classes"),
         ("cat", r"may be 'tiger cat' \(282\), 'Persian cat' \(283\), 'Siamese cat' \(284\)"),
         ("terrier", r"or 8 more; give the index of one"),
         ("golden retriver", r"did you mean 'golden retriever' \(207\)"),
-        ("xyzzy", "is none of the model's 1000 classes; give its index"),
+        ("xyzzy", "is not one of the model's 1000 classes; give its index"),
         ("?!", "has no words"),
     ],
 )

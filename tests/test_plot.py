@@ -151,7 +151,7 @@ def test_pyplot_knows_nothing_of_the_figure():
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"colormap": "virids"}, "colormap='virids' is none of matplotlib's; did you mean 'viridis'"),
+        ({"colormap": "virids"}, "colormap='virids' is not one of matplotlib's; did you mean 'viridis'"),
         ({"alpha": 1.5}, r"alpha=1\.5 is out of range"),
         ({"image": PICTURE[None]}, r"image has shape \(1, 12, 20, 3\); expected an array \(H, W\)"),
         (
@@ -389,7 +389,7 @@ def test_neither_curves_nor_frames_change_what_they_are_given():
         ({"image": PICTURE}, "image is given without heatmap; expected both, or neither"),
         ({"heatmap": MAP}, "heatmap is given without image; expected both, or neither"),
         ({"image": PICTURE, "heatmap": MAP - 1}, r"heatmap has values from .*; expected \[0, 1\]"),
-        ({"colormap": "virids"}, "colormap='virids' is none"),
+        ({"colormap": "virids"}, "colormap='virids' is not one"),
         (
             {"image": PICTURE, "heatmap": MAP, "curves": {"a": curve(), "b": curve()}},
             "image and heatmap are given with 2 curves; expected one",

@@ -481,7 +481,7 @@ def test_what_ray_cannot_do_is_refused(network, data, tmp_path, monkeypatch):
             data,
             {"ray": f"127.0.0.1:{other.getsockname()[1]}"},
             ConnectionError,
-            "what listens there is no Ray",
+            "the server there is not Ray",
         ),
         (
             data,

@@ -61,7 +61,7 @@ def export(
     if output is not None and output.suffix not in (".onnx", ".pt2"):
         raise ValueError(f"--output {str(output)!r}: expected a name that ends in .onnx or .pt2")
     if cdn and page is None:
-        raise ValueError("--cdn is an option of --page FOLDER, which is not given")
+        raise ValueError("--cdn needs --page FOLDER")
     if size is not None and page is not None:
         raise ValueError(f"--size {size} with --page: the page uses the image size of the model's training")
     if size is not None and size < 1:

@@ -248,7 +248,7 @@ def _check_answers(address: str) -> None:
         if os.environ.get("RAY_USE_TLS") != "1":
             server.sendall(_HELLO)
             if server.recv(9)[3:4] != b"\x04":  # a frame of settings comes first
-                raise OSError("what listens there is no Ray")
+                raise OSError("the server there is not Ray")
 
 
 def _start(ray: Any, address: str) -> None:

@@ -138,7 +138,7 @@ class Judged(Once):
     def inside(self) -> Any:
         """The region, of which there has to be one."""
         if self.region is None:
-            raise ValueError("where the object is has to be known; give region=boxes or masks")
+            raise ValueError("the object's region is required; pass region=boxes or masks")
         return self.region
 
     @cached_property

@@ -169,7 +169,7 @@ def find_class(query: str | int, categories: Sequence[str]) -> int:
     close = difflib.get_close_matches(wanted, named, n=3)
     near = [i for match in close for i, name in enumerate(named) if name == match]
     hint = f"did you mean {_listed(near, categories)}?" if near else "give its index, or other words"
-    raise ValueError(f"class {query!r} is none of the model's {len(categories)} classes; {hint}")
+    raise ValueError(f"class {query!r} is not one of the model's {len(categories)} classes; {hint}")
 
 
 def _words(text: str) -> str:

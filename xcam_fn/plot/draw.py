@@ -224,7 +224,7 @@ def concepts(
     given = {title: inputs.map_of(values, f"maps[{title!r}]") for title, values in named.items()}
     for title, values in given.items():
         if not (np.isfinite(values).all() and values.min() >= 0):
-            raise ValueError(f"maps[{title!r}] has values below 0 or not finite; expected how strong it is")
+            raise ValueError(f"maps[{title!r}] has values below 0 or not finite; expected finite values ≥ 0")
     highest = max(values.max() for values in given.values()) or 1.0
     size = picture.shape[:2]
     strength = np.stack([inputs.resized(values / highest, size).clip(0, 1) for values in given.values()])
@@ -369,7 +369,7 @@ def _colormap(name: str) -> Colormap:
         raise TypeError(f"colormap must be the name of one, as 'inferno', got {type(name).__name__}")
     if name not in mpl.colormaps:
         hint = nearest(name, mpl.colormaps, "expected one such as 'inferno' or 'jet'")
-        raise ValueError(f"colormap={name!r} is none of matplotlib's; {hint}")
+        raise ValueError(f"colormap={name!r} is not one of matplotlib's; {hint}")
     return mpl.colormaps[name]
 
 

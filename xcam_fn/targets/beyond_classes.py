@@ -48,7 +48,7 @@ def segment(cls: int | Sequence[int] | Tensor, mask: Any = None) -> Target:
         raise TypeError("segment: cls is None; expected a class, or one for each image")
     counted = None if mask is None else finite("mask", mask)
     if counted is not None and checks.is_readable(counted) and bool((counted < 0).any()):
-        raise ValueError("segment: mask holds negative values; expected how much each pixel counts, ≥ 0")
+        raise ValueError("segment: mask holds negative values; expected weights ≥ 0")
     choose = functools.partial(_pixels, cls, counted)
     return Reading(dense_logits, choose, _mean_over_pixels)
 

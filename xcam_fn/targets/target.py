@@ -144,6 +144,6 @@ def _added(parts: list[Tensor]) -> Tensor:
     if len({part.shape[0] for part in parts}) > 1 or len(widths) > 1:
         shapes = ", ".join(str(tuple(part.shape)) for part in parts)
         wanted = "one score for each image, or n for each, from all"
-        raise ValueError(f"cls: targets that are added up return shapes {shapes}; expected {wanted}")
+        raise ValueError(f"cls: summed targets return shapes {shapes}; expected {wanted}")
     total = functools.reduce(operator.add, columns)
     return total if widths else total.squeeze(1)

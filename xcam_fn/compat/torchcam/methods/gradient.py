@@ -158,7 +158,7 @@ class LeGrad(_CAM):
             check("grid_shape", side, Count)
         network = network_of(model)
         if score_projection is None and not (hasattr(network, "heads") and hasattr(network, "encoder")):
-            raise ValueError("score_projection=None is for torchvision's VisionTransformer alone")
+            raise ValueError("score_projection=None works only with torchvision's VisionTransformer")
         self.score_projection = score_projection or (lambda t: network.heads(network.encoder.ln(t.mean(1))))
         self.prefix_tokens, self.grid_shape = prefix_tokens, grid_shape
         super().__init__(model, target_layer, enable_hooks=enable_hooks)
