@@ -5,7 +5,7 @@ python docs/make_architectures.py --only levit    # those whose name contains a 
 python docs/make_architectures.py --page          # the page alone
 
 It runs on one core, in about half an hour, and downloads nothing. A row is written as soon as it is known, so
-that it goes on where it was stopped.
+that it goes on where it was stopped. The rows of ultralytics need that package, which is in no extra.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ import re
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,10 +32,12 @@ import torch
 from torch import Tensor, nn
 
 import xcam_fn as xf
-from xcam_fn.checks import StructureError
+from xcam_fn.checks import NoDefaultLayerError, StructureError
 from xcam_fn.methods.call import Call
 from xcam_fn.methods.catalog import heatmaps_of
-from xcam_fn.targets import logits
+from xcam_fn.network.places import UnplacedError
+from xcam_fn.targets import Target, detection, logits
+from xcam_fn.targets.detections import read as detected
 
 DATA = Path(__file__).with_name("architectures.csv")
 PAGE = Path(__file__).with_name("architectures.md")
@@ -50,13 +53,17 @@ ENOUGH_SECONDS = 12
 
 
 class Architecture(NamedTuple):
-    """A network to be built, and the size and channels of the images, volumes or clips that it is shown."""
+    """A network to be built, and the size and channels of the images, volumes or clips that it is shown.
+
+    Detectors have the number of layers that a detection is read through, side by side.
+    """
 
     library: str
     name: str
     size: tuple[int, ...]
     build: Callable[[], nn.Module]
     channels: int = 3
+    levels: int = 0
 
 
 # -- the architectures ---------------------------------------------------------------------------------------
@@ -131,6 +138,99 @@ def monai_net(kind: str, **options: Any) -> Architecture:
 
     build = functools.partial(getattr(monai.networks.nets, kind), spatial_dims=3, **options)
     return Architecture("monai", f"{kind}, 3-D", (16, 24, 32), build, channels=1)
+
+
+def torchvision_detector(name: str, size: tuple[int, int] = (64, 96), **options: Any) -> Architecture:
+    """A detector of torchvision by its name, whose head keeps few detections, whatever their score."""
+    import torchvision
+
+    build = getattr(torchvision.models.detection, name)
+    if not name.startswith("ssd"):
+        options |= {"min_size": min(size), "max_size": max(size)}
+    given = {"weights": None, "weights_backbone": None, "num_classes": NUM_CLASSES, **options}
+    return Architecture("torchvision", name, size, functools.partial(build, **given), levels=1)
+
+
+def hf_detector(kind: str, size: tuple[int, int], **options: Any) -> Architecture:
+    """A detector of transformers from a small configuration."""
+    import transformers
+
+    name = f"{kind}ForObjectDetection"
+
+    def build() -> nn.Module:
+        config = getattr(transformers, f"{kind}Config")(num_labels=NUM_CLASSES, **options)
+        return getattr(transformers, name)(config)
+
+    return Architecture("transformers", name, size, build, levels=3 if kind == "RTDetr" else 1)
+
+
+def hf_backbone(kind: str, stages: int) -> Any:
+    """The configuration of a narrow ResNet that returns its last stages."""
+    import transformers
+
+    named = [f"stage{4 - i}" for i in reversed(range(stages))]
+    return getattr(transformers, f"{kind}Config")(
+        embedding_size=8, hidden_sizes=[8, 16, 24, 32], depths=[1] * 4, layer_type="basic", out_features=named
+    )
+
+
+def ultralytics_detector(name: str) -> Architecture:
+    """A detector of ultralytics, whose head returns a score for each class at each position."""
+
+    def build() -> nn.Module:
+        from ultralytics.nn.tasks import DetectionModel
+
+        return DetectionModel(f"{name}.yaml", nc=NUM_CLASSES, verbose=False)
+
+    return Architecture("ultralytics", name, (128, 192), build, levels=1)
+
+
+def detectors() -> list[Architecture]:
+    """The rows of the table that return boxes."""
+    regions = {"box_score_thresh": 0.0, "rpn_post_nms_top_n_test": 60, "box_detections_per_img": 40}
+    dense = {"score_thresh": 0.0, "topk_candidates": 60, "detections_per_img": 40}
+    own = {"use_pretrained_backbone": False, "backbone": None, "d_model": 32, "decoder_layers": 2}
+    for side in ("encoder", "decoder"):
+        own |= {f"{side}_ffn_dim": 64, f"{side}_attention_heads": 2}
+    return [
+        torchvision_detector("fasterrcnn_resnet50_fpn", **regions),
+        torchvision_detector("fasterrcnn_mobilenet_v3_large_320_fpn", (128, 192), **regions),
+        torchvision_detector("retinanet_resnet50_fpn", **dense),
+        torchvision_detector("fcos_resnet50_fpn", **dense),
+        torchvision_detector("ssdlite320_mobilenet_v3_large", **dense),
+        hf_detector(
+            "Detr",
+            (128, 192),
+            backbone_config=hf_backbone("ResNet", 1),
+            use_timm_backbone=False,
+            encoder_layers=2,
+            num_queries=10,
+            **own,
+        ),
+        hf_detector(
+            "RTDetr",
+            (128, 192),
+            backbone_config=hf_backbone("RTDetrResNet", 3),
+            encoder_hidden_dim=32,
+            encoder_in_channels=[16, 24, 32],
+            decoder_in_channels=[32] * 3,
+            num_queries=12,
+            **own,
+        ),
+        hf_detector(
+            "Yolos",
+            (64, 96),
+            hidden_size=48,
+            num_hidden_layers=3,
+            num_attention_heads=3,
+            intermediate_size=96,
+            image_size=[64, 96],
+            patch_size=16,
+            num_detection_tokens=10,
+        ),
+        ultralytics_detector("yolov8n"),
+        ultralytics_detector("yolo11n"),
+    ]
 
 
 def architectures() -> list[Architecture]:
@@ -379,6 +479,7 @@ def architectures() -> list[Architecture]:
             num_classes=NUM_CLASSES,
             conv1_t_stride=2,
         ),
+        *detectors(),
     ]
 
 
@@ -407,7 +508,7 @@ def swin_v2_blocks() -> dict[str, Any]:
 # -- weights -------------------------------------------------------------------------------------------------
 
 
-def drawn(model: nn.Module, x: Tensor, seed: int) -> nn.Module:
+def drawn(model: nn.Module, x: Tensor, seed: int, is_detector: bool) -> nn.Module:
     """The network with random weights under which every layer has a say, in evaluation mode.
 
     As they are made many networks would explain nothing: heads, the last norms of blocks and layer scales
@@ -417,6 +518,8 @@ def drawn(model: nn.Module, x: Tensor, seed: int) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
+        if not parameter.requires_grad:  # a constant, as the bins of a YOLO's sides
+            continue
         if name.endswith("bias"):
             parameter.data = noise * 0.1
         elif parameter.ndim < 2:  # of norms and layer scales
@@ -434,6 +537,8 @@ def drawn(model: nn.Module, x: Tensor, seed: int) -> nn.Module:
     images = torch.randn(6, *x.shape[1:], generator=generator)
     with torch.no_grad():
         model(images)
+        if is_detector:
+            return scale_heads(model.eval(), images)
         scale = 1.5 / logits(model.eval()(images)).std()
         for module in model.modules():
             is_head = isinstance(module, nn.Linear) and module.out_features == NUM_CLASSES
@@ -441,6 +546,71 @@ def drawn(model: nn.Module, x: Tensor, seed: int) -> nn.Module:
                 for parameter in module.parameters():
                     parameter.mul_(scale)
     return model
+
+
+# The last layers of detectors' heads, and the standard deviation that what they return gets.
+HEADS = {
+    r"cls_(score|logits)|bbox_(pred|reg|ctrness)": 1.0,  # torchvision
+    r"(classification|regression)_head\.module_list\.\d+\.1": 1.0,
+    r"class_labels_classifier(\.layers\.2)?|class_embed\.\d+|enc_score_head": 1.0,  # transformers
+    r"(bbox_predictor|enc_bbox_head|bbox_embed\.\d+)\.layers\.2": 1.0,
+    r"cv3\.\d+\.2": 1.0,  # ultralytics
+    r"cv2\.\d+\.2": 4.0,  # of bins, whose mean is a side
+}
+
+
+def scale_heads(model: nn.Module, images: Tensor) -> nn.Module:
+    """The detector, no class of which is certain, with boxes of many sizes."""
+    returned: dict[str, list[Tensor]] = {}
+    wanted = {
+        name: std
+        for name, _ in model.named_modules()
+        for pattern, std in HEADS.items()
+        if re.search(rf"\b({pattern})$", name)
+    }
+
+    def keep(name: str, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        returned.setdefault(name, []).append(output.flatten())
+
+    heads = [(name, model.get_submodule(name)) for name in wanted]
+    handles = [head.register_forward_hook(functools.partial(keep, name)) for name, head in heads]
+    model(images)
+    for handle in handles:
+        handle.remove()
+    for name, outputs in returned.items():
+        for parameter in model.get_submodule(name).parameters():
+            parameter.mul_(wanted[name] / torch.cat(outputs).std())
+    return model
+
+
+class Detections(NamedTuple):
+    """A detection of each image, to be explained: boxes (B, 4), and labels (B,)."""
+
+    boxes: Tensor
+    labels: Tensor
+
+    def target(self, size: Sequence[int], which: slice = slice(None)) -> Target:
+        """What is asked of some of the images, of this height and width."""
+        return detection(self.boxes[which], self.labels[which], size=size, min_iou=0.0)
+
+
+def surest(model: nn.Module, x: Tensor) -> Detections | None:
+    """The surest detection of each image, of those within it that are 8 pixels to half of it wide and high.
+
+    None where these weights detect no such thing.
+    """
+    chosen, end = [], x.new_tensor([x.shape[3], x.shape[2]])
+    with torch.no_grad():
+        found = detected(model(x), None, x.shape[2:])
+    for one in found:
+        scores, labels = one.scores.max(1) if one.labels is None else (one.scores, one.labels)
+        low, high = one.boxes.split(2, dim=1)
+        fits = ((low >= 0) & (high <= end) & (high - low >= 8) & (high - low <= end / 2)).all(1)
+        if not (scores * fits > 0.05).any():
+            return None
+        best = (scores * fits).argmax()
+        chosen.append((one.boxes[best], labels[best]))
+    return Detections(*map(torch.stack, zip(*chosen, strict=True)))
 
 
 # -- one row -------------------------------------------------------------------------------------------------
@@ -454,8 +624,14 @@ def examined(architecture: Architecture) -> dict[str, str]:
     """
     start, rows = time.perf_counter(), []
     for seed in range(NUM_SEEDS):
-        rows.append(examined_once(architecture, seed))
-        if not zeros(rows[-1]) or time.perf_counter() - start > ENOUGH_SECONDS:
+        try:
+            row = examined_once(architecture, seed)
+        except (NoDefaultLayerError, UnplacedError):
+            row = None  # a detection that these weights read through no maps
+        if row is None:
+            continue
+        rows.append(row)
+        if not zeros(row) or time.perf_counter() - start > ENOUGH_SECONDS:
             break
     return min(rows, key=zeros)
 
@@ -465,27 +641,35 @@ def zeros(row: dict[str, str]) -> int:
     return sum(row[name] == "zero" for name in METHODS)
 
 
-def examined_once(architecture: Architecture, seed: int) -> dict[str, str]:
-    """What is known of an architecture, and what each method does on it."""
+def examined_once(architecture: Architecture, seed: int) -> dict[str, str] | None:
+    """What is known of an architecture, and what each method does on it; None where it detects nothing so."""
     torch.manual_seed(0)
     x = torch.randn(2, architecture.channels, *architecture.size, generator=torch.Generator().manual_seed(1))
-    model = drawn(architecture.build(), x, seed)
-    one = x[:1]
-    features = xf.features(model, None, one)
-    call = Call(model, None, one)
+    model = drawn(architecture.build(), x, seed, architecture.levels > 0)
+    asked = surest(model, x) if architecture.levels > 0 else None
+    cls = asked and asked.target(x.shape[2:], slice(1))
+    levels = Call(model, None, x[:1], cls).levels or []
+    if len(levels) != architecture.levels:
+        return None
+    layer = levels[-1] if levels else xf.default_layer(model, x[:1])
+    call = Call(model, layer if len(levels) > 1 else None, x[:1], cls)
     cells = {name: cell(name, call) for name in METHODS}
     return {
         "library": architecture.library,
         "name": architecture.name,
         "parameters": str(sum(p.numel() for p in model.parameters())),
         "input": "x".join(map(str, architecture.size)),
-        "layer": xf.default_layer(model, one),
-        "features": "x".join(map(str, features.shape[1:])),
+        "layer": layer,
+        "features": "x".join(map(str, call.features.shape[1:])),
         "runs": "halves" if call.halves.is_traced else "whole",
-        "batch": f"{batch_difference(model, x):.0e}",
+        "batch": f"{batch_difference(model, x, layer, asked):.0e}",
         "seed": str(seed),
         **cells,
     }
+
+
+# Of errors that are not the network's structure, those that the page gives a reason for.
+REFUSALS = ("finercam contrasts classes", "double backwards on roi_align not supported")
 
 
 def cell(name: str, call: Call) -> str:
@@ -493,10 +677,9 @@ def cell(name: str, call: Call) -> str:
     method = xf.find_method(name, **OPTIONS)
     try:
         found = heatmaps_of(method, call)
-    except StructureError as error:
-        return f"lacks: {error}"
     except Exception as error:  # the table says what goes wrong
-        return f"error: {type(error).__name__}: {error}"
+        lacks = isinstance(error, StructureError) or any(words in str(error) for words in REFUSALS)
+        return f"lacks: {error}" if lacks else f"error: {type(error).__name__}: {error}"
     if found.shape != (1, *call.x.shape[2:]):
         return f"error: shape {tuple(found.shape)}"
     if not torch.isfinite(found).all() or found.min() < 0 or found.max() > 1:
@@ -504,15 +687,17 @@ def cell(name: str, call: Call) -> str:
     return "ok" if found.any() else "zero"
 
 
-def batch_difference(model: nn.Module, x: Tensor) -> float:
+def batch_difference(model: nn.Module, x: Tensor, layer: str, asked: Detections | None) -> float:
     """By how much Grad-CAM of two images differs from that of each alone, in float64.
 
     In float32 deep networks with random weights themselves return another output for another batch.
     """
-    model, x = copy.deepcopy(model).double(), x.double()
-    together = xf.gradcam(model, None, x)
-    alone = torch.cat([xf.gradcam(model, None, image[None]) for image in x])
-    return (together - alone).abs().max().item()
+    model = copy.deepcopy(model).double()
+
+    def maps(which: slice) -> Tensor:
+        return xf.gradcam(model, layer, x[which].double(), asked and asked.target(x.shape[2:], which))
+
+    return (maps(slice(2)) - torch.cat([maps(slice(1)), maps(slice(1, 2))])).abs().max().item()
 
 
 # -- the data ------------------------------------------------------------------------------------------------
@@ -570,9 +755,14 @@ REASONS = {
     **dict.fromkeys(("legrad", "attention_rollout", "chefer", "agcam"), _NO_ATTENTION),
     "cameras": "the network has a fixed input size, or its token positions are not found at another size",
     "refinecam": "no layer before the default one has a higher resolution",
+    "finercam": "it compares a class with others, and a detection has no others",
+    "sidu": "it compares the probabilities of all classes of an image, and a detector has them for each box",
+    "liftcam": "with the layer at zero the network runs other activation functions (of other regions), so "
+    "there are no differences from a reference",
+    "shapleycam": "the operation that crops regions (`roi_align`) has no second derivative",
 }
 # Their own gradient, by autograd and a hook, is another in a batch than alone; ours equals it in both.
-GRADIENT_OF_BATCH = ("CvtForImageClassification",)
+GRADIENT_OF_BATCH = ("CvtForImageClassification", "RTDetrForObjectDetection")
 ZERO = (
     "with these weights the map has no positive value, as its definition says if nothing supports the class "
     "(weights are the draw with the fewest such maps, out of up to eight, or fewer if one takes long)"
@@ -587,9 +777,8 @@ def page(rows: Iterable[dict[str, str]]) -> str:
     """The page, in Markdown."""
     rows = list(rows)
     total = Counter(row[name].partition(":")[0] for row in rows for name in METHODS)
-    versions = ", ".join(
-        f"{name} {version(name)}" for name in ("torch", "torchvision", "timm", "transformers", "monai")
-    )
+    libraries = ("torch", "torchvision", "timm", "transformers", "monai", "ultralytics")
+    versions = ", ".join(f"{name} {version(name)}" for name in libraries if find_spec(name))
     batch = max(float(row["batch"]) for row in rows if row["name"] not in GRADIENT_OF_BATCH)
     whole = sum(row["runs"] == "whole" for row in rows)
     lines = [
@@ -611,7 +800,13 @@ def page(rows: Iterable[dict[str, str]]) -> str:
         f"({whole} of {len(rows)}), run *whole* with the layer's output replaced. Maps are the same; "
         "Ablation-CAM and Recipro-CAM then run the whole network for each channel or position.",
         f"- Grad-CAM of two images at once equals that of each alone to {batch:.0e} or better, except for "
-        f"{', '.join(GRADIENT_OF_BATCH)}, whose gradient depends on the batch in plain autograd too.",
+        f"{' and '.join(GRADIENT_OF_BATCH)}, whose gradient depends on the batch in plain autograd too.",
+        "- The last rows, from fasterrcnn_resnet50_fpn on, are detectors. One detection is explained, with "
+        "`cls=targets.detection(box, label, min_iou=0)`: the most confident of those that lie in the image "
+        "and are between 8 pixels and half the image wide and high. There is no minimum overlap (0.5 by "
+        "default), since boxes of random weights move when the image changes. Heads drop no detection for "
+        "its score, and are scaled so that no class is certain. The layer is the one that the detection is "
+        "computed from; RT-DETR uses three levels, of which the deepest is named.",
         f"- **Maps** is the number of methods, out of {len(METHODS)}, that give a map; **No map** names the "
         "others, with the reason's number.",
         "",
@@ -631,7 +826,7 @@ def page(rows: Iterable[dict[str, str]]) -> str:
 def row_of_page(row: dict[str, str]) -> str:
     """One row of the page's table."""
     without = [reference(name, row) for name in METHODS if row[name] != "ok"]
-    name = re.sub("For(Image|Video)Classification$", "", row["name"])
+    name = re.sub("For(ImageClassification|VideoClassification|ObjectDetection)$", "", row["name"])
     cells = (
         row["library"], name, f"{int(row['parameters']):,}",
         row["input"].replace("x", " × "), f"`{row['layer']}`", row["features"].replace("x", " × "),

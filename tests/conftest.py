@@ -1,6 +1,7 @@
 """What the tests share: shapes checked at run time, real photographs and a real network."""
 
 import os
+import re
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,25 @@ from jaxtyping import install_import_hook
 _jaxtyped = jaxtyping.jaxtyped
 
 
-def jaxtyped_once(*args: Any, **keywords: Any) -> Any:
-    """Check signatures but those of nested functions, which would be compiled anew at each call around them."""
+def jaxtyped_shapes(*args: Any, **keywords: Any) -> Any:
+    """Check the signatures that have shapes: the types of all others are pyright's.
+
+    But none of nested functions, which would be compiled anew at each call around them.
+    """
     checked = _jaxtyped(*args, **keywords)
-    return checked if args else lambda it: it if "<locals>" in it.__qualname__ else checked(it)
+    return checked if args else lambda it: checked(it) if has_shapes(it) else it
 
 
-jaxtyping.jaxtyped = jaxtyped_once  # what the hook decorates with
+def has_shapes(it: Any) -> bool:
+    """Whether a class, or the signature of a function that is not nested, has shapes."""
+    if isinstance(it, type):
+        return True
+    words = re.findall(r"\w+", " ".join(map(str, it.__annotations__.values())))
+    meant = [it.__globals__.get(word) for word in words]
+    return "<locals>" not in it.__qualname__ and any("jaxtyping." in f"{kind}" for kind in meant)
+
+
+jaxtyping.jaxtyped = jaxtyped_shapes  # what the hook decorates with
 install_import_hook("xcam_fn", "beartype.beartype").__enter__()
 
 import torch

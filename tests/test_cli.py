@@ -91,6 +91,10 @@ def test_help_and_wrong_names_need_no_torch():
         "evaluate . --metrics insertn": "metric 'insertn' is not known; did you mean 'insertion'",
         "explain --example --model resnt50": "model 'resnt50' is not known; did you mean 'resnet50'",
         "evaluate . --model Resnet-50": "model 'Resnet-50' is not known; did you mean 'resnet50'",
+        "explain --example --model nets.py:mine": "model 'nets.py:mine': there is no file 'nets.py'",
+        "explain --example --weights no.pth": "weights 'no.pth': no such file",
+        "explain --example --option steps": "--option 'steps': expected NAME=VALUE",
+        "latency --image-size 0": "--image-size 0 is out of range",
         "layers resnt50": "model 'resnt50' is not known; did you mean 'resnet50'",
         "report nosuch": "'nosuch' holds no results.sqlite",
     }

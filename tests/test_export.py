@@ -85,22 +85,6 @@ def test_torchvision_networks(tmp_path):
     assert xf.export.onnx(loaded.model, None, x, tmp_path / "out.onnx").difference < 1e-4
 
 
-def test_the_real_network_on_a_photograph_without_torch(tmp_path):
-    loaded = xf.models.load("lite0")
-    x, _ = xf.images.prepare(skimage.data.chelsea(), loaded.preset)
-    xf.export.onnx(loaded.model, None, x, tmp_path / "out.onnx")
-    np.save(tmp_path / "x.npy", x.numpy())
-    files = [str(tmp_path / name) for name in ("out.onnx", "x.npy", "y.npz")]
-    done = subprocess.run(
-        [sys.executable, "-c", RUN_WITHOUT_TORCH, *files], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    logits, heatmap, cls = np.load(files[2]).values()
-    assert cls == [282]
-    np.testing.assert_allclose(logits, loaded.model(x).detach(), atol=1e-4)
-    np.testing.assert_allclose(heatmap, xf.gradcam(loaded.model, None, x), atol=1e-4)
-
-
 class Sorted(nn.Module):
     """Its head has an operator whose backward has no counterpart in ONNX."""
 
@@ -182,7 +166,7 @@ def site(tmp_path_factory):
     return folder / "site"
 
 
-def test_a_page_is_written_whole(site):
+def test_a_page_is_written_whole_and_its_network_runs_without_torch(site, tmp_path):
     names = {file.name for file in site.iterdir()}
     assert names == {"index.html", "page.css", "page.js", "image.js", "page.json", "model.onnx"}
     settings = json.loads((site / "page.json").read_text())
@@ -191,6 +175,18 @@ def test_a_page_is_written_whole(site):
     assert settings["runtime"] == {"url": PAGE.RUNTIME, "files": PAGE.RUNTIME_FILES}
     assert PAGE.RUNTIME.startswith("https://cdn.jsdelivr.net/npm/onnxruntime-web@1.")
     assert "//" not in (site / "index.html").read_text().replace("<!doctype", "")  # nothing from elsewhere
+    loaded = xf.models.load("lite0")
+    x, _ = xf.images.prepare(skimage.data.chelsea(), loaded.preset)
+    np.save(tmp_path / "x.npy", x.numpy())
+    files = [str(path) for path in (site / "model.onnx", tmp_path / "x.npy", tmp_path / "y.npz")]
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_WITHOUT_TORCH, *files], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    logits, heatmap, cls = np.load(files[2]).values()
+    assert cls == [282]
+    np.testing.assert_allclose(logits, loaded.model(x).detach(), atol=1e-4)
+    np.testing.assert_allclose(heatmap, xf.gradcam(loaded.model, None, x), atol=1e-4)
 
 
 @pytest.fixture

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jaxtyping
 import pytest
+import torch
 
 import xcam_fn as xf
 
@@ -52,6 +54,12 @@ def test_a_new_gradient_method_is_one_code_file_and_its_page(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "power=2.0" in done.stdout
+
+
+def test_shapes_in_signatures_are_checked_at_run_time():
+    found = xf.perturb.distinct_maps(torch.rand(1, 3, 2, 2))
+    with pytest.raises(jaxtyping.TypeCheckError, match=r"scores: Float\[Tensor, 'P n'\]"):
+        xf.perturb.scatter_scores(torch.ones(3), found, torch.ones(1, 1))
 
 
 def test_methods_is_complete_once_it_is_imported():

@@ -194,6 +194,7 @@ def evaluate(
     """
     if not (data.exists() or str(data).startswith(_HUGGING_FACE)):
         raise FileNotFoundError(f"data {str(data)!r}: no such folder or CSV file; check the path")
+    how.check_files()
     for name in methods or ():
         check_spelling(name)
     for name in metrics or ():

@@ -38,7 +38,14 @@ class Network:
     weights: str | None = None
 
     def __post_init__(self) -> None:
+        """Raise where the name is none of a network's."""
         check_model(self.model)
+
+    def check_files(self) -> None:
+        """Raise where a file that is named is not there, before torch is imported."""
+        _home("model", self.model)
+        if self.weights not in (None, "random"):
+            check_file("weights", Path(self.weights), "a checkpoint file")
 
 
 @Parameter(name="*")
@@ -72,6 +79,13 @@ class Question(LayerOf):
     device: str = "cpu"
     image_size: int | None = None
 
+    def __post_init__(self) -> None:
+        """Raise where an option is wrong."""
+        super().__post_init__()
+        if self.image_size is not None and self.image_size < 1:
+            raise ValueError(f"--image-size {self.image_size} is out of range; expected at least 1 pixel")
+        _ = self.options
+
     def load(self) -> xf.models.LoadedModel:
         """Return the network on its device; the classes of one's own have no names yet."""
         if ":" in self.model and not self.model.startswith("timm:"):
@@ -80,8 +94,6 @@ class Question(LayerOf):
             loaded = xf.models.load(self.model, weights=self.weights, device=self.device).classifying()
         if (side := self.image_size) is None:
             return loaded
-        if side < 1:
-            raise ValueError(f"--image-size {side} is out of range; expected at least 1 pixel")
         return loaded._replace(preset=loaded.preset._replace(crop=side, resize=(side, side)))
 
     @property
@@ -146,6 +158,7 @@ class Drawing(Question):
         if bool(found) == self.example:
             problem = "both --example and a photograph" if found else "no photograph"
             raise ValueError(f"{problem} was given; expected one or more before the options, or --example")
+        self.check_files()
         for name in methods:
             check_spelling(name)
         if len(found) == 1:
@@ -226,14 +239,19 @@ def _own_network(name: str, weights: str | None, device: str) -> xf.models.Loade
     return xf.models.LoadedModel(model.eval().to(device), unknown, [], name)
 
 
+def _home(what: str, name: str) -> tuple[str, str]:
+    """The file or module of FILE.py:NAME or module:NAME, and the name in it."""
+    home, _, attribute = name.rpartition(":")
+    if home.endswith(".py") and not Path(home).is_file():
+        raise ValueError(f"{what} {name!r}: there is no file {home!r}; {_EXPECTED}")
+    return home, attribute
+
+
 def _imported(what: str, name: str) -> tuple[dict[str, Any], str, str]:
     """The names of a file or a module of the reader's own, where it is, and the name asked for in it."""
-    home, _, attribute = name.rpartition(":")
-    is_file = home.endswith(".py")
-    if is_file and not Path(home).is_file():
-        raise ValueError(f"{what} {name!r}: there is no file {home!r}; {_EXPECTED}")
+    home, attribute = _home(what, name)
     try:
-        names = runpy.run_path(home) if is_file else vars(importlib.import_module(home))
+        names = runpy.run_path(home) if home.endswith(".py") else vars(importlib.import_module(home))
     except ImportError as error:
         raise ValueError(f"{what} {name!r}: {home!r} cannot be imported ({error}); {_EXPECTED}") from None
     return names, home, attribute
