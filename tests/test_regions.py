@@ -210,7 +210,7 @@ def test_the_command_with_boxes(network, data, tmp_path, monkeypatch, capsys):
     entries = [{"image_id": 0, "bbox": [3, 2, 0, 9]}] * 7
     file = coco(tmp_path / "boxes.json", *entries)
     command = ["evaluate", str(data), "--boxes", str(file), "--output", str(tmp_path / "out")]
-    assert cli.main(command) == 0
+    assert cli.main(command) == 1
     out, err = capsys.readouterr()
     assert out.startswith("3 photographs, 2 results in ")
     lines = err.splitlines()
