@@ -651,7 +651,7 @@ LOGITS = torch.zeros(2, 6)
         (T.logit([1, 2**80]), LOGITS, r"cls=1208925819614629174706176 is out of range"),
         (T.contrast(), LOGITS[:, :1], r"contrast: the model has 1 class"),
         (T.log_odds(), LOGITS[:, :1], r"log_odds: the model has 1 class; .*regression\(\)"),
-        (T.logit([[0, 1]] * 2) + T.logit([[0, 1, 2]] * 2), LOGITS, r"added up return shapes \(2, 2\), \(2, 3\)"),
+        (T.logit([[0, 1]] * 2) + T.logit([[0, 1, 2]] * 2), LOGITS, r"summed targets return shapes \(2, 2\), \(2, 3\)"),
         (T.per_image([len, len]), LOGITS[:1], r"per_image: functions holds 2 function\(s\) for a batch of 1"),
         (T.per_image([torch.exp] * 2), LOGITS, r"per_image: .*shape \(6,\); expected a scalar tensor"),
         (T.logit() + (lambda y: y), LOGITS, r"the target returned shape \(2, 6\); expected \(2,\)"),

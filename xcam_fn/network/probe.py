@@ -29,6 +29,7 @@ _STANDS_OUT = 2.0  # how much more a patch's own position answers than others, o
 # How the axes of a grid may follow each other in a row, the slowest first.
 _ORDERS: dict[int, tuple[Grid, ...]] = {1: ((0,),), 2: ((0, 1), (1, 0)), 3: ((0, 1, 2), (2, 1, 0), (1, 2, 0))}
 _Key = tuple[str, int, bool]  # a call, and whether its channels are read as the last axis
+_SINGLE = 2  # so many calls are measured one by one, each in a forward of its own; then all in one more
 
 
 class Place(NamedTuple):
@@ -66,7 +67,7 @@ class _Found(NamedTuple):
 
 
 class Probe:
-    """A network's answers to three changed patches of an image, from a forward that is run when first asked.
+    """A network's answers to three changed patches of an image, from forwards that are run when asked.
 
     Args:
         root: the network; it is only read.
@@ -76,21 +77,30 @@ class Probe:
     def __init__(self, root: nn.Module, x: Tensor) -> None:
         self.root, self.x, self.size = root, x, tuple(x.shape[2:])
         self._locals: dict[int, Place | None] = {}
+        self._known: dict[Key | None, _Found] = {}  # of single calls, and under None of all
 
-    @functools.cached_property
-    def _found(self) -> _Found:
+    def _found(self, call: ModuleCall) -> _Found:
+        """What was measured of a call: alone, or of all calls where several are asked, which takes longer."""
+        is_single = len(self.size) < 3 and None not in self._known
+        is_single = is_single and (call.key in self._known or len(self._known) < _SINGLE)
+        key = call.key if is_single else None
+        if key not in self._known:
+            self._known[key] = self._measure(key)
+        return self._known[key]
+
+    def _measure(self, only: Key | None) -> _Found:
         if is_wrapped(next(iter(self.root.parameters()), self.x.new_zeros(()))):
             return _Found({}, {}, True)  # under vmap over models nothing can be read
         with outside_transforms(), torch.no_grad():
             images = _changed(self.x[:1].detach() if is_readable(self.x) else made_up(self.x))
             for batches in ([images], list(images.split(1))):  # it may take one image at a time
                 with contextlib.suppress(ValueError, TypeError):
-                    return _measured(self.root, batches)
+                    return _measured(self.root, batches, only)
         return _Found({}, {}, True)
 
     def _shares(self, call: ModuleCall, *, is_last: bool) -> Tensor | None:
         """The share of each position's answers to each patch, (3, T)."""
-        answers = self._found.answers.get((*call.key, is_last))
+        answers = self._found(call).answers.get((*call.key, is_last))
         return None if answers is None else _shares(answers)
 
     def tokens(self, call: ModuleCall) -> Place | None:
@@ -100,7 +110,7 @@ class Probe:
             return None
         if len(self.size) != 3:
             return next(self._places(shares, count), None)
-        place = self._local(count)
+        place = self._local(call, count)
         if (
             place is not None
             and _fits(shares, place.grid, torch.tensor([place.prefix]), place.order) >= _SETTLED
@@ -116,13 +126,13 @@ class Probe:
                 if fits.max() >= _ENOUGH:
                     yield Place(int(fits.argmax()), grid, order)
 
-    def _local(self, count: int) -> Place | None:
+    def _local(self, call: ModuleCall, count: int) -> Place | None:
         """How so many tokens lie on a clip or volume: by the first call whose answers are those of places.
 
         Further on, attention along one axis answers all along it, and any order would fit.
         """
         if count not in self._locals:
-            known = self._found.answers.items()
+            known = self._found(call).answers.items()
             rows = [answers for (*_, is_last), answers in known if is_last and answers.shape[1] == count]
             found = (
                 place for row in rows for place in self._places(_shares(row), count) if _is_local(row, place)
@@ -132,11 +142,11 @@ class Probe:
 
     def folded(self, call: ModuleCall) -> Fold | None:
         """How a call's rows are the frames of clips; None where they were not found to be."""
-        return self._found.folds.get(call.key)
+        return self._found(call).folds.get(call.key)
 
     def moves(self, call: ModuleCall) -> bool:
         """Whether a call's output depends on the image, as far as that could be measured."""
-        found = [answers for key, answers in self._found.answers.items() if key[:2] == call.key]
+        found = [answers for key, answers in self._found(call).answers.items() if key[:2] == call.key]
         return not found or any(bool(answers.any()) for answers in found)
 
     def is_last(self, call: ModuleCall) -> bool:
@@ -156,7 +166,7 @@ class Probe:
         shares, order = self._shares(call, is_last=is_last), tuple(range(len(grid)))
         if shares is None:
             return Place(0, grid, order)
-        if not self._found.is_ordered:
+        if not self._found(call).is_ordered:
             return None
         for turned in (False, True):
             own, axes = (grid[::-1], order[::-1]) if turned else (grid, order)
@@ -190,7 +200,7 @@ def _changed(image: Tensor) -> Tensor:
     return torch.cat(images)
 
 
-def _measured(root: nn.Module, batches: list[Tensor]) -> _Found:
+def _measured(root: nn.Module, batches: list[Tensor], only: Key | None) -> _Found:
     rows, axes = len(batches[0]), batches[0].ndim
     seen: dict[Key, list[Tensor]] = {}
     found: dict[_Key, Tensor] = {}
@@ -198,6 +208,8 @@ def _measured(root: nn.Module, batches: list[Tensor]) -> _Found:
     ordered: list[bool] = []
 
     def see(call: ModuleCall, output: Any) -> None:
+        if only is not None and call.key != only:
+            return
         values = features_of(output)
         in_batch = values is not None and (values.ndim, axes) == (4, 5)
         if values is None or values.ndim < 3 or (len(values) % rows if in_batch else len(values) != rows):
