@@ -218,8 +218,10 @@ def _layout(calls: Sequence[ModuleCall], position: int) -> tuple[bool, bool]:
     own = own_layout(call)
     if own is not None:
         return own == "last", True
+    turns_first = False
     for near in reversed(calls[:position]):
         layout = own_layout(near)
+        turns_first = turns_first or _turns_first(near)
         if layout is None or len(near.shape) != len(call.shape):
             continue
         channels = near.shape[1] if layout == "first" else near.shape[-1]
@@ -229,8 +231,14 @@ def _layout(calls: Sequence[ModuleCall], position: int) -> tuple[bool, bool]:
             is_first, is_last = call.shape[2:] == grid, call.shape[1:-1] == grid
         if is_first == is_last or near.shape == call.shape:
             return layout == "last", True
-        return is_last, is_last == (layout == "last")
+        return is_last, is_last == (layout == "last") or (is_first and turns_first)
     return False, True
+
+
+def _turns_first(call: ModuleCall) -> bool:
+    """Whether a module such as torchvision's Permute moves the last axis to where channels are first."""
+    dims, last = getattr(call.module, "dims", None), len(call.shape) - 1
+    return isinstance(dims, (list, tuple)) and list(dims) == [0, last, *range(1, last)]
 
 
 def default_candidates(calls: Sequence[ModuleCall], size: tuple[int, ...]) -> Iterator[int]:
