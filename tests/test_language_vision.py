@@ -144,7 +144,10 @@ def test_what_is_hidden_or_shown_tells_where_it_was_planted(name, method):
         shown
     )  # and of a network that has something to say of nothing: rather than that
     asked = asked - xf.targets.similarity(empty) if empty.any() else asked
-    raw = lambda maps, _size: maps  # noqa: E731
+
+    def raw(maps, _size):
+        return maps
+
     found = xf.METHODS[method](xf.bind(net, image_tower), None, x, asked, postprocess=raw, **HIDING[method])
     least = share(found.relu()[:, None])
     assert len(least) >= 3

@@ -51,7 +51,7 @@ def check_model(model: nn.Module) -> None:
                 f"model: {name!r}, a {_kind(module)} without running statistics, would make the answer "
                 "depend on the batch in evaluation mode too; use track_running_stats=True, or another norm"
             )
-        if module._parameters and any(is_lazy(p) for p in module._parameters.values() if p is not None):
+        if any(is_lazy(p) for p in module._parameters.values() if p is not None):
             raise ValueError(
                 f"model has a {_kind(module)} that is not initialized; run the model once before"
             )

@@ -98,8 +98,9 @@ def _colors() -> list[int]:
 
 def _runtime_file(path: Path) -> bytes:
     """A file of ONNX Runtime for browsers: the one that is there, or else downloaded."""
-    if path.is_file() and _integrity(path.read_bytes()) == RUNTIME_FILES[path.name]:
-        return path.read_bytes()
+    there = path.read_bytes() if path.is_file() else b""
+    if _integrity(there) == RUNTIME_FILES[path.name]:
+        return there
     url = RUNTIME + path.name
     remedy = f"use cdn=True (--cdn), or put the file of npm's onnxruntime-web into {path.parent}"
     try:

@@ -81,7 +81,10 @@ def legrad(
     call.many = explained.many
     every = torch.arange(len(x), device=x.device)
     logits_of = head or _head_of(root, x, recorded)
-    score_of = lambda tokens: explained.of(logits_of(tokens), every)  # noqa: E731
+
+    def score_of(tokens: Tensor) -> Tensor:
+        return explained.of(logits_of(tokens), every)
+
     chosen = [block for block in recorded if names is None or block.call.name in names]
     relevances = [one for block in chosen if (one := _relevance(block, score_of)) is not None]
     if not relevances:

@@ -75,9 +75,12 @@ def halves(found: Pass, x: Tensor, *, differentiable: bool = False) -> Halves:
         any_batch = cut.residual_is_empty and len(found.own) == len(x)
         if any_batch and is_readable(found.own):
             any_batch = keeps_rows_apart(lambda a: head(site.root, a), found.own[:1].detach())
-        run_head = lambda features, residual: head(site.root, features, *residual)  # noqa: E731
         return Halves(
-            site, lambda x: trunk(site.root, x), run_head, takes_any_batch=any_batch, is_traced=True
+            site,
+            lambda x: trunk(site.root, x),
+            lambda features, residual: head(site.root, features, *residual),
+            takes_any_batch=any_batch,
+            is_traced=True,
         )
 
     def trunk_by_replacing(x: Tensor) -> tuple[Tensor, Any]:

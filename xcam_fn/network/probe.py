@@ -81,9 +81,9 @@ class Probe:
 
     def _found(self, call: ModuleCall) -> _Found:
         """What was measured of a call: alone, or of all calls where several are asked, which takes longer."""
-        is_single = len(self.size) < 3 and None not in self._known
-        is_single = is_single and (call.key in self._known or len(self._known) < _SINGLE)
-        key = call.key if is_single else None
+        key = call.key
+        if key not in self._known and (len(self.size) == 3 or len(self._known) >= _SINGLE):
+            key = None
         if key not in self._known:
             self._known[key] = self._measure(key)
         return self._known[key]
