@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from einops import rearrange
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import networks
@@ -187,6 +187,40 @@ def test_blocks_with_channels_last_inside_are_placed():
     x = images()
     by_linear = xf.features(model, "features.3.0.block.5", x)
     assert torch.equal(by_linear, xf.features(model, "features.3.0.block.6", x))  # the same, channels first
+
+
+HOLDERS = {
+    "Sequential": nn.Sequential,
+    "ModuleList": lambda *parts: nn.ModuleList(parts),
+    "ModuleDict": lambda *parts: nn.ModuleDict(dict(zip("ab", parts, strict=True))),
+}
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_an_activation_is_placed_by_what_ran_before_it(holder):
+    """Its axes are of one length, so that only a norm tells them, in a part that may not run as a whole."""
+
+    class ToLast(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.permute(0, 2, 3, 1)
+
+    class Stepwise(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.body = nn.Conv2d(3, 8, 4, stride=4), HOLDERS[holder](ToLast(), nn.LayerNorm(8))
+            self.act, self.head = nn.GELU(), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            for part in self.body.children():
+                x = part(x)
+            return self.head(self.act(x).mean((1, 2)))
+
+    model, x = seeded(Stepwise()), images((32, 32))
+    _, norm = model.body.children()
+    expected = F.gelu(norm(model.stem(x).movedim(1, -1))).movedim(-1, 1)
+    for _ in range(2):  # the second call starts from what the first one found
+        torch.testing.assert_close(xf.features(model, "act", x), expected)
 
 
 def test_heads_of_an_attention_are_not_listed():

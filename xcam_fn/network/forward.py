@@ -27,7 +27,7 @@ from xcam_fn.network.passes import (
     pass_unrecorded,
     pulled,
 )
-from xcam_fn.network.places import ToSpatial, is_settled, path_inward, to_spatial_of
+from xcam_fn.network.places import ToSpatial, is_settled, telling_path, to_spatial_of
 from xcam_fn.network.probe import Probe, made_up
 from xcam_fn.network.target_layer import Carrying, Found, Layer, find, is_in_doubt, position_of
 from xcam_fn.network.vjp import by_autograd, differentiated, records_nothing
@@ -139,12 +139,12 @@ def _pass_at(
     for _ in range(_TRIES):
         calls: list[ModuleCall] = []
         site = Site(root, guess.name, guess.number, guess.name, None, size)
-        path = path_inward(site.module, site.name)
+        path = telling_path(root, site.module, site.name)
         watched = None if guess.watch_all else _tells(site.name, path)
         found = record(site, x, replace, calls, watched)
         position = position_of(root, asked, calls, probe, carrying)
         call = calls[position]
-        watch_all = guess.watch_all or not (to_spatial or is_settled(calls, position, size, path))
+        watch_all = guess.watch_all or not (to_spatial or is_settled(root, calls, position, size, path))
         seen = _Guess(call.name, call.number, watch_all)
         if seen == guess and found is not None:
             break

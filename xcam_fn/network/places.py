@@ -131,29 +131,61 @@ def _is_narrow(shape: tuple[int, ...], axes: int) -> bool:
     return len(shape) > axes and set(shape[axes:]) == {1}
 
 
-def path_inward(layer: nn.Module, name: str) -> set[str]:
-    """The names of a layer and of the modules in it, one in the other, that are likely to run last.
+def telling_path(root: nn.Module, layer: nn.Module, name: str) -> set[str]:
+    """The names of modules whose children's outputs tell where a layer's output lies, see `is_settled`.
 
-    What their own modules return tells where the layer's output lies, see `is_settled`.
+    These are the layer and, nested in it, the modules that are likely to run last. An activation has no
+    children: there they are the modules around it, and the lists in those.
     """
+    if layer._modules or isinstance(layer, _TELLING):
+        return _path_inward(layer, name)
+    found = {name}
+    while name:
+        name = name.rpartition(".")[0]
+        found |= {name, *_lists_in(root.get_submodule(name), name)}
+    return found
+
+
+def _path_inward(layer: nn.Module, name: str) -> set[str]:
     for key, child in reversed(list(layer.named_children())):
         if isinstance(child, _TELLING):
             break
         if child._modules:
-            return {name, *path_inward(child, f"{name}.{key}" if name else key)}
+            return {name, *_path_inward(child, _joined(name, key))}
     return {name}
 
 
+def _lists_in(module: nn.Module, name: str) -> Iterator[str]:
+    """The names of the lists and dictionaries of modules in a module, which never run themselves."""
+    for key, child in module.named_children():
+        if _is_list(child):
+            yield _joined(name, key)
+            yield from _lists_in(child, _joined(name, key))
+
+
+def _is_list(module: nn.Module) -> bool:
+    return type(module).forward is nn.Module.forward
+
+
+def _joined(name: str, key: str) -> str:
+    return f"{name}.{key}" if name else key
+
+
 def is_settled(
-    calls: Sequence[ModuleCall], position: int, size: tuple[int, ...], path: Collection[str]
+    root: nn.Module,
+    calls: Sequence[ModuleCall],
+    position: int,
+    size: tuple[int, ...],
+    path: Collection[str],
 ) -> bool:
     """Whether these calls tell where a call's output lies, so that no others have to be known.
 
     Args:
-        calls: of the layer, and in it of the modules right within those of `path`.
+        root: the network.
+        calls: of the layer, and of the modules right within those of `path`.
         position: of the layer's call.
         size: of the images, pixels.
-        path: as `path_inward` finds it.
+        path: as `telling_path` finds it.
     """
     axes, rank = len(size) + 2, len(calls[position].shape)
     axes = rank if (rank, axes) == (4, 5) else axes  # frames in the batch are maps too
@@ -161,10 +193,22 @@ def is_settled(
         return True  # tokens are measured
     for before in reversed(calls[:position]):
         if len(before.shape) == axes and own_layout(before) is not None:
-            return True
+            return _all_run(root, calls, path)
         if before.module._modules and before.name not in path:  # what it ran is not known
             return False
     return False
+
+
+def _all_run(root: nn.Module, calls: Sequence[ModuleCall], path: Collection[str]) -> bool:
+    """Whether every module that holds others ran as a whole: else its own may have run, unwatched."""
+    called = {call.name for call in calls}
+    inside = {
+        _joined(name, key)
+        for name in path
+        for key, child in root.get_submodule(name).named_children()
+        if child._modules
+    }
+    return inside <= called.union(path)
 
 
 def placed_shape(
@@ -248,9 +292,10 @@ def default_candidates(calls: Sequence[ModuleCall], size: tuple[int, ...]) -> It
     has a say in the score. Elsewhere it is the last convolution's activation as the network goes on to use
     it: the last module run, before pooling or flattening, whose output has the last convolution's size.
     """
-    maps = _activations(calls, size)
-    last_map = maps[0] if maps else -1
-    attentions = [i for i in _attentions(calls) if i > last_map]
+    attentions = _attentions(calls)
+    maps = _activations(calls, size, attentions)
+    last_map = next(maps, -1)
+    attentions = [i for i in attentions if i > last_map]
     for i in reversed(attentions):
         yield calls[i].start - 1
     if attentions and len(size) == 3:  # frames and places may be attended to in turn, out of one row
@@ -259,6 +304,8 @@ def default_candidates(calls: Sequence[ModuleCall], size: tuple[int, ...]) -> It
         after = range(last_map + 1, len(calls))
         rows = [i for i in after if _is_row(calls, i) and calls[i].is_alone and not pools(calls[i].module)]
         yield from rows[:-2:-1]
+    if last_map >= 0:
+        yield last_map
     yield from maps
 
 
@@ -275,30 +322,40 @@ def _attentions(calls: Sequence[ModuleCall]) -> list[int]:
 
 def _named_attentions(calls: Sequence[ModuleCall]) -> list[int]:
     """The calls of modules that are an attention by their type, or by their name where they return tokens."""
+    kinds = {kind: kind.__name__.lower() for kind in {type(call.module) for call in calls}}
+    attend = {
+        kind
+        for kind, name in kinds.items()
+        if any(word in name for word in _ATTENTION_KINDS) and "projection" not in name
+    }
 
     def is_named(call: ModuleCall) -> bool:
-        kind, name = call.kind.lower(), call.name.rpartition(".")[2]
-        by_name = name in _ATTENTION_NAMES and len(call.shape) == 3
-        by_kind = any(word in kind for word in _ATTENTION_KINDS) and "projection" not in kind
-        return by_name or by_kind
+        return len(call.shape) == 3 and call.name.rpartition(".")[2] in _ATTENTION_NAMES
 
-    return [i for i, call in enumerate(calls) if call.start > 0 and is_named(call)]
+    return [
+        i
+        for i, call in enumerate(calls)
+        if call.start > 0 and (type(call.module) in attend or is_named(call))
+    ]
 
 
-def _activations(calls: Sequence[ModuleCall], size: tuple[int, ...]) -> list[int]:
+def _activations(
+    calls: Sequence[ModuleCall], size: tuple[int, ...], attentions: Sequence[int]
+) -> Iterator[int]:
     """For each convolution, and each map that attention made, the last activation of its size; last first."""
     axes = len(size) + 2
     convolutions = [i for i, call in enumerate(calls) if _convolves(call.module) and call.name]
     shapes = {i: calls[i].shape for i in convolutions}
     ranks = {axes, 4} if axes == 5 else {axes}  # frames of clips may run as images
     spatial = [i for i, s in shapes.items() if (len(s) in ranks or _is_narrow(s, axes)) and max(s[2:]) > 1]
-    made = [next((j for j in _around(calls, i) if _is_map(calls, j, size)), -1) for i in _attentions(calls)]
-    found = {}
+    made = [next((j for j in _around(calls, i) if _is_map(calls, j, size)), -1) for i in attentions]
+    found: set[int] = set()
     for last in sorted({*(spatial or convolutions), *made} - {-1}, reverse=True):
         grid = calls[last].shape[2:]
-        same = [i for i in range(last, len(calls)) if calls[i].name and _goes_on(calls[i], grid)]
-        found |= dict.fromkeys(reversed(same))
-    return list(found)
+        for i in reversed(range(last, len(calls))):
+            if i not in found and calls[i].name and _goes_on(calls[i], grid):
+                found.add(i)
+                yield i
 
 
 def _around(calls: Sequence[ModuleCall], position: int) -> Iterator[int]:
