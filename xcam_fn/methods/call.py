@@ -14,7 +14,7 @@ from xcam_fn import checks
 from xcam_fn.arguments import check
 from xcam_fn.network.calls import outputs_agree, run_model
 from xcam_fn.network.copies import private_copy, unwrap
-from xcam_fn.network.forward import forward_pass
+from xcam_fn.network.forward import forward_pass, share_guesses
 from xcam_fn.network.halves import Halves, halves
 from xcam_fn.network.levels import score_levels
 from xcam_fn.network.modes import Rescale, StepByStep
@@ -108,6 +108,7 @@ class Call(Once):
                 self._origin = unwrap(self.model)
                 self.layer = self._own(self.layer)
                 self.model = private_copy(self._origin, clone_buffers=False)
+                share_guesses(self.model, self._origin)
         with recording(self.x, self.create_graph):
             yield
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ from xcam_fn.network.places import replaced
 from xcam_fn.network.probe import made_up
 from xcam_fn.perturb import normal
 from xcam_fn.torch_state import in_transform, is_readable, is_wrapped, outside_transforms
+
+_Made = TypeVar("_Made")
 
 
 class Halves(NamedTuple):
@@ -69,7 +71,8 @@ def halves(found: Pass, x: Tensor, *, differentiable: bool = False) -> Halves:
         differentiable: the halves are going to be differentiated; a trace needs the network's gradients.
     """
     site = found.site
-    cut = cut_at(site, found.calls, x, differentiable=differentiable)
+    alone = found.output if len(x) == 1 and is_readable(x) else None
+    cut = cut_at(site, found.calls, x, alone, differentiable=differentiable)
     if cut is not None:
         trunk, head = cut.trunk, cut.head
         any_batch = cut.residual_is_empty and len(found.own) == len(x)
@@ -99,15 +102,20 @@ def halves(found: Pass, x: Tensor, *, differentiable: bool = False) -> Halves:
 
 
 def cut_at(
-    site: Site, calls: list[ModuleCall], x: Tensor, *, differentiable: bool = False
+    site: Site, calls: list[ModuleCall], x: Tensor, output: Any = None, *, differentiable: bool = False
 ) -> trace.Cut | None:
-    """The network's trace cut at a target layer; None where it cannot be."""
-    traced = traced_model(site.root, x, differentiable=differentiable)
+    """The network's trace cut at a target layer and compared with it, as `traced_model` is."""
     call = next(c for c in calls if c.key == (site.name, site.number))
-    if traced is None or len(traced.calls.get(call.name, ())) < call.number:
-        return None
-    node = traced.calls[call.name][call.number - 1]
-    return None if node is None else trace.cut(traced, node)
+
+    def cut(found: trace.Trace) -> trace.Cut | None:
+        node = dict(enumerate(found.calls.get(call.name, ()), 1)).get(call.number)
+        return None if node is None else trace.cut(found, node)
+
+    def run(found: trace.Cut, x: Tensor) -> Any:
+        own, residual = found.trunk(site.root, x.clone())
+        return found.head(site.root, own, *residual)
+
+    return _of_trace(site.root, x, output, cut, run, differentiable)
 
 
 def traced_model(root: nn.Module, x: Tensor, *, differentiable: bool = False) -> trace.Trace | None:
@@ -118,6 +126,31 @@ def traced_model(root: nn.Module, x: Tensor, *, differentiable: bool = False) ->
         x: (B, C, *size).
         differentiable: compare gradients too, which autograd functions of the user's own may define.
     """
+
+    def run(found: trace.Trace, x: Tensor) -> Any:
+        return trace.run(found, root, x)
+
+    return _of_trace(root, x, None, lambda found: found, run, differentiable)
+
+
+def _of_trace(
+    root: nn.Module,
+    x: Tensor,
+    output: Any,
+    make: Callable[[trace.Trace], _Made | None],
+    run: Callable[[_Made, Tensor], Any],
+    differentiable: bool,
+) -> _Made | None:
+    """What is made of the model's trace, if running it agrees with the model.
+
+    Args:
+        root: the network; it is only read.
+        x: (B, C, *size).
+        output: of the network for the first image; None where it is not known.
+        make: the trace, compared on the first image, to what is made of it, or to None.
+        run: what was made, and images, to the network's output; it is compared on another image.
+        differentiable: compare gradients too.
+    """
     if is_wrapped(next(iter(root.parameters()), x.new_zeros(()))):
         return None  # under vmap over models a trace cannot be compared
     with outside_transforms(), torch.no_grad():
@@ -127,14 +160,16 @@ def traced_model(root: nn.Module, x: Tensor, *, differentiable: bool = False) ->
         if found is None:  # quantized layers read whole numbers, and features are floats
             return None
         try:
-            found = trace.audited(found, root, sample, run_changed(root, sample))
-            if found is None or not outputs_agree(trace.run(found, root, other), run_changed(root, other)):
+            known = run_changed(root, sample) if output is None else output
+            found = trace.audited(found, root, sample, known)
+            made = None if found is None else make(found)
+            if made is None or not outputs_agree(run(made, other), run_changed(root, other)):
                 return None
             if not differentiable:
-                return found
-            traced = _input_gradient(lambda x: trace.run(found, root, x), sample)
+                return made
+            traced = _input_gradient(lambda x: run(made, x), sample)
             own = _input_gradient(lambda x: run_changed(root, x), sample)
-            return found if outputs_agree(traced, own) else None
+            return made if outputs_agree(traced, own) else None
         except Exception:  # one image may not do
             return None
 
