@@ -108,8 +108,9 @@ def test_its_reference_maps_and_scores(lite0, shared):
             with getattr(cam, name)(lite0, **given) as extractor:
                 found = extractor(x, class_idx=cls)
             assert found.shape == (1, 1, 224, 224)
-            # ReLU6 cuts off: where a value is at its edge, rounding decides whether a gradient passes
-            bound = 2e-3 if name == "IntegratedGradients" else 1e-4
+            # ReLU6 cuts off: where a value is at its edge, rounding decides whether a gradient passes. Of
+            # Grad-CAM++ one map in float64 differs by 7e-4 from one in float32, and one thread's from two threads'.
+            bound = 2e-3 if name in ("IntegratedGradients", "GradCAMpp") else 1e-4
             if not (largest := (found[0, 0] - theirs).abs().max().item()) <= bound:
                 far[name] = largest
         theirs = torch.from_numpy(reference["n02099601_golden_retriever.JPEG/GradCAM"])[None, None]
@@ -204,7 +205,7 @@ def test_its_classes_return_the_same(theirs, shared, lite0, name, network):
     found = getattr(cam, name)(model, **given)(x, class_idx=cls)
     assert found.shape == expected.shape
     largest = (found - expected.detach()).abs().max().item()
-    assert largest <= (2e-3 if name == "IntegratedGradients" else 1e-4), largest
+    assert largest <= (2e-3 if name in ("IntegratedGradients", "GradCAMpp") else 1e-4), largest
 
 
 @pytest.mark.parametrize("name", ["resnet18", "squeezenet1_0", "densenet121"])

@@ -71,7 +71,7 @@ def halves(found: Pass, x: Tensor, *, differentiable: bool = False) -> Halves:
         differentiable: the halves are going to be differentiated; a trace needs the network's gradients.
     """
     site = found.site
-    alone = found.output if len(x) == 1 and is_readable(x) else None
+    alone = found.output if is_readable(x) and len(x) == 1 else None
     cut = cut_at(site, found.calls, x, alone, differentiable=differentiable)
     if cut is not None:
         trunk, head = cut.trunk, cut.head
