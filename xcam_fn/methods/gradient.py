@@ -218,7 +218,7 @@ def integrated_gradcam(call: Call, *, steps: Count = 20, baseline: Baseline = 0.
     References:
         Sattarzadeh et al. (arXiv:2102.07805). The mean over positions replaces their sum, a constant factor.
     """
-    call.gradient()  # before the features, so that one forward is for both
+    call.gradient()  # before the features: one forward serves both
     x, fixed = call.x, call.explained().cls
     start, total = baseline_images(baseline, x), torch.zeros(()).to(x)
     A = call.of(start, fixed).features

@@ -202,12 +202,11 @@ def _climbed(
         values, to_masks = vjp(lambda masks, step=step: value(masks, step), masks, "the mask")
         of_masks = to_masks(torch.ones_like(values))
         flat = of_masks.flatten(1)
-        slopes = slopes | (
-            flat.amax(1) > flat.amin(1)
-        )  # what all pixels share is of no pixel: min–max undoes it
+        # A gradient equal at all pixels has no effect: min–max scaling removes it.
+        slopes = slopes | (flat.amax(1) > flat.amin(1))
         g = to_parameters(of_masks)
         first, second = _B1 * first + (1 - _B1) * g, _B2 * second + (1 - _B2) * g**2
-        # Where there is no slope, the least number keeps the root's own derivative finite.
+        # At a zero gradient, the clamp keeps the derivative of the root finite.
         root = (second / (1 - _B2**step)).clamp(min=torch.finfo(u.dtype).tiny).sqrt()
         u = u + rate / (1 - _B1**step) * first / (root + _EPS)
     return u, slopes
