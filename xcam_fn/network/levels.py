@@ -101,7 +101,7 @@ def _maps(
             continue
         placed = grad if place is None else place(grad)
         size = tuple(placed.shape[2:])
-        # Tokens keep the size of maps that they were made of; rows of heads, or of several levels, do not.
+        # Tokens made from maps keep the maps' size; outputs of heads, or of several levels at once, do not.
         is_map = placed.ndim == probe.x.ndim and (grad.ndim == placed.ndim or size in grids)
         if is_map and placed.shape[1] > 1 and max(size) > 1 and placed.any():
             found.append(_Maps(call, tuple(sorted(size)), edges[call.key]))

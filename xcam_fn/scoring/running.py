@@ -29,7 +29,7 @@ Precision = Literal["float32", "bfloat16"]
 Run = Callable[[Tensor], Any]
 Found = TypeVar("Found")
 
-_FEW = 32  # up to this many images, a copy of the network costs more than it saves
+_FEW = 32  # for fewer images, a copy of the network costs more than it saves
 
 
 class RunningOptions(TypedDict, total=False):
