@@ -1,4 +1,4 @@
-"""What each library costs for the same map, on this machine, in one run.
+"""Measures what the same map costs in each library, on this machine, in one run.
 
 python -m benchmarks                # everything: an hour on two cores
 python -m benchmarks --quick        # minutes
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             timing.progress(case.key)
             setting = cases.prepared(case, None, options.sample, options.peer_sample)
             records += measured(setting, known, options.seconds, memory_seconds)
-            # After each case: whoever stops it early has what was measured.
+            # Written after each case, so an interrupted run keeps its measurements.
             command = " ".join(["python -m benchmarks", *(sys.argv[1:] if arguments is None else arguments)])
             text = report.markdown(records, timing.machine(load), command)
             (options.output / f"{stem}.md").write_text(text, encoding="utf-8")
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _task(name: str) -> str:
-    """The name of something that can be measured."""
+    """Check that a task's name is known."""
     if name not in (cases.CURVES, cases.TABLE):
         try:
             xf.find_method(name)
@@ -83,16 +83,16 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="a few cases only")
-    parser.add_argument("--growth", action="store_true", help="how cost grows: figures instead of the table")
+    parser.add_argument("--growth", action="store_true", help="how cost grows, as figures instead of a table")
     parser.add_argument(
         "--tasks", nargs="+", type=_task, metavar="TASK",
         help=f"cases of your own: methods, smooth(gradcam), {cases.CURVES} or {cases.TABLE}",
     )  # fmt: skip
-    parser.add_argument("--networks", nargs="+", choices=networks.NETWORKS, help="on which networks")
-    parser.add_argument("--batches", nargs="+", type=int, metavar="B", help="for how many images")
-    parser.add_argument("--sizes", nargs="+", type=int, metavar="PIXELS", help="of which size")
+    parser.add_argument("--networks", nargs="+", choices=networks.NETWORKS, help="the networks to run")
+    parser.add_argument("--batches", nargs="+", type=int, metavar="B", help="numbers of images per batch")
+    parser.add_argument("--sizes", nargs="+", type=int, metavar="PIXELS", help="image sizes")
     parser.add_argument(
-        "--libraries", nargs="+", choices=LIBRARIES, default=list(LIBRARIES), help="who is measured"
+        "--libraries", nargs="+", choices=LIBRARIES, default=list(LIBRARIES), help="the libraries to measure"
     )
     parser.add_argument(
         "--library",
@@ -100,22 +100,22 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="libraries of your own: files with NAME and build(task, model, layer, x, cls)",
+        help="your own libraries: files with NAME and build(task, model, layer, x, cls)",
     )
     parser.add_argument("--xplaincam", type=Path, metavar="PATH", help="a checkout of Xplain-CAM")
-    parser.add_argument("--seconds", type=float, default=45, help="for the rounds of each case")
-    parser.add_argument("--sample", type=int, default=96, help="maps or steps that a plain loop runs")
-    parser.add_argument("--peer-sample", type=int, default=96, help="maps that another library runs")
-    parser.add_argument("--resume", action="store_true", help="leave out what an earlier run has measured")
-    parser.add_argument("--no-memory", action="store_true", help="leave the peak memory out")
-    parser.add_argument("--memory-seconds", type=float, default=20, help="for each measurement of memory")
+    parser.add_argument("--seconds", type=float, default=45, help="limit for each case's rounds")
+    parser.add_argument("--sample", type=int, default=96, help="maps or steps in a plain loop, at most")
+    parser.add_argument("--peer-sample", type=int, default=96, help="maps in another library, at most")
+    parser.add_argument("--resume", action="store_true", help="skip cases that an earlier run has measured")
+    parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
+    parser.add_argument("--memory-seconds", type=float, default=20, help="limit for each memory measurement")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the report")
     options = parser.parse_args(arguments)
     for name in (BARE, OURS):
         if name not in options.libraries:
             options.libraries.append(name)
     if cases.TABLE in (options.tasks or ()) and set(options.networks or ["lite0"]) != {"lite0"}:
-        parser.error(f"--tasks {cases.TABLE} is of --networks lite0")
+        parser.error(f"--tasks {cases.TABLE} requires --networks lite0")
     return options
 
 

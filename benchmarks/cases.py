@@ -1,4 +1,4 @@
-"""What is measured: cases, and the ones that `python -m benchmarks` runs unless told otherwise."""
+"""The cases to measure, and the default ones of `python -m benchmarks`."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ STEPS = 113
 TABLE_LAYER = "_blocks.15"
 TABLE_SCALES = 2
 _GROUPS = 32
-# What each method's own loop runs for K maps: so many whole forwards a map, and so many besides, one image
-# each. Union-CAM and Fusion-CAM run Score-CAM anew, as where each method is an object of its own.
+# The forwards of each method's plain loop for K maps: a number per map, and a number of others, one image
+# each. Union-CAM and Fusion-CAM run Score-CAM again, as in libraries where each method is a separate object.
 TABLE_FORWARDS = {
     "gradcam": (0, 2),
     "gradcam_pp": (0, 2),
@@ -35,7 +35,7 @@ TABLE_FORWARDS = {
 }
 _JUDGED = 2 * STEPS + 2  # forwards of the four metrics of one heatmap
 
-# What these cost is linear in the number of samples; both libraries take the same.
+# The cost of these is linear in the number of samples; both libraries use the same number.
 OPTIONS: dict[str, dict[str, Any]] = {"sscam": {"num_samples": 2}, "iscam": {"num_samples": 2}}
 GRADIENT = ("gradcam", "gradcam_pp", "xgradcam", "layercam", "hirescam")
 PERTURBATION = ("scorecam", "sscam", "iscam", "ablationcam")
@@ -56,10 +56,10 @@ class Case(NamedTuple):
     Attributes:
         task: a name of `METHODS`, several with commas (`explain_all`), `CURVES` or `TABLE`.
         network: a key of `NETWORKS`.
-        batch: how many images.
-        size: of their sides, pixels.
-        classes: how many of them are explained at once; with 1 the predicted one.
-        layer: a name, or None for the network's usual one.
+        batch: the number of images.
+        size: their height and width in pixels.
+        classes: the number of classes explained at once; 1 means the predicted class.
+        layer: a name, or None for the network's usual layer.
     """
 
     task: str
@@ -91,17 +91,17 @@ class Case(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """A case made ready.
+    """A case that is ready to run.
 
     Attributes:
-        case: what is computed.
-        network: on which network.
+        case: the case.
+        network: the network.
         x: (B, 3, size, size).
-        cls: None, or as many classes for each image.
-        maps: how many maps the layer has.
-        sample: how many of them a plain loop runs at most, and how many steps of curves.
-        peer_sample: how many of them another library's perturbation method runs at most.
-        heatmap: that is judged, for `CURVES`.
+        cls: None, or the classes of each image.
+        maps: the number of maps of the layer.
+        sample: the maximum number of maps, or of steps of curves, in a plain loop.
+        peer_sample: the maximum number of maps in another library's perturbation method.
+        heatmap: the heatmap to judge, for `CURVES`.
     """
 
     case: Case
@@ -115,17 +115,17 @@ class Setting(NamedTuple):
 
     @property
     def channels(self) -> list[int]:
-        """The maps that a plain loop runs, evenly chosen."""
+        """The maps that a plain loop runs, evenly spaced."""
         return _evenly(self.maps, self.sample)
 
     @property
     def peer_channels(self) -> list[int]:
-        """The maps that another library runs, evenly chosen."""
+        """The maps that another library runs, evenly spaced."""
         return _evenly(self.maps, self.peer_sample)
 
     @property
     def forwards(self) -> int:
-        """How many forwards the plain loop of the case is."""
+        """The number of forwards in the plain loop of the case."""
         if self.case.task == CURVES:
             return 2 * STEPS
         if self.case.task == TABLE:
@@ -134,7 +134,7 @@ class Setting(NamedTuple):
 
 
 def prepared(case: Case, network: Network | None = None, sample: int = 96, peer_sample: int = 96) -> Setting:
-    """The case made ready, on a network that is loaded already or not."""
+    """Prepare the case, and load its network if none is given."""
     if case.task == TABLE:
         case = case._replace(layer=TABLE_LAYER)
     if network is None or (case.layer and case.layer != network.layer):
@@ -142,7 +142,7 @@ def prepared(case: Case, network: Network | None = None, sample: int = 96, peer_
     x = networks.photographs(network.preset, case.batch, case.size)
     asked = networks.fresh(network)
     maps = xf.features(asked.model, network.layer, x[:1]).shape[1]
-    # The classes of one picture, likely and unlikely alike: what they cost does not depend on which they are.
+    # Any classes will do, likely or not: the cost does not depend on them.
     cls = [list(range(281, 281 + case.classes))] * case.batch if case.classes > 1 else None
     heatmap = None
     if case.task in (CURVES, TABLE):
@@ -159,7 +159,7 @@ def _evenly(maps: int, sample: int) -> list[int]:
 
 
 def default() -> list[Case]:
-    """What `python -m benchmarks` runs."""
+    """The default cases of `python -m benchmarks`."""
     return [
         *(Case(task, "lite0", batch) for task in GRADIENT for batch in (1, 16)),
         *(Case("gradcam", name, batch) for name in list(networks.NETWORKS)[1:] for batch in (1, 16)),
@@ -175,7 +175,7 @@ def default() -> list[Case]:
 
 
 def quick() -> list[Case]:
-    """A few of them, for a first look and for `make bench-check`."""
+    """A few cases, for a first look and for `make bench-check`."""
     return [
         Case("gradcam", "lite0"),
         Case("gradcam", "lite0", 16),

@@ -1,4 +1,4 @@
-"""Measures a few cases again and fails where ours lost more than a quarter against the committed table."""
+"""Measures a few cases again and fails if one is over 25 % slower than in the committed table."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ ALLOWED = 1.25
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print and compare; returns the exit status."""
+    """Measure, compare and print; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.check", description=__doc__)
     parser.add_argument("--against", type=Path, default=COMMITTED, help="the table to compare with")
-    parser.add_argument("--seconds", type=float, default=20, help="for the rounds of each case")
+    parser.add_argument("--seconds", type=float, default=20, help="time limit for the rounds of each case")
     options = parser.parse_args(arguments)
     before = {record.case: record for record in read(options.against) if record.library == OURS}
     compared = []
@@ -32,21 +32,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if case in before:
             compared.append((before[case], found[OURS]))
     if not compared:
-        print(f"{options.against} has none of the cases; python -m benchmarks makes it")
+        print(f"{options.against} has none of the cases; run python -m benchmarks to measure them")
         return 1
     rows = [
         [then.case.key, *(f"{record.in_forwards[1]:.2f}" for record in (then, now)), f"{lost(then, now):.2f}"]
         for then, now in compared
     ]
-    print(table(["case", "forwards then", "now", "ratio"], rows))
+    print(table(["case", "in forwards, before", "now", "ratio"], rows))
     failed = [then.case.key for then, now in compared if lost(then, now) > ALLOWED]
     if failed:
-        print(f"slower by more than a quarter: {', '.join(failed)}")
+        print(f"over 25 % slower: {', '.join(failed)}")
     return bool(failed)
 
 
 def lost(then: Record, now: Record) -> float:
-    """How many times as many bare forwards ours takes now: the lower quartile, for a busy moment."""
+    """The slowdown, in forward passes; the lower quartile, to tolerate a busy machine."""
     return now.in_forwards[0] / then.in_forwards[1]
 
 

@@ -1,4 +1,4 @@
-"""Exported files against what is computed here: the largest difference, and seconds an image.
+"""Compares exported files with the library's own maps: largest difference and time per image.
 
 python -m benchmarks.export [--networks lite0 …] [--methods gradcam …]
 """
@@ -21,9 +21,9 @@ from benchmarks.report import table
 RESULTS = Path(__file__).parent / "results"
 BATCHES = (1, 3, 16)
 NETWORKS = ("resnet18", "lite0", "mobilenet_v3_small", "densenet121", "convnext_tiny", "vgg11")
-NOTES = """The largest difference of a heatmap's values, in [0, 1], from those computed here, for batches of
-photographs; and milliseconds an image at B = 1: onnxruntime beside eager, in turn, medians. Lite0 has its
-published weights, the others random ones."""
+NOTES = """The largest difference between the heatmaps of the exported file and the library's own, in [0, 1],
+for batches of B photographs; and milliseconds per image at B = 1 in ONNX Runtime and in eager PyTorch, taking
+turns: medians. Lite0 has its published weights, the other networks random ones."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measured(loaded: xf.models.LoadedModel, method: str) -> list[str]:
-    """The cells of one file."""
+    """Return the table cells of one exported file."""
     x = networks.photographs(loaded.preset, max(BATCHES))
     explain = xf.METHODS[method]
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""How cost grows: with the batch, the number of maps, the image and the number of methods."""
+"""Measures how cost grows with the batch, the number of maps, the image size and the number of methods."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PANELS: dict[str, list[Case]] = {
 def measured_panels(
     known: dict[str, Library], seconds: float, memory_seconds: float
 ) -> dict[str, list[tuple[float, Record]]]:
-    """For each panel what was measured at each point of it."""
+    """Return the measurements of each panel, by point."""
     panels: dict[str, list[tuple[float, Record]]] = {}
     for title, cases in _PANELS.items():
         panels[title] = []

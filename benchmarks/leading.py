@@ -1,6 +1,6 @@
-"""Which method leads: XplainCAM's and those that search for their map, on photographs that none was tuned on.
+"""Compares XplainCAM's methods and the methods that optimize their map, on held-out photographs.
 
-python -m benchmarks.leading PHOTOGRAPHS: every second one is taken. What is computed is kept in a folder.
+python -m benchmarks.leading PHOTOGRAPHS uses every second one. Maps and scores are kept in a folder.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--layers", nargs="+", default=["_blocks.15", "default"], help="of each network")
     parser.add_argument("--methods", nargs="+", default=METHODS, help="the last is compared with the others")
     parser.add_argument("--count", type=int, help="photographs at most; all by default")
-    parser.add_argument("--mosaics", type=int, default=0, help="how many, of four photographs each")
-    parser.add_argument("--kept", type=Path, default=Path("leading"), help="where maps and scores are kept")
+    parser.add_argument("--mosaics", type=int, default=0, help="number of mosaics of four photographs")
+    parser.add_argument("--kept", type=Path, default=Path("leading"), help="folder for maps and scores")
     options = parser.parse_args(arguments)
     options.kept.mkdir(exist_ok=True)
     for network in options.networks:
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def judged(model: nn.Module, layer: str, x: Tensor, names: Sequence[str], at: str, mosaics: int) -> Kept:
-    """The scores of each method, (B, 6): the four metrics, what its map covers, what is in the right cell."""
+    """The scores of each method, (B, 6): the four metrics, complexity, and the share in the right cell."""
     cls = torch.cat([model(one[None]).detach().argmax(1) for one in x])
 
     def mapped(images: Sequence[Tensor], classes: Sequence[Tensor], few: Sequence[str]) -> Kept:
@@ -87,7 +87,7 @@ def judged(model: nn.Module, layer: str, x: Tensor, names: Sequence[str], at: st
 
 
 def kept(at: str, names: Sequence[str], compute: Callable[[list[str]], Kept]) -> Kept:
-    """What lies in a file for each method; those that are missing are computed together and put there."""
+    """Load each method's file; the missing ones are computed together and saved."""
     missing = [name for name in names if not Path(f"{at}~{name}.pt").exists()]
     for name, found in compute(missing).items() if missing else ():
         torch.save(found, f"{at}~{name}.pt")
@@ -95,7 +95,7 @@ def kept(at: str, names: Sequence[str], compute: Callable[[list[str]], Kept]) ->
 
 
 def leaderboard(scores: Kept) -> str:
-    """Means with 95 % intervals and p values: Wilcoxon's test against the last method, corrected by Holm."""
+    """Means with 95 % intervals and p values: Wilcoxon's test against the last method, Holm's correction."""
     *others, last = scores
     tested: list[Any] = [stats.wilcoxon((scores[last] - scores[n])[:, :4].double(), axis=0) for n in others]
     corrected = dict(zip(others, holm(np.nan_to_num([one.pvalue for one in tested], nan=1.0)), strict=True))
@@ -109,7 +109,7 @@ def leaderboard(scores: Kept) -> str:
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """P values (methods, metrics) corrected for their number, all together."""
+    """Return p values (methods, metrics) with Holm's correction over all of them."""
     order = p.argsort(axis=None)
     scaled = np.maximum.accumulate(p.flat[order] * np.arange(p.size, 0, -1)).clip(max=1)
     return scaled[order.argsort()].reshape(p.shape)

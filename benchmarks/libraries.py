@@ -1,7 +1,7 @@
-"""Who is measured: ours, the loop as it is usually written, and the other libraries.
+"""The libraries to measure: ours, a plain loop, and the other libraries.
 
-A library is a function of a `Setting` and an `ExitStack` that returns a `Job`, or None for a case that it
-lacks. What it makes beforehand is not timed; what it attaches to its copy of the network goes with the stack.
+A library is a function of a `Setting` and an `ExitStack` that returns a `Job`, or None for an unsupported
+case. Its setup is not timed; hooks on its copy of the network are removed with the stack.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ XPLAINCAM = "XplainCAM"
 
 
 class Job(NamedTuple):
-    """What to run, and the share of the case's work that it does."""
+    """A function to run, and the share of the case's work that it does."""
 
     call: Call
     share: float = 1.0
@@ -95,7 +95,7 @@ def _table(setting: Setting, model: nn.Module, options: dict[str, Any]) -> Tenso
 
 
 def loop(setting: Setting, stack: contextlib.ExitStack) -> Job | None:
-    """One image a forward in float32, for as many of the maps as the sample says."""
+    """One image per forward in float32, for the sampled maps."""
     if len(setting.x) > 1:
         return None
     task = setting.case.task
@@ -110,7 +110,7 @@ def loop(setting: Setting, stack: contextlib.ExitStack) -> Job | None:
 
 
 def _masked_loop(setting: Setting) -> Call:
-    """Score-CAM: for each map, one image masked with it and one forward."""
+    """Score-CAM: one forward of the image masked with each map."""
     x, model = setting.x, setting.network.model
     every = xf.features(networks.fresh(setting.network).model, setting.network.layer, x)
     features = every[:, setting.channels]
@@ -230,7 +230,7 @@ _XPLAINCAM = {
 
 
 def _several(one: Library, setting: Setting, stack: contextlib.ExitStack) -> Job | None:
-    """Many methods are as many calls."""
+    """Several methods, one call each."""
     names = setting.case.task.split(",")
     parts = [one(setting._replace(case=setting.case._replace(task=name)), stack) for name in names]
     jobs = [part for part in parts if part is not None]
@@ -303,7 +303,7 @@ def torchcam(setting: Setting, stack: contextlib.ExitStack) -> Job | None:
 
 
 def xplaincam(checkout: Path) -> Library:
-    """XplainCAM from a checkout of it, with its own batch sizes; it takes one image of 224 x 224 a call."""
+    """XplainCAM from a checkout, with its own batch sizes; it takes one image of 224 x 224 per call."""
     if not (checkout / "xplaincam" / "cam").is_dir():
         raise ValueError(
             f"--xplaincam {str(checkout)!r} holds no xplaincam/cam; expected a checkout of Xplain-CAM"
@@ -316,7 +316,7 @@ def xplaincam(checkout: Path) -> Library:
         if task not in _XPLAINCAM or x.shape[0] > 1 or setting.cls is not None or x.shape[2:] != (224, 224):
             return None
         if task in cases.PERTURBATION and setting.case.network != "lite0":
-            return None  # it cannot run a sample of the maps, and all of them take minutes
+            return None  # it cannot run a sample of the maps, and running all takes minutes
         model, layer = networks.for_peer(setting.network)
         make = getattr(cams, _XPLAINCAM[task])
         cam = stack.enter_context(make(model, target_layer=layer, **cases.OPTIONS.get(task, {})))
@@ -326,7 +326,7 @@ def xplaincam(checkout: Path) -> Library:
 
 
 def captum(setting: Setting, _: contextlib.ExitStack) -> Job | None:
-    """Captum's Grad-CAM, upsampled; it explains the largest logit, so no forward goes into finding it."""
+    """Captum's Grad-CAM, upsampled; it explains the largest logit, so no forward is needed to find it."""
     x, cls = setting.x, setting.cls
     if setting.case.task != "gradcam":
         return None
@@ -351,7 +351,7 @@ def captum(setting: Setting, _: contextlib.ExitStack) -> Job | None:
 
 
 def _quiet(call: Call) -> Call:
-    """The call without what it prints to stderr, such as a progress bar."""
+    """The call without its output to stderr, such as a progress bar."""
 
     def silent() -> Any:
         with contextlib.redirect_stderr(io.StringIO()):
@@ -376,12 +376,12 @@ VARIANT_OF = {"grad-cam": "pytorch-grad-cam", "torchcam": "torchcam", XPLAINCAM:
 
 
 def from_file(path: Path) -> tuple[str, Library]:
-    """A library of the reader's own: a file with a NAME and a function
+    """Load your own library: a file with a NAME and a function
 
     build(task, model, layer, x, cls) -> call or None
 
-    where `model` is a copy of its own, `layer` a module's name in it, `cls` a list of classes for each image
-    or None for the predicted one, and `call()` returns heatmaps (B, H, W), or (B · classes, H, W).
+    where `model` is a copy, `layer` a module's name in it, `cls` a list of classes for each image or None for
+    the predicted class, and `call()` returns heatmaps (B, H, W), or (B · classes, H, W).
     """
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None or not path.is_file():
@@ -398,7 +398,7 @@ def from_file(path: Path) -> tuple[str, Library]:
 
 
 def expected(name: str, setting: Setting, exact: Any) -> Any:
-    """What a library should return: our map, by that library's definition where it is cheap to compute."""
+    """The map that a library should return: ours, by the library's definition if that is cheap to compute."""
     variant = VARIANT_OF.get(name)
     task = setting.case.task
     if variant is None or "," in task or task not in xf.VARIANTS[variant]:

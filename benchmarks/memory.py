@@ -1,8 +1,8 @@
-"""The peak memory of one case, in a process of its own: prints one line of JSON.
+"""Measures the peak memory of one case in its own process, and prints one line of JSON.
 
     python -m benchmarks.memory CASE LIBRARY SECONDS
 
-CASE is the text of a `Case`, LIBRARY a key of `LIBRARIES`. It is ended after SECONDS; its peak so far counts.
+CASE is the text of a `Case`, LIBRARY a key of `LIBRARIES`. It stops after SECONDS; its peak so far counts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _STATUS = Path("/proc/self/status")
 
 
 def main(case: str, library: str, seconds: float) -> None:
-    """Run the case and print its peak above what the process had with network and images loaded."""
+    """Run the case and print its peak above the memory of the process with network and images loaded."""
     setting = prepared(Case.loads(case), sample=sys.maxsize, peer_sample=sys.maxsize)
     with contextlib.ExitStack() as stack:
         job = LIBRARIES[library](setting, stack)
@@ -44,7 +44,7 @@ def main(case: str, library: str, seconds: float) -> None:
 
 
 def reset_peak() -> None:
-    """Forget the peak that loading the network reached, where the system can."""
+    """Reset the peak reached while loading the network, if the system supports it."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
@@ -52,7 +52,7 @@ def reset_peak() -> None:
 def resident(field: str) -> int:
     """Resident memory in bytes: now (VmRSS) or at its peak (VmHWM).
 
-    Not ru_maxrss where Linux has better: a child starts with its parent's.
+    On Linux not ru_maxrss, which a child inherits from its parent.
     """
     if _STATUS.exists():
         lines = _STATUS.read_text().splitlines()

@@ -1,4 +1,4 @@
-"""The networks and images of the benchmarks, and what other libraries need to take them."""
+"""The networks and images of the benchmarks, and adapters for other libraries."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Network(NamedTuple):
         title: its name in print.
         model: the network, in evaluation mode.
         layer: the name of the layer, as our functions take it.
-        preset: how it wants its images.
+        preset: the preprocessing of its images.
     """
 
     name: str
@@ -42,27 +42,27 @@ class Network(NamedTuple):
 
 
 def load(name: str, layer: str | None = None) -> Network:
-    """The network by name: Lite0 as published, the others with seeded random weights."""
+    """Load a network by name: Lite0 with published weights, the others with seeded random weights."""
     title, usual = NETWORKS[name]
-    with torch.random.fork_rng(devices=[]):  # nothing of the global random state is used up
+    with torch.random.fork_rng(devices=[]):  # leaves the global random state unchanged
         loaded = xf.models.load(name, weights=None if name == "lite0" else "random")
     layer = layer or usual
     if layer is None:
         x = torch.zeros(1, 3, loaded.preset.crop, loaded.preset.crop)
-        layer = xf.default_layer(copy.deepcopy(loaded.model), x)  # of a copy: ours starts knowing nothing
+        layer = xf.default_layer(copy.deepcopy(loaded.model), x)  # on a copy: our timings start uncached
     return Network(name, title, loaded.model, layer, loaded.preset)
 
 
 def fresh(network: Network) -> Network:
-    """The network as a copy of which nothing is known yet."""
+    """A copy of the network, without cached state."""
     return network._replace(model=copy.deepcopy(network.model))
 
 
 def for_peer(network: Network) -> tuple[nn.Module, str]:
     """A deep copy of the network for a library that hooks modules, and the layer by its name in the copy.
 
-    Lite0 runs one ReLU6 twice, and a hook cannot say which call is meant. The copy has a ReLU6 of its own
-    after each batch norm instead, which computes the same.
+    Lite0 runs one ReLU6 twice, and a hook cannot distinguish the calls. The copy instead has a separate ReLU6
+    after each batch norm, which computes the same.
     """
     model = copy.deepcopy(network.model)
     if network.name != "lite0":
@@ -87,14 +87,14 @@ def photographs(preset: xf.images.Preset, batch: int = 1, size: int | None = Non
 
 
 def normalized(cam: Tensor, size: Sequence[int]) -> Tensor:
-    """What other libraries leave to their caller: a raw map (B, H, W) at the input's size, in [0, 1]."""
+    """Resize and scale a raw map to (B, H, W) in [0, 1], which other libraries leave to the caller."""
     cam = F.interpolate(cam[:, None], size=tuple(size), mode="bilinear", align_corners=False)[:, 0]
     cam = cam - cam.amin((1, 2), keepdim=True)
     return cam / cam.amax((1, 2), keepdim=True).clamp_min(1e-12)
 
 
 def correlation(maps: Any, expected: Any) -> float:
-    """The smallest correlation of two batches of maps (B, h, w); equal maps have 1, constant ones too."""
+    """The smallest correlation of two batches of maps (B, h, w); 1 for equal maps, constant ones included."""
     worst = 1.0
     for a, b in zip(torch.as_tensor(maps).double(), torch.as_tensor(expected).double(), strict=True):
         if torch.allclose(a, b, atol=1e-6):

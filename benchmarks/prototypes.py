@@ -1,4 +1,4 @@
-"""A trained transformer on mosaics: DINOv2 with a head that tells photographs apart by what they are like.
+"""Evaluates methods for a trained transformer on mosaics: DINOv2 with a head that recognizes photographs.
 
 python -m benchmarks.prototypes PHOTOGRAPHS OUTPUT, and then `xcam report OUTPUT`.
 """
@@ -19,18 +19,18 @@ import xcam_fn as xf
 METHODS = (
     "gradcam", "hirescam", "layercam", "finercam", "legrad", "attention_rollout", "eigencam", "reciprocam",
 )  # fmt: skip
-SIGNED = ("chefer", "agcam")  # as their papers define them, and beside them without the ReLU
+SIGNED = ("chefer", "agcam")  # run as in their papers, and also without the ReLU
 
 
 def eighth(net: Any, x: Tensor) -> Tensor:
-    """The class token after the eighth block: the last four were trained on to find what is salient."""
+    """The class token after the eighth block; the last four blocks were trained further for saliency."""
     options = {"norm": True, "stop_early": True, "intermediates_only": True, "output_fmt": "NLC"}
     ((_, prefix),) = net.forward_intermediates(x, indices=[7], return_prefix_tokens=True, **options)
     return F.normalize(prefix[:, 0], dim=1)
 
 
 def network(photographs: Sequence[xf.dataset.Photograph]) -> xf.models.LoadedModel:
-    """DINOv2 with a class for each photograph: how much more its mirror image is like x than others."""
+    """DINOv2 with a class per photograph: how much more x resembles its mirror image than the others'."""
     loaded = xf.models.load("dinov2-focus")
     tower: nn.Module = xf.bind(loaded.model, eighth)
     mirrored = [xf.images.prepare(each.path, loaded.preset)[0].flip(-1) for each in photographs]
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("photographs", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--mosaics", type=int, default=40)
-    parser.add_argument("--side", type=int, default=224, help="of a mosaic, pixels")
+    parser.add_argument("--side", type=int, default=224, help="side of a mosaic in pixels")
     options = parser.parse_args(arguments)
     photographs = xf.dataset.photographs(options.photographs, ())
     net = network(photographs)

@@ -1,4 +1,4 @@
-"""What was measured, as rows: one for each case and library."""
+"""Measurements as rows, one for each case and library."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ class Record(NamedTuple):
 
     Attributes:
         task, network, batch, size, classes, layer: the case.
-        maps: how many the layer has.
-        library: its name.
-        error: what it raised, or "".
+        maps: the number of maps of the layer.
+        library: the library's name.
+        error: the error that it raised, or "".
         rounds: how often it was timed.
-        share: of the work that was done; seconds are scaled to all of it.
+        share: the share of the work that was run; seconds are scaled to all of it.
         seconds: quartiles.
-        in_forwards: quartiles of the ratio to the bare forward of the same batch, round by round.
-        to_ours: quartiles of the ratio to our exact way.
-        to_loop: the median of how many times as fast as the plain loop.
-        setup: seconds that the first call took beyond the later ones.
-        correlation: with our exact map, by the definition of the library; the smallest of the batch.
-        difference: the largest, of scores from the exact ones, or of XplainCAM's map from its variant here.
-        memory: peak in MiB above the process with network and images loaded.
+        in_forwards: quartiles of the ratio to a forward of the same batch in the same round.
+        to_ours: quartiles of the ratio to our exact computation.
+        to_loop: the median speedup over the plain loop.
+        setup: the extra seconds of the first call.
+        correlation: with our exact map in the library's definition; the smallest of the batch.
+        difference: the largest, of scores from the exact ones, or of XplainCAM's map from our variant.
+        memory: peak in MiB above that of a process with network and images loaded.
     """
 
     task: str
@@ -71,7 +71,7 @@ class Record(NamedTuple):
 def measured(
     setting: Setting, known: dict[str, Library], seconds: float, memory_seconds: float = 0
 ) -> list[Record]:
-    """A case, measured for all libraries in turn; those that lack it are left out."""
+    """Measure a case for all libraries in turns, except those that do not support it."""
     case = setting.case
     with contextlib.ExitStack() as stack:
         jobs = {name: library(setting, stack) for name, library in known.items()}
@@ -97,7 +97,7 @@ def measured(
                 else None,
                 **_agreement(name, setting, result, exact),
             }
-        # The compiler's own memory would hide what the method takes.
+        # The compiler's own memory would hide that of the method.
         if memory_seconds and name not in (LOOP, COMPILED, BFLOAT16) and name in LIBRARIES:
             found["memory"] = memory_of(case, name, memory_seconds)
         records.append(
@@ -122,7 +122,7 @@ def _quartiles(values: Sequence[float]) -> tuple[float, ...]:
 def _agreement(
     name: str, setting: Setting, result: timing.Result, exact: timing.Result | None
 ) -> dict[str, float]:
-    """How well a library agrees with ours, where both did all of the work."""
+    """How well a library agrees with ours, if both did all of the work."""
     if exact is None or exact.error or result.share < 1 or name in (BARE, OURS):
         return {}
     if setting.case.task in (CURVES, TABLE):
@@ -137,13 +137,13 @@ def _agreement(
     if setting.cls is not None:
         expected = expected.flatten(0, 1)
     found = {"correlation": networks.correlation(result.value, expected)}
-    if name == libraries.XPLAINCAM:  # its maps are normalized as ours are
+    if name == libraries.XPLAINCAM:  # its maps are normalized like ours
         found["difference"] = float((result.value - expected).abs().max())
     return found
 
 
 def memory_of(case: Case, library: str, seconds: float) -> float | None:
-    """The peak in MiB of one call, in a process of its own that is ended after so long; None if it fails."""
+    """The peak in MiB of one call, in its own process with a time limit; None if it fails."""
     command = [sys.executable, "-m", "benchmarks.memory", case.dumps(), library, str(seconds)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -176,7 +176,7 @@ def save(records: Sequence[Record], path: Path) -> None:
 
 
 def read(path: Path) -> list[Record]:
-    """The records of a file."""
+    """Read the records of a file."""
     records = []
     with path.open(newline="") as file:
         for row in csv.DictReader(file):

@@ -24,31 +24,32 @@ COLORS = {
     BARE: "#111111",
 }
 
-GRADIENT_NOTES = """Multiples of one bare forward of the same batch, round by round: the median and the
+GRADIENT_NOTES = """Time relative to one forward pass of the same batch in the same round: median and
 quartiles. Each call returns normalized maps at the images' size, for the predicted class of each image or
-for the classes named. The other libraries' objects are made beforehand."""
+for the given number of classes. The other libraries' objects are created before timing starts."""
 
-LOOP_NOTES = f"""Seconds for one photograph, and how many times as fast as the plain loop of one image a
-forward, float32: medians. Where a share is in brackets, that much of the work was done and scaled to all of
-it. "compiled" is `compile=True`, "bfloat16" is `precision="bfloat16", compile=True`; what compiling takes
-once is in the next table. SS-CAM and IS-CAM run 2 samples. {TITLES[TABLE]}: four metrics for each of
-{", ".join(TABLE_FORWARDS)}, at `{TABLE_LAYER}`, IS-CAM with {TABLE_SCALES} scales; its loop counts a
-backward as one forward."""
+LOOP_NOTES = f"""Seconds for one photograph, and the speedup over a plain loop with one image per forward
+pass in float32: medians. A percentage in brackets is the share of the work that was run; the time is scaled
+to all of it. "compiled" is `compile=True`, "bfloat16" is `precision="bfloat16", compile=True`; the next table
+has the one-time cost of compiling. SS-CAM and IS-CAM run 2 samples. {TITLES[TABLE]}: four metrics for each of
+{", ".join(TABLE_FORWARDS)}, at `{TABLE_LAYER}`, IS-CAM with {TABLE_SCALES} scales; its loop counts a backward
+pass as one forward pass."""
 
-AGREEMENT_NOTES = """The correlation with our exact map (the smallest of the batch), ours computed by the
-definition of that library where it has one of its own; of scores, the largest difference. Memory is the peak
-above a process with network and images loaded, each in a process of its own. EfficientNet-Lite0 has its
-published weights, the others random ones; the images are crops of one photograph. DenseNet-121 changes the
-layer's output in place, which a library that reads it afterward does not see."""
+AGREEMENT_NOTES = """Agreement is the correlation with our exact map (the smallest of the batch), with the
+library's own definition of the method if it has one; ± is the largest difference, of scores and of
+XplainCAM's maps. Memory is the peak above that of a process with the network and images loaded; each
+measurement has its own process. Setup is the extra time of the first call. EfficientNet-Lite0 has its
+published weights, the other networks random ones; the images are crops of one photograph. DenseNet-121
+modifies the layer's output in place, so a library that reads it afterward sees other values."""
 
 
 def markdown(records: Sequence[Record], machine: str, command: str) -> str:
-    """The report."""
+    """Return the report."""
     gradient = [r for r in records if r.task in (*GRADIENT, *OTHERS) or "," in r.task]
     others = [record for record in records if record not in gradient]
     parts = ["# Benchmarks", machine + f". `{command}` makes this page."]
     if gradient:
-        parts += ["## Methods of few forwards, in bare forwards", gradient_table(gradient), GRADIENT_NOTES]
+        parts += ["## Methods with few forward passes", gradient_table(gradient), GRADIENT_NOTES]
     if others:
         parts += ["## Perturbation methods and metrics", loop_table(others), LOOP_NOTES]
     return (
@@ -57,7 +58,7 @@ def markdown(records: Sequence[Record], machine: str, command: str) -> str:
 
 
 def gradient_table(records: Sequence[Record]) -> str:
-    """Times in bare forwards."""
+    """Return the times relative to a forward pass."""
 
     def cell(record: Record) -> str:
         return record.error.partition(":")[0] or _spread(record.in_forwards)
@@ -74,7 +75,7 @@ def gradient_table(records: Sequence[Record]) -> str:
 
 
 def loop_table(records: Sequence[Record]) -> str:
-    """Seconds, and how many times as fast as the plain loop."""
+    """Return seconds, and speedups over the plain loop."""
 
     def cell(record: Record) -> str:
         if record.error:
@@ -93,7 +94,7 @@ def loop_table(records: Sequence[Record]) -> str:
 
 
 def details_table(records: Sequence[Record]) -> str:
-    """What each library's map has to do with ours, what memory it takes and what its first call costs."""
+    """Return how each library's map agrees with ours, its memory, and the cost of its first call."""
 
     def agreement(record: Record) -> str:
         if record.difference is not None:
@@ -137,7 +138,7 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A Markdown table: some columns to the left, the others to the right."""
+    """Return a Markdown table; the first `left` columns are left-aligned, the others right-aligned."""
     widths = [max(3, *(len(row[i]) for row in [header, *rows])) for i in range(len(header))]
     rule = ["-" * w if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
     lines = [
@@ -154,7 +155,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -
 
 
 def figure(records: Sequence[Record]) -> Figure:
-    """What each library takes, as a multiple of ours, a line for each case."""
+    """Draw each library's time as a multiple of ours, a row for each case."""
     cases = [(case, of) for case, of in _by_case(records) if OURS in of and of[OURS].seconds]
     names = _libraries([record for _, of in cases for record in of.values()], leave=(BARE,))
     drawn, axes = plt.subplots(figsize=(9, 1.4 + 0.27 * len(cases)), layout="constrained")
@@ -187,7 +188,7 @@ def figure(records: Sequence[Record]) -> Figure:
 
 
 def growth_figure(panels: dict[str, list[tuple[float, Record]]]) -> Figure:
-    """Seconds and peak memory against what grows, a column for each, on logarithmic axes."""
+    """Draw seconds and peak memory against each growing quantity, a column each, on logarithmic axes."""
     drawn, rows = plt.subplots(
         2, len(panels), figsize=(3.4 * len(panels), 6), layout="constrained", squeeze=False
     )

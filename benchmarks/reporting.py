@@ -1,10 +1,10 @@
-"""What a large run costs to write, to continue and to report.
+"""Measures the cost of writing, resuming and reporting a large run.
 
 python -m benchmarks.reporting                       # 50,000 photographs × 10 methods × 4 metrics
 python -m benchmarks.reporting --photographs 2000    # seconds
 
-The scores are random, each method a little better than the last; pictures and heatmaps stand for every
-photograph with --files. Each part runs in a process of its own, whose peak memory is its own.
+The scores are random, each method a little better than the last; with --files every photograph has a picture
+and heatmaps. Each part runs in its own process, to measure its peak memory.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BATCH = 100
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Make the store, then continue and report it, and print what each took."""
+    """Write the store, then resume and report it, and print the cost of each."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.reporting",
         description=__doc__,
@@ -40,8 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--photographs", type=int, default=50_000)
     parser.add_argument("--methods", type=int, default=10)
-    parser.add_argument("--files", action="store_true", help="with a picture and a heatmap of each")
-    parser.add_argument("--folder", type=Path, help="kept; a temporary one by default")
+    parser.add_argument("--files", action="store_true", help="store a picture and a heatmap of each")
+    parser.add_argument("--folder", type=Path, help="folder to keep; a temporary one by default")
     parser.add_argument("--part", choices=PARTS, help="run only this part, in this process")
     options = parser.parse_args(arguments)
     if options.part:
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         PARTS[options.part](options)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         busy = time.process_time() - begun
-        took = f"{time.perf_counter() - start:.1f} s ({busy:.1f} s of the processor)"
+        took = f"{time.perf_counter() - start:.1f} s ({busy:.1f} s CPU time)"
         print(f"{options.part}: {took}, peak {peak:.0f} MiB", flush=True)
         return
     with contextlib.ExitStack() as stack:
@@ -74,7 +74,7 @@ def settings(options: argparse.Namespace) -> dict[str, object]:
 
 
 def write(options: argparse.Namespace) -> None:
-    """Write the store, a transaction for each hundred photographs."""
+    """Write the store, with a transaction per hundred photographs."""
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (30, 30, 3), dtype=np.uint8)
     picture = encoded(Image.fromarray(noise).resize((224, 224)), "JPEG")
@@ -111,7 +111,7 @@ def encoded(image: Image.Image, kind: str) -> bytes:
 
 
 def resume(options: argparse.Namespace) -> None:
-    """Open the run as one that continues, and ask what is done in each batch of eight."""
+    """Open the run to resume it, and look up the finished results of each batch of eight."""
     with writing(options.folder, settings(options)) as store:
         contents = store.contents()
         found = sum(len(store.done(start, start + 8)) for start in range(0, options.photographs, 8))
@@ -119,7 +119,7 @@ def resume(options: argparse.Namespace) -> None:
 
 
 def report(options: argparse.Namespace) -> None:
-    """What `xcam report` does."""
+    """Run `xcam report`."""
     from xcam_fn.cli import main as xcam
 
     assert xcam(["report", str(options.folder)]) == 0

@@ -1,4 +1,4 @@
-"""Calls timed in turn, and the machine that they ran on."""
+"""Times calls in turns, and describes the machine."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Call = Callable[[], Any]
 
 
 class Result(NamedTuple):
-    """What one way of computing a map took.
+    """The timings of one way to compute a map.
 
     Attributes:
-        value: what its first call returned, or None.
+        value: the result of its first call, or None.
         first: seconds of the first call.
-        seconds: of the later calls, one a round.
-        error: "" where it ran, else what it raised.
-        share: of the work that was done; the seconds are scaled to all of it.
+        seconds: seconds of the later calls, one per round.
+        error: "" if it ran, else the error that it raised.
+        share: the share of the work that was run; the seconds are scaled to all of it.
     """
 
     value: Any
@@ -45,21 +45,21 @@ class Result(NamedTuple):
         return float(np.median(self.seconds))
 
     def scaled(self, share: float) -> Result:
-        """The seconds of all the work, where only a share of it was done."""
+        """The seconds scaled to all the work, if only a share of it was run."""
         seconds = [second / share for second in self.seconds]
         return self._replace(first=self.first / share, seconds=seconds, share=share)
 
 
 def measure(calls: dict[str, Call], seconds: float, rounds: tuple[int, int] = (1, 15)) -> dict[str, Result]:
-    """The first call of each on its own, then those that did not fail in turn, A B C A B C …
+    """Time the first call of each, then those that did not fail in turns, A B C A B C …
 
-    So the machine's moods hit all alike. A call of milliseconds runs once more right before it is timed, that
-    each finds its own weights in the cache and not those of the call before it.
+    Changes of the machine's load thus affect all alike. A call of milliseconds runs once right before it is
+    timed, so that the cache holds its own weights and not those of the previous call.
 
     Args:
-        calls: what is timed, by name.
-        seconds: no round begins after so long,
-        rounds: but there are at least and at most so many.
+        calls: the calls to time, by name.
+        seconds: no round begins after this time, except for the minimum number of rounds.
+        rounds: the minimum and maximum number of rounds.
     """
     results = {name: _first(call) for name, call in calls.items()}
     running = [name for name in calls if not results[name].error]
@@ -76,7 +76,7 @@ def measure(calls: dict[str, Call], seconds: float, rounds: tuple[int, int] = (1
 
 
 def timed(call: Call) -> tuple[Any, float]:
-    """What a call returned and the seconds it took, without the garbage collector."""
+    """The result of a call and its seconds, with the garbage collector off."""
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -91,20 +91,20 @@ def timed(call: Call) -> tuple[Any, float]:
 def _first(call: Call) -> Result:
     try:
         value, elapsed = timed(call)
-    except Exception as error:  # whatever another library raises is its result
+    except Exception as error:  # any error of another library is its result
         return Result(None, 0.0, [], f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
     return Result(value, elapsed, [], "")
 
 
 def ratios(result: Result | None, reference: Result | None) -> list[float]:
-    """How many times the reference's seconds a result took, by round; empty where either did not run."""
+    """The ratios of a result's seconds to the reference's, by round; empty if either did not run."""
     if result is None or reference is None or not (result.seconds and reference.seconds):
         return []
     return [a / b for a, b in zip(result.seconds, reference.seconds, strict=True)]
 
 
 def machine(load: float) -> str:
-    """The machine, the versions and the load average when the benchmark began, in one line."""
+    """The machine, the versions and the load average at the start of the benchmark, in one line."""
     parts = (
         _processor(),
         f"{os.cpu_count()} cores",
@@ -119,14 +119,14 @@ def machine(load: float) -> str:
 
 
 def bfloat16_units() -> bool:
-    """Whether the processor computes in bfloat16; else it is emulated, and far slower than float32."""
+    """Whether the processor has bfloat16 units; without them it is emulated, and far slower than float32."""
     return torch.cuda.is_available() or any(
         flag in _cpuinfo() for flag in ("avx512_bf16", "amx_bf16", "bf16 ")
     )
 
 
 def load() -> float:
-    """The load average of the last minute; on a busy machine no number below means much."""
+    """The load average of the last minute; on a busy machine, timings mean little."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
 
 
@@ -145,7 +145,7 @@ def _processor() -> str:
 
 @contextlib.contextmanager
 def empty_compile_cache() -> Iterator[None]:
-    """A cache of its own for the compiler, so that the setup is that of a first time."""
+    """Give the compiler an empty cache, so the setup time is that of a first run."""
     name = "TORCHINDUCTOR_CACHE_DIR"
     before = os.environ.get(name)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
@@ -159,5 +159,5 @@ def empty_compile_cache() -> Iterator[None]:
 
 
 def progress(what: str) -> None:
-    """Say on stderr what is being measured."""
+    """Report on stderr what is being measured."""
     print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)

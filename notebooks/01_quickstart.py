@@ -13,8 +13,8 @@
 # %% [markdown]
 # # One photograph, every method
 #
-# A network looks at a photograph and says *tiger cat*. What did it look at? This notebook asks every method of the
-# library about one and the same photograph, and then asks the network whether the answers are any good.
+# A network classifies a photograph as *tiger cat*. Which parts of the photograph led to that? This notebook explains one
+# photograph with every method of the library, and then measures on the network how good the explanations are.
 
 # %%
 import matplotlib.pyplot as plt
@@ -31,11 +31,11 @@ for probability, index in zip(*(part.tolist() for part in probabilities.topk(4))
     print(f"{probability:6.1%}  {net.categories[index]}")
 
 # %% [markdown]
-# All four are cats: the network knows what is in the picture, and hesitates about the breed. Whatever follows explains
-# the likeliest of them.
+# The top four are all cats: the network recognizes the animal but is unsure of the breed. Everything below explains the
+# most likely class.
 #
-# One call makes a heatmap. The first argument is the model, just as it is; the second the layer to explain, where
-# `None` is the last one that has places; the third the batch; the fourth the class.
+# One call makes a heatmap. Its arguments are the model, unmodified; the layer to explain, where `None` is the last layer
+# with spatial positions; the batch; and the class.
 
 # %%
 CLS = int(probabilities.argmax())
@@ -44,13 +44,13 @@ print(tuple(heat.shape), f"from {float(heat.min()):.0f} to {float(heat.max()):.0
 xf.plot.heatmaps(picture, {"Grad-CAM": heat})
 
 # %% [markdown]
-# The cheek and the nose. Next, every other method. All are called alike, so a loop over the registry is
-# enough; `explain_all` is that loop, with whatever several of them need computed once. Methods that draw samples are given
-# few here, those that mask channels mask 64 of the 1,280, and those that fuse two maps take Group-CAM's, so that the notebook takes
-# seconds: RISE with its 4,000 masks looks smoother than with 200, and with one sample IS-CAM is Score-CAM.
+# The map highlights the cheek and the nose. Next, every other method. All methods have the same signature, so a loop over the
+# registry is enough; `explain_all` is that loop, and computes shared work only once. To keep the notebook fast, sampling methods
+# use few samples, methods that mask channels use 64 of the 1,280, and fusion methods use Group-CAM's map. RISE with its default of
+# 4,000 masks would look smoother than with 200, and with one sample IS-CAM equals Score-CAM.
 #
-# A method that needs a structure which the network does not have is left out: LeGrad and three more look at attention, and here is none. Asked by
-# name it says so, with a `StructureError`.
+# `explain_all` leaves out methods whose required structure the network does not have: LeGrad and three others need attention. Calling
+# such a method directly raises a `StructureError`.
 
 # %%
 maps = xf.explain_all(
@@ -74,25 +74,24 @@ figure, axes = plt.subplots(count, COLUMNS, figsize=(11, 2.05 * count), layout="
 for axis in axes.flat:
     axis.axis("off")
 for axis, (name, found) in zip(axes.flat, maps.items(), strict=False):
-    # Maps of single points are drawn up to their 99th percentile, or nothing of them would be seen.
+    # Pixel-level maps are clipped at their 99th percentile; otherwise they would be invisible.
     shown = (found / found.quantile(0.99)).clamp(max=1) if found.mean() < 0.05 else found
     axis.imshow(xf.plot.overlay(picture, shown))
     axis.set_title(xf.METHODS[name].title.replace(" Feature", "\nFeature"), fontsize=9)
 plt.show()
 
 # %% [markdown]
-# They agree on the face, and not on much else. Those that weight channels have the layer's resolution, 7 × 7; RISE, which
-# knows nothing of layers, has blobs wherever its masks happened to lie; integrated gradients and guided backprop, which look at pixels,
-# find the outlines of eyes and stripes. Many are alike, and have to be: after this layer come pooling and one linear layer, where
-# Grad-CAM, CAM, HiResCAM, XGrad-CAM and others are one and the same. And Random-CAM, which explains nothing, looks no less
-# convincing than the rest.
+# The maps agree on the face, and on little else. Methods that weight channels have the layer's resolution, 7 × 7. RISE uses no layer,
+# and has blobs where its random masks happened to lie. Integrated gradients and guided backprop work on pixels, and show the
+# outlines of eyes and stripes. Many maps are nearly identical, as theory predicts: only pooling and one linear layer follow this layer,
+# and then Grad-CAM, CAM, HiResCAM, XGrad-CAM and others are equal. Random-CAM explains nothing, yet looks as convincing as the
+# rest.
 #
 # ## Which one is right?
 #
-# That the maps differ means that looking at them proves nothing. So the network is asked: pixels are taken away in
-# the order of a map, the most relevant first, and a map that found what matters makes the probability fall at
-# once (*deletion*, low is good). Or they are shown in that order (*insertion*, high is good). Twelve maps of different kinds will
-# do, and one of random numbers, to have something to compare with.
+# The maps differ, and a visual check cannot tell which is right. So test them on the network: remove pixels in the order of a map,
+# the most relevant first. If the map is right, the probability falls quickly (*deletion*, lower is better). Or reveal pixels in
+# that order (*insertion*, higher is better). Below are twelve maps of different kinds, and a map of random numbers as a baseline.
 
 # %%
 JUDGED = (
@@ -117,8 +116,10 @@ figure, axis = plt.subplots(figsize=(8, 1 + 0.26 * len(ranked)), layout="constra
 for row, name in enumerate(reversed(ranked)):
     insertion, deletion = scores[name]
     axis.plot([deletion, insertion], [row, row], color="0.8", zorder=1)
-    axis.scatter([deletion], [row], color="tab:red", label="deletion, low is good" if row == 0 else None)
-    axis.scatter([insertion], [row], color="tab:blue", label="insertion, high is good" if row == 0 else None)
+    axis.scatter([deletion], [row], color="tab:red", label="deletion, lower is better" if row == 0 else None)
+    axis.scatter(
+        [insertion], [row], color="tab:blue", label="insertion, higher is better" if row == 0 else None
+    )
 axis.set(
     yticks=range(len(ranked)), yticklabels=reversed(ranked), xlabel="area under the curve", xlim=(0, None)
 )
@@ -127,16 +128,16 @@ axis.legend(loc="lower right")
 plt.show()
 
 # %% [markdown]
-# Every map of regions beats chance where pixels are shown: the face is what the network needs. But so does Random-CAM, which weights
-# channels by lot: at the last layer nearly every channel lies on the face, and a method has shown something only when it does better
-# than that. Where pixels are taken away, chance beats all maps of regions, and that says something of the metric: holes scattered over
-# the whole image spoil it for a network sooner than one large hole, wherever it is. So deletion is no measure between a map of points
-# and a map of regions. Integrated gradients and guided backprop scatter as well, and are good at both.
+# In insertion, every region map beats chance: the network needs the face. But so does Random-CAM, which weights channels at
+# random: at the last layer nearly every channel is active on the face. Only a method that beats Random-CAM has shown something.
+# In deletion, chance beats all region maps. This is a property of the metric: scattered holes disturb a network more than one large
+# hole, wherever it is. So deletion cannot compare pixel maps with region maps. Integrated gradients and guided backprop are scattered
+# too, and score well in both.
 #
-# One photograph decides nothing; [the third notebook](03_evaluate.ipynb) takes several, with intervals. But it shows how
-# little a pretty map is worth without a number, and how little a number is worth without knowing what it asks.
+# One photograph decides nothing; [the third notebook](03_evaluate.ipynb) uses several, with intervals. But this one shows that a
+# heatmap means little without a score, and a score means little unless you know what it measures.
 #
-# What is said here holds wherever the notebook runs:
+# The following checks hold on every machine:
 
 # %%
 assert CLS == 282

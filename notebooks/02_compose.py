@@ -13,9 +13,9 @@
 # %% [markdown]
 # # Compose: a method of your own
 #
-# Most methods of this family differ in one line: how a channel is weighted. That line is all that has to be written.
-# Batches, classes, targets, several classes at once, derivatives, the command line, the evaluation, and the checks that find
-# out whether it keeps its promises, come with it.
+# Most gradient methods differ in one line: how they weight a channel. That line is all you write. The library adds batches,
+# classes, targets, several classes at once, derivatives, the command line, the evaluation, and the checks that every method
+# has to pass.
 
 # %%
 import functools
@@ -39,9 +39,9 @@ dog, other = xf.images.prepare(skimage.data.astronaut(), net.preset)
 # %% [markdown]
 # ## An idea
 #
-# Grad-CAM averages the gradient over all places. But at most places of most channels there is next to nothing, and the
-# gradient there speaks of what would happen if there were something. So let a channel be weighted by the gradient at
-# its own peak, where it has actually found something.
+# Grad-CAM averages the gradient over all positions. But most channels are nearly zero at most positions, and there the
+# gradient describes a feature that is absent. Instead, weight each channel by the gradient at its peak, where the feature
+# is present.
 
 
 # %%
@@ -56,19 +56,19 @@ peakcam = xf.from_gradients(
 )
 
 # %% [markdown]
-# Three lines, and it is a method like any other:
+# With these three lines it is a method like any other:
 
 # %%
 both = torch.cat([x, dog])
 one = peakcam(net.model, None, x)  # the predicted class
 batch = peakcam(net.model, None, both, cls=[282, 652])  # one class for each image
 several = peakcam(net.model, None, x, cls=[[281, 282, 285]])  # three classes of one image
-why = peakcam(net.model, "_blocks.10", x, cls=lambda y: y[:, 282] - y[:, 285])  # this cat and not that one
+why = peakcam(net.model, "_blocks.10", x, cls=lambda y: y[:, 282] - y[:, 285])  # why 282 and not 285
 print(*(tuple(found.shape) for found in (one, batch, several, why)))
 
 # %% [markdown]
-# At the last layer of this network it has to be Grad-CAM: what comes after is pooling and one linear layer, so that the
-# gradient is the same at every place. An earlier layer is where the two part.
+# At the last layer of this network, Peak-CAM equals Grad-CAM: only pooling and one linear layer follow, so the gradient is the
+# same at every position. At an earlier layer the two differ.
 
 # %%
 LAYER = "_blocks.10"
@@ -80,17 +80,18 @@ rows = [
 xf.plot.grid(picture, rows)
 
 # %% [markdown]
-# ## Does it keep its promises?
+# ## Is it correct?
 #
-# `check_method` runs the battery that every method of the library passes: a batch equals its images, several classes
-# equal one at a time, channels may come in any order, threads share a model, nothing is left behind …
+# `check_method` runs the checks that every method of the library passes: a batch gives the same maps as its images one by
+# one, and several classes the same as one class at a time; the order of channels does not matter; threads can share a model; a
+# call leaves nothing behind; and more.
 
 # %%
 check_method(peakcam)
 
 # %% [markdown]
-# It passes. A weighting that seems as harmless does not: dividing by the largest gradient *of the batch* makes an image's
-# map depend on its neighbors. The failure says so.
+# It passes. The next weighting looks just as harmless, but fails: its threshold is a fraction of the largest gradient *of the
+# batch*, so an image's map depends on the other images. The failure says so.
 
 
 # %%
@@ -109,7 +110,7 @@ print(failure)
 # %% [markdown]
 # ## With keywords
 #
-# Keywords of the function become the method's, are checked by name, and can be set once and for all:
+# The function's keywords become the method's. Their names are checked, and you can set them once, in advance:
 
 
 # %%
@@ -127,10 +128,10 @@ sharpness = {
 xf.plot.heatmaps(picture, sharpness)
 
 # %% [markdown]
-# ## Beside the others
+# ## With other methods
 #
-# Wherever the name of a method goes, the method goes as well: into metrics, into `evaluate.run`, into `explain_all`, which
-# computes features and gradients once for all three of these.
+# Everything that takes a method's name also takes the method itself: metrics, `evaluate.run`, and `explain_all`, which here
+# computes features and gradients once for all three methods.
 
 # %%
 named = {
@@ -146,8 +147,8 @@ for name, drop in drops.items():
 # %% [markdown]
 # ## On the command line
 #
-# The command takes it as well: a file with the method in it, a colon, and the method's name. What follows is what
-# `xcam explain cat.png --methods gradcam my_methods.py:peakcam` does.
+# The command takes it as well, as the file that defines the method, a colon, and the method's name. The next cell runs
+# `xcam explain cat.png --methods gradcam my_methods.py:peakcam`.
 
 # %%
 folder = Path(tempfile.mkdtemp())
@@ -175,8 +176,8 @@ print(*written)
 # %% [markdown]
 # ## Fusions
 #
-# Two maps that err in different ways are better together. Any gradient method and any perturbation method fuse by name, in
-# Python and in the command (`xcam explain --example --methods layercam+ablationcam`); parts may be methods of your own.
+# Two maps with different errors can complement each other. Any gradient method and any perturbation method can be fused by name,
+# in Python and in the command (`xcam explain --example --methods layercam+ablationcam`), your own methods included.
 
 # %%
 fused = {
@@ -185,13 +186,13 @@ fused = {
 }
 
 # %% [markdown]
-# And the way in which they are fused can be yours as well. `xf.gain` asks the network how much of the class a heatmap shows; a
-# fusion is then arithmetic. Here, the geometric mean, which keeps only what both parts show, each to the power of what it gained:
+# You can also define the fusion itself. `xf.gain` measures how far the image masked by a heatmap scores above an empty image; the
+# fusion is then arithmetic. Here it is the geometric mean weighted by these gains, which keeps only what both maps show:
 
 
 # %%
 def geometric(D: Tensor, R: Tensor, gains: Tensor) -> Tensor:
-    """Heatmaps D and R (B, h, w), and what each gains (2, B), to one heatmap."""
+    """Fuse heatmaps D and R (B, h, w), with their gains (2, B), into one heatmap."""
     share = gains.relu() / gains.relu().sum(0).clamp(min=1e-12)
     return xf.heatmap(D ** share[0, :, None, None] * R ** share[1, :, None, None], tuple(D.shape[1:]))
 
@@ -202,7 +203,7 @@ fused["geometric"] = geometric(D, R, gain(D, R))
 xf.plot.heatmaps(picture, fused)
 
 # %% [markdown]
-# The claims of this notebook:
+# Checks of this notebook's claims:
 
 # %%
 assert torch.allclose(one, xf.gradcam(net.model, None, x), atol=1e-4)  # pooling and one linear layer

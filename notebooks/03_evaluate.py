@@ -11,10 +11,10 @@
 # ---
 
 # %% [markdown]
-# # Evaluate: which method, and how sure?
+# # Evaluate: which method is best, and how certain is that?
 #
 # One photograph proves nothing about a method. This notebook makes a small data set, evaluates four methods on it, and
-# asks how far the answer can be trusted. It is what `xcam evaluate` and `xcam report` do, step by step.
+# measures how reliable the result is. These are the steps of `xcam evaluate` and `xcam report`.
 
 # %%
 import tempfile
@@ -30,9 +30,9 @@ import xcam_fn as xf
 # %% [markdown]
 # ## A data set
 #
-# Four photographs come with scikit-image. Each is taken whole and cut, which makes eight pictures in a folder, as a camera
-# might leave it; and the network gets them at 160 pixels, so that this notebook takes seconds. A real evaluation has a hundred
-# different ones: what these eight can show is how it is done, and how wide intervals are.
+# The data set is a folder with four photographs from scikit-image, each in full and cropped, which makes eight pictures. The network
+# gets them at 160 pixels, to keep this notebook fast. A real evaluation uses a hundred different photographs; these eight show how
+# to run one, and how wide the intervals are.
 
 # %%
 folder = Path(tempfile.mkdtemp())
@@ -51,17 +51,17 @@ print(len(photographs), "photographs, such as", photographs[0].name)
 # %% [markdown]
 # ## The run
 #
-# Every method on every photograph, three metrics each. Results go into a file as they come, so that a run that is killed goes
-# on where it stopped; run again, as here, nothing is done twice.
+# The run scores every method on every photograph with three metrics. It writes results to a file as it goes, so a run that is killed
+# continues where it stopped. The second run below finds everything done and computes nothing.
 #
-# Two of the four are there to test the test. One weights channels by a pattern that has nothing to do with the class, as a method
-# that explains nothing would. The other is Grad-CAM with its sign turned, which points at what speaks *against* the class: if the
-# evaluation cannot tell that from Grad-CAM, it is blind.
+# Two of the four methods test the evaluation itself. `pattern` weights channels by a pattern unrelated to the class, so it explains
+# nothing. `turned` is Grad-CAM with its sign flipped, which highlights evidence *against* the class: an evaluation that cannot
+# distinguish it from Grad-CAM is useless.
 
 
 # %%
 def pattern(A, G):
-    """Weights that have nothing to do with the class: a fixed pattern of signs."""
+    """Weights unrelated to the class: a fixed pattern of signs."""
     signs = 1.0 - 2.0 * ((A.new_tensor(range(A.shape[1])) * 7) % 5 < 2)
     return signs.expand(A.shape[:2])
 
@@ -108,27 +108,27 @@ for axis, metric in zip(axes, METRICS, strict=True):
 plt.show()
 
 # %% [markdown]
-# ## Is a difference one?
+# ## Is a difference significant?
 #
-# Intervals that overlap do not settle it, as the methods were run on the *same* photographs: some are hard for
-# all. So pairs are compared photograph by photograph. `p` is the chance of such a difference were the two alike (signs
-# flipped at random), corrected for how many pairs were looked at.
+# Overlapping intervals do not answer this: all methods ran on the *same* photographs, and some photographs are hard for every
+# method. So methods are compared in pairs, photograph by photograph. `p` is the probability of a difference this large if the two
+# were equally good (signs flipped at random), corrected for the number of pairs.
 
 # %%
 compared = xf.report.pairs(found)
 for pair in compared:
     if pair.metric == "insertion":
-        verdict = f"{pair.better} is better" if pair.better else "no telling"
+        verdict = f"{pair.better} is better" if pair.better else "not significant"
         print(f"{pair.first:10} {pair.second:10} {pair.difference:+.3f}  p = {pair.p:.3f}  {verdict}")
 
 # %% [markdown]
-# The turned Grad-CAM is told from both methods, so the evaluation is not blind. But it cannot tell Grad-CAM
-# from Group-CAM, nor either of them from a pattern that explains nothing. At this network's last layer nearly all channels are
-# about the object, so any of them lands on it, and eight photographs are far too few to see how much
-# better a real weighting does. A table without intervals would have named a winner.
+# `turned` is significantly worse than both real methods, so the evaluation can detect a bad one. But it cannot distinguish
+# Grad-CAM from Group-CAM, or either from a pattern that explains nothing. At this network's last layer nearly all channels are active
+# on the object, so almost any weighting highlights it, and eight photographs are far too few to show how much better a real weighting
+# is. A table without intervals would have named a winner.
 #
-# The report says so in sentences made from the numbers: methods are ranked on each photograph, and leaders are those whose mean ranks
-# are no further from the best than chance allows.
+# The report draws these conclusions in sentences generated from the numbers. It ranks the methods on each photograph; leaders are the
+# methods whose mean rank is no further from the best than chance allows.
 
 # %%
 print(*xf.report.advice(xf.report.board(found)), sep="\n")
@@ -136,14 +136,14 @@ print(*xf.report.advice(xf.report.board(found)), sep="\n")
 # %% [markdown]
 # ## Curves
 #
-# A mean of areas is a thin summary. The curves behind it, the mean over photographs:
+# A mean area says little about the shape of the curves. Here are the curves, averaged over photographs:
 
 # %%
 figures = xf.report.figures(found)
 figures["insertion"]
 
 # %% [markdown]
-# And for one photograph what the network sees on the way: this is what *insertion* means.
+# And for one photograph, the images that the network sees during *insertion*:
 
 # %%
 x, picture = xf.images.prepare(folder / "rocket_whole.jpg", net.preset)
@@ -156,15 +156,15 @@ xf.plot.frames(picture, heat, fractions=shown, scores=scores)
 # %% [markdown]
 # ## The page
 #
-# `report.write` puts all of it into a folder: tables as Markdown and CSV, figures, and `report.html`, one file with the photographs
-# on which the methods agree most and least.
+# `report.write` saves everything in a folder: tables as Markdown and CSV, figures, and `report.html`, a single file that also shows
+# the photographs on which the methods agree most and least.
 
 # %%
 written = xf.report.write(found, output)
 print(*(path.name for path in written))
 
 # %% [markdown]
-# What this notebook claims:
+# Checks of this notebook's claims:
 
 # %%
 assert outcome.photographs == len(photographs) == 8

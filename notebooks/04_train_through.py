@@ -13,12 +13,11 @@
 # %% [markdown]
 # # Training through the explanation
 #
-# A heatmap of `xcam_fn` is a function of the image and of the parameters, so a loss may ask something of it. Here a
-# network is trained on pictures that give their class away twice: by an object, and by a small colored patch in the
-# corner that has nothing to do with it. The patch is easier, so the network learns the patch, and fails where the patch
-# is another. One more term in the loss, that the Grad-CAM map is to be zero outside the object, makes it learn the object:
-# *right for the right reasons* (Ross et al., arXiv:1703.03717), with the map of a convolution in the place of the
-# input's gradient.
+# A heatmap of `xcam_fn` is a differentiable function of the image and of the parameters, so it can be part of a loss. Here a
+# network is trained on pictures with two cues to the class: an object, and a small colored patch in the corner, unrelated to the
+# object. The patch is easier to learn, so the network learns the patch, and fails when the patch has the other color. One
+# more term in the loss penalizes the Grad-CAM map outside the object, and the network learns the object instead: *right for
+# the right reasons* (Ross et al., arXiv:1703.03717), with the map of a convolution instead of the input's gradient.
 
 # %%
 import matplotlib.pyplot as plt
@@ -33,9 +32,9 @@ SIZE = 32
 
 
 def pictures(count: int, seed: int, *, patch: str = "tells") -> tuple[Tensor, Tensor, Tensor]:
-    """Disks (class 0) and crosses (class 1) on noise, and where they are: (N, 3, 32, 32), (N,), (N, 32, 32).
+    """Disks (class 0) and crosses (class 1) on noise, labels and masks: (N, 3, 32, 32), (N,), (N, 32, 32).
 
-    The patch in the corner is red for disks and blue for crosses; with patch="lies" it is the other one.
+    The patch in the corner is red for disks and blue for crosses; with patch="lies" the colors are swapped.
     """
     generator = torch.Generator().manual_seed(seed)
     label = torch.randint(2, (count,), generator=generator)
@@ -68,13 +67,13 @@ def network(seed: int) -> nn.Sequential:
 LAYER = "7"  # the last convolution's activation, 32 maps of 8 x 8
 
 # %% [markdown]
-# The added loss is one line of explanation and one of comparison. `create_graph=True` records the map's computation, so
-# that `loss.backward()` reaches the parameters.
+# The added loss takes one line to compute the map and one to compare it. `create_graph=True` keeps the graph of the map's
+# computation, so `loss.backward()` reaches the parameters.
 
 
 # %%
 def outside(model: nn.Module, x: Tensor, label: Tensor, inside: Tensor) -> Tensor:
-    """How much of the Grad-CAM map of either class lies outside the object."""
+    """The mean squared Grad-CAM map of both classes outside the object."""
     small = F.max_pool2d(inside[:, None].float(), 4)[:, 0]
     both = torch.stack([label, 1 - label], 1)
     cam = xf.gradcam(model, LAYER, x, both, postprocess=None, create_graph=True)
@@ -109,11 +108,11 @@ figures = {
     for name, model in {"ordinary": ordinary, "with the map's loss": guided}.items()
 }
 for name, (same, moved) in figures.items():
-    print(f"{name:20}  accuracy with the patch it knows {same:.1%}, with the other one {moved:.1%}")
+    print(f"{name:20}  accuracy with the training patch {same:.1%}, with the swapped patch {moved:.1%}")
 
 # %% [markdown]
-# The ordinary network is as good as perfect until the patch lies, and then it is wrong nearly always. The other one hardly
-# notices the patch. Their heatmaps say so as well:
+# The ordinary network is nearly perfect with the training patch, and nearly always wrong with the swapped one. The guided network
+# hardly depends on the patch. The heatmaps agree:
 
 # %%
 x, label, _ = pictures(4, seed=7, patch="lies")
@@ -132,8 +131,8 @@ plt.show()
 # %% [markdown]
 # ## The same with `torch.func.grad`
 #
-# Nothing above depends on `backward`. Here the parameters are an argument, `functional_call` puts them in, and `grad` of
-# the whole returns what `backward` leaves in `.grad`.
+# Nothing above depends on `backward`. Here the parameters are an argument, `functional_call` inserts them into the model, and
+# `grad` returns the same gradients that `backward` stores in `.grad`.
 
 
 # %%
@@ -159,7 +158,7 @@ largest = max(float((by_transform[name] - value).abs().max()) for name, value in
 print(f"{len(by_backward)} gradients, largest difference {largest:.1e}")
 
 # %% [markdown]
-# The figures of this notebook are checked wherever it is run:
+# Checks of this notebook's figures:
 
 # %%
 assert figures["ordinary"][0] > 0.98

@@ -13,12 +13,12 @@
 # %% [markdown]
 # # From other libraries
 #
-# You have code for pytorch-grad-cam, TorchCAM, Captum or XplainCAM. This notebook has theirs first and ours below it, and the largest
-# difference of the two maps. Where a library computes something else than the paper, `variant=` computes what it computes, so
-# that published numbers can be reproduced before anything is changed.
+# If you have code for pytorch-grad-cam, TorchCAM, Captum or XplainCAM, this notebook shows how to port it: first their code, then
+# ours, then the largest difference between the two maps. If a library departs from the paper, `variant=` follows the library, so
+# you can reproduce published numbers before you change anything.
 #
-# What goes away in all cases: an object that hooks the model, `with` around it, the order of calls that has to be kept, and the
-# graph that `backward` needs.
+# In every case you no longer need an object that hooks the model, a `with` block around it, a fixed order of calls, or a graph kept
+# for `backward`.
 
 # %%
 import copy
@@ -39,14 +39,14 @@ model = net.model
 x, picture = xf.images.prepare(skimage.data.chelsea(), net.preset)
 LAYER, CLS = "_blocks.15", 282
 
-# Libraries that hook a model get a copy. (Ours does not touch it, and needs none.)
+# Libraries that hook a model get a copy. (Ours never modifies the model, so it needs no copy.)
 hooked = copy.deepcopy(model)
 module = hooked.get_submodule(LAYER)
 differences, pictures = {}, {}
 
 
 def compared(name, theirs, ours):
-    """Write down the largest difference of two maps (1, h, w) in [0, 1]."""
+    """Record the largest difference between two maps (1, h, w) in [0, 1], and draw both."""
     differences[name] = float((torch.as_tensor(theirs) - ours).abs().max())
     pictures[f"{name}: theirs"], pictures["ours"] = theirs, ours
     figure = xf.plot.heatmaps(picture, pictures)
@@ -56,7 +56,7 @@ def compared(name, theirs, ours):
 
 
 def as_heatmap(raw):
-    """What a library leaves to its user: ReLU, resize, min-max."""
+    """Apply ReLU, resizing and min-max scaling, for libraries that leave this to the user."""
     return xf.heatmap(raw.detach(), tuple(x.shape[2:]))
 
 
@@ -78,10 +78,10 @@ ours = xf.gradcam(model, LAYER, x, CLS)
 compared("pytorch-grad-cam, GradCAM", theirs, ours)
 
 # %% [markdown]
-# The arrays differ in kind (numpy there, a tensor here) and both are (B, h, w) in [0, 1]. A list of layers there is
-# `explain_all` over layers here; `targets` are the argument `cls`, which also takes any callable of the output.
+# Theirs is a numpy array, ours a tensor; both are (B, h, w) in [0, 1]. Instead of a list of layers, use `xf.multi_layer(method, layers)`; instead of
+# `targets`, use the argument `cls`, which also takes any function of the output.
 #
-# Their Grad-CAM++ is not the paper's (see *What other libraries compute* in the documentation). What they compute:
+# Their Grad-CAM++ differs from the paper (see *What other libraries compute* in the documentation). Their definition:
 
 # %%
 with pytorch_grad_cam.GradCAMPlusPlus(hooked, [module]) as cam:
@@ -93,9 +93,9 @@ papers = xf.gradcam_pp(model, LAYER, x, CLS)
 compared("pytorch-grad-cam, GradCAMPlusPlus", theirs, ours)
 
 # %% [markdown]
-# Eigen-CAM has no class. Theirs centers the channels before it looks for their first component, which the paper does not, and the sign is
-# what the solver happens to return; ours is fixed. `eigen_smooth=True` there is `xf.eigen_smooth(method)` here, `aug_smooth=True` is
-# `xf.smooth(method)`.
+# Eigen-CAM has no class. Unlike the paper, theirs centers the channels before it computes their first component, and its sign is
+# whatever the solver returns; ours is fixed. Instead of `eigen_smooth=True`, use `xf.eigen_smooth(method)`; instead of
+# `aug_smooth=True`, use `xf.smooth(method)`.
 
 # %%
 with pytorch_grad_cam.EigenCAM(hooked, [module]) as cam:
@@ -103,14 +103,14 @@ with pytorch_grad_cam.EigenCAM(hooked, [module]) as cam:
 ours = xf.find_method("eigencam", variant="pytorch-grad-cam")(model, LAYER, x)
 negative = xf.heatmap(-xf.eigencam(model, LAYER, x, center=True, postprocess=None), tuple(x.shape[2:]))
 turned = (torch.as_tensor(theirs) - ours).abs().max() > (torch.as_tensor(theirs) - negative).abs().max()
-print("their sign is", "the other one" if turned else "ours")
+print("their sign is", "the opposite of ours" if turned else "the same as ours")
 
 compared("pytorch-grad-cam, EigenCAM", theirs, negative if turned else ours)
 
 # %% [markdown]
 # ## TorchCAM
 #
-# Theirs. The forward has to run between making the extractor and calling it, and its graph has to be alive:
+# Theirs. The forward pass has to run after the extractor is created and before it is called, and its graph has to stay alive:
 
 # %%
 with torchcam.methods.LayerCAM(hooked, LAYER) as extractor:
@@ -127,10 +127,10 @@ ours = xf.layercam(model, LAYER, x, CLS)
 compared("TorchCAM, LayerCAM", theirs, ours)
 
 # %% [markdown]
-# TorchCAM's `normalized=True` map has the layer's size; `postprocess=None` is that of ours before normalization. Several
-# extractors on one model hook it several times; here every call stands alone.
+# TorchCAM's `normalized=True` map has the layer's size. Our `postprocess=None` map has that size too, before normalization. Several
+# extractors on one model add several sets of hooks; our calls are independent.
 #
-# Their Score-CAM is a softmax over channels of the logit's increase. To keep this short, both look at a small picture:
+# Their Score-CAM weights channels by a softmax of the logit's increase. To save time, both explain a small picture:
 
 # %%
 small = F.interpolate(x, size=(96, 96), mode="bilinear", align_corners=False)
@@ -143,8 +143,8 @@ differences["TorchCAM, ScoreCAM"] = float((theirs - ours).abs().max())
 print(f"largest difference {differences['TorchCAM, ScoreCAM']:.1e}")
 
 # %% [markdown]
-# LeGrad is for transformers; a small one with random weights will do to compare. TorchCAM wants to be told how the network's head makes a score of a
-# block's tokens; here the head is found.
+# LeGrad is for transformers; a small one with random weights is enough to compare. TorchCAM needs a function that maps a block's
+# tokens to scores; ours finds the head itself.
 
 # %%
 torch.manual_seed(0)
@@ -166,7 +166,7 @@ print(f"largest difference {differences['TorchCAM, LeGrad']:.1e}")
 # %% [markdown]
 # ## Captum
 #
-# Theirs, which leaves upsampling and scaling to its user:
+# Theirs, which leaves upsampling and scaling to the user:
 
 # %%
 raw = LayerGradCam(hooked, module).attribute(x, target=CLS, relu_attributions=True)
@@ -181,9 +181,9 @@ ours = xf.gradcam(model, LAYER, x, CLS)
 compared("Captum, LayerGradCam", theirs, ours)
 
 # %% [markdown]
-# Integrated gradients, both with the image's black replaced by the mean color, which is 0 after normalization. Captum
-# returns three channels of signed attributions; their sum is what `postprocess=None` returns. Ours chooses the weight of each
-# interval so that the attributions add up to the difference of the scores, so the two agree closely and not to the digit.
+# Integrated gradients, both with the mean color as the baseline, which is 0 after normalization. Captum returns three channels
+# of signed attributions; `postprocess=None` returns their sum. Ours chooses the weight of each interval to make the attributions
+# add up to the difference of the scores, so the two agree closely but not exactly.
 
 # %%
 signed = IntegratedGradients(model).attribute(x, target=CLS, n_steps=24, internal_batch_size=8).sum(1)
@@ -199,7 +199,7 @@ print(
 # %% [markdown]
 # ## XplainCAM
 #
-# XplainCAM's code is shown and not run. As its README has it:
+# XplainCAM's code is only shown, not run. From its README:
 #
 # ```text
 # with GradCAM(model, target_layer=None) as cam_extractor:
@@ -211,16 +211,16 @@ print(
 # InsertionDeletion(model=model).compute(image=input_tensor, heatmap=cam, mode="Insertion", return_steps=True)
 # ```
 #
-# | there | here |
+# | XplainCAM | xcam_fn |
 # |---|---|
-# | `GradCAM(model, target_layer=None)` | `xf.gradcam(model, None, x, cls)`, a function in the place of each class |
+# | `GradCAM(model, target_layer=None)` | `xf.gradcam(model, None, x, cls)`, a function instead of each class |
 # | `class_idx=` | `cls`, one for each image of a batch |
 # | `visualize_cam(img, cams)` | `xf.plot.heatmaps(picture, maps)` |
 # | `AvgDropConf(…).summary()` | `xf.average_drop(model, x, heat, cls)`, `xf.increase_in_confidence(…)` |
 # | `InsertionDeletion(…).compute(…, mode="Insertion")` | `xf.insertion(model, x, heat, cls)`, `xf.deletion(…)` |
 # | `plot_curves(…)` | `xf.plot.curves({"Grad-CAM": curve}, picture, heat)` |
 #
-# Ours, which the library's tests compare with maps that XplainCAM itself has made:
+# Ours; the library's tests compare these maps with XplainCAM's own:
 
 # %%
 variants = {
@@ -230,7 +230,7 @@ variants = {
 xf.plot.heatmaps(picture, variants)
 
 # %% [markdown]
-# ## What came out
+# ## Summary
 
 # %%
 for name, difference in differences.items():

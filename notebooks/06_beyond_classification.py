@@ -13,13 +13,13 @@
 # %% [markdown]
 # # Beyond classification
 #
-# A heatmap answers *what in the picture made this number large?* The number need not be a class's logit. It may be the
-# logit of a class over some pixels, the score of a detected box, the likeness of two pictures, or anything else that a
-# network computes. In `xcam_fn` that number is a *target*, a function from the network's output to one score for each
-# image, and every method takes it in the place of the class.
+# A heatmap answers *which parts of the picture made this score large?* The score need not be a class's logit. It can be a class's
+# logit over some pixels, the score of a detected box, the similarity of two pictures, or anything else that a network
+# computes. In `xcam_fn` it is defined by a *target*, a function from the network's output to one score per image, and
+# every method accepts a target instead of a class.
 #
-# Every part of this notebook has an answer that is known beforehand, so that the maps can be checked and not only
-# admired: pictures are put together from several photographs, and a map has to find the right one.
+# In every part of this notebook the right answer is known, so the maps can be checked: pictures are composed of several
+# photographs, and a map has to find the right one.
 
 # %%
 from pathlib import Path
@@ -50,7 +50,7 @@ picture = tiled([torch.as_tensor(shown).movedim(-1, 0) for _, shown in prepared]
 
 
 def share(heatmap: Tensor, quadrant: int) -> float:
-    """How much of a heatmap is in one of the four photographs: a quarter of it if it knew nothing."""
+    """The share of a heatmap inside one of the four photographs; a quarter is chance."""
     h, w = heatmap.shape[-2] // 2, heatmap.shape[-1] // 2
     row, column = divmod(quadrant, 2)
     part = heatmap[..., row * h : (row + 1) * h, column * w : (column + 1) * w]
@@ -60,12 +60,11 @@ def share(heatmap: Tensor, quadrant: int) -> float:
 # %% [markdown]
 # ## Segmentation
 #
-# A dense network returns logits for every pixel, (B, classes, H, W). `segment(cls, mask)` is the mean of a class's logit
-# over the pixels of a mask; without a mask, over the pixels where the class wins.
+# A segmentation network returns logits for every pixel, (B, classes, H, W). `segment(cls, mask)` is the mean of a class's logit
+# over the pixels of a mask; without a mask, over the pixels predicted as that class.
 #
-# A classifier that ends in pooling and a linear layer becomes a dense network when the linear layer is applied to each
-# position and the pooling left out. `bind` says so in one function, and what it returns is a network like any other, its
-# layers called as before.
+# A classifier that ends in pooling and a linear layer becomes a segmentation network if you drop the pooling and apply the linear
+# layer at each position. `bind` does this with one function; it returns a network like any other, with the same layer names.
 
 
 # %%
@@ -92,13 +91,13 @@ segmented.popitem()  # three maps fill a row
 xf.plot.heatmaps(picture, segmented)
 
 # %% [markdown]
-# The titles say how many of the 14 × 14 positions each class wins.
+# The titles give the number of positions, of 14 × 14, predicted as each class.
 #
 # ## Detection
 #
-# `detection(box, label)` is for torchvision's detectors, whose output is a list with boxes, labels and scores for each
-# image. The score is that of the detection that matches the box best, times how well it does (intersection over
-# union). For a network of torchvision:
+# `detection(box, label)` explains torchvision's detectors, whose output is a list of boxes, labels and scores for each
+# image. The target is the score of the detection that matches the box best, times their intersection over union. For a
+# torchvision network:
 #
 # ```python
 # detector = torchvision.models.detection.fasterrcnn_resnet50_fpn(weights="DEFAULT").eval()
@@ -106,13 +105,13 @@ xf.plot.heatmaps(picture, segmented)
 # xf.gradcam(detector, "backbone.body.layer4", x, cls=xf.targets.detection(best))
 # ```
 #
-# Its weights are a download, so a detector of our own stands in: it looks at windows of half the picture's size, and
-# reports each in which one class is more probable than 0.2.
+# Its weights would have to be downloaded, so this notebook uses a detector of its own: it classifies windows of half the picture's
+# size, and reports each window in which a class has a probability above 0.2.
 
 
 # %%
 def windows(net: Any, x: Tensor) -> list[dict[str, Tensor]]:
-    """Detections as torchvision returns them: windows whose pooled features are sure of a class."""
+    """Detections in torchvision's format: windows whose pooled features predict a class."""
     features = net.extract_features(x)
     side, step = features.shape[-1] // 2, 32
     pooled = F.avg_pool2d(features, side, stride=1)
@@ -145,7 +144,7 @@ assert share(detected["the box of the tripod"], TRIPOD) > 0.6
 xf.plot.heatmaps(picture, detected)
 
 # %% [markdown]
-# A label that was not found, or an image in which nothing was, is an error that says so:
+# If the label was not detected, or nothing was, the error says so:
 
 # %%
 message = ""
@@ -159,11 +158,11 @@ assert "image 0 has no detection with label 1; its labels are [" in message
 # %% [markdown]
 # ## Embeddings
 #
-# Without its last layer the same network is a tower that turns a picture into 1,280 numbers. `similarity(embedding)` is
-# the cosine of the angle to another picture's embedding (or, with a CLIP-like network, to a sentence's), and the map
-# shows what in one picture is like the other. Each of the four photographs is mirrored, embedded on its own, and looked
-# for in the picture of all four. What an embedding shares with all the others says nothing about it, so their mean is
-# taken away: a difference of targets.
+# Without its last layer the same network is an encoder that turns a picture into 1,280 numbers. `similarity(embedding)` is
+# the cosine similarity to another picture's embedding (or, with a CLIP-like network, to a sentence's), and the map
+# shows which parts of one picture resemble the other. Each of the four photographs is mirrored and embedded, and its map has to
+# find it in the picture of all four. The part that all embeddings share does not distinguish them, so the mean of the four targets
+# is subtracted.
 
 
 # %%
@@ -190,20 +189,20 @@ xf.plot.heatmaps(picture, alike)
 # %% [markdown]
 # ## Two inputs
 #
-# A network that is asked something about a picture takes the question too. This one has weights set by hand: asked for a
-# color, it returns how much of that color there is, in a dict with other things. The map of the answer has to be where
-# the color is. `bind` puts the question and a keyword in and takes the answer out.
+# A network that answers questions about a picture has the question as a second input. This one has weights set by hand: the
+# question is a color, and the answer is the amount of that color, in a dict with other outputs. The map of the answer has to
+# highlight that color. `bind` supplies the question and a keyword, and selects the answer.
 
 
 # %%
 class Asked(nn.Module):
-    """How much of the color asked for there is in the picture."""
+    """Measures how much of the requested color is in the picture."""
 
     def __init__(self) -> None:
         super().__init__()
         self.color = nn.Conv2d(
             3, 3, 1, bias=False
-        )  # a channel for each of red, green, blue: the excess of it
+        )  # a channel for each of red, green and blue: its excess over the others
         with torch.no_grad():
             self.color.weight[:, :, 0, 0] = 1.5 * torch.eye(3) - 0.5
         self.rectified = nn.ReLU()
@@ -233,12 +232,12 @@ for color, name in enumerate(["red", "green", "blue"]):
 xf.plot.heatmaps(disks[0].movedim(0, -1).numpy(), asked, alpha=0.85)
 
 # %% [markdown]
-# ## What tells two classes apart
+# ## What distinguishes two classes
 #
-# Targets of classes can be composed as well. `contrast()` takes the logits of the most similar classes away from the
-# class's own (Finer-CAM, arXiv:2501.11309). What makes this animal a cat counts for tabbies too, and cancels; what is
-# left is what makes it a tiger cat: the map draws together around the eye. Perturbation methods and metrics take such a target too; the classes it compares
-# stay those of the picture as it is.
+# Class targets can be combined as well. `contrast()` subtracts the logits of the most similar classes from the class's own
+# (Finer-CAM, arXiv:2501.11309). Evidence for cats in general cancels out, and only evidence for this class remains: the
+# map shrinks to the region around the eye. Perturbation methods and metrics accept this target too; the compared classes are
+# those of the unperturbed picture.
 
 # %%
 cat, shown = prepared[CAT]

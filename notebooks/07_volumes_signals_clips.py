@@ -13,8 +13,9 @@
 # %% [markdown]
 # # Volumes, signals, clips, and a detector
 #
-# A heatmap has as many axes as its input: one for a signal, three for a volume, and for a clip two of the picture and one of time. The functions
-# are the same. Four small networks are trained here, in seconds and on data made in place, so that it is known where each map has to be.
+# A heatmap has the spatial and time axes of its input: one for a signal, three for a volume, and three for a clip, with time. The
+# functions are the same. This notebook trains four small networks on synthetic data, in seconds, so the right location of each map
+# is known.
 
 # %%
 from collections.abc import Callable
@@ -32,7 +33,7 @@ torch.manual_seed(0)
 
 
 def trained(net: nn.Module, draw: Draw, steps: int) -> nn.Module:
-    """The network, trained to tell the two kinds of input that `draw(count, generator)` returns with labels and masks."""
+    """Train the network to classify the inputs of `draw(count, generator)`, which returns inputs, labels and masks."""
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.Adam(net.parameters(), 0.01)
     for _ in range(steps):
@@ -45,13 +46,13 @@ def trained(net: nn.Module, draw: Draw, steps: int) -> nn.Module:
     net.eval()
     with torch.no_grad():
         right = float((net(x).argmax(1) == label).double().mean())
-    print(f"{right:.0%} of 64 new ones are right")
+    print(f"accuracy on 64 new inputs: {right:.0%}")
     assert right > 0.9
     return net
 
 
 def network(axes: int, kernel: int, width: int = 12) -> nn.Module:
-    """Two convolutions, their maximum over all places, and a linear layer."""
+    """Two convolutions, global max pooling and a linear layer."""
     Conv, Pool = getattr(nn, f"Conv{axes}d"), getattr(nn, f"AdaptiveMaxPool{axes}d")
     layers = [
         Conv(1, width, kernel, padding=kernel // 2),
@@ -62,19 +63,19 @@ def network(axes: int, kernel: int, width: int = 12) -> nn.Module:
 
 
 def share(heatmap: Tensor, inside: Tensor) -> float:
-    """How much of a heatmap is where the evidence is."""
+    """The share of a heatmap inside the mask."""
     return float((heatmap * inside).sum() / heatmap.sum())
 
 
 # %% [markdown]
 # ## A volume
 #
-# Noise with a bright blob, in class 1, or a thin rod, in class 0. Voxels are 3 mm deep and 1 mm wide.
+# Noise with a bright blob (class 1) or a thin rod (class 0). Voxels are 3 mm deep and 1 mm wide.
 
 
 # %%
 def volumes(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Volumes (count, 1, 12, 20, 20), their labels, and where the blob or the rod is."""
+    """Volumes (count, 1, 12, 20, 20), their labels, and masks of the blob or rod."""
     x = 0.5 * torch.randn(count, 1, 12, 20, 20, generator=generator)
     label = torch.randint(2, (count,), generator=generator)
     inside = torch.zeros(count, 12, 20, 20)
@@ -97,7 +98,7 @@ assert share(heatmap, F.max_pool3d(inside[None, None], 3, 1, 1)[0, 0]) > 0.8
 xf.plot.volume(x[0], heatmap, spacing=(3.0, 1.0, 1.0), unit="mm")
 
 # %% [markdown]
-# The same as slices, and as an animation: `xf.plot.animation(x[0], heatmap, window=(-1, 4)).save("slices.gif", writer="pillow")`.
+# The same volume as slices. For an animation, use `xf.plot.animation(x[0], heatmap, window=(-1, 4)).save("slices.gif", writer="pillow")`.
 
 # %%
 xf.plot.volume(x[0], heatmap, slices=5, spacing=(3.0, 1.0, 1.0), unit="mm")
@@ -105,14 +106,14 @@ xf.plot.volume(x[0], heatmap, slices=5, spacing=(3.0, 1.0, 1.0), unit="mm")
 # %% [markdown]
 # ## A signal
 #
-# A short tone in noise, of 500 Hz or of 1,000 Hz, sampled 4,000 times a second.
+# A short tone in noise, 500 Hz or 1,000 Hz, sampled at 4,000 Hz.
 
 # %%
 RATE = 4000
 
 
 def tones(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Signals (count, 1, 512), their labels, and where the tone is."""
+    """Signals (count, 1, 512), their labels, and masks of the tone."""
     label = torch.randint(2, (count,), generator=generator)
     begin = torch.randint(0, 400, (count, 1), generator=generator)
     sample = torch.arange(512)
@@ -135,12 +136,12 @@ xf.plot.signal(x[0], heard["Layer-CAM"], rate=RATE, spectrogram=64, names=["tone
 # %% [markdown]
 # ## A clip
 #
-# A square that moves to the right, class 1, or to the left, class 0. No single frame tells which: the network has to look at time.
+# A square that moves to the right (class 1) or to the left (class 0). No single frame shows the direction: the network has to use time.
 
 
 # %%
 def clips(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Clips (count, 1, 8, 16, 24), their labels, and where the square is."""
+    """Clips (count, 1, 8, 16, 24), their labels, and masks of the square."""
     label = torch.randint(2, (count,), generator=generator)
     inside = torch.zeros(count, 8, 16, 24)
     for i in range(count):
@@ -163,7 +164,7 @@ xf.plot.video(*shown, count=4, fps=8.0)
 # %% [markdown]
 # ## One scale for many maps
 #
-# Each heatmap reaches up to 1, that of the wrong direction too. On one scale the two classes can be compared.
+# Each heatmap is scaled to a maximum of 1, even that of the wrong direction. On a common scale, the two classes can be compared.
 
 # %%
 both = xf.gradcam(watcher, None, x, [[0, 1]], postprocess=partial(xf.heatmap, scale="batch"))[0]
@@ -176,13 +177,13 @@ assert np.isclose(float(xf.gradcam(watcher, None, x, 1 - right).max()), 1.0)
 # %% [markdown]
 # ## A detector
 #
-# A head that says of each of 8 × 12 cells how sure it is of a cross or of a disk there, in the layout of YOLO's: boxes and classes, (1, 4 + 2, 96).
-# The question is about one box: what made the network sure of the cross, and what of the disk?
+# The head scores a cross and a disk in each of 8 × 12 cells; its output has YOLO's layout, boxes and classes, (1, 4 + 2, 96).
+# The target is one box: which pixels made the network detect the cross, and which the disk?
 
 
 # %%
 class Detector(nn.Module):
-    """Boxes of 12 pixels around cells of 4, and how sure the network is of each of two classes."""
+    """Boxes of 12 pixels around cells of 4 pixels, with the scores of two classes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -207,7 +208,7 @@ def scenes(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         ],
         2,
     )
-    places[:, 1, 1] += 5  # the disk stands on the right
+    places[:, 1, 1] += 5  # the disk is on the right
     down, right = (torch.arange(n)[None, None] - 4 * places[..., i, None] - 2 for i, n in enumerate((32, 48)))
     down, right = down[..., :, None].abs(), right[..., None, :].abs()
     near = (down <= 5) & (right <= 5)

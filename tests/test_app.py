@@ -161,7 +161,7 @@ def test_the_weights_box_does_not_tell_which_files_there_are(tmp_path):
     for name in ("missing.pth", "notes.txt", "other.pth", "."):
         path = str(tmp_path / name)
         with pytest.raises(
-            ValueError, match=r"cannot have weights .*; expected a checkpoint of it"
+            ValueError, match=r"cannot load weights .*; expected a checkpoint of this model"
         ) as caught:
             app.load(SMALL, path, "cpu")
         said.add(str(caught.value).replace(path, "PATH"))
@@ -335,7 +335,7 @@ def test_a_photograph_is_explained_at_once_and_judged_when_asked(small):
     layer = app.layer_choices(small, "cpu")[1]
     example = desk.example()
     first, *_, last = desk.photo_chosen(example, SMALL, "random", layer, 0.5, tab)
-    assert "The network takes this for: " in first[1]
+    assert "Predicted class: " in first[1]
     assert first[2].count("<img") == 1
     assert f"; {SMALL}, layer {layer}." in last[1]
     assert last[2].count("xcam-heatmap") == 1
@@ -499,7 +499,7 @@ def test_the_example_is_explained_over_http_without_a_browser(tmp_path):
         values = [photo, *(kinds[number]["props"]["value"] for number in seen["inputs"][1:])]
         cls, status, overlays, *_ = answer_of(address, "tab", page["dependencies"].index(seen), values)
         assert len(cls["choices"]) == 1000
-        assert "The network takes this for: " in status
+        assert "Predicted class: " in status
         assert "the photograph as the network sees it" in overlays
 
 
@@ -538,7 +538,7 @@ def test_a_photograph_in_the_browser_from_beginning_to_end(tmp_path, cat, page):
         page.get_by_role("button", name="Explain").click()
         page.get_by_text("RISE: ").wait_for(timeout=60_000)
         page.get_by_role("button", name="Cancel").click()
-        page.get_by_text("Canceled. What was found until then stays.").wait_for(timeout=20_000)
+        page.get_by_text("Canceled. Finished results are kept.").wait_for(timeout=20_000)
         assert page.locator("#overlays img.xcam-heatmap").count() == 1
         assert page.get_by_role("button", name="Explain").is_enabled()
         cat.with_name("text.png").write_text("not a picture")

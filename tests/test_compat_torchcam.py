@@ -194,7 +194,7 @@ def test_scores_that_are_computed_of_the_output_are_explained(small):
     seen = given(CLASSES, output.softmax(1), normalized=False, input_tensor=(x, output))
     torch.testing.assert_close(seen[0], theirs)
     for scores, how in ((output.softmax(1), {"input_tensor": x}), (model(x), {"input_tensor": (x, output)})):
-        with pytest.raises(ValueError, match=r"scores is not what the model returns .*remember\(model\)"):
+        with pytest.raises(ValueError, match=r"scores is not the model's output .*remember\(model\)"):
             given(CLASSES, scores, **how)
 
 

@@ -237,7 +237,7 @@ def test_an_object_remembers_its_arguments_and_touches_nothing(name):
         assert extractor.target_layer_name == "conv2"
         by_module = getattr(cam, name)(model, target_layer=model.conv2, **given)
         assert torch.equal(by_module(x), first)
-    with pytest.raises(AttributeError, match="keeps neither features, gradients nor masks"):
+    with pytest.raises(AttributeError, match="stores no features, gradients or masks"):
         extractor.activations  # noqa: B018
 
 
@@ -277,23 +277,23 @@ def test_options_reach_our_methods():
     [
         (lambda m, x: cam.GradCAM("resnet18"), TypeError, r"model must be a torch.nn.Module"),
         (lambda m, x: cam.GradCAM(m, "conv9"), ValueError, r"layer 'conv9' is not in Residual; did you mean"),
-        (lambda m, x: cam.GradCAM(nn.Linear(1, 1)), ValueError, r"has no Conv2d; expected a layer's name"),
+        (lambda m, x: cam.GradCAM(nn.Linear(1, 1)), ValueError, r"finds no Conv2d in Linear; name a layer"),
         (lambda m, x: cam.GradCAM(m, layer=None), TypeError, r"unexpected keyword argument 'layer'"),
-        (lambda m, x: cam.BaseCAM(m)(x), NotImplementedError, r"from_gradients makes one"),
+        (lambda m, x: cam.BaseCAM(m)(x), NotImplementedError, r"has no method; use a subclass"),
         (lambda m, x: cam.GradCAM(m.train())(x), ValueError, r"call model.eval\(\) first"),
         (lambda m, x: metrics.AvgDropConf(m, x[:1, 0], x), ValueError, r"input_tensor has 2 images; expected one"),
         (lambda m, x: metrics.InsertionDeletion(m, mode="In"), ValueError, r"mode='In'"),
         (
             lambda m, x: metrics.InsertionDeletion.plot_curves({"a": {"auc": 1.0}}),
             ValueError,
-            r"results\['a'\] has no 'steps'; compute it with return_steps=True",
+            r"results\['a'\] has no 'steps'; call compute with return_steps=True",
         ),
         (
             lambda m, x: metrics.InsertionDeletion.plot_curves({"auc": 1.0, "steps": np.ones(3)}),
             ValueError,
-            r"image or cam is None; expected both",
+            r"image or cam is None; the plot of a single result needs both",
         ),
-        (lambda m, x: utils.sample_images_flat(Path(__file__).parent, 1), RuntimeError, r"holds no photographs"),
+        (lambda m, x: utils.sample_images_flat(Path(__file__).parent, 1), RuntimeError, r"has no photographs"),
         (lambda m, x: utils.resolve_target_layer(nn.Sequential(nn.Flatten(), nn.Linear(150528, 2)).eval()), ValueError, r"name one"),
     ],
 )  # fmt: skip

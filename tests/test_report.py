@@ -113,9 +113,9 @@ def test_a_planted_leader_is_advised(tmp_path):
     assert insertion.ranks["a"] == deletion.ranks["a"] == 1
     assert next(iter(board.overall)) == "a"
     said = report.advice(board)
-    assert said[0].startswith("A has the best mean rank over 2 metrics, 1.00 of 3; ")
-    assert said[1] == "Use A: it alone is among the leaders of every metric."
-    assert said[2] == "Insertion ↑; Deletion ↓: A."
+    assert said[0].startswith("A has the best mean rank over 2 metrics, 1.00 among 3 methods; ")
+    assert said[1] == "Use A, the only method among the leaders of every metric."
+    assert said[2] == "Leaders in Insertion ↑; Deletion ↓: A."
 
 
 def test_metrics_that_disagree_are_named(tmp_path):
@@ -125,24 +125,24 @@ def test_metrics_that_disagree_are_named(tmp_path):
     assert board.tau[0, 1] == pytest.approx(-1)
     said = report.advice(board)
     assert said[1].startswith("No method is among the leaders of every metric")
-    assert "Insertion ↑: A." in said
-    assert "Grid pointing game ↑: C." in said
-    assert "Complexity ↓: none is told from the best beyond chance." in said
+    assert "Leaders in Insertion ↑: A." in said
+    assert "Leaders in Grid pointing game ↑: C." in said
+    assert "Complexity ↓: no method differs significantly from the best." in said
     assert said[-1].startswith(
-        "Insertion ↑ and Grid pointing game ↑ order the methods least alike, Kendall's τ -1.00"
+        "Insertion ↑ and Grid pointing game ↑ disagree most on the order of the methods (Kendall's τ -1.00"
     )
-    assert said[-1].endswith("first there: A and C.")
+    assert said[-1].endswith("ranked first: A and C).")
 
 
 def test_chance_and_single_methods_have_no_leader(tmp_path):
     few = {"insertion": {"a": [0.5, 0.6], "b": [0.4, 0.7]}}
     said = report.advice(report.board(run(tmp_path / "few", few)))
     assert said[1].startswith(
-        "On 2 photographs no metric tells a method from the best beyond chance: evaluate more"
+        "With 2 photographs, no method differs significantly from the best in any metric: evaluate more"
     )
     alone = report.board(run(tmp_path / "alone", {"insertion": {"a": [0.5, 0.6]}}))
     assert report.advice(alone) == [
-        "No two methods have scores of the same photographs: there is nothing to rank."
+        "No two methods have scores for the same photographs: there is nothing to rank."
     ]
     gaps = {"insertion": {"a": [0.5, np.nan], "b": [np.nan, 0.7]}}
     found = run(tmp_path / "gaps", gaps)
@@ -162,7 +162,7 @@ def test_runs_of_two_networks_in_one_report(tmp_path, capsys):
     ]  # fmt: skip
     page = (out / "report.html").read_text()
     assert "Insertion ↑, resnet" in page
-    assert "Not ranked, as not every run has scores: C." in page
+    assert "Not ranked, because a run has no scores of them: C." in page
     assert (out / "ranks.png").stat().st_size > 1000
     with (out / "ranks.csv").open() as file:
         rows = {(row["run"], row["metric"], row["method"]): row for row in csv.DictReader(file)}

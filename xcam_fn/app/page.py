@@ -1,4 +1,4 @@
-"""The page of `xcam app`: gradio's components, and what happens when they are used."""
+"""The page of `xcam app`: gradio components and their event handlers."""
 
 from __future__ import annotations
 
@@ -30,33 +30,33 @@ from xcam_fn.models.load import LoadedModel
 
 _STYLE = Path(__file__).parent / "templates" / "app.css"
 _BLEND = "(alpha) => { document.documentElement.style.setProperty('--xcam-alpha', alpha) }"
-_SCROLL = """() => {  // to the results, which a narrow screen has above the controls
+_SCROLL = """() => {  // to the results: on a narrow screen they are above the controls
     const status = document.querySelector("#status"), top = status.getBoundingClientRect().top
     if (top < 0 || top > innerHeight / 2) status.scrollIntoView({behavior: "smooth"})
 }"""
-_LISTED = 2000  # layers in the list, more than any network has
+_LISTED = 2000  # layers shown in the list: more than any network has
 _EXPECTED = (ValueError, TypeError, OSError, RuntimeError)
 _NOTHING = Found({}, {}, {})
-_BEGIN = "No photograph yet: drop one into the frame, or click there to pick one."
+_BEGIN = "No photograph yet: drop one into the frame, or click the frame to choose one."
 _HOSTS = ["127.0.0.1", "localhost"]
 _LABELS: dict[str, Any] = {
     name: {"label": label, "info": info}
     for name, label, info in (
-        ("cls", "Class to explain", "The five likeliest come first; type to search by name."),
-        ("methods", "Methods", "One map each. Those that run the network often (many forwards) are slow."),
-        ("model", "Network", "lite0 is EfficientNet-Lite0; or one of torchvision, or timm:NAME."),
-        ("weights", "Weights", "A checkpoint's path, or random, then Enter; empty for the published ones."),
-        ("layer", "Layer", "The layer to explain: channels × height × width."),
+        ("cls", "Class to explain", "The five most likely come first; type to search by name."),
+        ("methods", "Methods", "One map per method. Methods with many forward passes are slow."),
+        ("model", "Network", "lite0 (EfficientNet-Lite0), a torchvision name, or timm:NAME."),
+        ("weights", "Weights", "Path of a checkpoint, or random; press Enter. Empty: the published weights."),
+        ("layer", "Layer", "The layer to explain, with its channels × height × width."),
     )
 }
 _INTRODUCTION = """\
 # Where does the network look?
-Drop a photograph: the network names what it sees, and Grad-CAM shows which parts speak for that class.
-Choose other classes and methods, and press **Explain**.
+Drop a photograph: the network classifies it, and Grad-CAM shows which parts support the predicted class.
+To explain other classes or use other methods, choose them and press **Explain**.
 """
-_FIRST = ("gradcam",)  # what explains a photograph at once
+_FIRST = ("gradcam",)  # run as soon as a photograph is chosen
 _ALPHA = 0.75
-# The site's colors and fonts.
+# Colors and fonts of the documentation site.
 _THEME = Default(
     primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
 ).set(
@@ -68,7 +68,7 @@ _THEME = Default(
 
 
 class _Answer(NamedTuple):
-    """What is shown of a photograph."""
+    """A photograph, what was asked about it, and the results."""
 
     asked: Asked
     seen: app.Seen
@@ -81,12 +81,12 @@ class _Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class _Desk:
-    """What the handlers of one app share."""
+    """The state that the handlers of one app share."""
 
-    load: Callable[[str, str], LoadedModel]  # by name and weights, kept when it was loaded before
+    load: Callable[[str, str], LoadedModel]  # by name and weights, cached
     device: str
-    stops: dict[str, threading.Event] = field(default_factory=dict)  # of each browser tab that waits
-    photos: dict[str, str] = field(default_factory=dict)  # the file that each browser tab shows
+    stops: dict[str, threading.Event] = field(default_factory=dict)  # by browser tab, running or queued
+    photos: dict[str, str] = field(default_factory=dict)  # the photograph's file, by browser tab
 
     def photo_chosen(
         self,
@@ -98,7 +98,7 @@ class _Desk:
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008 (gradio looks for it here)
     ) -> Iterator[tuple[Any, ...]]:
-        """The class, the status and the results of another photograph, explained by Grad-CAM at once."""
+        """Yield the class, the status and the results of a new photograph, explained by Grad-CAM."""
         self._keep(photo, request)
         try:
             loaded = self.load(model, weights)
@@ -112,22 +112,22 @@ class _Desk:
         (cls, probability), *_ = describe.likeliest(seen.probabilities)
         name, share = describe.class_name(cls, loaded.categories), describe.percent(probability)
         picture = _emptied(app.overlays(seen.picture, _NOTHING))
-        status = _said(f"The network takes this for: {name}, {share}.")
+        status = _said(f"Predicted class: {name}, {share}.")
         yield self._classes(loaded, seen), status, *picture, *_buttons(running=True)
         self.stops.setdefault(str(request.session_hash), threading.Event())
         for shown in self.explain(photo, model, weights, layer, cls, list(_FIRST), alpha, request, progress):
             yield gr.skip(), *shown
 
     def example(self) -> str:
-        """A copy of the example photograph where the page may read it; it goes as an uploaded one does."""
+        """Copy the example photograph to where the page may read it; the copy is deleted like an upload."""
         return shutil.copy(app.images.example(), tempfile.mkdtemp())
 
     def settings(self, model: str, weights: str, layer: str | None = None) -> tuple[Any, Any]:
-        """The layers and methods of another network, or the same with what methods cost at another layer."""
+        """Return the layers and methods of another network, or the methods' cost at another layer."""
         try:
             choices, default = app.layer_choices(self.load(model, weights), self.device)
         except _EXPECTED:
-            return gr.skip(), gr.skip()  # what happens next, to the photograph, tells why
+            return gr.skip(), gr.skip()  # photo_chosen runs next and shows the error
         prices = app.method_choices(app.channels(choices, layer or default))
         return gr.Dropdown(choices=choices, value=layer or default), gr.Dropdown(choices=prices)
 
@@ -143,7 +143,7 @@ class _Desk:
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008 (gradio looks for it here)
     ) -> Iterator[tuple[Any, ...]]:
-        """The status, the maps and the code, as they come."""
+        """Yield the status, the maps so far and the code."""
         if photo is None or cls is None or not methods:
             missing = "a photograph" if photo is None else "a class" if cls is None else "a method"
             yield _problem(f"Choose {missing} first."), *_unchanged()
@@ -168,7 +168,7 @@ class _Desk:
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> Iterator[tuple[Any, ...]]:
-        """The same with the curves of the maps that are shown."""
+        """Yield the same, with the curves of the maps on the page."""
         if answer is None:
             yield _said(_BEGIN), *_unchanged()
             return
@@ -186,7 +186,7 @@ class _Desk:
     def _results(
         self, steps: Iterator[_Answer], alpha: float, request: gr.Request
     ) -> Iterator[tuple[Any, ...]]:
-        """What the page shows of each step, and what stopped them."""
+        """Yield what the page shows after each step, and the error if one fails."""
         answer = None
         try:
             for answer in steps:
@@ -197,7 +197,7 @@ class _Desk:
                 about = describe.caption(loaded, asked.cls, probability, asked.layer)
                 yield _said(f"Explained: {about}."), *_shown(answer, alpha), *_buttons(running=False)
         except StoppedError:
-            yield _said("Canceled. What was found until then stays."), *_unchanged()
+            yield _said("Canceled. Finished results are kept."), *_unchanged()
         except _EXPECTED as error:
             yield _problem(error), *_unchanged()
         finally:
@@ -208,23 +208,23 @@ class _Desk:
         return _Watch([what.format(METHODS[name].title) for name in asked.methods], progress, stop)
 
     def begin(self, request: gr.Request) -> tuple[Any, ...]:
-        """The status and the buttons while an explanation waits for its turn."""
+        """Return the status and the buttons of a queued explanation."""
         self.stops[str(request.session_hash)] = threading.Event()
         return _said("Waiting …"), *_buttons(running=True)
 
     def cancel(self, request: gr.Request) -> Any:
-        """The button that was pressed; it stops at once what runs and else when its turn comes."""
+        """Stop the tab's explanation, at once if it runs, or when its turn comes if it is queued."""
         if stop := self.stops.get(str(request.session_hash)):
             stop.set()
         return gr.Button(interactive=False)
 
     def left(self, request: gr.Request) -> None:
-        """Stop what a tab waits for, and forget its photograph."""
+        """Stop the explanation of a closed tab, and delete its photograph."""
         self.cancel(request)
         self._keep(None, request)
 
     def _keep(self, photo: str | None, request: gr.Request) -> None:
-        """Delete the photograph that a tab had before, unless it is in use."""
+        """Remember a tab's photograph, and delete its previous one unless another tab shows it."""
         before = self.photos.pop(str(request.session_hash), None)
         if photo:
             self.photos[str(request.session_hash)] = photo
@@ -237,7 +237,7 @@ class _Desk:
 
 
 class _Watch:
-    """Says how far an explanation is, and stops it when it is not wanted any more."""
+    """Reports the progress of an explanation, and stops it when it is canceled."""
 
     def __init__(self, steps: list[str], progress: gr.Progress, stop: threading.Event) -> None:
         self.steps = steps
@@ -252,7 +252,7 @@ class _Watch:
 
 
 class _OwnOrigin:
-    """Refuses what another site's page sends, and a browser tells by its Origin."""
+    """Refuses requests that other sites' pages send; browsers name the site in the Origin header."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -260,7 +260,7 @@ class _OwnOrigin:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
         is_own = headers.get("origin") in (None, f"http://{headers.get('host')}")
-        answer = self.app if is_own else PlainTextResponse("Another site's page may not use this.", 403)
+        answer = self.app if is_own else PlainTextResponse("Requests from other sites are refused.", 403)
         await answer(scope, receive, send)
 
 
@@ -305,7 +305,7 @@ def _recoded(answer: _Answer | None, alpha: float) -> Any:
 
 
 def _controls(loaded: LoadedModel, weights: str, device: str) -> dict[str, Any]:
-    """The components that a person chooses with, by name, but for the photograph."""
+    """Create the controls by name, except the photograph's."""
     layers, default = app.layer_choices(loaded, device)
     classes, names = app.class_choices(loaded.categories, None), models.names()
     methods = app.method_choices(app.channels(layers, default))
@@ -324,12 +324,12 @@ def _controls(loaded: LoadedModel, weights: str, device: str) -> dict[str, Any]:
 
 
 def _results() -> dict[str, Any]:
-    """The components that show what was found, by name."""
-    code: dict[str, Any] = {"label": "The same pictures in Python", "language": "python", "visible": False}
+    """Create the components that show results, by name."""
+    code: dict[str, Any] = {"label": "Python code for these pictures", "language": "python", "visible": False}
     return {
         "status": gr.HTML(_said(_BEGIN), elem_id="status"),
         "overlays": gr.HTML(elem_id="overlays"),
-        "alpha": gr.Slider(0, 1, _ALPHA, step=0.05, label="Opacity of the colors", visible=False),
+        "alpha": gr.Slider(0, 1, _ALPHA, step=0.05, label="Heatmap opacity", visible=False),
         "ask": gr.Button("Insertion and deletion curves", visible=False),
         "curves": gr.HTML(elem_id="curves"),
         "code": gr.Code(interactive=False, **code),
@@ -338,7 +338,7 @@ def _results() -> dict[str, Any]:
 
 
 def _photograph() -> dict[str, Any]:
-    """Where the photograph comes from."""
+    """Create the upload and the example button, by name."""
     size = f"at most {app.MAX_MEGABYTES} MB, {app.MAX_MEGAPIXELS} megapixels"
     return {
         "photo": gr.File(label=f"Photograph ({size})", file_types=["image"], height=150),
@@ -361,7 +361,7 @@ def _wire(page: gr.Blocks, parts: SimpleNamespace, desk: _Desk) -> None:
     see: Any = (desk.photo_chosen, chosen, [parts.cls, *answer])
     settings = [parts.layer, parts.methods]
     parts.example.click(desk.example, None, parts.photo, **quiet)
-    stopped = parts.photo.change(desk.cancel, None, parts.cancel, queue=False, **quiet)  # what ran before
+    stopped = parts.photo.change(desk.cancel, None, parts.cancel, queue=False, **quiet)  # the previous one
     stopped.then(*see, **slow)
     another = gr.on([parts.model.change, parts.weights.submit], desk.settings, network, settings, **quiet)
     another.then(*see, **slow)
@@ -381,12 +381,12 @@ def _wire(page: gr.Blocks, parts: SimpleNamespace, desk: _Desk) -> None:
 def serve(
     model: str, weights: str, device: str, port: int, *, browser: bool, ready: Callable[[str], None]
 ) -> None:
-    """Show the page at this machine's own address, until `KeyboardInterrupt`; `ready` gets the address."""
+    """Serve the page to this machine only, until `KeyboardInterrupt`; call `ready` with the address."""
     load = functools.lru_cache(maxsize=2)(lambda name, chosen: app.load(name, chosen, device))
     desk, loaded = _Desk(load, device), load(model, weights)
     with gr.Blocks(title="xcam", analytics_enabled=False, fill_width=True) as page:
         gr.Markdown(_INTRODUCTION)
-        with gr.Row(elem_id="desk"):  # in the order of a narrow screen; app.css places them on a wide one
+        with gr.Row(elem_id="desk"):  # in the order of a narrow screen; app.css arranges a wide one
             with gr.Column(elem_id="photograph"):
                 photograph = _photograph()
             with gr.Column(elem_id="results"):

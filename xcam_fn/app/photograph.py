@@ -1,7 +1,6 @@
-"""What the app does with a photograph, as functions; `page` calls them.
+"""Classify and explain a photograph for the app's `page`.
 
-The app writes nothing: what it shows is sent to the browser within the page, and weights that are not on
-this machine yet are not downloaded.
+The app writes no files: the page embeds all pictures. It does not download weights either.
 """
 
 from __future__ import annotations
@@ -38,14 +37,14 @@ MAX_MEGABYTES = 20
 MAX_MEGAPIXELS = 50
 SLOW_FORWARDS = 2000
 CURVES = {
-    "insertion": "The most relevant pixels are shown first, the rest is blurred: the sooner the probability "
-    "rises, the better the map.",
-    "deletion": "The most relevant pixels are taken away first: the sooner the probability falls, the better "
+    "insertion": "Pixels are revealed on a blurred image, the most relevant first: the sooner the "
+    "probability rises, the better the map.",
+    "deletion": "Pixels are removed, the most relevant first: the sooner the probability falls, the better "
     "the map.",
 }
 _LAYOUT: Any = {"trim_blocks": True, "keep_trailing_newline": True}
 _TEMPLATES = Environment(loader=PackageLoader("xcam_fn.app"), autoescape=select_autoescape(), **_LAYOUT)
-_DOLLAR = ("$", "&#36;")  # gradio fills in ${…} of what it shows
+_DOLLAR = ("$", "&#36;")  # gradio substitutes ${…} in HTML
 
 Choices = list[tuple[str, Any]]
 Watch = Callable[[int], None]
@@ -58,13 +57,13 @@ class StoppedError(Exception):
 class Seen(NamedTuple):
     """A photograph as a network sees it."""
 
-    x: Tensor  # (1, 3, h, w), what the network is given
-    picture: np.ndarray  # (h, w, 3), the same as pixels
+    x: Tensor  # (1, 3, h, w), the network's input
+    picture: np.ndarray  # (h, w, 3), the same image as pixels
     probabilities: Tensor  # (classes,)
 
 
 class Asked(NamedTuple):
-    """What was asked for, as `models.load` and `explain_all` take it, which is all that the code needs."""
+    """What was asked for: the arguments of `models.load` and `explain_all`, enough to write the code."""
 
     photo: str
     model: str
@@ -77,36 +76,39 @@ class Asked(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What was found so far, by the names of methods."""
+    """The results so far, by method name."""
 
     maps: dict[str, Tensor]  # (1, h, w)
-    curves: dict[str, dict[str, Curve]]  # of insertion and of deletion
+    curves: dict[str, dict[str, Curve]]  # "insertion" and "deletion"
     remarks: dict[str, str]  # why a map is empty, or why there is none
 
 
 def load(name: str, weights: str | None, device: str) -> LoadedModel:
-    """The network, as `models.load` gives it with the published weights or others, without a download.
+    """Return the network from `models.load`, with published or other weights, without a download.
 
-    What is wrong with a path is not said: who may use the page could ask for it which files there are.
+    Errors do not say what is wrong with a path: that would let the page's users probe for files.
     """
     place = None if weights else models.download_place(name)
     if place is not None and not place.exists():
         raise ValueError(
-            f"the weights of model {name!r} are not on this machine, and the app downloads none; give the "
-            f"path of a checkpoint, or 'random', or have `xcam explain PHOTO --model {name}` fetch them"
+            f"the weights of model {name!r} are not on this machine, and the app does not download any; "
+            f"give the path of a checkpoint, or 'random', or run `xcam explain PHOTO --model {name}` first, "
+            "which downloads them"
         )
     try:
         return models.load(name, weights=weights or None, device=device).classifying()
     except Exception:
         if weights in (None, "", "random"):
             raise
-        expected = f"a checkpoint of it, or 'random' (`xcam layers {name} --weights {weights}` says why)"
-        raise ValueError(f"model {name!r} cannot have weights {weights!r}; expected {expected}") from None
+        raise ValueError(
+            f"model {name!r} cannot load weights {weights!r}; expected a checkpoint of this model, or "
+            f"'random' (`xcam layers {name} --weights {weights}` says why)"
+        ) from None
 
 
 def check_size(path: str | os.PathLike[str]) -> None:
-    """Raise where a photograph has more pixels than are taken; it is not decoded for that."""
-    expected = f"expected at most {MAX_MEGAPIXELS} megapixels; make it smaller first"
+    """Raise ValueError if a photograph has too many pixels, without decoding it."""
+    expected = f"expected at most {MAX_MEGAPIXELS} megapixels; resize it first"
     named = f"image {Path(path).name!r} is"
     ignored = warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
     try:
@@ -122,18 +124,18 @@ def check_size(path: str | os.PathLike[str]) -> None:
 
 
 def see(loaded: LoadedModel, path: str | os.PathLike[str], device: str) -> Seen:
-    """The photograph as the network sees it, and what it takes it for."""
+    """Return the photograph as the network sees it, with the class probabilities."""
     check_size(path)
     try:
         x, picture = images.prepare(path, loaded.preset)
-    except ValueError as error:  # the folder of an upload says nothing to whoever made it
+    except ValueError as error:  # users do not know an upload's folder
         raise ValueError(str(error).replace(str(path), Path(path).name)) from error
     x = x.to(device)
     return Seen(x, picture, describe.probabilities(loaded, x).cpu())
 
 
 def layer_choices(loaded: LoadedModel, device: str) -> tuple[Choices, str]:
-    """The layers that have maps, each (what to show, name) with its size, and the name of the default one."""
+    """Return the layers that have maps, each (label with its size, name), and the default layer's name."""
     shapes, default = describe.layers_and_default(loaded, device)
     shown = {name: f"{name}  {'×'.join(map(str, shape[1:]))}" for name, shape in shapes.items()}
     shown[default] += ", default"
@@ -141,13 +143,13 @@ def layer_choices(loaded: LoadedModel, device: str) -> tuple[Choices, str]:
 
 
 def channels(choices: Choices, layer: str | None) -> int | None:
-    """How many channels a layer of `layer_choices` has; None where it is not among them."""
+    """Return the number of channels of a layer in `layer_choices`, or None if it is not listed."""
     size = next((text.removeprefix(name) for text, name in choices if name == layer), None)
     return None if size is None else int(size.split("×")[0])
 
 
 def class_choices(categories: Sequence[str], probabilities: Float[Tensor, " classes"] | None) -> Choices:
-    """The classes, each (what to show, index), the five likeliest first where there is a photograph."""
+    """Return the classes, each (label, index), the five most likely first if there is a photograph."""
     top = [] if probabilities is None else describe.likeliest(probabilities)
     names = [describe.class_name(cls, categories) for cls in range(len(categories))]
     first = {cls: f"{names[cls]}, {describe.percent(probability)}" for cls, probability in top}
@@ -156,7 +158,7 @@ def class_choices(categories: Sequence[str], probabilities: Float[Tensor, " clas
 
 
 def method_choices(channels: int | None) -> Choices:
-    """The methods, each (what to show, name), with what those cost that run the network often."""
+    """Return the methods, each (label, name); labels give the number of forwards if there are many."""
     shown = []
     for name, method in METHODS.items():
         number = None if channels is None else method.forwards(channels)
@@ -169,9 +171,9 @@ def method_choices(channels: int | None) -> Choices:
 
 
 def explain(loaded: LoadedModel, asked: Asked, x: Float[Tensor, "1 C h w"], watch: Watch) -> Iterator[Found]:
-    """Yield the maps found so far, one after the other; what fails is a remark.
+    """Yield the results after each method; an error becomes a remark.
 
-    `watch` is called with the number of images before each forward that scores, and may raise `StoppedError`.
+    Before each scoring forward, `watch` is called with the number of images; it may raise `StoppedError`.
     """
     how = _watched(loaded.model, x, watch)
     call = Call(loaded.model, asked.layer, x, asked.cls)
@@ -189,7 +191,7 @@ def explain(loaded: LoadedModel, asked: Asked, x: Float[Tensor, "1 C h w"], watc
                 found.remarks[name] = why
         except StoppedError:
             raise
-        except Exception as error:  # a method may raise anything; the page says what
+        except Exception as error:  # a method may raise anything; the page shows it
             found.remarks[name] = reason(error)
         else:
             found.maps[name] = heatmap
@@ -199,7 +201,7 @@ def explain(loaded: LoadedModel, asked: Asked, x: Float[Tensor, "1 C h w"], watc
 def judge(
     loaded: LoadedModel, asked: Asked, x: Float[Tensor, "1 C h w"], found: Found, watch: Watch
 ) -> Iterator[Found]:
-    """Yield what was found with the curves of one map after the other."""
+    """Yield the results after the curves of each map."""
     how = _watched(loaded.model, x, watch)
     for name, heatmap in found.maps.items():
         watch(0)
@@ -209,7 +211,7 @@ def judge(
 
 
 def _watched(model: nn.Module, x: Tensor, watch: Watch) -> dict[str, Any]:
-    """The keywords with which methods and metrics run the network as they do by themselves, but watched."""
+    """Return keywords that make methods and metrics score as by default, and call `watch`."""
     with torch.no_grad():
         run, *_ = running_model(model, x, Running())
 
@@ -221,10 +223,10 @@ def _watched(model: nn.Module, x: Tensor, watch: Watch) -> dict[str, Any]:
 
 
 def code(asked: Asked, alpha: float, *, curves: bool = False) -> str:
-    """The program that makes the same pictures, to be run in the folder of the photograph."""
+    """Return the program that makes the same pictures, to run in the photograph's folder."""
     quoted = {name: json.dumps(value, ensure_ascii=False) for name, value in asked._asdict().items()}
     printable = "".join(letter if letter.isprintable() else " " for letter in asked.category)
-    name = " ".join(printable.split())  # in one line: what follows a line break would be run
+    name = " ".join(printable.split())  # one line: text after a line break would run as code
     category = "" if name == str(asked.cls) else name
     shown = quoted | {"category": category, "moved": asked.device != "cpu", "alpha": f"{alpha:g}"}
     return _TEMPLATES.get_template("code.txt").render(shown, curves=curves)
@@ -234,9 +236,9 @@ def code(asked: Asked, alpha: float, *, curves: bool = False) -> str:
 
 
 def overlays(picture: np.ndarray, found: Found, asked: Asked | None = None) -> str:
-    """The photograph (h, w, 3) and each heatmap over it, as HTML; methods without a map are shown as such.
+    """Return HTML: the photograph (h, w, 3), and each method's heatmap over it or why there is none.
 
-    The browser blends them, as `--xcam-alpha` says.
+    The browser blends the two, with the opacity `--xcam-alpha`.
     """
     photograph = _url(picture)
     panels = [{"photograph": photograph, "title": "Photograph", "note": "as the network sees it"}]
@@ -251,7 +253,7 @@ def overlays(picture: np.ndarray, found: Found, asked: Asked | None = None) -> s
 
 
 def _colored(heatmap: np.ndarray) -> UInt8[np.ndarray, "h w 4"]:
-    """The heatmap (h, w) in color, its opacity the heatmap itself."""
+    """Return a heatmap (h, w) in color, with its values as opacity."""
     black = np.zeros((*heatmap.shape, 3), np.uint8)
     colors = plot.overlay(black, heatmap, alpha=1.0, alpha_follows_heatmap=False)
     return np.dstack([colors, np.round(255 * heatmap).astype(np.uint8)])
@@ -264,9 +266,9 @@ def _note(name: str, found: Found) -> str:
 
 
 def curves(found: Found) -> str:
-    """The curves of all methods so far, a figure for insertion and one for deletion, as HTML.
+    """Return HTML: a figure of the insertion curves of all methods so far, and one of deletion.
 
-    The legend is HTML, whose lines are broken where the screen is narrow.
+    The legend is HTML too, so its lines wrap on a narrow screen.
     """
     if not found.curves:
         return ""
@@ -290,13 +292,13 @@ def curves(found: Found) -> str:
 
 
 def _dashes(number: int) -> str:
-    """The dashes of a curve, as SVG writes them."""
+    """Return a curve's dashes as an SVG dash array."""
     dashes = DASHES[number % len(DASHES)]
     return "" if isinstance(dashes, str) else " ".join(f"{1.6 * length:g}" for length in dashes[1])
 
 
 def safe(text: str) -> Markup:
-    """The text as HTML, also where `${…}` is filled in."""
+    """Escape a text for HTML, and for gradio's substitution of `${…}`."""
     return Markup(str(escape(text)).replace(*_DOLLAR))
 
 

@@ -1,5 +1,5 @@
-"""Other libraries' public names, made of this library's methods: one import line is all that changes.
+"""Other libraries' public names on top of this library's methods: only the import line changes.
 
-Each package has the public import paths of the library that it is named after; its objects remember their
-arguments, and nothing else. Nothing below imports this room.
+Each package has the public import paths of the library it is named after. Its objects remember only their
+arguments. No other room imports this one.
 """

@@ -1,4 +1,4 @@
-"""What the packages share: objects that remember arguments, and what is done to models and maps there."""
+"""Shared by the packages: objects that remember arguments, and helpers for models and maps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from xcam_fn.network.copies import private_copy, unwrap
 
 
 def signature(*required: str, rest: str | None = None, **defaults: Any) -> Signature:
-    """Parameters by position or name, those with defaults last; `rest` takes what else is named."""
+    """Return a signature; parameters with defaults come last, `rest` collects other keywords."""
     kind = Parameter.POSITIONAL_OR_KEYWORD
     parameters = [Parameter(name, kind) for name in required]
     parameters += [Parameter(name, kind, default=value) for name, value in defaults.items()]
@@ -21,7 +21,7 @@ def signature(*required: str, rest: str | None = None, **defaults: Any) -> Signa
 
 
 class Remembers:
-    """An object that remembers the arguments of its class's signature; as a context it does nothing."""
+    """An object that remembers the arguments of its class's signature; its context manager does nothing."""
 
     __signature__: ClassVar[Any]
 
@@ -38,14 +38,17 @@ class Remembers:
 
 
 def evaluated(model: nn.Module) -> nn.Module:
-    """The model, or in its place a copy in evaluation mode that shares its parameters; theirs switch it."""
+    """Return the model if it is in evaluation mode, else a copy in that mode that shares its parameters.
+
+    The other libraries switch the model itself.
+    """
     root = unwrap(model)
     trains = isinstance(root, nn.Module) and any(module.training for module in root.modules())
     return private_copy(root, clone_buffers=False).eval() if trains else root
 
 
 def last_spatial_layer(model: nn.Module, input_shape: tuple[int, ...]) -> str | None:
-    """The name of the last module whose output for one image has more than one position, None without one."""
+    """Return the name of the last module whose output has more than one position, or None."""
     zeros = next(model.parameters()).new_zeros(1, *input_shape)
     calls = module_calls(evaluated(model), zeros)
     spatial = [call.name for call in calls if len(call.shape) == zeros.ndim and set(call.shape[2:]) != {1}]
@@ -53,7 +56,7 @@ def last_spatial_layer(model: nn.Module, input_shape: tuple[int, ...]) -> str | 
 
 
 def unit(maps: Tensor) -> Tensor:
-    """Each map from 0 to nearly 1: what it is divided by has 1e-8 added, which maps of a tiny range show."""
+    """Scale each map from 0 to nearly 1: the range has 1e-8 added, which lowers maps of a tiny range."""
     over = last_axes(maps, maps.ndim - 1)
     above = maps - maps.amin(over, keepdim=True)
     return above / (above.amax(over, keepdim=True) + 1e-8)

@@ -1,4 +1,4 @@
-"""The figures of a report, and the page that holds everything."""
+"""The figures of a report, and its page."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from xcam_fn.plot.figures import curve_figure, curves_figure, look
 from xcam_fn.plot.inputs import Line
 
 _GALLERY = 3
-_FAILURES = 100  # that are listed
+_FAILURES = 100  # rows listed at most
 _DPI = 110
 
 
@@ -30,7 +30,7 @@ _DPI = 110
 
 
 def figures(found: Found) -> dict[str, Figure]:
-    """The mean curves of all methods in one figure for each metric that has curves.
+    """Return a figure with the mean curves of all methods, for each metric that has curves.
 
     Args:
         found: what `read` returns.
@@ -48,18 +48,18 @@ def _curves(found: Found, metric: str) -> Figure:
     one = len(lines) == 1
     figure = curve_figure(lines[0], about.title) if one else curves_figure(lines, about.best, about.title)
     axis = figure.axes[-1]
-    axis.set_xlabel(f"share of pixels {'shown' if metric == 'insertion' else 'taken away'}")
+    axis.set_xlabel(f"share of pixels {'shown' if metric == 'insertion' else 'removed'}")
     axis.set_ylabel("probability")
     return figure
 
 
 def ranks_figure(board: Board) -> Figure:
-    """The mean rank of each method in each metric, a line a method: where lines cross, metrics disagree.
+    """Return a figure of the mean ranks, a line per method: where lines cross, metrics disagree.
 
-    The band of a metric reaches from the best by the critical difference: who is in it leads.
+    A metric's bar extends from the best rank by the critical difference: methods inside it are leaders.
 
     Args:
-        board: what `ranking.board` returns, of one ranking or more.
+        board: from `ranking.board`, with at least one ranking.
     """
     names, methods = board.names(), list(board.overall)
     size = 2.8 + 1.2 * len(names), max(3.2, 1.2 + 0.24 * len(methods))
@@ -90,7 +90,7 @@ def ranks_figure(board: Board) -> Figure:
 
 
 def pictures(drawn: Mapping[str, Figure]) -> dict[str, bytes]:
-    """The figures as PNG files."""
+    """Return the figures as PNG files."""
     return {name: _drawn(figure) for name, figure in drawn.items()}
 
 
@@ -118,13 +118,13 @@ def page(
     drawn: Sequence[Mapping[str, bytes]],
     ranks: Mapping[str, bytes],
 ) -> str:
-    """The page as text.
+    """Return the page as HTML.
 
     Args:
-        runs: what `read` returns.
+        runs: results, from `read`.
         board: their rankings.
-        tables: of each run what `report.table` returns.
-        drawn: of each run the figures of its curves, PNG files by metric.
+        tables: for each run, its `report.table`.
+        drawn: for each run, its figures of curves, as PNG files by metric.
         ranks: the figure of the rankings, if there is one.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415, needed here alone
@@ -161,7 +161,7 @@ def page(
 
 
 def _best(found: Found) -> set[tuple[str, str]]:
-    """Method and metric of the best mean of each metric."""
+    """Return the (method, metric) of the best mean in each metric."""
     best = set()
     for metric in found.metrics:
         values = {method: row[metric].value for method, row in found.means.items() if row[metric].photographs}
@@ -172,7 +172,7 @@ def _best(found: Found) -> set[tuple[str, str]]:
 
 
 def _gallery(found: Found) -> dict[str, list[_Shown]]:
-    """The photographs on which the methods agree most and least."""
+    """Return the photographs on which the methods agree most and least."""
     alike = {n: r for n, r in agreement(found).items() if found.files[n].picture is not None}
     order = sorted(alike, key=lambda number: (-alike[number], number))
     shown = {"most": order[:_GALLERY], "least": order[_GALLERY:][-_GALLERY:][::-1]}
@@ -181,7 +181,7 @@ def _gallery(found: Found) -> dict[str, list[_Shown]]:
 
 
 def _picture(found: Found, number: int) -> str:
-    """A photograph under the heatmaps of all methods."""
+    """Draw the heatmaps of all methods over a photograph."""
     file, heatmaps = found.files[number]
     assert file is not None
     with Image.open(io.BytesIO(file)) as opened:
@@ -194,7 +194,7 @@ def _picture(found: Found, number: int) -> str:
 
 
 def _failures(found: Found) -> list[dict[str, Any]]:
-    """The failures of one reason in one row, the first so many."""
+    """Return the failures, with equal ones in one row, up to the limit."""
     names, rows = {image.number: image.name for image in found.images}, {}
     for number, method, error in found.failures:
         row = rows.setdefault((method, error), {"photograph": names[number], "count": 0})

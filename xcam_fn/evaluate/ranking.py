@@ -1,4 +1,4 @@
-"""Which method leads: mean ranks in each metric of each run, where metrics disagree, and what follows."""
+"""Ranks the methods by metric and run, finds where metrics disagree, and recommends a method."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Ranking(NamedTuple):
     """The methods in one metric of one run.
 
     Attributes:
-        run: what distinguishes it from the other runs.
+        run: a label that distinguishes the run from the others.
         metric: the metric's name.
         ranks: the mean rank of each method over photographs, 1 being the best, by name.
         p: the p-value of Friedman's test that all methods are equal.
@@ -58,12 +58,12 @@ class Board(NamedTuple):
     titles: dict[str, str]
 
     def names(self) -> list[str]:
-        """What the rankings are called: by their metrics and, where several runs have one, by their runs."""
+        """Return the rankings' names: the metric, and the run too if several runs have that metric."""
         runs = Counter(each.metric for each in self.rankings)
         return [metric_label(r.metric) + (f", {r.run}" if runs[r.metric] > 1 else "") for r in self.rankings]
 
     def listed(self, methods: Iterable[str]) -> str:
-        """The titles of methods in a sentence."""
+        """Return the titles of methods as a list for a sentence."""
         return listed([self.titles[m] for m in methods], _LISTED, "and")
 
 
@@ -98,7 +98,7 @@ def _has_scores(run: Found, method: str) -> bool:
 
 
 def _ranking(run: Found, label: str, metric: str, methods: list[str]) -> Ranking | None:
-    """The ranking of these methods; None where no photograph has a score of each."""
+    """Return the ranking of these methods, or None if no photograph has scores of all of them."""
     columns = run.of(metric)[:, [run.methods.index(m) for m in methods]]
     mean, p, critical, photographs = ranked(columns, METRICS[metric].best)
     if not photographs:
@@ -110,18 +110,18 @@ def _ranking(run: Found, label: str, metric: str, methods: list[str]) -> Ranking
 
 
 def advice(board: Board) -> list[str]:
-    """Which method to use: sentences on what the numbers show, and what they do not.
+    """Return sentences that recommend a method, and say what the numbers do not show.
 
     Args:
         board: the rankings, from `board`.
     """
     if not board.rankings:
-        return ["No two methods have scores of the same photographs: there is nothing to rank."]
+        return ["No two methods have scores for the same photographs: there is nothing to rank."]
     (best, rank), (second, following), *_ = board.overall.items()
     metrics = f" over {len(board.rankings)} metrics" if len(board.rankings) > 1 else ""
-    first = f"{board.titles[best]} has the best mean rank{metrics}, {rank:.2f} of {len(board.overall)}"
+    first = f"{board.titles[best]} has the best mean rank{metrics}, {rank:.2f}"
     return [
-        f"{first}; {board.titles[second]} follows with {following:.2f}.",
+        f"{first} among {len(board.overall)} methods; {board.titles[second]} is second with {following:.2f}.",
         _choice(board),
         *_by_metric(board),
         *_disagreement(board),
@@ -129,33 +129,35 @@ def advice(board: Board) -> list[str]:
 
 
 def _choice(board: Board) -> str:
-    cheapest = "the cheapest (`xcam latency` times them)"
+    timed = "(`xcam latency` times them)"
     if all(len(r.leaders) == len(board.overall) for r in board.rankings):
-        few = f"On {min(r.photographs for r in board.rankings)} photographs"
+        few = f"With {min(r.photographs for r in board.rankings)} photographs"
         return (
-            f"{few} no metric tells a method from the best beyond chance: evaluate more, or take {cheapest}."
+            f"{few}, no method differs significantly from the best in any metric: evaluate more photographs, "
+            f"or use the cheapest method {timed}."
         )
     always = [m for m in board.overall if all(m in r.leaders for r in board.rankings)]
     if not always:
-        return "No method is among the leaders of every metric: choose by the metric that asks your question."
+        return "No method is among the leaders of every metric: choose by the metric that fits your question."
     if len(always) == 1:
-        return f"Use {board.listed(always)}: it alone is among the leaders of every metric."
-    return f"{board.listed(always)} are among the leaders of every metric: of these take {cheapest}."
+        return f"Use {board.listed(always)}, the only method among the leaders of every metric."
+    return f"{board.listed(always)} are among the leaders of every metric: use the cheapest {timed}."
 
 
 def _by_metric(board: Board) -> Iterator[str]:
-    """Who leads each metric, those alike in one sentence."""
+    """Yield the leaders of each metric; metrics with the same leaders share a sentence."""
     by_leaders: dict[tuple[str, ...], list[str]] = {}
     for name, ranking in zip(board.names(), board.rankings, strict=True):
         is_told = len(ranking.leaders) < len(board.overall)
         by_leaders.setdefault(tuple(ranking.leaders) if is_told else (), []).append(name)
     for leaders, names in by_leaders.items():
         where = "; ".join(names)
-        yield f"{where}: {board.listed(leaders) if leaders else 'none is told from the best beyond chance'}."
+        same = "no method differs significantly from the best"
+        yield f"Leaders in {where}: {board.listed(leaders)}." if leaders else f"{where}: {same}."
 
 
 def _disagreement(board: Board) -> Iterator[str]:
-    """Which two metrics order the methods least alike."""
+    """Yield which two metrics disagree most on the order of the methods."""
     two = itertools.combinations(range(len(board.tau)), 2)
     pairs = [pair for pair in two if not np.isnan(board.tau[pair])]
     if len(board.overall) < 3 or not pairs:
@@ -164,4 +166,5 @@ def _disagreement(board: Board) -> Iterator[str]:
     best = [min(r.ranks, key=r.ranks.__getitem__) for r in (board.rankings[i] for i in least)]
     names = " and ".join(board.names()[i] for i in least)
     tops = " and ".join(board.titles[m] for m in dict.fromkeys(best))
-    yield f"{names} order the methods least alike, Kendall's τ {board.tau[least]:.2f}; first there: {tops}."
+    tau = f"Kendall's τ {board.tau[least]:.2f}"
+    yield f"{names} disagree most on the order of the methods ({tau}; ranked first: {tops})."

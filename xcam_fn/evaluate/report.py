@@ -1,4 +1,4 @@
-"""What runs found, as tables and files: means with intervals, tests of pairs, rankings, a page of all."""
+"""The results of runs as tables and files: means with intervals, pairwise tests, rankings, and a page."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _plain_table(found: Sequence[Found]) -> Iterator[Sequence[Any]]:
-    """One number a cell, in full."""
+    """Yield the table with one number per cell, in full precision."""
     metrics, none = _metrics(found), Mean(np.nan, np.nan, np.nan, 0)
     yield ["method", "model", *(f"{m} {part}" for m in metrics for part in ("mean", *Mean._fields[1:]))]
     for run, label in zip(found, labels(found), strict=True):
@@ -197,7 +197,7 @@ def write_scores(
 
 
 def _long(runs: Sequence[Found]) -> Iterator[tuple[list[tuple[list[str], np.ndarray]], np.ndarray]]:
-    """Of each run the columns of the long table, each as names and which of them, and the values."""
+    """Yield for each run the columns of the long table, each as (names, indices), and the values."""
     for run, label in zip(runs, labels(runs), strict=True):
         images, *which = np.nonzero(~np.isnan(run.scores))
         names = [[image.name for image in run.images], run.methods, run.metrics]
@@ -212,7 +212,7 @@ def _csv(rows: Iterable[Iterable[Any]]) -> bytes:
 
 
 def _cell(value: Any) -> Any:
-    """A cell of a CSV file: nothing for NaN, and no text that a spreadsheet would compute."""
+    """Return a CSV cell: empty for NaN, and no text that a spreadsheet would run as a formula."""
     if isinstance(value, str):
         return "'" * value.startswith(("=", "+", "-", "@", "\t", "\r")) + value
     return None if value != value else value  # noqa: PLR0124  (NaN)

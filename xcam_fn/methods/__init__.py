@@ -1,6 +1,6 @@
 """The methods: formulas over a `Call`, a file for each family, and the catalog that names them.
 
-What methods share stands in `call`, `method`, `catalog` and `together`; nothing here opens files or draws.
+Code that methods share is in `call`, `method`, `catalog` and `together`; nothing here opens files or draws.
 """
 
 from xcam_fn.methods import (

@@ -1,4 +1,4 @@
-"""Methods that hide something: a channel or a position of the features, a part of the image."""
+"""Methods that remove a channel or a position of the features, or a part of the image."""
 
 from __future__ import annotations
 
@@ -69,14 +69,14 @@ def occlusion(
     hidden = hidden.unflatten(1, [len(span) for span in spans]).movedim(-1, 1)
     own = scoring.explained.own
     maps = precise(own).reshape(*own.shape, *[1] * len(size)) - precise(hidden)
-    for span in spans:  # the axis goes last: all turn around once
+    for span in spans:  # each axis in turn becomes the last
         share = span.to(maps) / span.sum(0)
         maps = torch.einsum("bnm...,mp->bn...p", maps, share)
     return maps
 
 
 def _lengths(name: str, given: Lengths, most: Sequence[int], of: str) -> list[int]:
-    """A length for each axis, no more than there is."""
+    """A length for each axis, no more than the axis's own."""
     if given is None:
         return [math.ceil(length / 4) for length in most]
     lengths = [given] * len(most) if isinstance(given, int) else list(given)
@@ -88,7 +88,7 @@ def _lengths(name: str, given: Lengths, most: Sequence[int], of: str) -> list[in
 
 
 def _spans(size: int, length: int, stride: int) -> Tensor:
-    """Whether each window along an axis holds each pixel, (windows, size)."""
+    """Whether each window along an axis contains each pixel, (windows, size)."""
     first = torch.arange(math.ceil((size - length) / stride) + 1)[:, None] * stride
     pixel = torch.arange(size)
     return (pixel >= first) & (pixel < first + length)
@@ -143,7 +143,7 @@ def sidu(
     )
     P = precise(scatter_scores(scores, found, scoring.each(base)))
     change = (precise(scoring.explained.own)[:, None] - P).square().sum(2)
-    # Not by matrix products, whose rounding would keep equal outputs apart.
+    # Without matrix products, whose rounding would make equal outputs differ.
     distances = torch.cdist(P, P, compute_mode="donot_use_mm_for_euclid_dist")
     w = torch.exp(-change / (2 * std**2)) * distances.sum(2)
     return call.for_each_class(torch.einsum("bk,bk...->b...", w.to(B), B)[:, None])
@@ -189,19 +189,19 @@ def ablationcam(
     every = s[:, None].expand(-1, A.shape[1], -1)
     s_k = every.index_put((which, channel), ablated) if len(which) else every
     share = ratio(every - s_k, every)
-    # Of a layer that the score does not read, rounding alone would be drawn as a map.
+    # If the score does not depend on the layer, rounding alone would make a map.
     is_lost = is_scored & (share.abs() > 16 * torch.finfo(share.dtype).eps)
     return projected(A, torch.where(is_lost, share, 0.0), projection)
 
 
 def _influence(call: Call, cls: Classes) -> Tensor:
     """How much each channel moves the logit of each class, to first order: Σ |G ⊙ A|, (B, K, n)."""
-    G = precise(call.gradient(cls))  # before the features, so that one forward is for both
+    G = precise(call.gradient(cls))  # before the features: one forward serves both
     return (G * precise(call.features)[:, None]).abs().flatten(3).sum(3).movedim(1, 2)
 
 
 def _channels_to_ablate(A: Tensor) -> tuple[Tensor, Tensor]:
-    """Which image and which channel, (P,) each: all channels but those that are zero already."""
+    """The image and channel indices, (P,) each, of all channels that are not zero already."""
     B, K = A.shape[:2]
     image = torch.arange(B, device=A.device).repeat_interleave(K)
     channel = torch.arange(K, device=A.device).repeat(B)
@@ -252,7 +252,7 @@ def reciprocam(
 
 
 def _only_around(reach: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """What shows the features around a place, weighted by half for each step away from it along an axis."""
+    """The mask of the features around a position: half the weight for each step away along an axis."""
 
     def shown(features: Tensor, place: Tensor) -> Tensor:
         for axis, center in enumerate(place.unbind(), start=1):

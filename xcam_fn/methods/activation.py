@@ -1,4 +1,4 @@
-"""Maps of the features and the network's own weights: principal components, k-sigma masks, CAM, chance."""
+"""Maps from features and the network's own weights: principal components, k-sigma masks, CAM, Random-CAM."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def cam(call: Call, *, projection: Projection | None = None) -> Tensor:
 
 
 def _check_pooled(call: Call, cls: Classes, G: Tensor) -> None:
-    """Raise where the logit is not affine in the mean of each channel."""
+    """Raise if the logit is not affine in the mean of each channel."""
     fixed = call.asking(cls).explained().cls
     drawn = lambda own: normal(0, 0, tuple(own.shape[1:]), like=own) * (own.abs().mean() + 1)  # noqa: E731
     other = call.gradient_at(lambda own: drawn(own).expand_as(own), fixed).detach()

@@ -1,4 +1,4 @@
-"""Methods for transformers, which look at the attention itself."""
+"""Methods for transformers that use the attention itself."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _NEEDS = "attention over all patches"
 
 
 class _Block(NamedTuple):
-    """One block of a forward, ready to be run again by itself."""
+    """One block of a forward, which can be run again by itself."""
 
     call: ModuleCall
     forward: Callable[..., Any]
@@ -98,7 +98,7 @@ def legrad(
 
 
 def _placed(call: Call, calls: Sequence[ModuleCall], positions: Sequence[int], values: Tensor) -> Tensor:
-    """Values of the tokens that blocks return, (B, n, T), on the image, (B, n, *spatial)."""
+    """Arrange values of the blocks' output tokens, (B, n, T), on the image, (B, n, *spatial)."""
     place = call.to_spatial or _place_of(calls, positions, Probe(unwrap(call.model), call.x))
     tokens = values.movedim(1, -1)
     maps = tokens if place is None else place(tokens)
@@ -107,9 +107,9 @@ def _placed(call: Call, calls: Sequence[ModuleCall], positions: Sequence[int], v
 
 
 def _place_of(calls: Sequence[ModuleCall], positions: Sequence[int], probe: Probe) -> ToSpatial | None:
-    """Where the tokens lie, by the first block that tells, or else the first module in one.
+    """The layout of the tokens, from the first block that determines it, or else from a module in one.
 
-    Tokens keep their places from block to block.
+    Tokens keep their positions from block to block.
     """
     first, length = calls[positions[0]], calls[positions[-1]].shape[1]
     inside = [i for i in range(first.start, positions[-1]) if calls[i].shape[:2] == (1, length)]
@@ -122,7 +122,7 @@ def _place_of(calls: Sequence[ModuleCall], positions: Sequence[int], probe: Prob
 def _names_of(
     call: Call, root: nn.Module, blocks: Sequence[str | nn.Module], found: Sequence[ModuleCall]
 ) -> list[str]:
-    """The names of the blocks that were asked for, checked to be among those with attention."""
+    """The names of the requested blocks; each must be one with attention."""
     names, known = [find(root, call.at(one).layer or "")[0] for one in blocks], [one.name for one in found]
     if strange := [name for name in names if name not in known]:
         expected = f"expected one or more of {', '.join(known)}"
@@ -131,7 +131,7 @@ def _names_of(
 
 
 def _recorded(root: nn.Module, x: Tensor, found: Sequence[ModuleCall]) -> tuple[list[_Block], Any]:
-    """What each block was given and returned in a forward, and the network's output."""
+    """The inputs and outputs of each block in a forward, and the network's output."""
     blocks: dict[Key, _Block] = {}
 
     def recorded(call: ModuleCall, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -145,7 +145,7 @@ def _recorded(root: nn.Module, x: Tensor, found: Sequence[ModuleCall]) -> tuple[
 
 
 def _head_of(root: nn.Module, x: Tensor, blocks: Sequence[_Block]) -> Callable[[Tensor], Any]:
-    """The network from the last block's tokens on: a forward in which no block computes anything."""
+    """The network after the last block's tokens: a forward in which the blocks compute nothing."""
 
     def returned(output: Any, *_: Any, **__: Any) -> Any:
         return output
@@ -160,9 +160,9 @@ def _head_of(root: nn.Module, x: Tensor, blocks: Sequence[_Block]) -> Callable[[
 
 
 def _relevance(block: _Block, score_of: Callable[[Any], Tensor]) -> Tensor | None:
-    """The mean over heads and queries of the positive gradient to one block's attention, (B, n, keys).
+    """The mean over heads and queries of one block's positive attention gradient, (B, n, keys).
 
-    None where its keys are not the tokens that it returns, as where it makes them fewer.
+    None if its keys are not the tokens that it returns, as when it reduces their number.
     """
     probabilities: list[Tensor] = []
     with torch.no_grad(), StepByStep(lambda values, _: probabilities.append(values) or values):
@@ -185,15 +185,15 @@ def _relevance(block: _Block, score_of: Callable[[Any], Tensor]) -> Tensor | Non
 
 
 class _Attended(NamedTuple):
-    """What the blocks of one forward attend to: L blocks, T tokens.
+    """The attention of one forward: L blocks, T tokens.
 
     Attributes:
-        calls: all that the forward ran.
-        positions: of the blocks among them.
+        calls: all calls of the forward.
+        positions: the blocks' indices among the calls.
         A: (B, L, heads, T, T), the probabilities of each block's attention.
-        logits: of the same shape, what they are the softmax of.
-        G: (B, n, L, heads, T, T), the gradient of the score to the probabilities.
-        many: whether n classes of each image were asked for.
+        logits: the same shape, the logits before the softmax.
+        G: (B, n, L, heads, T, T), the gradient of the score with respect to the probabilities.
+        many: whether n classes per image were requested.
     """
 
     calls: list[ModuleCall]
@@ -205,9 +205,9 @@ class _Attended(NamedTuple):
 
     @property
     def readers(self) -> Tensor:
-        """How much each token counts that the score reads, (B, n, T): alike, and 1 in all.
+        """The weights of the tokens that the score reads, (B, n, T): equal, with sum 1.
 
-        The score reads the tokens whose last attention it depends on.
+        The score reads a token if it depends on that token's row of the last attention.
         """
         is_read = (self.G[:, :, -1] != 0).any(-1).any(2).to(self.A)
         return is_read / is_read.sum(-1, keepdim=True).clamp(min=1)
@@ -223,7 +223,7 @@ def _attention_and_gradient(call: Call, name: str) -> _Attended:
     x, root, detached = call.x, unwrap(call.model), records_nothing(call.x)
     calls: list[ModuleCall] = []
     seen: list[tuple[Tensor, Tensor]] = []
-    ended: list[int] = []  # how many calls had, before each attention
+    ended: list[int] = []  # the number of calls that had ended before each attention
 
     def see(probabilities: Tensor, logits: Tensor) -> Tensor:
         ended.append(len(calls))

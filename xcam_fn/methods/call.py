@@ -1,4 +1,4 @@
-"""One question: a network at a layer, images, a class. What one method finds out, the next one reads."""
+"""One question: a network at a layer, images and a class. Methods that share it reuse each other's work."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ Change = Callable[[Tensor, Tensor], Tensor]
 
 
 class Call(Once):
-    """A network at a target layer, images, and what is explained.
+    """A network at a target layer, images, and the class or target to explain.
 
-    It is made for one call of a method, or for several methods that explain the same, and dropped with it.
+    It is made for one call of a method, or of several methods that explain the same, and dropped afterwards.
 
     Attributes:
         model: the network.
         layer: a name, a module of the model, or None for the default layer.
         x: (B, C, *size), the images.
         cls: as for every method.
-        to_spatial: what places the layer's output; None finds it.
-        create_graph: whether the computation is recorded for the parameters' sake.
-        records: whether the first forward is recorded even where it is not for a gradient that it runs.
-        many: whether n classes of each image are explained, as far as was found out.
+        to_spatial: arranges the layer's output on the image; None finds it.
+        create_graph: whether the computation is recorded for gradients of the parameters.
+        records: whether the first forward is recorded even if no gradient is needed yet.
+        many: whether n classes per image are explained, as far as is known.
     """
 
     def __init__(
@@ -62,10 +62,10 @@ class Call(Once):
         super().__init__()
         self.model, self.layer, self.x, self.cls = model, layer, checks.plain(x), cls
         self.to_spatial, self.create_graph, self.records = to_spatial, create_graph, records
-        self.many = False  # until something finds that n classes of each image are asked for
+        self.many = False  # until n classes per image are found to be requested
         self._origin: nn.Module | None = None  # the user's model, once a copy of its structure is explained
-        self._of_network: dict[str, Any] = {}  # what does not depend on what is explained
-        self._like: Call | None = None  # of whose images these are changed ones
+        self._of_network: dict[str, Any] = {}  # values that do not depend on the class
+        self._like: Call | None = None  # the call whose images these are changed copies of
 
     def _with(self, **changes: Any) -> Call:
         question = ("model", "layer", "x", "cls", "to_spatial", "create_graph", "records")
@@ -74,7 +74,7 @@ class Call(Once):
         return other
 
     def of(self, x: Tensor, cls: Classes) -> Call:
-        """The same question about other images, of a class that is fixed, at the layer that is found here."""
+        """The same question about other images, with the class and the layer fixed here."""
         other = self._with(x=x, cls=cls)
         other._like = self
         return other
@@ -84,7 +84,7 @@ class Call(Once):
         return self._with(layer=self._own(layer))
 
     def asking(self, cls: Classes) -> Call:
-        """The same network and images asked about a class; the forward is shared."""
+        """The same question about another class; the forward is shared."""
         if cls is self.cls:
             return self
         other = self._with(cls=cls)
@@ -93,11 +93,11 @@ class Call(Once):
 
     @contextlib.contextmanager
     def running(self, *, once: bool = False) -> Iterator[None]:
-        """Check the arguments, and record a graph where one is asked for.
+        """Check the arguments, and record a graph if one is requested.
 
         Args:
-            once: one forward is all that is asked for. Else a copy of the model's structure is explained,
-                which stays as it is when another thread changes the model.
+            once: a single forward is enough. Else a copy of the model's structure is explained, which is not
+                affected if another thread changes the model.
         """
         checks.check_to_spatial(self.to_spatial)
         if not torch.compiler.is_dynamo_compiling():
@@ -113,7 +113,7 @@ class Call(Once):
             yield
 
     def _own(self, layer: Layer) -> Layer:
-        """The layer by its name where it is a module of the user's model, of which there is a copy."""
+        """The layer's name if it is a module of the user's model, which a copy replaces."""
         if self._origin is None or not isinstance(layer, nn.Module):
             return layer
         return find(self._origin, layer)[0]
@@ -121,14 +121,14 @@ class Call(Once):
     # -- at the layer ---------------------------------------------------------------------------------------
 
     def _pin(self) -> None:
-        """Take over which layer was found, and where its output lies on images of this size."""
+        """Fix the layer that was found, and the layout of its output for images of this size."""
         like, self._like = self._like, None
         if like is not None and (self.layer is None or "pass" in like._of_network):
             site, self.layer = like._pass().site, like.shown
             self.to_spatial = site.to_spatial if like.x.shape[2:] == self.x.shape[2:] else self.to_spatial
 
     def _pass(self, *, records: bool = False) -> Pass:
-        """The forward at the layer, run again where it was not recorded and a gradient is asked for."""
+        """The forward at the layer, run again if it was not recorded and a gradient is needed."""
         self._pin()
         found = self._of_network.get("pass")
         if found is None or (records and found.pull is None):
@@ -140,7 +140,7 @@ class Call(Once):
 
     @property
     def levels(self) -> list[str] | None:
-        """The layers that a detection is read through, see `score_levels`; None for other targets."""
+        """The layers through which a detection depends on the image, see `score_levels`; else None."""
         whole = self.cls.whole if isinstance(self.cls, Target) else None
         if whole is not None and "levels" not in self._of_network:
             score = checked_scores(whole, self.x.shape[0])
@@ -149,7 +149,7 @@ class Call(Once):
 
     @property
     def target_layer(self) -> Layer:
-        """The layer that is asked for, or where none is, the one that a detection is read through."""
+        """The requested layer, or by default the one through which a detection depends on the image."""
         found = None if self.layer is not None else self.levels
         if found is not None and len(found) > 1:
             raise ValueError(
@@ -164,12 +164,12 @@ class Call(Once):
 
     @property
     def features(self) -> Tensor:
-        """The layer's output, placed on the image and in the precision of x, (B, K, *spatial)."""
+        """The layer's output, arranged on the image and in the precision of x, (B, K, *spatial)."""
         return self._pass().features.to(self.x.dtype)
 
     @property
     def output(self) -> Any:
-        """What the network returns for x."""
+        """The network's output for x."""
         return self._pass().output
 
     @property
@@ -181,13 +181,13 @@ class Call(Once):
         """The gradient of the score with respect to the features, (B, n, K, *spatial).
 
         Args:
-            cls: what is explained; None for the call's own class.
+            cls: the class or target; None for the call's own.
         """
         score = self._score if cls is None else checked_scores(cls, self.x.shape[0])
         return self.by_class(self._pass(records=True).gradient(score).to(self.x.dtype))
 
     def by_class(self, G: Tensor) -> Tensor:
-        """Gradients (B, ...) or (B, n, ...) as (B, n, ...); it is noted which."""
+        """Gradients (B, ...) or (B, n, ...) as (B, n, ...); sets `many`."""
         self.many = G.ndim > self.x.ndim
         return G if self.many else G[:, None]
 
@@ -200,15 +200,15 @@ class Call(Once):
         return self.by_class(G), self.by_class(HA)
 
     def gradient_at(self, replace: Callable[[Tensor], Tensor], cls: Classes) -> Tensor:
-        """The gradient of the score where something else takes the place of the layer's own output."""
+        """The gradient of the score at a replacement of the layer's own output."""
         found = forward_pass(self.model, self.target_layer, self.x, self.to_spatial, replace=replace)
         return self.by_class(found.gradient(checked_scores(cls, self.x.shape[0])))
 
     def multipliers(self) -> Tensor:
         """DeepLIFT's multipliers from the features to the score, (B, n, K, *spatial).
 
-        They are a gradient in which the slope of an activation function is that from its value at features
-        of zero to its value at the features. Two forwards.
+        They are a gradient in which each activation function has the slope between its value for zero
+        features and its value for the features. Two forwards.
         """
         found, x = self._pass(), self.x
         site, own, detached = found.site, found.own, records_nothing(x)
@@ -230,10 +230,10 @@ class Call(Once):
     # -- what is explained ----------------------------------------------------------------------------------
 
     def explained(self, score: str = "logit") -> Explained:
-        """The score of each image, its class fixed on the image as it is.
+        """The score of each image, with its class fixed on the original image.
 
         Args:
-            score: what is explained of a class, "logit" or "probability".
+            score: the kind of score of a class, "logit" or "probability".
         """
         check_score(score)
         found = explained_score(self.output, self.x.shape[0], self.cls, TARGETS[score])
@@ -241,23 +241,23 @@ class Call(Once):
         return found
 
     def for_each_class(self, maps: Tensor) -> Tensor:
-        """Maps (B, 1, *spatial) that no class is read for, once for each class that is asked for."""
+        """Repeat maps (B, 1, *spatial), which do not depend on the class, for each requested class."""
         if self.cls is None:
             return maps
         return maps.expand(-1, self.explained().own.shape[1], *maps.shape[2:])
 
     @property
     def fixed(self) -> Classes:
-        """The class of the images as they are, for other images to be explained by."""
+        """The class of the original images, to explain other images with."""
         return self.once("fixed", lambda: fixed_class(self.model, self.x, self.cls))
 
     # -- scores ---------------------------------------------------------------------------------------------
 
     def scoring(self, score: str, how: Running) -> Scoring:
-        """How perturbed images are scored; one scoring serves all methods that score alike.
+        """The scoring of perturbed images, shared by all methods with the same settings.
 
         Args:
-            score: what is explained of a class, "probability" or "logit".
+            score: the kind of score of a class, "probability" or "logit".
             how: how the network is run.
         """
         make = lambda: Scoring(self.model, self.x, self.cls, score, how)  # noqa: E731
@@ -270,14 +270,14 @@ class Call(Once):
     ) -> Tensor:
         """The scores (P, n) of the features of the images `which`, changed by `(features, parameter)`.
 
-        What follows the layer is run alone where the network can be cut there, on a chunk at a time.
+        Only the layers after the target layer run, if the network can be cut there, one chunk at a time.
 
         Args:
-            change: features (K, *spatial) and one parameter to features.
-            which: (P,), the image that each change is of.
-            parameter: (P, ...), what each change depends on.
-            score: what is explained of a class, "logit" or "probability".
-            **how: chunk_size and progress of `perturbation_scores`, of runs of the head.
+            change: maps features (K, *spatial) and one parameter to new features.
+            which: (P,), the image whose features each change applies to.
+            parameter: (P, ...), the parameter of each change.
+            score: the kind of score of a class, "logit" or "probability".
+            **how: chunk_size and progress, as for `perturbation_scores`, for runs of the head.
         """
         explained, head = self.explained(score), self.halves
         if not len(which):
@@ -293,7 +293,7 @@ class Call(Once):
 
     @property
     def halves(self) -> Halves:
-        """The network cut at the layer, its head alone where it can be traced."""
+        """The network cut at the layer; if it can be traced, the head alone."""
         if "halves" not in self._of_network:
             found = self._pass()
             check_rows(found.output, functools.partial(run_model, self.model), self.x)
@@ -303,7 +303,7 @@ class Call(Once):
     def _one_by_one(
         self, change: Change, which: Tensor, parameter: Tensor, explained: Explained, **how: Any
     ) -> Tensor:
-        """The same where the head reads more of its own image than the features: mapped over one image's."""
+        """The same for a head that also reads other values of its image: mapped over one image's changes."""
         x, head, scores = self.x, self.halves, []
         for image in range(len(x)):
             A, residual = head.run_trunk(x[image : image + 1])
@@ -329,7 +329,7 @@ class Call(Once):
         return torch.cat(scores)
 
     def _check_head(self, A: Tensor, residual: Any) -> None:
-        """Raise where the output stays as it is whatever the layer returns."""
+        """Raise if the output does not depend on the layer's output."""
         if checks.is_readable(A):
             own, other = (self.halves.run_head(a, residual) for a in (A, 1 - 2 * A))
             if outputs_agree(own, other):
@@ -340,9 +340,9 @@ class Call(Once):
 
 
 def _mapped(score: Callable[[Tensor], Tensor], changed: Tensor) -> Tensor:
-    """The scores of changed features, mapped over them where the network allows it.
+    """The scores of changed features, computed with vmap if the network allows it.
 
-    A detector finds as many boxes as there are, which cannot be mapped: it runs on one after the other.
+    A detector's number of boxes varies, which vmap does not support: it runs on one after the other.
     """
     try:
         return torch.vmap(score)(changed)
@@ -353,7 +353,7 @@ def _mapped(score: Callable[[Tensor], Tensor], changed: Tensor) -> Tensor:
 
 
 def fixed_class(model: nn.Module, x: Tensor, cls: Classes) -> Classes:
-    """The class with what the output chooses (the predicted one) filled in, so that it is chosen once.
+    """The class, with the predicted one filled in where the output decides it, so it is chosen only once.
 
     Args:
         model: the network, in evaluation mode.

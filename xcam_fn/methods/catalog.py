@@ -1,4 +1,4 @@
-"""The methods by name, and what other libraries define otherwise; the families enter theirs."""
+"""The registry of methods and of other libraries' variants; each family registers its own."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Wrapper = Callable[..., Method[...]]
 
 
 class _Registry(Mapping[str, Value]):
-    """What is looked up by name and, once frozen, not changed; unlike a mapping proxy it can be pickled."""
+    """A mapping that is read-only once frozen; unlike a mapping proxy it can be pickled."""
 
     def __init__(self, entries: Mapping[str, Value] = MappingProxyType({})) -> None:
         self._entries = dict(entries)
@@ -54,7 +54,7 @@ _LIBRARIES = ("xplaincam", "torchcam", "pytorch-grad-cam")
 def method(
     title: str, *, family: str, summary: str, **about: Any
 ) -> Callable[[Callable[Concatenate[Call, P], Tensor]], Method[P]]:
-    """Make a formula one of the library's own methods, under its own name; `about` is as `Method` says."""
+    """Register a formula as one of the library's methods, under its own name; `about` as for `Method`."""
 
     def entered(run: Callable[Concatenate[Call, P], Tensor]) -> Method[P]:
         return enter(Method(run, name=run.__name__, title=title, family=family, summary=summary, **about))
@@ -63,12 +63,12 @@ def method(
 
 
 def enter(method: AnyMethod) -> AnyMethod:
-    """Put one of the library's own methods into `METHODS`."""
+    """Add one of the library's own methods to `METHODS`."""
     return _entered(METHODS, method.name, method)
 
 
 def enter_wrapper(wrapper: Wrapper) -> Wrapper:
-    """Put one of the library's own wrappers where `find_method` finds it."""
+    """Register one of the library's own wrappers for `find_method`."""
     return _entered(WRAPPERS, wrapper.__name__, wrapper)
 
 
@@ -136,7 +136,7 @@ def find_method(name: str, *, variant: str | None = None, **options: Any) -> Met
 
 
 def own_name(name: str) -> str:
-    """The name here of a method as others write it, "gradcam_pp" of "Grad-CAM++"; unknown ones stay."""
+    """The library's name of a method, such as "gradcam_pp" for "Grad-CAM++"; unknown names are unchanged."""
     spelled = name.replace("++", "pp")
     around, inner = _parsed(spelled)
     if around == "+":
@@ -151,7 +151,7 @@ def _by_letters(registry: Mapping[str, Any]) -> dict[str, str]:
 
 
 def as_method(given: str | Callable[..., Any]) -> Any:
-    """A method by its name, or as a function: partials of methods become methods, others stay as they are."""
+    """A method from its name or a function: partials of methods become methods, other functions stay."""
     if isinstance(given, str):
         return find_method(given)
     if not callable(given):
@@ -165,7 +165,7 @@ def as_method(given: str | Callable[..., Any]) -> Any:
 
 
 def with_raw_maps(given: str | Callable[..., Any]) -> Method[...]:
-    """A method by its name, or as it is, for a formula that reads its raw maps."""
+    """A method, given by name or itself, whose raw maps a formula needs."""
     found = as_method(given)
     if not isinstance(found, Method):
         raise TypeError(f"method must be a method, or its name, got {given!r}")
@@ -173,13 +173,13 @@ def with_raw_maps(given: str | Callable[..., Any]) -> Method[...]:
 
 
 def name_of(method: Any) -> str:
-    """The name that a method or a function has, or is."""
+    """The name of a method or a function, which may be a name itself."""
     named = getattr(method, "name", getattr(method, "__name__", repr(method)))
     return method if isinstance(method, str) else named
 
 
 def heatmaps_of(method: Any, call: Call, options: Mapping[str, Any] = MappingProxyType({})) -> Tensor:
-    """The heatmaps of a method for a call that others share, or of a function of the user's own."""
+    """The heatmaps of a method for a shared call, or of a user's function."""
     if not isinstance(method, Method):
         found, x = method(call.model, call.layer, call.x, call.cls, **options), call.x
         fits = lambda maps: maps.ndim in (x.ndim - 1, x.ndim) and len(maps) == len(x)  # noqa: E731
@@ -197,7 +197,7 @@ def heatmaps_of(method: Any, call: Call, options: Mapping[str, Any] = MappingPro
 
 
 def accepted(method: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the options that the method takes and that are not given to it already."""
+    """The options that the method takes and that it does not have already."""
     names = set(inspect.signature(method).parameters)
     if isinstance(method, Method):
         names -= {"model", "layer", "x", "cls", *method.options}
@@ -205,7 +205,7 @@ def accepted(method: Any, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_accepted(method: Any, options: Mapping[str, Any]) -> Any:
-    """The method, or the function of the user's own, with those of the options that it takes."""
+    """The method, or the user's function, with the options that it takes."""
     taken = accepted(method, options) if options else {}
     if not taken:
         return method
@@ -213,7 +213,7 @@ def with_accepted(method: Any, options: Mapping[str, Any]) -> Any:
 
 
 def _parsed(name: str) -> tuple[str | None, list[str]]:
-    """What is around the methods in a name, a plus or a wrapper, and these; None around one alone."""
+    """The operator in a name, a plus or a wrapper, and its methods; None for a single method."""
     for i, character in enumerate(name[:-1]):
         if character == "+" and name[:i].count("(") == name[:i].count(")"):
             return "+", [name[:i], name[i + 1 :]]

@@ -1,4 +1,4 @@
-"""Deep feature factorization: the features as a few concepts, and what each adds to a class's score."""
+"""Deep feature factorization: the features as a few concepts, and their contributions to a class's score."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Concepts", "concepts", "deep_feature_factorization"]
 
 Images = Float[Tensor, "B C *size"]
 Init = Literal["nndsvda", "random"]
-_FILTERS = threading.Lock()  # the filters of warnings are the process's own
+_FILTERS = threading.Lock()  # warning filters belong to the whole process
 
 
 class Concepts(NamedTuple):
@@ -79,7 +79,7 @@ def concepts(
 
 
 def _factorized(A: Tensor, count: int, **how: Any) -> Concepts:
-    """The concepts of features (B, K, *spatial), by scikit-learn's factorization and its keywords."""
+    """The concepts of features (B, K, *spatial), by scikit-learn's factorization with its keywords."""
     needs = "deep feature factorization needs scikit-learn; install it with pip install 'xcam-fn[cluster]'"
     decomposition, exceptions = (needed(f"sklearn.{part}", needs) for part in ("decomposition", "exceptions"))
     if A.requires_grad or not checks.is_readable(A):
@@ -97,7 +97,7 @@ def _factorized(A: Tensor, count: int, **how: Any) -> Concepts:
     above = (values - offset[:, None]).double()
     scale = float(above.max()) or 1.0
     factorize = decomposition.NMF(n_components=count, **how)
-    with _FILTERS, warnings.catch_warnings():  # max_iter is what the caller grants: no news that it is spent
+    with _FILTERS, warnings.catch_warnings():  # the caller chose max_iter: no warning when it is reached
         warnings.simplefilter("ignore", exceptions.ConvergenceWarning)
         vectors = factorize.fit_transform((above / scale).cpu().numpy()) * scale**0.5
     maps = torch.as_tensor(factorize.components_ * scale**0.5).reshape(count, len(A), *A.shape[2:])

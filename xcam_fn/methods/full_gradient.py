@@ -1,4 +1,4 @@
-"""The full gradient: what the input and every bias add to the score."""
+"""The full gradient: the contributions of the input and of every bias to the score."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["fullgrad"]
 
 
 class FullGradient(NamedTuple):
-    """What a network of linear layers and ReLUs adds its score up from, of one class or of many."""
+    """The terms that sum to the score in a network of linear layers and ReLUs, for one class or several."""
 
     input: Tensor  # x ⊙ ∂s/∂x, (B, n, C, *size)
     biases: list[Tensor]  # b ⊙ ∂s/∂b of each layer that has one, (B, n, K, *spatial) or (B, n, K)
@@ -34,7 +34,7 @@ class FullGradient(NamedTuple):
 
 
 def full_gradient(model: nn.Module, x: Float[Tensor, "B C *size"], cls: Classes = None) -> FullGradient:
-    """The parts of the score, of the input and of every bias; in a network of ReLUs they add up to it."""
+    """The contributions of the input and of every bias; in a network of ReLUs they sum to the score."""
     score, root, detached = checked_scores(cls, len(x)), unwrap(model), records_nothing(x)
     biased = [
         (call, bias)
@@ -50,7 +50,7 @@ def full_gradient(model: nn.Module, x: Float[Tensor, "B C *size"], cls: Classes 
         change = {call.key: _adding(zero) for (call, _), zero in zip(biased, zeros, strict=True)}
         return score(run_changed(root, images, change, detached=detached))
 
-    # One tensor of the images and of a zero for every bias, so that one backward tells all.
+    # One tensor with the images and a zero for every bias, so one backward pass gives all gradients.
     values = torch.cat([x.flatten(1), x.new_zeros(len(x), sum(lengths[1:]))], 1)
     scores, pullback = vjp(run, values)
     pulled = pulled_back(pullback, scores)
@@ -69,7 +69,7 @@ _BIASED = (Convolution, BatchNorm, nn.Linear)
 
 
 def _bias_of(module: nn.Module) -> Tensor | None:
-    """What a layer adds whatever its input is: its bias; of batch norm, the shift that it amounts to."""
+    """The constant that a layer adds: its bias, or for batch norm its total shift."""
     bias: Any = getattr(module, "bias", None)
     if not isinstance(module, BatchNorm) or module.running_mean is None:
         return bias
@@ -80,7 +80,7 @@ def _bias_of(module: nn.Module) -> Tensor | None:
 
 
 def _along_channels(bias: Tensor, call: ModuleCall) -> Tensor:
-    """The bias with the axes of the layer's output, whose channels are last after a linear layer."""
+    """The bias with the axes of the layer's output; after a linear layer, channels are last."""
     return bias if isinstance(call.module, nn.Linear) else bias.reshape(-1, *[1] * (len(call.shape) - 2))
 
 
@@ -113,5 +113,5 @@ def fullgrad(
     call.many = found.many
     parts = [found.input, *(part for part in found.biases if part.ndim == x.ndim + 1)]
     scaled = (minmax(part.abs(), axes + (rescale == "layer"), eps=eps) for part in parts)
-    total: Any = sum(resize(part.sum(2), size) for part in scaled)  # resizing is linear: once for a layer
+    total: Any = sum(resize(part.sum(2), size) for part in scaled)  # resizing is linear: once per layer
     return total

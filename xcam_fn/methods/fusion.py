@@ -1,4 +1,4 @@
-"""A gradient method's map and a perturbation method's, weighted by what they score."""
+"""Fusions of a gradient map and a perturbation map, weighted by their scores."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def _check_alike(name: str, first: Tensor, other: str, second: Tensor) -> None:
 
 
 def _gains_of(gains: Any, count: int, maps: Tensor, axes: int) -> list[Tensor]:
-    """What so many maps gain, one number for each, in a tensor or a list."""
+    """The gains of several maps, one number each, in a tensor or a list."""
     shape = maps.shape[: last_axes(maps, axes)[0]]
     expected = f"{count} tensor(s) {tuple(shape)}, the gains of that many maps"
     if not isinstance(gains, (Tensor, list, tuple)) or (isinstance(gains, Tensor) and not gains.ndim):
@@ -274,13 +274,13 @@ def fusioncam(
 
 
 def _shape_of(scoring: Scoring) -> tuple[int, ...]:
-    """The shape of heatmaps of the images and classes that are scored."""
+    """The shape of heatmaps for the scored images and classes."""
     classes = scoring.explained.own.shape[1:] if scoring.explained.many else ()
     return (len(scoring.x), *classes, *scoring.x.shape[2:])
 
 
 def _heatmap_of(role: str, given: Component, call: Call, scoring: Scoring) -> Tensor:
-    """The heatmaps that a part of a fusion stands for, (B, *size) or (B, n, *size)."""
+    """The heatmaps of one part of a fusion, (B, *size) or (B, n, *size)."""
     if isinstance(given, (Tensor, np.ndarray)):
         maps = torch.as_tensor(given).to(call.x)
     else:

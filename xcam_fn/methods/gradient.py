@@ -1,4 +1,4 @@
-"""Methods of the gradient of the score with respect to the features: one forward, one weighting function."""
+"""Methods that use the score's gradient with respect to the features: one forward, one weighting function."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _ALIKE: dict[str, dict[str, Any]] = {"xplaincam": {}, "torchcam": {}, "pytorch-g
 if TYPE_CHECKING:
 
     class GradientMethod(Method[P]):
-        """A method that weighs features by their gradients, and takes another projection than their sum."""
+        """A method that weights features by their gradients, with a choice of projections besides the sum."""
 
         def __call__(
             self, model: Any, layer: Layer, x: Tensor, cls: Classes = None,
@@ -81,7 +81,7 @@ def from_gradients(
     default = projection
 
     def weigh(call: Call, *, projection: Projection | None = default, **options: Any) -> Tensor:
-        G = call.gradient()  # before the features, so that one forward is for both
+        G = call.gradient()  # before the features: one forward serves both
         return weighted(call.features, G, weighting, projection, **options)
 
     check("weighting", weighting, Callable)
@@ -218,7 +218,7 @@ def integrated_gradcam(call: Call, *, steps: Count = 20, baseline: Baseline = 0.
     References:
         Sattarzadeh et al. (arXiv:2102.07805). The mean over positions replaces their sum, a constant factor.
     """
-    call.gradient()  # before the features, so that one forward is for both
+    call.gradient()  # before the features: one forward serves both
     x, fixed = call.x, call.explained().cls
     start, total = baseline_images(baseline, x), torch.zeros(()).to(x)
     A = call.of(start, fixed).features

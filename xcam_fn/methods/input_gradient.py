@@ -1,4 +1,4 @@
-"""Methods of the gradient of the score with respect to the images themselves."""
+"""Methods that use the score's gradient with respect to the images themselves."""
 
 from __future__ import annotations
 
@@ -62,17 +62,17 @@ def integrated_gradients(
     """
     x = call.x
     start, nodes = baseline_images(baseline, x), differentiable(call, chunk_size)
-    with StepByStep():  # attention that can be mapped over classes
+    with StepByStep():  # vmap over classes needs attention in plain operations
         return (x - start)[:, None] * _path_gradient(nodes, x, start, steps, rule)
 
 
 class Differentiable(NamedTuple):
-    """Other images in the place of those that are explained, whose scores are differentiated.
+    """Differentiable scores of other images in place of the explained ones.
 
     Attributes:
         run: the network, recorded.
-        explained: what makes scores of its output and of the images of x that the rows stand for.
-        per_forward: images in one forward.
+        explained: computes the scores from the output and from the image of x that each row is a copy of.
+        per_forward: images per forward.
     """
 
     run: Callable[[Tensor], Any]
@@ -82,12 +82,12 @@ class Differentiable(NamedTuple):
     def of(
         self, images: Tensor, node: Callable[[int], Tensor], count: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The scores (T, b, n) and gradients (T, b, n, C, *size) of nodes 0 … count − 1, T at a time.
+        """The scores (T, b, n) and gradients (T, b, n, C, *size) at nodes 0 … count − 1, T at a time.
 
         Args:
-            images: (b,), the images of x that each node stands for.
-            node: a number to the images (b, C, *size) there.
-            count: of nodes.
+            images: (b,), the images of x that each node is a copy of.
+            node: maps a node's index to its images (b, C, *size).
+            count: the number of nodes.
         """
         length = max(1, self.per_forward // len(images))
         for first in range(0, count, length):
@@ -100,12 +100,12 @@ class Differentiable(NamedTuple):
 
 
 def differentiable(call: Call, chunk_size: int, score: str = "logit") -> Differentiable:
-    """The network, differentiable with respect to images that take the place of those of a call.
+    """The network as a differentiable function of images in place of those of a call.
 
     Args:
-        call: the question; whether it asks for n classes is noted in it.
-        chunk_size: images in one forward, ≥ 1.
-        score: what is explained of a class, "logit" or "probability".
+        call: the question; its `many` is set.
+        chunk_size: images per forward, ≥ 1.
+        score: the kind of score of a class, "logit" or "probability".
     """
     x, cls = call.x, call.cls
     check_score(score)
@@ -114,7 +114,7 @@ def differentiable(call: Call, chunk_size: int, score: str = "logit") -> Differe
     check_rows(output, run, x, reads=reads)
     explained = explained_score(output, len(x), cls, TARGETS[score])
     call.many = explained.many
-    # A target of the user's own is handed whole batches, one step of the search or of the path at a time.
+    # A user's target gets whole batches, one step of the optimization or of the path at a time.
     per_forward = len(x) if callable(cls) and not isinstance(cls, Target) else chunk_size
     if reads or (per_forward > 1 and is_exact(x) and not keeps_rows_apart(run, x[:1])):
         per_forward = 1
@@ -142,14 +142,13 @@ def _path_gradient(nodes: Differentiable, x: Tensor, start: Tensor, steps: int, 
 def _integral(
     scores: Tensor, grads: Tensor, way: Tensor, length: float, owed: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The integral of gradients (T, B, n, C, *size) between T nodes of scores (T, B, n), and what it owes.
+    """The integral of gradients (T, B, n, C, *size) between T nodes with scores (T, B, n), and its error.
 
-    Between two nodes the gradient of a network with ReLUs jumps from one node's value to the other's. Where
-    it does so follows from the score, whose change over the interval is known: it has to be the slope before
-    the jump for a share of the interval, and the slope after it for the rest. An equal share (the trapezoid
-    rule) is kept where the slopes do not differ, or no more than the scores' rounding can tell. What no share
-    can make up for, as where the gradient jumps to and fro within one interval, is owed, (B, n), and made up
-    for by the next.
+    Between two nodes, the gradient of a network with ReLUs jumps from one node's value to the other's. The
+    known change of the score over the interval determines the location of the jump: the slope before it holds
+    for a share of the interval, and the slope after it for the rest. The shares are equal (the trapezoid
+    rule) if the slopes are equal up to the scores' rounding. An error that no share can correct, as when the
+    gradient jumps back and forth within the interval, is returned, (B, n), and corrected in the next one.
     """
     slopes = (grads * way[:, None]).flatten(3).sum(-1)
     total = torch.zeros_like(grads[0])
@@ -245,7 +244,7 @@ def _input_gradient(call: Call) -> Tensor:
 
 
 class _GuidedReLU(torch.autograd.Function):
-    """ReLU, cut off at a ceiling, through which only positive gradients pass back."""
+    """ReLU, optionally with an upper bound, that passes back only positive gradients."""
 
     generate_vmap_rule = True
 
@@ -271,7 +270,7 @@ _CEILINGS: dict[Any, float] = {
 
 
 class _Guided(Activations):
-    """Every ReLU passes back positive gradients only."""
+    """A mode in which every ReLU passes back only positive gradients."""
 
     count = 0
 
@@ -305,7 +304,7 @@ def guided_backprop(call: Call) -> Tensor:
     """
     guided = _Guided()
     with guided:
-        G = _input_gradient(call)  # the backward in the mode too: a checkpoint runs forward once more
+        G = _input_gradient(call)  # the backward needs the mode too: a checkpoint runs forward again
     if guided.count == 0:
         raise checks.StructureError(
             f"guided_backprop changes how ReLUs are differentiated, and {type(call.model).__name__} runs "

@@ -1,4 +1,4 @@
-"""What a method is: a formula over a `Call`, with a name and what is said of it."""
+"""A method: a formula over a `Call`, with its name and description."""
 
 from __future__ import annotations
 
@@ -41,26 +41,26 @@ class Method(Generic[P]):
     """A method of explanation, called as `method(model, layer, x, cls, **options)`.
 
     Attributes:
-        run: the formula: a call and options to raw maps, (B, n, *spatial), or (B, *spatial) where n is 1.
+        run: the formula: maps a call and options to raw maps, (B, n, *spatial), or (B, *spatial) if n is 1.
         name: its key in `METHODS`.
         title: its name in print, such as "Grad-CAM".
-        family: "gradient", "perturbation", "optimized" (a map that is searched for), "fusion", "activation"
-            (a map of the features and of the network's own weights) or "baseline".
+        family: "gradient", "perturbation", "optimized" (an optimized map), "fusion", "activation" (a map of
+            the features and the network's own weights) or "baseline".
         paper: where it was published.
         summary: what it does, in one line.
-        needs: what a network has to have for it, where not every network has; on one without it the method
-            raises `checks.StructureError`.
-        variants: for each library that defines it otherwise, the keywords that compute its map.
-        cost: the options to how many images the method runs through the network for one photograph, given the
-            layer's channels; None where they are few.
-        options: keywords given beforehand.
-        returns: what the formula returns: "maps"; "scores" of places, whose zero is arbitrary: heatmaps reach
-            from their least to their largest; "attributions", what each value of x adds, (B, n, C, *size); or
-            "heatmaps", which it postprocesses by itself.
-        keywords: those that the formula takes as `**options` and passes on, beside the groups that it names.
-        explains: functions or methods whose docstrings say what keywords mean of which its own does not.
-        single: the formula reads the features and gradients of one forward, and nothing else.
-        made: a function and its arguments that make the method anew, where it is pickled.
+        needs: the structure that it requires, if not every network has it; without it the method raises
+            `checks.StructureError`.
+        variants: for each library with another definition, the keywords that reproduce its map.
+        cost: maps the number of channels and the options to the number of images that the method runs through
+            the network for one photograph; None if there are few.
+        options: keywords set in advance.
+        returns: what the formula returns: "maps"; "scores" of positions, whose zero is arbitrary, so heatmaps
+            are scaled from their minimum to their maximum; "attributions", the contribution of each value of
+            x, (B, n, C, *size); or "heatmaps", already postprocessed.
+        keywords: keywords that the formula takes as `**options` and passes on, besides its groups.
+        explains: functions or methods whose docstrings describe keywords that its own does not.
+        single: the formula reads only the features and gradients of one forward.
+        made: a function and its arguments that create the method again, for pickling.
     """
 
     run: Callable[Concatenate[Call, P], Tensor]
@@ -108,7 +108,7 @@ class Method(Generic[P]):
             return self._map(call, given)
 
     def on(self, call: Call, **options: Any) -> Tensor:
-        """The heatmaps of a call that other methods share; what was computed before is not computed again."""
+        """The heatmaps for a call that methods share; work done before is reused."""
         self.check_options(options)
         given = {**self.options, **options}
         defaults = self.own_options
@@ -149,13 +149,13 @@ class Method(Generic[P]):
             return found.to(call.x.dtype) if found.dtype == maps.dtype else found
 
     def _returned(self, maps: Any, options: Mapping[str, Any]) -> Tensor:
-        """What the formula returned, checked as far as its kind goes."""
+        """The formula's result, with its type checked."""
         own = [name for name, value in options.items() if callable(value)]
         what = f"{self.name}{' with ' if own else ''}{', '.join(own)}"
         return checks.check_returned(what, maps, "maps (B, *spatial) or (B, n, *spatial)")
 
     def _check_maps(self, maps: Tensor, call: Call) -> None:
-        """Raise where raw maps are not one for each image, or n, or not finite."""
+        """Raise if there is not one raw map, or n, for each image, or if maps are not finite."""
         batch = call.x.shape[0]
         if maps.ndim != call.x.ndim - 1 + call.many or maps.shape[0] != batch or maps.numel() == 0:
             raise ValueError(
@@ -165,7 +165,7 @@ class Method(Generic[P]):
         checks.check_finite(maps, f"{self.name}: the raw map")
 
     def check_options(self, options: Mapping[str, Any]) -> None:
-        """Raise where an option is not one of the method's, or not of its kind."""
+        """Raise if an option is not one of the method's, or has the wrong type."""
         for name, value in options.items():
             if name not in _SHARED and name not in self.own_options:
                 known = ", ".join(sorted({*self.own_options, *_SHARED}))
@@ -174,13 +174,13 @@ class Method(Generic[P]):
 
     @functools.cached_property
     def own_options(self) -> dict[str, inspect.Parameter]:
-        """The method's own keywords, by name, those of groups among them."""
+        """The method's own keywords, by name, including those of groups."""
         return {**options_of(self.run, 1), **self.keywords}
 
     def forwards(self, channels: int) -> int | None:
-        """How many images the method runs through the network for one photograph, at most and but for a few.
+        """The maximum number of images that the method runs through the network for one photograph, roughly.
 
-        None for methods that need a few forwards, or whose number is not known beforehand.
+        None for methods with few forwards, or with a number that is not known in advance.
         """
         if self.cost is None:
             return None
@@ -189,7 +189,7 @@ class Method(Generic[P]):
         return self.cost(channels, **{name: self.options.get(name, own[name].default) for name in names})
 
     def with_options(self, *, name: str | None = None, title: str | None = None, **options: Any) -> Method[P]:
-        """The method with other defaults, which is a method too."""
+        """The method with other defaults, as a new method."""
         self.check_options(options)
         named = {"name": name or self.name, "title": title or self.title}
         anew = (operator.methodcaller("with_options", **named, **options), self)
@@ -200,7 +200,7 @@ class Method(Generic[P]):
         return self.with_options(**self.variants[library])
 
     def __get__(self, instance: Any, owner: type | None = None) -> Method[P]:
-        return self  # not bound as an attribute of a class; `help` shows the signature of what has a __get__
+        return self  # not bound in a class; `help` shows a signature only for objects with a __get__
 
     def __repr__(self) -> str:
         parameters = inspect.signature(self).parameters.values()
@@ -208,7 +208,7 @@ class Method(Generic[P]):
 
     def __reduce__(self) -> Any:
         if getattr(sys.modules.get(self.__module__), self.name, None) is self:
-            return self.name  # by reference, as a function
+            return self.name  # pickled by reference, like a function
         return (self.made[0], self.made[1:]) if self.made else super().__reduce__()
 
 
@@ -224,9 +224,9 @@ def method_of(
     summary: str,
     variants: Mapping[str, Mapping[str, Any]] | None,
 ) -> Method[...]:
-    """A method of one forward, made of a function of `count` tensors, whose keywords become the method's.
+    """Make a method of one forward from a function of `count` tensors, whose keywords become the method's.
 
-    Its module is that of the frame that makes it.
+    Its module is that of the calling frame.
     """
     check("variants", variants, Mapping | None)
     for key, value in {"name": name, "title": title, "paper": paper, "summary": summary}.items():
@@ -240,7 +240,7 @@ def method_of(
 
 
 class _Composed:
-    """An attribute of instances that is composed when it is asked for; the class has its own, or none."""
+    """An attribute of instances that is computed on access; the class keeps its own value, if any."""
 
     def __init__(self, compose: Callable[[Any], Any], of_class: Any = None) -> None:
         self.compose, self.of_class = compose, of_class
@@ -264,7 +264,7 @@ def _signature(method: Method[...]) -> inspect.Signature:
 
 
 def _doc(method: Method[...]) -> str:
-    """The formula's docstring, its Args completed by those that methods, groups and functions share."""
+    """The formula's docstring, with Args added from shared methods, groups and functions."""
     own = sections(method.run)
     of_weights = sections(method.explains[0]) if method.explains and not own.get("") else own
     head, paper = f"{method.title}: {method.summary}", f"    {method.paper or 'none'}\n"
@@ -279,7 +279,7 @@ Method.__signature__ = _Composed(_signature)  # pyright: ignore[reportAttributeA
 
 
 def groups_of(function: Callable[..., Any], groups: Groups) -> list[Any]:
-    """The group of keywords that a formula takes as `**options: Unpack[Group]`, and those that it holds."""
+    """The group that a formula takes as `**options: Unpack[Group]`, and the groups that it contains."""
     last = list(inspect.signature(function).parameters.values())[-1:]
     hints = [hints_of(function).get(p.name) for p in last if p.kind is p.VAR_KEYWORD]
     taken = [groups[group].keys() for hint in hints for group in typing.get_args(hint) if group in groups]
@@ -289,7 +289,7 @@ def groups_of(function: Callable[..., Any], groups: Groups) -> list[Any]:
 def options_of(
     function: Callable[..., Any], given_by_caller: int, groups: Groups = GROUPS
 ) -> dict[str, inspect.Parameter]:
-    """A function's parameters after those that its caller gives by position, and those of its groups."""
+    """A function's parameters, without the first positional ones, and with those of its groups."""
     hints, only = hints_of(function), inspect.Parameter.KEYWORD_ONLY
     after = list(inspect.signature(function).parameters.values())[given_by_caller:]
     found = {
@@ -308,12 +308,12 @@ _PLAIN = (bool, int, float, str, type(None))
 
 
 def comparable(value: Any) -> Any:
-    """A value that compares by what it is where it is a plain one, and else by its identity."""
+    """A key for a value: the value itself if it is plain, else its identity."""
     return (type(value), value) if isinstance(value, _PLAIN) else _Identity(value)
 
 
 class _Identity:
-    """A key that equals another where both are of one and the same object, which it keeps alive."""
+    """A key that is equal to another if both refer to the same object, which it keeps alive."""
 
     def __init__(self, it: Any) -> None:
         self.it = it

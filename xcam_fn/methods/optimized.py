@@ -1,4 +1,4 @@
-"""Methods that search for their map: a mask of the image that keeps the class or removes it."""
+"""Methods that optimize their map: a mask of the image that keeps the class or removes it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from xcam_fn.weights import percentile
 __all__ = ["curvecam", "opticam"]
 
 Objective = Literal["keep", "remove", "both"]
-MapOf = Callable[[Tensor], Tensor]  # parameters (P, ...) to maps (P, *spatial)
-ScoreOf = Callable[[Tensor], Tensor]  # images (P, C, *size) to the score of each, (P, 1)
+MapOf = Callable[[Tensor], Tensor]  # maps parameters (P, ...) to maps (P, *spatial)
+ScoreOf = Callable[[Tensor], Tensor]  # maps images (P, C, *size) to their scores, (P, 1)
 
 _GOLDEN = (5**0.5 - 1) / 2
 _B1, _B2, _EPS = 0.9, 0.999, 1e-8  # Adam's
@@ -146,19 +146,20 @@ def _searched(
     rate: float,
     score: str,
 ) -> Tensor:
-    """The maps of the parameters that were climbed to, (B, n, *spatial).
+    """The maps of the optimized parameters, (B, n, *spatial).
 
     Args:
         call: the question.
-        start: images and classes, (P,) indices, to the parameters to begin with and what makes maps of them.
-        value: masks (P, 1, *size), whose images they are of, (P,), what scores images (P, C, *size), and the
-            step's number to what is to rise, (P, 1).
-        steps: of Adam.
-        rate: of Adam.
-        score: what is explained of a class.
+        start: maps image and class indices, (P,) each, to the initial parameters and the function from
+            parameters to maps.
+        value: maps masks (P, 1, *size), their image indices (P,), the function that scores images
+            (P, C, *size), and the step's index to the objective to maximize, (P, 1).
+        steps: the number of Adam's steps.
+        rate: Adam's learning rate.
+        score: the kind of score of a class.
     """
     x, size = call.x, tuple(call.x.shape[2:])
-    # One at a time: the steps of a search magnify rounding, and a batch rounds otherwise than its images.
+    # One at a time: the optimization amplifies rounding, and a batch rounds differently from single images.
     run, explained, per_forward = differentiable(call, 1, score)
     B, n = explained.own.shape
 
@@ -172,7 +173,7 @@ def _searched(
         maps = map_of(u)
         return maps * matters.reshape(-1, *[1] * (maps.ndim - 1))
 
-    with StepByStep():  # attention whose gradient can be differentiated
+    with StepByStep():  # attention in plain operations can be differentiated twice
         pairs = torch.arange(B * n, device=x.device).split(per_forward)
         maps = torch.cat([found(some) for some in pairs])
     return maps.reshape(B, n, *maps.shape[1:])
@@ -185,14 +186,14 @@ def _climbed(
     steps: int,
     rate: float,
 ) -> tuple[Tensor, Tensor]:
-    """The parameters after so many steps of Adam up the value of their masks, and whose value has a slope.
+    """Maximize the objective with Adam; return the parameters, and which rows' objective had a gradient.
 
     Args:
-        u: (P, ...), where it begins; rows do not see each other.
-        mask_of: parameters to masks, (P, 1, *size).
-        value: masks and the step's number to what is to rise, (P, 1).
-        steps: how many, ≥ 1.
-        rate: of Adam.
+        u: (P, ...), the initial parameters; rows are independent.
+        mask_of: maps parameters to masks, (P, 1, *size).
+        value: maps masks and the step's index to the objective, (P, 1).
+        steps: the number of steps, ≥ 1.
+        rate: Adam's learning rate.
     """
     first = second = torch.zeros_like(u)
     slopes = torch.zeros(len(u), dtype=torch.bool, device=u.device)
@@ -201,12 +202,11 @@ def _climbed(
         values, to_masks = vjp(lambda masks, step=step: value(masks, step), masks, "the mask")
         of_masks = to_masks(torch.ones_like(values))
         flat = of_masks.flatten(1)
-        slopes = slopes | (
-            flat.amax(1) > flat.amin(1)
-        )  # what all pixels share is of no pixel: min–max undoes it
+        # A gradient equal at all pixels has no effect: min–max scaling removes it.
+        slopes = slopes | (flat.amax(1) > flat.amin(1))
         g = to_parameters(of_masks)
         first, second = _B1 * first + (1 - _B1) * g, _B2 * second + (1 - _B2) * g**2
-        # Where there is no slope, the least number keeps the root's own derivative finite.
+        # At a zero gradient, the clamp keeps the derivative of the root finite.
         root = (second / (1 - _B2**step)).clamp(min=torch.finfo(u.dtype).tiny).sqrt()
         u = u + rate / (1 - _B1**step) * first / (root + _EPS)
     return u, slopes

@@ -1,4 +1,4 @@
-"""Methods that mask the image: what the score does when parts of it are hidden or shown alone."""
+"""Methods that mask the image, and score it with parts hidden or shown alone."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ _RESIZE_FIRST = functools.partial(heatmap, resize_first=True)
 _CUMULATIVE: dict[str, Any] = {"scales": "cumulative"}
 _TORCHCAM: dict[str, Any] = {"score": "logit", "softmax": True, "mask": minmax_resized}
 
-# What the image looks like where a channel's map masks it, `(image, baseline, map) -> image`.
+# The image masked by a channel's map, `(image, baseline, map) -> image`.
 Mask = Callable[[Tensor, Tensor, Tensor], Tensor]
 # How much each channel matters to each class, (B, K, n), or (B, K, 1) where all classes share it.
 Rank = Callable[[Call, Classes], Tensor]
 
 
 def masking(mask: MaskOf, size: Sequence[int], share: float = 1.0) -> Mask:
-    """Show a share of the image where the mask of a map does, and the baseline elsewhere."""
+    """Show the image through a map's mask times a share, and the baseline elsewhere."""
     return lambda image, base, one: base + share * _mask_of(mask, one, size).to(image) * (image - base)
 
 
 def _mask_of(mask: MaskOf, one: Tensor, size: Sequence[int]) -> Tensor:
-    """The mask that a user's function, or the library's own, makes of one map."""
+    """The mask of one map, by the library's or a user's function."""
     expected = f"masks (n, {', '.join(map(str, size))})"
     found = unchecked(mask)(one[None], size)
     return checks.check_returned("mask", found, expected, lambda found: found.shape == (1, *size))[0]
@@ -67,28 +67,28 @@ def _mean_gradient(call: Call, cls: Classes) -> Tensor:
 
 
 def budget(K: int, channels: Channels) -> int:
-    """How many of K channels are scored."""
+    """The number of channels to score, of K."""
     return min(K, math.ceil(channels * K) if isinstance(channels, float) else channels or K)
 
 
 def in_budget(call: Call, cls: Classes, channels: Channels, rank: Rank) -> Tensor:
-    """Whether each channel is among those that matter most, (B, K, n) or (B, K, 1).
+    """Whether each channel is among the most important ones, (B, K, n) or (B, K, 1).
 
     Args:
         call: the network, the layer and the images.
-        cls: whose gradient ranks the channels, if one does.
-        channels: how many are, as in `MaskOptions`.
-        rank: how much each channel matters.
+        cls: the class whose gradient ranks the channels, if any.
+        channels: the number of channels, as in `MaskOptions`.
+        rank: computes each channel's importance.
     """
     if channels is None:
         return torch.ones((), dtype=torch.bool, device=call.x.device).expand(*call.features.shape[:2], 1)
     ranks = rank(call, cls)
-    # Of equal channels none goes before another: their order would decide.
+    # Channels of equal rank are treated alike: otherwise their order would decide.
     return ranks >= ranks.topk(budget(ranks.shape[1], channels), 1).values[:, -1:]
 
 
 def without(A: Tensor, is_scored: Tensor) -> Tensor:
-    """The features (B, K, *spatial), zero in channels that are scored for no class, (B, K, n)."""
+    """The features (B, K, *spatial), with zeros in channels that no class scores, by (B, K, n)."""
     return torch.where(is_scored.any(2).reshape(*A.shape[:2], *[1] * (A.ndim - 2)), A, 0.0)
 
 
@@ -100,10 +100,10 @@ def _masked_map(
     zero_mask_hides: bool = True,
     rank: Rank = _spread,
 ) -> Tensor:
-    """The maps (B, n, *spatial) of Score-CAM and its kin: channels weighted by the score of what they show.
+    """The maps (B, n, *spatial) of Score-CAM and its variants: channels weighted by the masked image's score.
 
-    A channel's score is the mean over the masks. Each has a key, or None, under which methods that mask alike
-    find each other's scores. Where a mask of zeros hides the image, constant channels need no forward.
+    A channel's score is the mean over the masks. Each mask has a key, under which methods with equal masks
+    share scores, or None. If a mask of zeros hides the image, constant channels need no forward.
     """
     how: Any = {**MASKING, **options}
     running = Running(**{name: how[name] for name in Running._fields if name in how})
@@ -115,7 +115,7 @@ def _masked_map(
     base = baseline_images(how["baseline"], x)
     found = distinct_maps(without(A, is_scored))
     of_baseline = scoring.each(base)
-    # Each score is compared before they are averaged: equal scores then cancel exactly.
+    # Subtract before averaging: equal scores then cancel exactly.
     reference = of_baseline if how["increase"] else torch.zeros_like(of_baseline)
     alike = tuple(comparable(how[name]) for name in ("score", "baseline", "mask"))
     alike += (running._replace(progress=False), how["channels"], how["channels"] and rank)
@@ -126,7 +126,7 @@ def _masked_map(
 
     shown: Any = sum(scored(key, mask) - reference[found.which] for key, mask in masks)
     constant: Any = of_baseline - reference
-    if not zero_mask_hides:  # a constant map's mask is changed as well: it is scored, once an image
+    if not zero_mask_hides:  # a constant map's mask changes too: score it, once per image
         every = torch.arange(len(x), device=x.device)
         zeros = (torch.zeros_like(A[:, 0]),)
         changed = [scoring.perturbed(mask, every, zeros, beside=(base,)) - reference for _, mask in masks]
@@ -144,7 +144,7 @@ def _masked_map(
 
 
 def projected(A: Tensor, w: Tensor, projection: Projection | None) -> Tensor:
-    """Σ_k w_k A_k, or another projection of the weighted features: weights (B, K, n) to maps (B, n, ...)."""
+    """Σ_k w_k A_k, or another projection of the features weighted by (B, K, n): maps (B, n, ...)."""
     if projection is None:
         return torch.einsum("bkn,bk...->bn...", precise(w), precise(A))
     one_class = lambda w: weights.weighted_sum(A, w, projection)  # noqa: E731
@@ -326,7 +326,7 @@ def groupcam(
 
 
 def _grouped(weighted: Tensor, num_groups: int, cluster: str, seed: int) -> Tensor:
-    """Maps (K, *spatial) summed in groups, (num_groups, *spatial)."""
+    """Sum maps (K, *spatial) in groups, (num_groups, *spatial)."""
     K = len(weighted)
     if cluster == "chunks":
         return torch.stack([group.sum(0) for group in weighted.tensor_split(num_groups)])

@@ -1,4 +1,4 @@
-"""Many methods on one batch, with what they share computed once."""
+"""Many methods on one batch, with shared work done once."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def explain_all(
 def explained_where_possible(
     model: nn.Module, layer: Layer, x: Tensor, cls: Classes, chosen: Mapping[str, Run]
 ) -> tuple[dict[str, Tensor], dict[str, checks.StructureError]]:
-    """The heatmaps by the method's name, and what stands in the way of those that do not fit the network."""
+    """The heatmaps by method name, and the reasons for methods that do not fit the network."""
     call = Call(model, layer, x, fixed_class(model, x, cls), records=len(chosen) > 1)
     found: dict[str, Tensor] = {}
     lacking: dict[str, checks.StructureError] = {}
@@ -78,7 +78,7 @@ def explained_where_possible(
 
 
 def named_methods(methods: Methods, variant: str | None = None, **options: Any) -> dict[str, Run]:
-    """The methods as functions, by name, each with those of the options that it takes; one has to."""
+    """The methods as functions, by name, each with the options that it takes; at least one must take each."""
     if isinstance(methods, str):
         methods = [methods]
     if not isinstance(methods, Iterable):
@@ -108,6 +108,6 @@ def named_methods(methods: Methods, variant: str | None = None, **options: Any) 
 
 
 def _gives(run: Any, option: str) -> bool:
-    """True where a method or a partial, or one that it hands on to, is given the option."""
+    """True if a method or a partial, or one that it wraps, has the option set."""
     given = run.options if isinstance(run, Method) else getattr(run, "keywords", {})
     return option in given or any(_gives(value, option) for value in given.values() if callable(value))

@@ -1,4 +1,4 @@
-"""Wrappers of methods: smoothed, projected, taken at several layers or over scaled and sliding windows."""
+"""Wrappers of methods: smoothing, projection, several layers, and sliding windows at several scales."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ __all__ = ["eigen_smooth", "multi_layer", "refinecam", "sess", "smooth", "smooth
 P = ParamSpec("P")
 Images = Float[Tensor, "B C *size"]
 Run = Callable[..., Tensor]
-Explain = Callable[..., Tensor]  # a call and options to the heatmaps of the method that is wrapped
+Explain = Callable[..., Tensor]  # maps a call and options to the heatmaps of the wrapped method
 Layers = Sequence[str | nn.Module]
 Pool = Literal["mean", "max"]
 
@@ -50,10 +50,10 @@ Wrapping = Callable[Concatenate[str | Run, P], Method[...]]
 
 
 def wrapper(how: str, *, finishes: bool = False, raw: bool = False) -> Callable[[Formula[P]], Wrapping[P]]:
-    """Make of a formula over a call and a method's heatmaps a function of a method that returns a method.
+    """Turn a formula over a call and a method's heatmaps into a wrapper, from a method to a method.
 
-    The title says `how` the maps are made; those of a formula that finishes are not postprocessed again. A
-    formula of raw maps is handed what the method's own formula returns, and returns the same kind.
+    `how` is part of the title. If the formula `finishes`, its maps are not postprocessed again. A formula of
+    raw maps gets the values that the method's own formula returns, and returns the same kind.
     """
 
     def entered(formula: Callable[..., Tensor]) -> Any:
@@ -92,7 +92,7 @@ def wrapper(how: str, *, finishes: bool = False, raw: bool = False) -> Callable[
 
 
 def _raw_of(method: Any, call: Call, other: Call, options: dict[str, Any]) -> Tensor:
-    """The raw maps (B, n, ...) of a method for another call, and whether n classes are asked for."""
+    """The raw maps (B, n, ...) of a method for another call; sets `call.many`."""
     if isinstance(method, Method) and method.returns != "heatmaps":
         maps = method.with_options(**options).raw(other)
         call.many = other.many
@@ -261,7 +261,7 @@ def multi_layer(
 
 
 def last_layers(model: nn.Module, x: Images, layer: Layer = None, *, count: int = 3) -> list[str]:
-    """The last layer of each of the last resolutions, shallow to deep, pooling and padding left out."""
+    """The last layer of each of the last resolutions, shallow to deep, without pooling and padding."""
     root, found = unwrap(model), layers_of(model, x)
     deepest = default_layer(model, x) if layer is None else find(root, layer)[0]
     shown = [name for name in found if deepest in (name, name.partition("#")[0])]
@@ -384,7 +384,7 @@ def sess(
             continue
         cam = explain(call.of(seen, fixed))
         cam = cam if explained.many else cam[:, None]
-        # The window lies at its corner again; `F.pad` is told of the last axis first.
+        # Put the window back at its corner; `F.pad` takes the last axis first.
         ends = [(start, s - start - length) for start, s in zip(corner, size, strict=True)]
         margins = [margin for pair in reversed(ends) for margin in pair]
         there = resize(F.pad(cam * _per_map(share, x), margins), x.shape[2:])
@@ -398,7 +398,7 @@ def sess(
 
 
 def _shares(scores: Tensor, drop: float) -> tuple[Tensor, Tensor]:
-    """Each window's share of the highest score, and whether it is not among the lowest, both (V, B, n)."""
+    """Each window's score relative to the highest, and whether to keep it (not lowest), both (V, B, n)."""
     highest = scores.amax(0)
     shares = torch.where(highest > 0, scores / torch.where(highest > 0, highest, 1.0), 1.0)
     rank = scores.argsort(dim=0, stable=True).argsort(dim=0)
@@ -408,7 +408,7 @@ def _shares(scores: Tensor, drop: float) -> tuple[Tensor, Tensor]:
 def _views(
     x: Tensor, sizes: Sequence[tuple[int, ...]], window: int, step: int
 ) -> Iterator[tuple[Tensor, tuple[int, ...], tuple[int, ...]]]:
-    """What the window sees, its corner, and the size of the scaled input, window by window."""
+    """Yield for each window its part of the input, its corner, and the size of the scaled input."""
     for size in sizes:
         scaled = resize(x, size)
         for corner in itertools.product(*([*range(0, s - window, step), s - window] for s in size)):

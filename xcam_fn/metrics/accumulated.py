@@ -1,4 +1,4 @@
-"""Metrics as `torchmetrics.Metric`, of a package that may not be there."""
+"""Metrics as `torchmetrics.Metric`; the package torchmetrics is optional."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the score does while pixels come and go."""
+"""The score as pixels are revealed or removed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from xcam_fn.metrics.judged import (
 )
 from xcam_fn.perturb import Baseline, baseline_images, blurred, normal
 
-STEPS = 112  # 448 of 224 × 224 pixels a step, as in the papers
+STEPS = 112  # 448 pixels per step at 224 × 224, as in the papers
 
 
 class Curve(NamedTuple):
@@ -125,11 +125,11 @@ def irof(
 
 
 def cells(size: tuple[int, ...], grid: int | None) -> Int[Tensor, " *size"]:
-    """Return the number of the cell that each pixel is in.
+    """Return the index of the cell that each pixel is in.
 
     Args:
-        size: of the image, pixels.
-        grid: cells along each axis, ≥ 1, at most one a pixel; None for one a pixel.
+        size: the image's size in pixels.
+        grid: cells along each axis, ≥ 1, at most one per pixel; None for one per pixel.
     """
     numbers = torch.zeros((), dtype=torch.int64)
     for length in size:
@@ -156,7 +156,7 @@ def _removal(judged: Judged, baseline: Baseline, pixels: int, *, least_first: bo
 
 
 def _curve(judged: Judged, start: Tensor, end: Tensor, rank: Tensor, each: int) -> Curve:
-    """The scores from start to end, so many ranks a step: the steps between are perturbations."""
+    """The scores from start to end, with a number of ranks per step; the steps between are perturbations."""
     x, scoring = judged.x, judged.scoring
     total = int(rank[0].max()) + 1
     counts = torch.arange(1, math.ceil(total / each), device=x.device) * each
@@ -182,8 +182,8 @@ def step_pixels(x: Images, steps: Count | None = None, pixels_per_step: Count | 
 
     Args:
         x: (B, C, *size).
-        steps: how many there are, ≥ 1; 112 by default.
-        pixels_per_step: in place of steps, ≥ 1.
+        steps: the number of steps, ≥ 1; 112 by default.
+        pixels_per_step: instead of steps, ≥ 1.
     """
     if pixels_per_step is None:
         return math.ceil(math.prod(x.shape[2:]) / (steps or STEPS))
@@ -259,7 +259,7 @@ def road(
 def imputed(
     image: Float[Tensor, "C H W"], gone: Bool[Tensor, "H W"], noise: Float[Tensor, "C H W"]
 ) -> Float[Tensor, "C H W"]:
-    """Return the image with the pixels that are gone solved for, and noise where they were."""
+    """Return the image with the removed pixels imputed (a linear solve), plus noise there."""
     from scipy import sparse  # noqa: PLC0415, slow to import, and needed here alone
     from scipy.sparse.linalg import spsolve  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""One heatmap judged on one scoring of its images, and what makes a metric of a formula over it."""
+"""A heatmap to judge, with the scoring of its images; metrics are formulas over it."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ _GROUPS: Groups = {
 
 
 class Explainer(NamedTuple):
-    """A method and what it explains, from images to heatmaps."""
+    """A method with the network, layer and class to explain: maps images to heatmaps."""
 
     method: Callable[..., Tensor]
     model: nn.Module
@@ -93,13 +93,13 @@ class Explainer(NamedTuple):
 
 
 class Judged(Once):
-    """A heatmap, the images it is of and their scores; what several metrics need is found once.
+    """A heatmap, its images and their scores; values that several metrics need are computed once.
 
     Attributes:
         scoring: the images, ready to be scored for one fixed class each.
         heatmap: (B, *size), a tensor or an array.
-        explain: the method in question for the same classes; ValueError where only its heatmap is known.
-        region: where the objects are, as `pointing_game` takes it, where that is known.
+        explain: the method, for the same classes; ValueError if only its heatmap is known.
+        region: the objects' region, as for `pointing_game`, if known.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Judged(Once):
 
     @property
     def explain(self) -> Explainer:
-        """The method, with the network, the layer and the classes that are explained."""
+        """The method, with the network, the layer and the classes to explain."""
         if self._explain is None:
             raise ValueError(
                 "coherency and adcc need the method, not its heatmap alone, as do metrics of robustness and "
@@ -126,28 +126,28 @@ class Judged(Once):
 
     @cached_property
     def relevance(self) -> Tensor:
-        """The heatmap's own values in the images' dtype, in float32 at least: they are summed."""
+        """The heatmap's values in the images' dtype, but at least float32, since they are summed."""
         return checked(self.heatmap, self.x).to(torch.promote_types(self.x.dtype, torch.float32))
 
     @cached_property
     def rank(self) -> Tensor:
-        """The place of each pixel by relevance, see `relevance_rank`."""
+        """The rank of each pixel by relevance, see `relevance_rank`."""
         return relevance_rank(checked(self.heatmap, self.x))
 
     @property
     def inside(self) -> Any:
-        """The region, of which there has to be one."""
+        """The region, which is required."""
         if self.region is None:
             raise ValueError("the object's region is required; pass region=boxes or masks")
         return self.region
 
     @cached_property
     def coherency(self) -> Tensor:
-        """The correlation of the heatmap and of the heatmap of what it shows, scaled to [0, 1]; (B,)."""
+        """The correlation of the heatmap with that of the masked image, scaled to [0, 1]; (B,)."""
         return (1 + pearson(self.mask, self.explain(self.x * self.mask[:, None]))) / 2
 
     def shown(self, baseline: Baseline = 0.0) -> Tensor:
-        """The scores (B,) of what the heatmap shows of the images."""
+        """The scores (B,) of the images masked by the heatmap."""
 
         def scores() -> Tensor:
             base = baseline_images(baseline, self.x)
@@ -193,7 +193,7 @@ class HeatmapMetric(Metric, Protocol, typing.Generic[P, Found_co]):
 def metric(
     title: str, *, best: Best, forwards: int | None = None
 ) -> Callable[[Callable[Concatenate[Judged, P], Found_co]], HeatmapMetric[P, Found_co]]:
-    """Make a metric of a formula over `Judged` that scores so many images for each, None for many."""
+    """Make a metric from a formula over `Judged` that scores `forwards` images per image, None for many."""
 
     def made(formula: Callable[..., Found_co]) -> HeatmapMetric[P, Found_co]:
         own = own_keywords(formula)
@@ -216,18 +216,18 @@ def metric(
 
 
 def of_heatmap(title: str, *, best: Best) -> Callable[[Function], Function]:
-    """Make a metric of a function of the heatmap alone."""
+    """Make a metric from a function of the heatmap alone."""
     return lambda function: entered(function, lambda judged: function(judged.heatmap), title, best)
 
 
 def own_keywords(formula: Callable[..., Any]) -> dict[str, Parameter]:
-    """The keywords of a metric's own, those of its group among them."""
+    """A metric's own keywords, including those of its group."""
     every = options_of(formula, 1, _GROUPS)
     return {name: every[name] for name in every if name not in _SCORING}
 
 
 def taken(own: Mapping[str, Parameter], options: dict[str, Any]) -> dict[str, Any]:
-    """Those of the options that are a metric's own, checked, and no longer among the options."""
+    """Remove a metric's own keywords from the options, and return them, checked."""
     asked = {name: options.pop(name) for name in own.keys() & options.keys()}
     for name, value in asked.items():
         check(name, value, own[name].annotation)
@@ -235,16 +235,16 @@ def taken(own: Mapping[str, Parameter], options: dict[str, Any]) -> dict[str, An
 
 
 def by_name(options: Callable[..., Any]) -> list[Parameter]:
-    """The parameters of a function or a named tuple, as keywords."""
+    """The parameters of a function or a named tuple, by name."""
     return [p.replace(kind=p.KEYWORD_ONLY) for p in inspect.signature(options).parameters.values()]
 
 
 def entered(
     function: Function, formula: Callable[[Judged], Any], title: str, best: Best, *known: Any
 ) -> Function:
-    """Make a function that is called in its own way a `Metric` too, by its formula over `Judged`.
+    """Register a function with its own signature as a `Metric` too, with its formula over `Judged`.
 
-    Its docstring is completed by those of `known`.
+    Its docstring is completed from those of `known`.
     """
     if formula.__doc__ and not function.__doc__:
         function.__name__ = function.__qualname__ = formula.__name__
@@ -269,7 +269,7 @@ def one_class_scoring(
     forwards_each: int | None = None,
     **running: Unpack[RunningOptions],
 ) -> Iterator[Scoring]:
-    """The scoring of one call that explains one class of each image, its arguments checked."""
+    """The scoring of one call that explains one class per image, with checked arguments."""
     for name in running:
         if name not in Running._fields:
             known = ", ".join(sorted(("score", *Running._fields)))
@@ -284,7 +284,7 @@ def one_class_scoring(
 
 
 def checked(heatmap: Heatmap, x: Tensor | None = None, *, unit: bool = False) -> Tensor:
-    """The heatmap as a tensor of finite values, with `unit` in [0, 1], with x one for each image of x."""
+    """The heatmap as a tensor of finite values; with `unit` in [0, 1], with x one for each of its images."""
     if not isinstance(heatmap, (Tensor, np.ndarray)):
         raise TypeError(f"heatmap must be a tensor or an array (B, *size), got {type(heatmap).__name__}")
     maps = finite("heatmap", heatmap)
@@ -301,12 +301,12 @@ def checked(heatmap: Heatmap, x: Tensor | None = None, *, unit: bool = False) ->
 
 
 def is_share(value: Any) -> bool:
-    """Whether something is a number between 0 and 1, both excluded."""
+    """Whether a value is a number between 0 and 1, both excluded."""
     return isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) < 1
 
 
 def shares_of(fractions: Iterable[float]) -> list[float]:
-    """The fractions as a list, one or more, each checked."""
+    """The fractions as a checked list of at least one."""
     shares = list(fractions) if isinstance(fractions, Iterable) else []
     if not shares or not all(map(is_share, shares)):
         wanted = "one or more numbers between 0 and 1, both excluded"

@@ -1,4 +1,4 @@
-"""Whether a heatmap is where the object is: in a person's box or mask, or in its cell of a mosaic."""
+"""Whether a heatmap highlights the object: in an annotated box or mask, or in its cell of a mosaic."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class _OfRegion:
 
 
 def _of_region(title: str, of_judged: Any = None) -> Callable[[Function], Function]:
-    """Make a metric of a function of a heatmap and a region, over what is inside of a judged one."""
+    """Make a metric from a function of a heatmap and a region."""
 
     def made(function: Any) -> Any:
         found = of_judged or function
@@ -114,7 +114,7 @@ def grid_pointing(heatmap: Heatmap, cell: Int[Tensor, " B"] | Sequence[int], *, 
 
 
 def _share(maps: Tensor, inside: Tensor) -> Tensor:
-    """The share of maps without negative values that is inside; 0 where there is nothing."""
+    """The share of nonnegative maps inside the region; 0 for a zero map."""
     exact = precise(maps)
     within, total = (exact * inside).flatten(1).sum(1), exact.flatten(1).sum(1)
     return ratio(within, total).to(maps.dtype)
@@ -196,7 +196,7 @@ def pixel_auc(heatmap: Heatmap, region: Region) -> Values:
 
 
 def _region(region: Any, maps: Tensor) -> Tensor:
-    """Where the objects are, (B, H, W)."""
+    """The objects' region as masks, (B, H, W)."""
     given = finite("region", region).to(maps.device)
     if maps.ndim == 3 and given.shape == maps.shape:
         return given != 0

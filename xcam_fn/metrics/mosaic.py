@@ -1,4 +1,4 @@
-"""Mosaics of images of distinct classes, in which it is known where each class is."""
+"""Mosaics of images of distinct classes, in which the location of each class is known."""
 
 from __future__ import annotations
 
@@ -84,12 +84,12 @@ def arranged(images: Tensor, n: int, size: Sequence[int] | None = None) -> Tenso
     mosaic = torch.cat(rows, 1)[None]
     if size is None:
         return mosaic
-    cell_masks(n, size)  # raises where a cell is not of whole pixels
+    cell_masks(n, size)  # raises if a cell's size is not an integer
     return F.interpolate(mosaic, tuple(size), mode="bilinear", antialias=True)
 
 
 def cell_masks(n: int, size: Sequence[int]) -> Bool[Tensor, "cells H W"]:
-    """Where each cell of a mosaic is, (n², H, W), row by row."""
+    """The mask of each cell of a mosaic, (n², H, W), row by row."""
     if len(size) != 2 or any(side < 1 or side % n for side in size):
         raise ValueError(f"a mosaic of size {tuple(size)}: expected height and width, multiples of n={n}")
     rows, columns = (torch.arange(side) // (side // n) for side in size)
@@ -105,7 +105,7 @@ def chosen(
     confidence: float,
     seed: int,
 ) -> list[list[int]]:
-    """For each of `count` mosaics the images of its n² cells, as `mosaics` says."""
+    """The images of the n² cells of each of `count` mosaics, chosen as `mosaics` describes."""
     pool, cells = _surest(classes, probabilities, n * n, count, confidence), n * n
     like, used, found = torch.zeros(0, dtype=torch.float64), Counter[int](), []
     for number in range(count):
@@ -123,9 +123,9 @@ def chosen(
 def _surest(
     classes: Sequence[int], probabilities: Sequence[float], cells: int, count: int, confidence: float
 ) -> list[int]:
-    """The surest images, enough for all cells where there are so many, and for one mosaic in any case."""
+    """The most confident images, enough for all cells if there are as many, always enough for one mosaic."""
     order = sorted(range(len(classes)), key=lambda i: -probabilities[i])
-    surest = {classes[i]: probabilities[i] for i in reversed(order)}  # of each class
+    surest = {classes[i]: probabilities[i] for i in reversed(order)}  # the most confident of each class
     sure = [i for i in order if probabilities[i] >= confidence]
     if len(kinds := {classes[i] for i in sure}) < cells:
         has = f"{len(sure)} of {len(order)} images, of {len(kinds)} classes, are that sure"

@@ -1,4 +1,4 @@
-"""How good a heatmap is: what an image scores where it shows it, and what the map itself is like."""
+"""Metrics of a heatmap: the score of the image masked by it, and properties of the map itself."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def sparseness(heatmap: Heatmap) -> Values:
 
 
 def _shares(heatmap: Heatmap) -> Tensor:
-    """The pixels' shares of the sum of magnitudes, (B, d) in float64; even where all are zero."""
+    """The pixels' shares of the sum of magnitudes, (B, d) in float64; equal shares if all are zero."""
     magnitudes = checked(heatmap).double().flatten(1).abs()
     total = magnitudes.sum(1, keepdim=True)
     return torch.where(total > 0, magnitudes / torch.where(total > 0, total, 1.0), 1 / magnitudes.shape[1])

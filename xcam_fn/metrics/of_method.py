@@ -1,4 +1,4 @@
-"""How good a method is: what its heatmaps do when the image or the network changes."""
+"""Metrics of a method: how its heatmaps change when the image or the network changes."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class MethodMetric:
     """
 
 
-def method_metric(title: str, best: Best = "highest"):  # its type is that of the function within
-    """Make of a formula over `Judged` the function of a method, a model and images that users call."""
+def method_metric(title: str, best: Best = "highest"):  # its type is that of the inner function
+    """Turn a formula over `Judged` into the public function of a method, a model and images."""
 
     def made(formula: Callable[..., Values]):
         own = own_keywords(formula)
@@ -83,7 +83,7 @@ def method_metric(title: str, best: Best = "highest"):  # its type is that of th
 
 
 def checked_run(method: str | Run, options: dict[str, Any]) -> Run:
-    """The method by name or as a function, with its options, its heatmaps checked."""
+    """The method, given by name or as a function, with its options and with checked heatmaps."""
     run = as_method(method)
 
     def explained(model: nn.Module, layer: Layer, x: Tensor, cls: Classes) -> Tensor:
@@ -96,7 +96,7 @@ def checked_run(method: str | Run, options: dict[str, Any]) -> Run:
 
 
 def named(model: nn.Module, layer: Layer) -> Layer:
-    """The layer by its name, by which it is found in copies of the model too."""
+    """The layer's name, which also identifies it in copies of the model."""
     name = name_of(model, layer) if isinstance(layer, nn.Module) else None
     return layer if name is None else name
 
@@ -198,7 +198,7 @@ def local_lipschitz(
 
 
 def _moved(judged: Judged, radius: float, num_samples: int, seed: int) -> tuple[Tensor, Tensor]:
-    """How far the heatmaps, (N, B), and the images, (N,), move for N changes, the same for every image."""
+    """How far the heatmaps, (N, B), and images, (N,), move in N perturbations, the same for every image."""
     x = judged.x
 
     def found() -> tuple[Tensor, Tensor]:
@@ -217,7 +217,7 @@ def _norm(judged: Judged) -> Tensor:
 
 
 def relative_change(name: str, change: Tensor, own: Tensor) -> Tensor:
-    """The change in units of what was there, 0 where there is none."""
+    """The change relative to the original, 0 if there is none."""
     if checks.is_readable(own) and len(empty := ((own == 0) & (change != 0)).nonzero()):
         has = f"the heatmap of image {int(empty[0])} is zero everywhere and moves from there"
         raise ValueError(f"{name}: {has}; leave the image out, or compare with postprocess=None")

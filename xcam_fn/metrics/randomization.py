@@ -1,4 +1,4 @@
-"""How good a method is: whether its heatmaps follow the network's parameters and the class."""
+"""Metrics of a method: whether its heatmaps depend on the network's parameters and on the class."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def random_logit(judged: Judged, *, similarity: Similarity | None = None, seed: 
     if (count := values.shape[1]) < 2:
         raise ValueError("random_logit: the model has 1 class; expected 2 or more")
     draw = uniform(seed, 0, (1,), like=values.detach().float())
-    step = (draw * (count - 1)).long().clamp(max=count - 2)  # a product may be rounded up
+    step = (draw * (count - 1)).long().clamp(max=count - 2)  # the product may be rounded up
     other = (class_index(asked, values) + 1 + step) % count
     return (similarity or spearman)(checked(judged.heatmap), explain._replace(cls=other)(judged.x))
 
@@ -146,7 +146,7 @@ documented(parameter_randomization, MethodMetric)
 
 
 def _mean_under_noise(explain: Explainer, x: Tensor, std: float, num_samples: int, seed: int) -> Tensor:
-    """The mean of the heatmaps of x with normal noise added, the same for every image and network."""
+    """The mean heatmap of x with normal noise added, the same noise for every image and network."""
     if std == 0:
         return explain(x)
     noise = (normal(seed, n, tuple(x.shape[1:]), like=x) * float(std) for n in range(num_samples))
@@ -154,7 +154,7 @@ def _mean_under_noise(explain: Explainer, x: Tensor, std: float, num_samples: in
 
 
 def _randomized(model: nn.Module, seed: int, *, cascading: bool = True) -> Iterator[tuple[str, nn.Module]]:
-    """A copy of the model as its modules are randomized, the last first, and the name of each."""
+    """Yield a copy of the model as its modules are randomized, last to first, and each module's name."""
     learned = [name for name, module in model.named_modules() if any(True for _ in module.parameters(False))]
     twin = copy.deepcopy(model)
     for number, name in enumerate(reversed(learned)):

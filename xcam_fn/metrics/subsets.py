@@ -1,4 +1,4 @@
-"""What the score loses when random parts of the image are removed, beside what the heatmap says of them."""
+"""Metrics that compare the score lost without random parts of the image with the heatmap of those parts."""
 
 from __future__ import annotations
 
@@ -119,10 +119,10 @@ def infidelity(
 
 
 class Removed:
-    """Random subsets of the cells of a grid, all of one size, and what the score loses without each.
+    """Random subsets of the cells of a grid, all of one size, and the score lost without each.
 
-    Subset i is the first of the cells in an order that the seed and i alone decide, so that smaller subsets
-    are parts of larger ones. What the score loses does not depend on the heatmap: it is found once for all.
+    Subset i is the first cells in an order that depends only on the seed and i, so smaller subsets are parts
+    of larger ones. The lost score does not depend on the heatmap: it is computed once for all heatmaps.
     """
 
     def __init__(self, judged: Judged, fraction: float, options: SubsetOptions) -> None:
@@ -137,12 +137,12 @@ class Removed:
 
     @property
     def base(self) -> Tensor:
-        """What takes the place of a subset, (B, C, *size)."""
+        """The replacement of a removed subset, (B, C, *size)."""
         return baseline_images(self._baseline, self._judged.x)
 
     @property
     def lost(self) -> Tensor:
-        """What the score loses without each subset, (B, P)."""
+        """The score lost without each subset, (B, P)."""
         key = ("lost", self._count, len(self._indices), self._units, comparable(self._baseline), self._seed)
         return self._judged.scoring.once(key, self._losses)
 

@@ -33,13 +33,13 @@ GRID = ("grid_pointing", "relevance_rank_accuracy", "pointing_game")
 
 
 def scored(judged: Judged, metric_names: Sequence[str]) -> dict[str, Values | Curve]:
-    """The scores or the curve that each metric finds."""
+    """The scores or the curve of each metric."""
     found = {name: METRICS[name].formula(judged) for name in metric_names}
     return {name: value if isinstance(value, Curve) else one_each(value) for name, value in found.items()}
 
 
 def one_each(found: Values | Curve | Road | SensitivityN) -> Values:
-    """The one score of each image that a metric found: of a curve, its area."""
+    """A metric's single score per image: for a curve, its area."""
     if isinstance(found, Tensor):
         return found
     return found.auc if isinstance(found, Curve) else found.value

@@ -1,4 +1,4 @@
 """A network as head ∘ trunk: what its forward runs, its halves, gradients at a layer, where tokens lie.
 
-Nothing here knows of methods, scores of classes, or heatmaps.
+Nothing here depends on methods, class scores or heatmaps.
 """

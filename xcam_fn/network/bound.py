@@ -1,4 +1,4 @@
-"""Networks that take or return more than one tensor: how an image goes in and what comes out."""
+"""Networks that take or return more than one tensor, as functions of the image alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Bound(nn.Module):
 
     Attributes:
         model: the network itself.
-        fn: the model and x to an output.
+        fn: maps the model and x to an output.
     """
 
     def __init__(self, model: nn.Module, fn: Callable[[Any, Tensor], Any]) -> None:
@@ -33,7 +33,7 @@ class Bound(nn.Module):
         return output
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Bound:
-        """A copy with a model of its own and the same fn, which may read what changes."""
+        """A copy with its own model and the same fn, which may read values that change."""
         copied = object.__new__(type(self))
         memo[id(self)] = copied
         for name, value in self.__dict__.items():

@@ -1,4 +1,4 @@
-"""What a forward runs: every call of every module, in the order in which they end."""
+"""Runs a forward on a private copy, and lists every call of every module, in the order in which they end."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from xcam_fn.network.vjp import detached as without_gradient
 from xcam_fn.torch_state import is_readable, pytree
 
 Change = Callable[..., Any]
-Key = tuple[str, int]  # of a call: the first name of its module, and its number
+Key = tuple[str, int]  # identifies a call: the first name of its module, and its number
 
 
 class ModuleCall(NamedTuple):
     """One module run by a forward.
 
     Attributes:
-        name: of the module.
+        name: the module's name.
         number: which of its calls this is, from 1.
         module: the module itself.
-        shape: of its output for one image: its first axis is 1 where the output has a row for each image.
+        shape: the output's shape for one image; the first axis is 1 if the output has a row for each image.
         start: how many calls had ended when this one began.
-        is_alone: its output holds no other floating-point tensor than its first.
+        is_alone: its output holds only one floating-point tensor.
     """
 
     name: str
@@ -47,12 +47,12 @@ class ModuleCall(NamedTuple):
 
     @property
     def key(self) -> Key:
-        """What the call is asked for by in `run_changed`."""
+        """The key of the call in `run_changed`."""
         return self.name, self.number
 
     @property
     def shown(self) -> str:
-        """The name under which the call is asked for: `relu#2` is the second call of `relu`."""
+        """The name of the call for users: `relu#2` is the second call of `relu`."""
         return f"{self.name}#{self.number}"
 
 
@@ -66,19 +66,19 @@ def run_changed(
     see: Callable[[ModuleCall, Any], None] | None = None,
     detached: bool = False,
 ) -> Any:
-    """The model's output for x, computed by a private copy, where calls of its modules may be replaced.
+    """The model's output for x, computed by a private copy in which calls of modules can be replaced.
 
     Args:
         model: the network; it is only read.
-        x: (B, C, *size); the forward may write to the copy that it is given.
-        change: the key of a call to what runs in its place, `(forward, *args, **kwargs) -> output`.
-        calls: takes up every call as it ends; None where nobody asks.
-        watched: a module's name to whether its calls are taken up; None for all.
-        see: is handed every call with its output as it ends.
-        detached: let parameters record nothing.
+        x: (B, C, *size); the forward gets a copy that it may write to.
+        change: maps the key of a call to its replacement, `(forward, *args, **kwargs) -> output`.
+        calls: a list to append every call to as it ends, or None.
+        watched: whether to record the calls of a module with this name; None for all.
+        see: called with every call and its output as it ends.
+        detached: parameters record no gradient.
 
     Raises:
-        ValueError: the forward fails, said in terms of x, or draws random numbers that change the output.
+        ValueError: the forward fails (explained in terms of x), or random numbers change its output.
         TypeError: x is not of the model's dtype.
     """
     changes = dict(change or {})
@@ -124,17 +124,17 @@ def run_changed(
         checks.fail(model, x, error, private_copy(model))
     finally:
         changes.clear()
-        for module in intercepted:  # it and its forward refer to each other, and would wait to be collected
+        for module in intercepted:  # break the reference cycle with its forward
             vars(module).pop("forward", None)
     if drawn and not all(map(torch.equal, drawn, _random_state(x))):
         _check_repeats(model, x, drawn)
-    if rounding is not None and rounding.found:  # what is left of the gradient is that of other paths
+    if rounding is not None and rounding.found:  # any gradient left is that of other paths only
         return without_gradient(output)
     return output
 
 
 class _Rounding(TorchFunctionMode):
-    """Notes whether numbers with a gradient are turned into whole ones, through which none passes."""
+    """Notes whether values with a gradient are rounded to integers, which stops the gradient."""
 
     found = False
 
@@ -142,7 +142,7 @@ class _Rounding(TorchFunctionMode):
         is_recorded = torch.is_grad_enabled() and isinstance(args[0] if args else None, Tensor)
         if not self.found and is_recorded and args[0].requires_grad:
             self.found = "quantize" in str(func) and "fake" not in str(func)
-            if func in _LINEAR:  # a weight of a kind of its own may round what it is multiplied by
+            if func in _LINEAR:  # a special weight type may round its input
                 weights, named = without_gradient((args[1:], kwargs or {}))
                 self.found = not func(args[0], *weights, **named).requires_grad
         return func(*args, **(kwargs or {}))
@@ -152,14 +152,14 @@ _LINEAR = (F.linear, F.conv1d, F.conv2d, F.conv3d)
 
 
 def _random_state(x: Tensor) -> list[Tensor]:
-    """The states of the generators that a forward may draw from; nothing where values cannot be read."""
+    """The states of the generators that a forward may draw from; empty if values cannot be read."""
     if not is_readable(x):
         return []
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state(x.device)] if x.is_cuda else [])]
 
 
 def _put_back(drawn: list[Tensor], x: Tensor) -> None:
-    """Give the generators the states that they had."""
+    """Restore the states of the generators."""
     if drawn:
         torch.set_rng_state(drawn[0])
     if len(drawn) > 1:
@@ -167,7 +167,7 @@ def _put_back(drawn: list[Tensor], x: Tensor) -> None:
 
 
 def _check_repeats(model: nn.Module, x: Tensor, drawn: list[Tensor]) -> None:
-    """Raise where two forwards of x differ, with the module that drew; leave the generators as they were."""
+    """Raise if two forwards of x differ, naming the module that drew; restore the generators."""
     drawing: list[str] = []
 
     def intercept(name: str, module: nn.Module) -> Callable[[Forward], Forward]:
@@ -196,7 +196,7 @@ def _check_repeats(model: nn.Module, x: Tensor, drawn: list[Tensor]) -> None:
 
 
 def leaves_of(output: Any) -> list[Any]:
-    """All that an output holds, members of dataclasses and of other objects among it."""
+    """All values in an output, including the attributes of dataclasses and other objects."""
     leaves = pytree.tree_leaves(output)
     is_object = [hasattr(leaf, "__dict__") and not isinstance(leaf, Tensor) for leaf in leaves]
     if not any(is_object):
@@ -205,7 +205,7 @@ def leaves_of(output: Any) -> list[Any]:
 
 
 def outputs_agree(found: Any, expected: Any) -> bool:
-    """Whether two outputs of a network are the same but for rounding."""
+    """Whether two outputs of a network are equal up to rounding."""
     left, right = leaves_of(found), leaves_of(expected)
     return len(left) == len(right) and all(map(_agree, left, right))
 
@@ -220,7 +220,7 @@ def _agree(one: Any, other: Any) -> bool:
 
 
 def first_rows(output: Any, count: int, length: int) -> Any:
-    """The output for the first images of a batch of some length."""
+    """The output for the first `count` images of a batch of `length`."""
     if isinstance(output, list) and all(isinstance(image, dict) for image in output):
         return output[:count]  # detections, a dict for each image
     is_batched = lambda v: isinstance(v, Tensor) and v.ndim > 0 and v.shape[0] == length  # noqa: E731
@@ -228,17 +228,17 @@ def first_rows(output: Any, count: int, length: int) -> Any:
 
 
 def first_agrees(output: Any, length: int, alone: Any) -> bool:
-    """Whether the output's first row, of a batch of some length, is the output for that image alone."""
+    """Whether the first row of a batch's output equals the output for that image alone."""
     return outputs_agree(first_rows(leaves_of(first_rows(output, 1, length)), 1, length), alone)
 
 
 def keeps_rows_apart(run: Callable[[Tensor], Any], one: Tensor) -> bool:
-    """Whether what is run computes of a row beside a very different one what it computes of it alone."""
+    """Whether `run` computes the same for a row alone and in a batch with a very different row."""
     try:
         with torch.no_grad():
             together = run(torch.cat([one, 1 - 2 * one]))
             return first_agrees(together, 2, run(one.clone()))
-    except Exception as error:  # what a network may do with two rows is beyond counting
+    except Exception as error:  # a network may fail in any way on two rows
         if checks.is_out_of_memory(error):
             raise
         return False
@@ -253,36 +253,36 @@ def _kind_of(output: Any, batch: int, start: int) -> tuple[tuple[int, ...], int,
 
 
 def _for_one(shape: tuple[int, ...], batch: int) -> tuple[int, ...]:
-    """The shape with 1 in place of B; what has another number of rows, as windows have, gets another one."""
+    """The shape with 1 instead of B; outputs with another number of rows, such as windows, get 2 or more."""
     if not shape:
         return ()
     return (1 if shape[0] == batch else max(2, shape[0]), *shape[1:])
 
 
 def run_model(model: nn.Module, x: Tensor, *, detached: bool = False) -> Any:
-    """The model's own output for x, without letting its forward write to the model or to x."""
+    """The model's output for x; its forward cannot write to the model or to x."""
     return run_changed(model, x, detached=detached)
 
 
 def module_calls(model: nn.Module, x: Tensor) -> list[ModuleCall]:
-    """Every call of a forward of x."""
+    """All calls of a forward of x."""
     calls: list[ModuleCall] = []
     run_changed(model, x, None, calls, detached=True)
     return calls
 
 
 def is_in_place(module: nn.Module) -> bool:
-    """True for a module of torch that overwrites its input, so that what it returns may be ignored."""
+    """True for a module of torch that overwrites its input, so callers may ignore its return value."""
     return is_leaf(module) and bool(getattr(module, "inplace", False))
 
 
 def _holds_maps(value: Any) -> bool:
-    """Whether something is a tensor of floating-point numbers, or of whole ones that stand for such."""
+    """Whether a value is a floating-point or a quantized tensor."""
     return isinstance(value, Tensor) and (value.is_floating_point() or value.is_quantized)
 
 
 def _floats(leaves: list[Any]) -> dict[int, Tensor]:
-    """The tensors among leaves that may be maps, by their places."""
+    """The leaves that may be maps, by index."""
     return {i: v for i, v in enumerate(leaves) if _holds_maps(v)}
 
 
@@ -293,7 +293,7 @@ def features_of(output: Any) -> Tensor | None:
 
 
 def with_features(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A layer's output with its features changed, rounded to the layer's own steps where it is quantized."""
+    """A layer's output with its features changed, and quantized again if they were quantized."""
     if isinstance(output, Tensor):
         return _changed(output, change)
     leaves, spec = pytree.tree_flatten(output)

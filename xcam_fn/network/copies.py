@@ -1,4 +1,4 @@
-"""Module trees, copied out of place: what lets a model be traced, recorded and cut without touching it."""
+"""Private copies of module trees, so a model can be traced, recorded and cut without modifying it."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ _INTERNALS = frozenset(nn.Module().__dict__) - {"training"}
 _PLAIN = frozenset((bool, int, float, str, bytes, type(None), torch.dtype, torch.device, torch.Size))
 _PLAIN_TENSORS = {nn.Parameter, Tensor, type(None)}
 _WRITTEN = (nn.Module, dict, list, deque, set)
-_DEEPEST = 2  # objects within objects that are copied; a trainer's data and the like are shared
+_DEEPEST = 2  # levels of nested objects that are copied; deeper ones, such as a trainer's data, are shared
 
 
 def _is_wrapper(kind: type[nn.Module]) -> bool:
-    """True for the type of a module that only forwards to another: torch.compile's, the data-parallel ones.
+    """True for a module type that only wraps another: of torch.compile or data parallelism.
 
-    Importing torch._dynamo takes seconds, and where nobody has done so no module is compiled. While another
-    thread imports it, the class may not be there yet.
+    Importing torch._dynamo takes seconds; if it is not imported yet, no module is compiled. While another
+    thread imports it, the class may be missing.
     """
     dynamo = sys.modules.get("torch._dynamo")
     return issubclass(kind, (*_PARALLEL, getattr(dynamo, "OptimizedModule", nn.DataParallel)))
@@ -65,12 +65,12 @@ def _is_leaf_type(kind: type[nn.Module]) -> bool:
 
 
 def is_quantized(module: nn.Module) -> bool:
-    """True for a module of torch.ao that computes with whole numbers."""
+    """True for a module of torch.ao that computes with integers."""
     return "quantized" in type(module).__module__
 
 
 def may_round(modules: Tree) -> bool:
-    """Whether a network may compute with whole numbers: by its modules, an exported graph or its weights."""
+    """Whether a network may compute with integers, judged by its modules, exported graphs and weights."""
     weights = {type(p) for _, module, _ in modules for p in module._parameters.values()}
     files = {kind.__module__ for kind in {type(module) for _, module, _ in modules}}
     exported = any(file.startswith(("torch.fx", "torch.export")) for file in files)
@@ -78,7 +78,7 @@ def may_round(modules: Tree) -> bool:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """True where a forward or backward hook is registered on the module itself."""
+    """True if a forward or backward hook is registered on the module itself."""
     own = vars(module)
     return any(map(own.get, _HOOKS)) and any(
         hook is not _does_nothing for kind in _HOOKS if own.get(kind) for hook in list(own[kind].values())
@@ -86,14 +86,14 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def name_of(model: nn.Module, module: nn.Module | None) -> str | None:
-    """The first name of a module of the model, None where it is not in it."""
+    """The first name of a module in the model, or None if it is not part of it."""
     return next((name for name, other, _ in tree(model) if other is module), None)
 
 
 def tree(model: nn.Module) -> Tree:
-    """Every module once, with its first name and its children, parents first: `named_modules`, but quicker.
+    """Every module once, with its first name and its children, parents first: a faster `named_modules`.
 
-    The children are read once: another thread may swap them meanwhile.
+    Children are read only once, since another thread may swap them.
     """
     seen: set[int] = set()
     found: Tree = []
@@ -125,16 +125,16 @@ def private_copy(
 
     Args:
         model: the network; it is only read.
-        intercept: called with each module's name and the module; what it returns makes of the forward of the
-            module's copy the one that runs in its place (`None` leaves it).
-        clone_buffers: give the copy buffers of its own where a forward may write to them.
-        detached: let the copy's parameters record nothing; they share the model's memory all the same.
-        modules: the `tree` of the model where it is known; its lists of children become the copy's.
+        intercept: called with each module's name and the module; it returns a function that wraps the forward
+            of the module's copy, or `None` to keep it.
+        clone_buffers: give the copy its own buffers where a forward may write to them.
+        detached: the copy's parameters record no gradient; they still share the model's memory.
+        modules: the `tree` of the model, if known; its dicts of children become the copy's.
 
     Returns:
-        The copy of the (unwrapped) root. Parameters are read through the model's own dictionaries, so a
-        value swapped in by `torch.func.functional_call` is seen. Hooks on forward are kept: they are part of
-        what the model computes. TorchScript parts are shared.
+        The copy of the (unwrapped) root. Parameters are read through the model's own dictionaries, so values
+        swapped in by `torch.func.functional_call` take effect. Forward hooks are kept: they are part of the
+        model's computation. TorchScript parts are shared.
     """
     root = unwrap(model)
     modules = tree(root) if modules is None else modules
@@ -161,7 +161,7 @@ def private_copy(
                 # torch cannot record inference tensors
                 apart = Tensor.clone if is_inference else Tensor.detach
                 twin.__dict__["_parameters"] = _each(apart, module._parameters)
-            if change and has_hooks(module):  # hooks belong to what the module returns
+            if change and has_hooks(module):  # hooks are part of the module's output
                 inner = _shallow_copy(twin, dict(children))
                 changed.append(inner)
                 vars(twin).update({hooks: OrderedDict() for hooks in _FORWARD_HOOKS})
@@ -191,7 +191,7 @@ def _shallow_copy(module: nn.Module, children: dict[str, nn.Module | None]) -> n
     for hooks in _BACKWARD_HOOKS:
         if state[hooks]:
             state[hooks] = OrderedDict()
-    if isinstance(module, _FUSED):  # a hook keeps torch from the fused kernel, which runs no module inside
+    if isinstance(module, _FUSED):  # a hook disables the fused kernel, which skips the modules inside
         state["_forward_pre_hooks"] = OrderedDict(state["_forward_pre_hooks"])
         state["_forward_pre_hooks"][-1] = _does_nothing
     return twin
@@ -202,7 +202,7 @@ def _does_nothing(*_: Any) -> None:
 
 
 def _bound_forward(module: nn.Module, twin: nn.Module, copies: dict[int, Any]) -> Forward:
-    """The module's forward as it runs on its copy, an instance's own `forward` included."""
+    """The module's forward, bound to its copy; this may be an instance's own `forward`."""
     own = module.__dict__.get("forward")
     if own is None:
         return types.MethodType(type(module).forward, twin)
@@ -210,7 +210,7 @@ def _bound_forward(module: nn.Module, twin: nn.Module, copies: dict[int, Any]) -
 
 
 def _relink(twin: nn.Module, copies: dict[int, Any]) -> None:
-    """Give the copy state of its own, in which everything that refers to a module refers to its copy."""
+    """Give the copy its own state, with references to modules replaced by references to their copies."""
     state = twin.__dict__
     children = state["_modules"]
     for name, child in children.items():
@@ -222,7 +222,7 @@ def _relink(twin: nn.Module, copies: dict[int, Any]) -> None:
     for hooks in _FORWARD_HOOKS:
         if state[hooks]:
             state[hooks] = OrderedDict((key, _private(hook, copies)) for key, hook in state[hooks].items())
-        elif not leaf:  # a forward of the user's own may register some
+        elif not leaf:  # a user's forward may register some
             state[hooks] = OrderedDict()
     if leaf:
         if "forward" in state:
@@ -235,12 +235,12 @@ def _relink(twin: nn.Module, copies: dict[int, Any]) -> None:
 
 
 def _private(value: Any, copies: dict[int, Any], depth: int = 0) -> Any:
-    """The value as a forward may write to it: what is mutable is copied, a module stands for its own copy.
+    """Return a value that a forward may write to: mutable values are copied, modules become their copies.
 
     Args:
-        value: of an attribute, or what one refers to.
-        copies: by the id of what was copied; those of modules are there beforehand.
-        depth: in how many objects the value lies.
+        value: an attribute's value, or a value that it refers to.
+        copies: the copies by the id of the original; those of modules are there already.
+        depth: how many objects the value is nested in.
     """
     if type(value) in _PLAIN or (type(value) is tuple and _PLAIN.issuperset(map(type, value))):
         return value
@@ -251,7 +251,7 @@ def _private(value: Any, copies: dict[int, Any], depth: int = 0) -> Any:
 
 @functools.singledispatch
 def _anew(value: Any, copies: dict[int, Any], depth: int) -> Any:
-    """A copy of an object, its attributes copied too; the object itself where it has none or is a lock."""
+    """Copy an object and its attributes; return the object itself if it has none or cannot be copied."""
     if depth == _DEEPEST or not getattr(value, "__dict__", None):
         return value
     new = _copied(value, copies)
@@ -261,7 +261,7 @@ def _anew(value: Any, copies: dict[int, Any], depth: int) -> Any:
 
 
 def _copied(value: Any, copies: dict[int, Any]) -> Any:
-    with contextlib.suppress(Exception):  # anything may go wrong in foreign code; the value is shared then
+    with contextlib.suppress(Exception):  # foreign code may raise anything; then the value is shared
         copies[id(value)] = copy.copy(value)
     return copies.get(id(value), value)
 
@@ -310,7 +310,7 @@ def _(value: functools.partial, copies: dict[int, Any], depth: int) -> Any:
 
 @_anew.register
 def _(value: types.FunctionType, copies: dict[int, Any], depth: int) -> Any:
-    """A function whose closure, and what it reads of its module's modules and containers, is copied."""
+    """Copy a function, its closure, and the modules and containers among the globals that it reads."""
     if (value.__module__ or "").startswith("torch"):
         return value
     copies[id(value)] = value  # it may refer to itself

@@ -1,4 +1,4 @@
-"""One forward: at which layer, recorded as it runs, or under torch.compile through halves prepared for it."""
+"""Runs one forward pass at a target layer: recorded, or under torch.compile through prepared halves."""
 
 from __future__ import annotations
 
@@ -35,18 +35,17 @@ from xcam_fn.torch_state import mark_constant, outside_transforms
 
 
 class _Guess(NamedTuple):
-    """Which call of which module a layer was, and whether placing its output took all calls."""
+    """Which call of which module a layer was, and whether locating its output needed all calls."""
 
     name: str
     number: int
     watch_all: bool
 
 
-_TRIES = 4  # forwards until one agrees with what it was taken for: two where the network does not change
+_TRIES = 4  # forwards until a guess is confirmed: two if the network does not change
 _Guesses = dict[Found | None, _Guess]
-# What a layer was in the last forward of a network, by the layer as it was asked for. An entry saves a
-# forward and decides nothing: the forward that uses it records its own calls, and runs again where they say
-# otherwise.
+# The call that each requested layer was in a network's last forward. An entry only saves a forward: the
+# forward that uses it records its own calls, and runs again if they disagree.
 _GUESSES: weakref.WeakKeyDictionary[nn.Module, _Guesses] = weakref.WeakKeyDictionary()
 
 
@@ -65,17 +64,17 @@ def forward_pass(
     records: bool = True,
     score: Score | None = None,
 ) -> Pass:
-    """Run the model once, recorded from the target layer on, and from the start where a graph is recorded.
+    """Run the model once, recording from the target layer on, or from the start if a graph is recorded.
 
     Args:
         model: the network; it is only read.
         layer: a name, a module of the model, or None for the default layer.
         x: (B, C, *size).
-        to_spatial: what places the layer's output; None finds it.
-        replace: the layer's own output to what takes its place; None leaves it.
-        records: whether gradients are going to be asked for; else nothing is kept for them.
-        score: what a default layer has to have a gradient of; where the first that comes into question has
-            none, the model runs again at the next that has.
+        to_spatial: arranges the layer's output on the image; None finds it.
+        replace: maps the layer's own output to its replacement; None keeps it.
+        records: whether gradients will be needed; else nothing is kept for them.
+        score: the score that must have a gradient at a default layer; if it has none at the first candidate,
+            the model runs again at the next candidate that has one.
     """
     if torch.compiler.is_dynamo_compiling():
         return _compiling_pass(model, layer, x, to_spatial)
@@ -98,7 +97,7 @@ def forward_pass(
 
 
 def _carries(found: Pass, score: Score) -> bool:
-    """Whether a score has a gradient at a layer; True where it raises, as not every method asks for it."""
+    """Whether a score has a gradient at a layer; True if that raises, since not every method needs it."""
     assert found.pull is not None
     try:
         scores, own = found.pull(score)
@@ -110,7 +109,7 @@ def _carries(found: Pass, score: Score) -> bool:
 
 
 def _carrying(root: nn.Module, x: Tensor, score: Score) -> set[Key]:
-    """The calls of a forward that depend on x and that a score of the output depends on."""
+    """The calls of a forward that depend on x, and on which a score of the output depends."""
     seen: list[tuple[Key, Tensor]] = []
 
     def see(call: ModuleCall, output: Any) -> None:
@@ -122,7 +121,7 @@ def _carrying(root: nn.Module, x: Tensor, score: Score) -> set[Key]:
         scores = score(run_changed(root, x.detach().requires_grad_(), see=see, detached=True))
         if not seen or not scores.requires_grad:
             return set()
-        keys, values = zip(*seen, strict=True)  # a checkpoint runs, and is seen, again in the backward
+        keys, values = zip(*seen, strict=True)  # a checkpoint runs again, and is seen again, in the backward
         grads = differentiated(scores.sum(), values)
     return {key for key, grad in zip(keys, grads, strict=True) if grad is not None and grad.any()}
 
@@ -177,7 +176,7 @@ def _pass_at(
 
 
 def _reads(site: Site, x: Tensor) -> bool:
-    """Whether a layer returns something else for other images, as far as that can be found out."""
+    """Whether a layer's output depends on the image, as far as that can be determined."""
     if not by_autograd(x):
         return True
     with torch.no_grad():
@@ -186,7 +185,7 @@ def _reads(site: Site, x: Tensor) -> bool:
 
 
 def _tells(layer: str, path: Collection[str]) -> Callable[[str], bool]:
-    """Which modules tell where a layer's output lies: those that it is in, itself, and some in it."""
+    """The modules that determine where a layer's output lies: its parents, itself, and some inside it."""
     outer = {"", layer, *(layer[:end] for end, letter in enumerate(layer) if letter == ".")}
     return lambda name: name in outer or name.rpartition(".")[0] in path
 
@@ -200,18 +199,18 @@ def _pass_of(site: Site, calls: list[ModuleCall], found: Passed, x: Tensor) -> P
 
 
 def _symbolic_pass(root: nn.Module, layer: Layer, x: Tensor, to_spatial: ToSpatial | None) -> Pass:
-    """A pass whose sizes are symbols: the layer is found, and placed, by a forward of numbers."""
+    """A pass with symbolic sizes: a forward with concrete sizes finds the layer and its layout."""
     with outside_transforms(), torch.no_grad():
         known = forward_pass(root, layer, made_up(x), to_spatial)
     found = pass_by_transform(known.site, x, None, [], lambda _: False)
-    assert found is not None  # the forward of numbers reached it
+    assert found is not None  # the concrete forward reached it
     return _pass_of(known.site, known.calls, found, x)
 
 
 def _first_guess(root: nn.Module, asked: Found | None, x: Tensor, probe: Probe) -> _Guess:
-    """Which call the layer may be, in a network that was not seen before.
+    """Guess which call the layer is, in a network that was not seen before.
 
-    The default layer is that of the first image, or of all where one does not do, as of frames of one clip.
+    The default layer is found on the first image, or on all if one is not enough, as for frames of one clip.
     """
     if asked is not None:
         return _Guess(asked[0], asked[1] or 1, watch_all=False)
@@ -227,15 +226,15 @@ def _first_guess(root: nn.Module, asked: Found | None, x: Tensor, probe: Probe) 
 
 
 class _Prepared:
-    """The halves that compiled programs call, as attributes by the key that a program holds as a constant.
+    """The halves that compiled programs call, as attributes; a program holds the attribute's name.
 
-    Dynamo takes no function as a constant. An entry is made while a program is compiled and goes with its
-    network; no other call reads it.
+    Dynamo accepts no function as a constant. An entry is made while a program is compiled, and is freed with
+    its network; no other call reads it.
     """
 
 
 def whole(model: nn.Module, x: Tensor) -> Callable[[Tensor], Any]:
-    """The model as a function that records gradients to its input, and to its parameters where asked."""
+    """The model as a function that records gradients to its input, and if asked to its parameters."""
     if torch.compiler.is_dynamo_compiling():
         root, _, cut, _ = _halves_while_compiling(model, None, x, None)
         return lambda images: cut.head(root, *_flat(cut.trunk(root, images)))
@@ -253,7 +252,7 @@ def _compiling_pass(model: nn.Module, layer: Layer, x: Tensor, to_spatial: ToSpa
     own, residual = cut.trunk(root, x)
 
     def scores_at(zero: Tensor, score: Score) -> Tensor:
-        with differentiable_again(place is not None):  # tokens, made by attention
+        with differentiable_again(place is not None):  # tokens come from attention
             return score(cut.head(root, own + zero, *residual))
 
     def pull(score: Score, *, twice: bool = False) -> tuple[Tensor, ...]:
@@ -279,7 +278,7 @@ def _prepare_while_compiling(
     dtype: torch.dtype,
     device: torch.device,
 ) -> str:
-    """The key of a network's halves, found by a forward and a trace of it that dynamo does not see."""
+    """Return the key of a network's halves, after a forward and a trace that dynamo does not see."""
     with outside_transforms():
         sample = made_up(torch.empty((1, *shape), dtype=dtype, device=device))
         checks.check_call(model, sample)

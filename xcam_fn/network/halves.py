@@ -1,4 +1,4 @@
-"""A network's two halves at a target layer: by a trace of it, or by running all of it."""
+"""A network's two halves at a target layer, from a trace or by running the whole network."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ class Halves(NamedTuple):
 
     Attributes:
         site: the target layer.
-        trunk: x to the layer's own output and the residual, what else of the trunk the head reads.
-        head: the layer's own output and the residual to the network's output.
-        takes_any_batch: the head runs on any number of rows, as it reads nothing but them.
-        is_traced: the head runs what follows the layer and nothing else.
+        trunk: maps x to the layer's own output and the residual, the other values of the trunk that the head
+            reads.
+        head: maps the layer's own output and the residual to the network's output.
+        takes_any_batch: the head accepts any number of rows, because it reads nothing else.
+        is_traced: the head runs only what follows the layer.
     """
 
     site: Site
@@ -46,12 +47,12 @@ class Halves(NamedTuple):
     is_traced: bool
 
     def run_trunk(self, x: Tensor) -> tuple[Tensor, Any]:
-        """The layer's output placed on the image, and the residual, what was dropped by placing included."""
+        """The layer's output arranged on the image, and the residual, with what the arrangement drops."""
         own, residual = self.trunk(x.clone())
         return (own, residual) if self.site.to_spatial is None else (self.site.placed(own), (own, residual))
 
     def run_head(self, features: Tensor, residual: Any) -> Any:
-        """The network's output for features placed on the image."""
+        """The network's output for features arranged on the image."""
         if self.site.to_spatial is None:
             return self.head(features, residual)
         own, rest = residual
@@ -63,12 +64,12 @@ class Halves(NamedTuple):
 
 
 def halves(found: Pass, x: Tensor, *, differentiable: bool = False) -> Halves:
-    """The network cut at a pass's target layer: by a trace made for this call, else by running all of it.
+    """Cut the network at a pass's target layer, with a trace made for this call, else by running all of it.
 
     Args:
-        found: of a forward of this network on images like x.
+        found: a pass of this network on images like x.
         x: (B, C, *size).
-        differentiable: the halves are going to be differentiated; a trace needs the network's gradients.
+        differentiable: the halves will be differentiated, so a trace must have the network's gradients.
     """
     site = found.site
     alone = found.output if is_readable(x) and len(x) == 1 else None
@@ -104,7 +105,7 @@ def halves(found: Pass, x: Tensor, *, differentiable: bool = False) -> Halves:
 def cut_at(
     site: Site, calls: list[ModuleCall], x: Tensor, output: Any = None, *, differentiable: bool = False
 ) -> trace.Cut | None:
-    """The network's trace cut at a target layer and compared with it, as `traced_model` is."""
+    """Cut the network's trace at a target layer and compare it with the network, as in `traced_model`."""
     call = next(c for c in calls if c.key == (site.name, site.number))
 
     def cut(found: trace.Trace) -> trace.Cut | None:
@@ -119,12 +120,12 @@ def cut_at(
 
 
 def traced_model(root: nn.Module, x: Tensor, *, differentiable: bool = False) -> trace.Trace | None:
-    """The model's trace, made anew and compared with it on two images, or None where there is none.
+    """Trace the model and compare the trace with it on two images; None if it cannot be traced.
 
     Args:
         root: the network; it is only read.
         x: (B, C, *size).
-        differentiable: compare gradients too, which autograd functions of the user's own may define.
+        differentiable: compare gradients too, since a user's autograd functions may define their own.
     """
 
     def run(found: trace.Trace, x: Tensor) -> Any:
@@ -170,12 +171,12 @@ def _of_trace(
             traced = _input_gradient(lambda x: run(made, x), sample)
             own = _input_gradient(lambda x: run_changed(root, x), sample)
             return made if outputs_agree(traced, own) else None
-        except Exception:  # one image may not do
+        except Exception:  # the network may reject a single image
             return None
 
 
 def _input_gradient(run: Callable[[Tensor], Any], x: Tensor) -> Tensor:
-    """The gradient of the sum of all that a network returns, each value by a weight of its own."""
+    """The input gradient of a weighted sum of all the network's outputs, with a different weight for each."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         leaves = [leaf for leaf in leaves_of(run(x)) if isinstance(leaf, Tensor) and leaf.requires_grad]

@@ -1,4 +1,4 @@
-"""The layers that all of a score is read through, found in the graph of its gradient."""
+"""Finds the layers through which a score depends on the image, in the graph of its gradient."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _REGIONS = re.compile("roi_?(align|pool)", re.IGNORECASE)  # in the name of a no
 
 
 class _Maps(NamedTuple):
-    """A call whose output lies on the image, and where it stands in the graph."""
+    """A call whose output lies on the image, and its node in the graph."""
 
     call: ModuleCall
     size: tuple[int, ...]
@@ -32,19 +32,19 @@ class _Maps(NamedTuple):
 
 
 def score_levels(model: nn.Module, x: Tensor, score: Callable[[Any], Tensor]) -> list[str]:
-    """The layers through which a score reads the image: the last of each resolution, shallow to deep.
+    """The layers through which a score depends on the image: the last of each resolution, shallow to deep.
 
-    Every path by which the score has a gradient to the image leads through one of them. What comes after the
-    last layer of a resolution is read beside others, as by heads of which one tells the class and one the
-    box: a path leads around it to an earlier layer of its resolution, and it is left out.
+    Every path of the score's gradient to the image passes through one of them. A layer is left out if a path
+    leads around it to an earlier layer of the same resolution, as in parallel heads for the class and the
+    box.
 
     Args:
         model: the network; it is only read.
         x: (B, C, *size).
-        score: the output to scores, (B,) or (B, n).
+        score: maps the output to scores, (B,) or (B, n).
 
     Raises:
-        ValueError: there is no such layer, or scores are read through different ones.
+        ValueError: there is no such layer, or the scores depend on different ones.
     """
     if torch.compiler.is_dynamo_compiling() or not by_autograd(x):
         raise ValueError(
@@ -88,7 +88,7 @@ def _of_image(grad: Tensor | None, image: int, batch: int) -> Tensor | None:
 def _maps(
     calls: list[ModuleCall], grads: dict[Key, Tensor | None], edges: dict[Key, Edge], probe: Probe
 ) -> list[_Maps]:
-    """The calls with maps on which an image's score depends, in the order of the calls."""
+    """The calls with maps on which an image's score depends, in execution order."""
     found, in_doubt = [], is_measured(probe.root, calls, probe)
     grids = {call.shape[2:] for call in calls if isinstance(call.module, Convolution)}
     for i, call in enumerate(calls):
@@ -101,7 +101,7 @@ def _maps(
             continue
         placed = grad if place is None else place(grad)
         size = tuple(placed.shape[2:])
-        # Tokens keep the size of maps that they were made of; rows of heads, or of several levels, do not.
+        # Tokens made from maps keep the maps' size; outputs of heads, or of several levels at once, do not.
         is_map = placed.ndim == probe.x.ndim and (grad.ndim == placed.ndim or size in grids)
         if is_map and placed.shape[1] > 1 and max(size) > 1 and placed.any():
             found.append(_Maps(call, tuple(sorted(size)), edges[call.key]))
@@ -109,9 +109,9 @@ def _maps(
 
 
 def _front(node: Any, maps: list[_Maps], dead: Collection[Edge], start: Edge) -> tuple[str, ...]:
-    """The names of the last maps of each size that all paths to earlier maps of the size lead through."""
+    """The names of the last maps of each size: every path to earlier maps of that size leads through them."""
     regions = {edge for edge in _reached(node, ()) if _REGIONS.search(type(edge[0]).__name__)}
-    of_regions = _reached(node, regions) if regions else set()  # maps of a box each, not of the image
+    of_regions = _reached(node, regions) if regions else set()  # maps of boxes, not of the image
     of_size: dict[tuple[int, ...], list[_Maps]] = {}
     for one in maps:
         if one.edge not in of_regions:
@@ -138,7 +138,7 @@ def _front(node: Any, maps: list[_Maps], dead: Collection[Edge], start: Edge) ->
 
 
 def _reached(node: Any, stops: Collection[Edge]) -> set[Edge]:
-    """What is reached from a node towards the inputs, not going on from the stops."""
+    """The nodes reached from a node towards the inputs, without going past the stops."""
     reached, stack, visited = set(), [node], set()
     while stack:
         for edge in stack.pop().next_functions:

@@ -1,4 +1,4 @@
-"""Operations that run otherwise while a mode is entered: attention in plain steps, activation functions."""
+"""Modes that replace operations in this thread: attention in plain steps, changed activation functions."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from xcam_fn import checks
 
 Change = Callable[[Tensor, Tensor], Tensor]
 
-_SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)  # of attention outside the fused kernels
-_AXES = 4  # of its probabilities: (B, heads, queries, keys)
+_SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)  # used by attention outside the fused kernels
+_AXES = 4  # attention probabilities are (B, heads, queries, keys)
 
 
 class StepByStep(TorchFunctionMode):
-    """While it is entered, by this thread alone, attention is computed in plain operations.
+    """A mode, for this thread only, that computes attention in plain operations.
 
     The fused kernels have no second derivative and hide the probabilities.
 
     Args:
-        change: of every attention its probabilities (B, heads, queries, keys), and the logits that they are
-            the softmax of, to what takes the probabilities' place; None leaves them.
+        change: maps each attention's probabilities (B, heads, queries, keys), and the logits before the
+            softmax, to new probabilities; None keeps them.
     """
 
     def __init__(self, change: Change | None = None) -> None:
@@ -38,7 +38,7 @@ class StepByStep(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             return _attention(self.change, *args, **kwargs)[0]
-        if func is F.multi_head_attention_forward:  # by itself it would call the former where no mode sees it
+        if func is F.multi_head_attention_forward:  # it would call the function above where no mode sees it
             return _multi_head(self.change, *args, **kwargs)
         output = func(*args, **kwargs)
         if self.change is not None and func in _SOFTMAX and output.ndim == _AXES:
@@ -57,7 +57,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """P V and P = softmax(Q Kᵀ · scale + mask); dropout is that of training, which no model here is in."""
+    """Return P V and P = softmax(Q Kᵀ · scale + mask), without dropout, which is for training only."""
     if enable_gqa:
         key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], dim=-3) for x in (key, value))
     logits = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
@@ -80,7 +80,7 @@ _MULTI_HEAD = (
 
 
 def _multi_head(change: Change | None, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-    """What `F.multi_head_attention_forward` returns; unusual settings are left to it."""
+    """Return the same as `F.multi_head_attention_forward`, which handles unusual settings itself."""
     given = dict(zip(_MULTI_HEAD, args, strict=False)) | kwargs
     unusual = [given.get(name) is not None for name in ("bias_k", "static_k", "static_v")]
     if given["in_proj_weight"] is None or any(unusual) or given["add_zero_attn"] or given["query"].ndim != 3:
@@ -102,7 +102,7 @@ def _multi_head(change: Change | None, *args: Any, **kwargs: Any) -> tuple[Tenso
 def _mask(
     num_heads: int, attn_mask: Tensor | None = None, key_padding_mask: Tensor | None = None, **_: Any
 ) -> Tensor | None:
-    """What is added to the logits; a mask of booleans says what not to attend to."""
+    """Return the mask as a term to add to the logits; a boolean mask is True where attention is forbidden."""
     if attn_mask is not None and attn_mask.ndim == 3:
         attn_mask = rearrange(attn_mask, "(b h) t s -> b h t s", h=num_heads)
     padding = None if key_padding_mask is None else rearrange(key_padding_mask, "b s -> b 1 1 s")
@@ -135,9 +135,9 @@ _ACTIVATIONS = _IN_PLACE | _functions("")
 
 
 class Activations(TorchFunctionMode):
-    """While it is entered, by this thread alone, activation functions return something else."""
+    """A mode, for this thread only, that changes activation functions."""
 
-    # (function, x, what else it is given by position, by name) to what it returns; None leaves it as it is.
+    # Maps (function, x, other arguments by position, by name) to the result; None keeps the function's own.
     changed: Callable[[Any, Tensor, tuple[Any, ...], dict[str, Any]], Tensor | None]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -154,14 +154,14 @@ class Activations(TorchFunctionMode):
 
 
 class Rescale(Activations):
-    """Activation functions have DeepLIFT's multipliers as slopes.
+    """A mode in which activation functions have DeepLIFT's multipliers as slopes.
 
-    Without a reference it keeps what goes into and comes out of each; with one, of a forward that ran the
-    same functions in the same order, they are differentiated as Δout / Δin. Where Δin is too small to divide
-    by, a function keeps its own slope. Nothing is changed before `begin` is called.
+    Without a reference, it records the input and output of each function. With a reference, from a forward
+    with the same functions in the same order, the slopes are Δout / Δin. If Δin is too small to divide by, a
+    function keeps its own slope. Nothing changes before `begin` is called.
 
     Args:
-        reference: what was kept, pairs of input and output; None keeps it, in the attribute of that name.
+        reference: the recorded pairs of input and output; None records them in the attribute `reference`.
     """
 
     def __init__(self, reference: list[tuple[Tensor, Tensor]] | None = None) -> None:
@@ -170,7 +170,7 @@ class Rescale(Activations):
         self.reference = [] if reference is None else reference
 
     def begin(self) -> None:
-        """Let the functions that follow be changed."""
+        """Change the functions that run from now on."""
         self.has_begun = True
 
     def changed(self, func: Any, x: Tensor, others: tuple[Any, ...], named: dict[str, Any]) -> Tensor | None:
@@ -195,7 +195,7 @@ class Rescale(Activations):
 
 
 class _Rescaled(torch.autograd.Function):
-    """y, whose gradient passes to x by the slope from the reference, and to y where there is none."""
+    """y, whose gradient goes to x with the slope from the reference, and to y where that is undefined."""
 
     generate_vmap_rule = True
 

@@ -1,4 +1,4 @@
-"""A network at a target layer: one forward of it, recorded from that layer on."""
+"""One forward pass of a network, recorded from a target layer on."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Site(NamedTuple):
 
     Attributes:
         root: the network, unwrapped.
-        name: of the layer.
+        name: the layer's name.
         number: which of its calls, from 1.
         shown: its name in messages.
-        to_spatial: what places its output as (B, K, *spatial); None where it is so placed already.
-        size: of the images, pixels.
+        to_spatial: arranges its output as (B, K, *spatial); None if it already has that layout.
+        size: the images' size in pixels.
     """
 
     root: nn.Module
@@ -47,7 +47,7 @@ class Site(NamedTuple):
         return unwrap(self.root.get_submodule(self.name))
 
     def placed(self, own: Tensor, *, classes: bool = False) -> Tensor:
-        """Values in the shape of the layer's output, (B, ...) or (B, n, ...), placed on the image."""
+        """Arrange values in the shape of the layer's output, (B, ...) or (B, n, ...), on the image."""
         if self.to_spatial is None:
             return own
         if classes:
@@ -77,14 +77,14 @@ class Site(NamedTuple):
         *,
         detached: bool = False,
     ) -> Any:
-        """The network's output for x with the layer's own output changed on its way."""
+        """The network's output for x, with the layer's own output changed."""
         is_outside = by_autograd(x)
         in_place = is_outside and is_in_place(self.module)
 
         def changed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            if in_place and args:  # what it returns may be ignored: its input has to hold the result
+            if in_place and args:  # callers may ignore its return value: its input must hold the result
                 new = with_features(forward(args[0].clone(), *args[1:], **kwargs), change)
-                unwritable = new.requires_grad and args[0]._is_view()  # made without recording: torch refuses
+                unwritable = new.requires_grad and args[0]._is_view()  # torch refuses a view made unrecorded
                 return new if unwritable else args[0].copy_(new)
             output = forward(*args, **kwargs)
             features = features_of(output)
@@ -110,12 +110,13 @@ class Pass(NamedTuple):
 
     Attributes:
         site: the target layer.
-        calls: all that the forward ran.
+        calls: all calls of the forward.
         own: the layer's output, as the layer returns it.
-        features: the same, placed on the image, (B, K, *spatial).
-        output: the network's.
-        pull: a score of the output to its values, (B,) or (B, n), their gradients with respect to the layer's
-            own output and, with `twice`, the gradient of ⟨gradient, output⟩; None where nothing was recorded.
+        features: the same, arranged on the image, (B, K, *spatial).
+        output: the network's output.
+        pull: maps a score of the output to its values, (B,) or (B, n), their gradients with respect to the
+            layer's own output and, with `twice`, the gradient of ⟨gradient, output⟩; None if nothing was
+            recorded.
     """
 
     site: Site
@@ -129,7 +130,7 @@ class Pass(NamedTuple):
         """The gradients of a score with respect to the features, (B, K, *spatial) or (B, n, K, *spatial).
 
         Raises:
-            ValueError: the score reads of the layer's tokens only those that stand for no place.
+            ValueError: the score depends only on tokens of the layer that have no position on the image.
         """
         assert self.pull is not None
         scores, own = self.pull(score)
@@ -145,7 +146,7 @@ class Pass(NamedTuple):
         return placed
 
     def curvature(self, score: Score) -> tuple[Tensor, Tensor]:
-        """The gradients of a score, and its second derivative times the features."""
+        """The gradient of a score, and its second derivative times the features."""
         assert self.pull is not None
         scores, own, second = self.pull(score, twice=True)
         many = scores.ndim == 2
@@ -159,7 +160,7 @@ Passed = tuple[Tensor, Any, _Pull | None]
 def pass_unrecorded(
     site: Site, x: Tensor, replace: Change | None, calls: list[ModuleCall], watched: Watched
 ) -> Passed | None:
-    """One forward for the features and the output alone."""
+    """Run one forward for the features and the output only."""
     seen: list[Tensor] = []
 
     def kept(value: Tensor) -> Tensor:
@@ -174,7 +175,7 @@ def pass_unrecorded(
 def pass_by_autograd(
     site: Site, x: Tensor, replace: Change | None, calls: list[ModuleCall], watched: Watched
 ) -> Passed | None:
-    """One forward with a zero added to the layer's output; the rest records only what is asked for."""
+    """Run one forward with a zero added to the layer's output, recording no more than asked for."""
     wanted = torch.is_grad_enabled()
     seen: list[Tensor] = []
 
@@ -188,14 +189,14 @@ def pass_by_autograd(
     with torch.set_grad_enabled(wanted), differentiable_again(wanted):  # recording begins at the layer
         output = site.run(x if wanted else x.detach(), added, calls, watched)
         left = bool(seen) and not torch.is_grad_enabled()
-    if left and not wanted:  # the layer is in a region that switches recording, which ended with the region
+    if left and not wanted:  # the layer is in a region that switches recording: it ended with the region
         calls.clear()
         with torch.enable_grad():
             output = site.run(x.detach(), added, calls, watched, detached=True)
     if not seen:
         return None
     raw, zero = seen
-    known: list[Any] = [None, ()]  # the score that was asked for last: a default layer is checked by it
+    known: list[Any] = [None, ()]  # the last score asked for: the check of a default layer uses it
 
     def first(scores: Tensor, cotangent: Tensor, create_graph: bool) -> Tensor:
         found = gradient(scores, zero, cotangent, create_graph=create_graph)
@@ -223,7 +224,7 @@ def pass_by_autograd(
 def pass_by_transform(
     site: Site, x: Tensor, replace: Change | None, calls: list[ModuleCall], watched: Watched
 ) -> Passed | None:
-    """The same by torch.func: a forward for the features, and one for each score that is asked for."""
+    """Do the same with torch.func: one forward for the features, and one for each score."""
     with differentiable_again(True):
         found = pass_unrecorded(site, x, replace, calls, watched)
     if found is None:
@@ -240,7 +241,7 @@ def pass_by_transform(
 def pulled(
     scores_at: Callable[[Tensor, Score], Tensor], raw: Tensor, score: Score, *, twice: bool
 ) -> tuple[Tensor, ...]:
-    """The scores, their gradients at zero and, with `twice`, those of ⟨gradient, raw⟩, by torch.func."""
+    """The scores, their gradients at zero and, with `twice`, those of ⟨gradient, raw⟩, with torch.func."""
     zero = torch.zeros_like(raw)
 
     def gradients(zero: Tensor) -> tuple[Tensor, Tensor]:
@@ -251,7 +252,7 @@ def pulled(
     if not twice:
         found, scores = gradients(zero)
         return scores, found
-    # Reverse over reverse: forward mode has one level for all threads of a process.
+    # Reverse over reverse: forward mode shares one level among all threads of a process.
     with_aux: Any = torch.func.vjp(gradients, zero, has_aux=True)
     found, pullback, scores = with_aux
     if scores.ndim == 1:
@@ -261,5 +262,5 @@ def pulled(
 
 
 def differentiable_again(wanted: bool) -> contextlib.AbstractContextManager[Any]:
-    """Attention in plain operations where what is computed may be differentiated again."""
+    """Compute attention in plain operations if the result may be differentiated again."""
     return StepByStep() if wanted else contextlib.nullcontext()

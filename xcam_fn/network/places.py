@@ -1,4 +1,4 @@
-"""Where a layer's output lies on the image: channels first, channels last, or tokens in a row."""
+"""The layout of a layer's output on the image: channels first, channels last, or a row of tokens."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _AXES = {1: "l", 2: "h w", 3: "d h w"}
 
 
 def own_layout(call: ModuleCall) -> str | None:
-    """Which axis of its output is the channels' as far as the module itself tells: "first" or "last"."""
+    """The channel axis of its output as far as the module itself determines it: "first" or "last"."""
     module, shape = call.module, call.shape
     if isinstance(module, nn.Linear):
         return "last"
@@ -39,7 +39,7 @@ def own_layout(call: ModuleCall) -> str | None:
 
 
 def pools(module: nn.Module) -> bool:
-    """Whether its type's name says that the module pools; a PoolFormer's layers do more."""
+    """Whether the module pools, by the name of its type; a PoolFormer's layers do more."""
     return "pool" in type(module).__name__.lower().replace("poolformer", "")
 
 
@@ -50,12 +50,12 @@ class UnplacedError(ValueError):
 def to_spatial_of(
     calls: Sequence[ModuleCall], position: int, probe: Probe, *, in_doubt: bool = False
 ) -> ToSpatial | None:
-    """What places a call's output as (B, K, *spatial); None where it is so placed already, or no map.
+    """The function that arranges a call's output as (B, K, *spatial); None if it is already, or is no map.
 
-    Where tokens lie is measured, and where maps lie in case of doubt.
+    The positions of tokens are measured, and in case of doubt the layout of maps too.
 
     Raises:
-        UnplacedError: they were not found to lie on the image.
+        UnplacedError: no positions on the image were found.
     """
     call, shape, axes = calls[position], calls[position].shape, len(probe.size) + 2
     if (len(shape), axes) == (4, 5):
@@ -90,13 +90,13 @@ def _to_spatial_of_maps(
         raise _unplaced(call, probe)
     if place is not None and place.turned:
         return functools.partial(_turned, is_last=is_last)
-    return _channels_first if is_last else None  # too small to be measured, its shape has to do
+    return _channels_first if is_last else None  # too small to measure: decided by its shape
 
 
 def _to_spatial_of_frames(
     calls: Sequence[ModuleCall], position: int, probe: Probe, *, in_doubt: bool
 ) -> ToSpatial | None:
-    """What arranges frames that run as images of their own, (B * T, K, H, W), as clips."""
+    """The function that arranges frames run as separate images, (B * T, K, H, W), as clips."""
     call = calls[position]
     fold = probe.folded(call)
     if fold is None:
@@ -127,15 +127,15 @@ def _unplaced(call: ModuleCall, probe: Probe) -> UnplacedError:
 
 
 def _is_narrow(shape: tuple[int, ...], axes: int) -> bool:
-    """True for maps with axes that x has not, of one place each, as 2-D convolutions make of sounds."""
+    """True for maps with extra axes of length 1 that x lacks, as from 2-D convolutions of audio."""
     return len(shape) > axes and set(shape[axes:]) == {1}
 
 
 def telling_path(root: nn.Module, layer: nn.Module, name: str) -> set[str]:
-    """The names of modules whose children's outputs tell where a layer's output lies, see `is_settled`.
+    """The names of modules whose children's outputs determine where a layer's output lies, see `is_settled`.
 
-    These are the layer and, nested in it, the modules that are likely to run last. An activation has no
-    children: there they are the modules around it, and the lists in those.
+    These are the layer and the nested modules in it that are likely to run last. An activation has no
+    children: its path is the modules around it, and the lists of modules in those.
     """
     if layer._modules or isinstance(layer, _TELLING):
         return _path_inward(layer, name)
@@ -156,7 +156,7 @@ def _path_inward(layer: nn.Module, name: str) -> set[str]:
 
 
 def _lists_in(module: nn.Module, name: str) -> Iterator[str]:
-    """The names of the lists and dictionaries of modules in a module, which never run themselves."""
+    """The names of the lists and dictionaries of modules in a module, which have no forward."""
     for key, child in module.named_children():
         if _is_list(child):
             yield _joined(name, key)
@@ -164,7 +164,7 @@ def _lists_in(module: nn.Module, name: str) -> Iterator[str]:
 
 
 def _is_list(module: nn.Module) -> bool:
-    return type(module).forward is nn.Module.forward
+    return isinstance(module, (nn.ModuleList, nn.ModuleDict)) and type(module).forward is nn.Module.forward
 
 
 def _joined(name: str, key: str) -> str:
@@ -178,14 +178,14 @@ def is_settled(
     size: tuple[int, ...],
     path: Collection[str],
 ) -> bool:
-    """Whether these calls tell where a call's output lies, so that no others have to be known.
+    """Whether these calls determine where a call's output lies, without any other calls.
 
     Args:
         root: the network.
-        calls: of the layer, and of the modules right within those of `path`.
-        position: of the layer's call.
-        size: of the images, pixels.
-        path: as `telling_path` finds it.
+        calls: the calls of the layer, and of the children of the modules in `path`.
+        position: the index of the layer's call.
+        size: the images' size in pixels.
+        path: from `telling_path`.
     """
     axes, rank = len(size) + 2, len(calls[position].shape)
     axes = rank if (rank, axes) == (4, 5) else axes  # frames in the batch are maps too
@@ -194,13 +194,13 @@ def is_settled(
     for before in reversed(calls[:position]):
         if len(before.shape) == axes and own_layout(before) is not None:
             return _all_run(root, calls, path)
-        if before.module._modules and before.name not in path:  # what it ran is not known
+        if before.module._modules and before.name not in path:  # its inner calls are unknown
             return False
     return False
 
 
 def _all_run(root: nn.Module, calls: Sequence[ModuleCall], path: Collection[str]) -> bool:
-    """Whether every module that holds others ran as a whole: else its own may have run, unwatched."""
+    """Whether each child that has children ran as a whole; if not, these may have run unseen."""
     called = {call.name for call in calls}
     inside = {
         _joined(name, key)
@@ -214,7 +214,7 @@ def _all_run(root: nn.Module, calls: Sequence[ModuleCall], path: Collection[str]
 def placed_shape(
     calls: Sequence[ModuleCall], position: int, probe: Probe, *, in_doubt: bool = False
 ) -> tuple[int, ...]:
-    """The shape of a call's output for one image, placed on the image where it lies on it, else ()."""
+    """The shape of a call's output for one image, arranged on the image, or () if it is not on the image."""
     shape = calls[position].shape
     try:
         place = to_spatial_of(calls, position, probe, in_doubt=in_doubt)
@@ -224,7 +224,7 @@ def placed_shape(
 
 
 def place_tokens(tokens: Tensor, *, prefix: int, grid: tuple[int, ...], order: tuple[int, ...]) -> Tensor:
-    """Tokens (B, prefix + patches + others, K) as maps (B, K, *grid), those that are no patches left out."""
+    """Arrange tokens (B, prefix + patches + others, K) as maps (B, K, *grid) of the patches only."""
     names = _AXES[len(grid)].split()
     patches = tokens[:, prefix : prefix + math.prod(grid)]
     row = " ".join(names[axis] for axis in order)
@@ -241,9 +241,9 @@ def _turned(values: Tensor, *, is_last: bool) -> Tensor:
 
 
 def replaced(to_spatial: ToSpatial, raw: Tensor, spatial: Tensor) -> Tensor:
-    """A layer's own output with what `to_spatial` takes from it put in anew, and the rest as it was.
+    """A layer's own output with the values that `to_spatial` takes from it replaced, and the rest unchanged.
 
-    `to_spatial` selects and arranges, so that its transpose puts each value back in its place.
+    `to_spatial` selects and rearranges values, so its transpose puts each value back in its place.
     """
     with_back: Any = torch.func.vjp(to_spatial, raw)
     _, back = with_back
@@ -253,10 +253,9 @@ def replaced(to_spatial: ToSpatial, raw: Tensor, spatial: Tensor) -> Tensor:
 
 
 def _layout(calls: Sequence[ModuleCall], position: int) -> tuple[bool, bool]:
-    """Whether a call returns its channels last, and whether modules tell so, or only its shape.
+    """Whether a call returns its channels last, and whether modules say so or only its shape.
 
-    The nearest call before that tells is taken; a block that turns its axes around after it is seen by its
-    shape.
+    The nearest earlier call that determines it is used; a later permutation of the axes shows in the shape.
     """
     call = calls[position]
     own = own_layout(call)
@@ -270,7 +269,7 @@ def _layout(calls: Sequence[ModuleCall], position: int) -> tuple[bool, bool]:
             continue
         channels = near.shape[1] if layout == "first" else near.shape[-1]
         is_first, is_last = call.shape[1] == channels, call.shape[-1] == channels
-        if is_first == is_last:  # as where a block has more channels inside: the grid stays
+        if is_first == is_last:  # a block may have more channels inside: the grid stays
             grid = near.shape[2:] if layout == "first" else near.shape[1:-1]
             is_first, is_last = call.shape[2:] == grid, call.shape[1:-1] == grid
         if is_first == is_last or near.shape == call.shape:
@@ -280,16 +279,16 @@ def _layout(calls: Sequence[ModuleCall], position: int) -> tuple[bool, bool]:
 
 
 def _turns_first(call: ModuleCall) -> bool:
-    """Whether a module such as torchvision's Permute moves the last axis to where channels are first."""
+    """Whether a module, such as torchvision's Permute, moves the last axis to the channels-first position."""
     dims, last = getattr(call.module, "dims", None), len(call.shape) - 1
     return isinstance(dims, (list, tuple)) and list(dims) == [0, last, *range(1, last)]
 
 
 def default_candidates(calls: Sequence[ModuleCall], size: tuple[int, ...]) -> Iterator[int]:
-    """The calls whose output class activation maps are usually taken at, the first that fits to be taken.
+    """The candidates for the default layer, best first.
 
-    In a network of tokens it is what the last attention reads (the norm before it): there every patch still
-    has a say in the score. Elsewhere it is the last convolution's activation as the network goes on to use
+    In a network of tokens, it is the input of the last attention (the output of the norm before it): there
+    every patch still affects the score. Elsewhere it is the last convolution's activation as the network uses
     it: the last module run, before pooling or flattening, whose output has the last convolution's size.
     """
     attentions = _attentions(calls)
@@ -298,7 +297,7 @@ def default_candidates(calls: Sequence[ModuleCall], size: tuple[int, ...]) -> It
     attentions = [i for i in attentions if i > last_map]
     for i in reversed(attentions):
         yield calls[i].start - 1
-    if attentions and len(size) == 3:  # frames and places may be attended to in turn, out of one row
+    if attentions and len(size) == 3:  # attention may alternate between frames and positions of one row
         yield from [i for i in reversed(range(calls[attentions[-1]].start)) if _is_row(calls, i)]
     if not attentions:
         after = range(last_map + 1, len(calls))
@@ -310,18 +309,18 @@ def default_candidates(calls: Sequence[ModuleCall], size: tuple[int, ...]) -> It
 
 
 def has_tokens(calls: Sequence[ModuleCall], size: tuple[int, ...]) -> bool:
-    """Whether a network attends, or ends in tokens: what is a map then is not told by shapes."""
+    """Whether a network has attention, or ends in tokens: shapes then do not determine what is a map."""
     return bool(_attentions(calls)) or (len(size) > 1 and any(_is_row(calls, i) for i in range(len(calls))))
 
 
 def _attentions(calls: Sequence[ModuleCall]) -> list[int]:
-    """The attentions over patches, the innermost where one is made of another."""
+    """The attentions over patches; of nested ones, the innermost."""
     named = _named_attentions(calls)
     return [i for i in named if len(calls[i].shape) > 2 and not any(calls[i].start <= j < i for j in named)]
 
 
 def _named_attentions(calls: Sequence[ModuleCall]) -> list[int]:
-    """The calls of modules that are an attention by their type, or by their name where they return tokens."""
+    """The calls of modules that are an attention by type, or by name if they return tokens."""
     kinds = {kind: kind.__name__.lower() for kind in {type(call.module) for call in calls}}
     attend = {
         kind
@@ -342,7 +341,7 @@ def _named_attentions(calls: Sequence[ModuleCall]) -> list[int]:
 def _activations(
     calls: Sequence[ModuleCall], size: tuple[int, ...], attentions: Sequence[int]
 ) -> Iterator[int]:
-    """For each convolution, and each map that attention made, the last activation of its size; last first."""
+    """For each convolution, and each map made by attention, the last activation of its size; last first."""
     axes = len(size) + 2
     convolutions = [i for i, call in enumerate(calls) if _convolves(call.module) and call.name]
     shapes = {i: calls[i].shape for i in convolutions}
@@ -359,21 +358,21 @@ def _activations(
 
 
 def _around(calls: Sequence[ModuleCall], position: int) -> Iterator[int]:
-    """The calls that ran a call, the innermost first."""
+    """The calls around a call, the innermost first."""
     start = calls[position].start
     return (i for i in range(position + 1, len(calls)) if calls[i].start <= start)
 
 
 def _convolves(module: nn.Module) -> bool:
-    """Whether a module is a convolution, in floats or quantized."""
+    """Whether a module is a convolution, quantized ones included."""
     return isinstance(module, Convolution) or (is_quantized(module) and hasattr(module, "kernel_size"))
 
 
 def _goes_on(call: ModuleCall, grid: tuple[int, ...]) -> bool:
-    """True for maps of that size, on which the score rests.
+    """True for maps of that size on which the score depends.
 
-    It need not rest on maps that are returned beside something else: what is read further on may be that, a
-    class token or maps already pooled.
+    The score need not depend on maps that are returned together with something else, such as a class token or
+    pooled maps: the network may go on to use only the latter.
     """
     return len(call.shape) > 2 and call.shape[2:] == grid and not pools(call.module) and call.is_alone
 
@@ -385,7 +384,7 @@ def _is_map(calls: Sequence[ModuleCall], position: int, size: tuple[int, ...]) -
 
 
 def _is_row(calls: Sequence[ModuleCall], position: int) -> bool:
-    """True for tokens in a row, as networks without attention may have them too."""
+    """True for a row of tokens, which networks without attention may have too."""
     call = calls[position]
     return bool(call.name) and len(call.shape) == 3 and call.shape[0] == 1
 
@@ -393,8 +392,8 @@ def _is_row(calls: Sequence[ModuleCall], position: int) -> bool:
 def attention_positions(calls: Sequence[ModuleCall]) -> list[int]:
     """The calls that are blocks of tokens, (1, T, K), around one attention each, in order.
 
-    A block is the outermost module around one attention alone; where there is but one attention, the
-    innermost that is more than that attention.
+    A block is the outermost module around a single attention; if the network has only one attention, the
+    innermost module around it.
     """
     inside = _attentions(calls)
     found = []

@@ -1,4 +1,4 @@
-"""Where a layer's output lies on the image, measured: patches are changed, and what answers is found."""
+"""Measures where a layer's output lies on the image: changes patches, and finds what responds."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from xcam_fn.torch_state import is_readable, is_wrapped, outside_transforms
 Grid = tuple[int, ...]
 _TINY = torch.finfo(torch.float32).tiny
 
-# The patches that are changed, as shares of each axis: no two in one row and column, others where axes are
-# exchanged, and inside of one cell of every grid up to 32.
+# The changed patches, as fractions of each axis: no two share a row or column, swapping axes gives other
+# patches, and each lies inside one cell of every grid up to 32.
 _PATCHES = ((0.118, 0.294, 0.706), (0.294, 0.882, 0.118), (0.882, 0.706, 0.882))
-_ENOUGH = 0.8  # of the largest answer to a patch, for a position to be the patch's own
-_SETTLED = 0.4  # the same, where an earlier call has settled the place
-_SLOPE = 0.3  # of the centers of answers over the patches' places, for maps to lie as the image does
-_LEAST = 0.01  # by which that answer's share has to exceed the one of a position that answers to all alike
-_STANDS_OUT = 2.0  # how much more a patch's own position answers than others, of three axes or of frames
-# How the axes of a grid may follow each other in a row, the slowest first.
+_ENOUGH = 0.8  # share of the largest response to a patch that makes a position the patch's own
+_SETTLED = 0.4  # the same, if an earlier call has settled the layout
+_SLOPE = 0.3  # least slope of response centers against patch positions, for maps to lie as the image does
+_LEAST = 0.01  # excess of a response's share over that of a position that responds to all patches alike
+_STANDS_OUT = 2.0  # how much more a patch's own position responds than others, for three axes or frames
+# The orders in which the axes of a grid may be flattened into a row, slowest first.
 _ORDERS: dict[int, tuple[Grid, ...]] = {1: ((0,),), 2: ((0, 1), (1, 0)), 3: ((0, 1, 2), (2, 1, 0), (1, 2, 0))}
-_Key = tuple[str, int, bool]  # a call, and whether its channels are read as the last axis
-_SINGLE = 2  # so many calls are measured one by one, each in a forward of its own; then all in one more
+_Key = tuple[str, int, bool]  # a call, and whether its last axis is taken as the channels
+_SINGLE = 2  # this many calls are measured one by one, each in its own forward; then all others in one
 
 
 class Place(NamedTuple):
-    """How positions in a row lie on the image: how many stand before, their grid, its axes, slowest first."""
+    """How a row of tokens lies on the image: number of prefix tokens, grid, and axes, slowest first."""
 
     prefix: int
     grid: Grid
@@ -46,19 +46,19 @@ class Place(NamedTuple):
 
 
 class Fold(NamedTuple):
-    """Frames in the axis of the batch: how many of a clip, and whether one clip follows the other there."""
+    """Frames folded into the batch axis: the number per clip, and whether clips follow one another."""
 
     frames: int
     by_clip: bool
 
 
 class _Found(NamedTuple):
-    """What the changed patches told.
+    """The responses to the changed patches.
 
     Attributes:
-        answers: how much each position of a call answers to each patch, (3, T), 1 in the mean.
+        answers: how much each position of a call responds to each patch, (3, T), with mean 1.
         folds: the calls whose rows are frames of clips.
-        is_ordered: the first maps of a network of clips or volumes answer along the first axis as it is here.
+        is_ordered: the first maps of a network for clips or volumes respond along the input's first axis.
     """
 
     answers: dict[_Key, Tensor]
@@ -67,20 +67,20 @@ class _Found(NamedTuple):
 
 
 class Probe:
-    """A network's answers to three changed patches of an image, from forwards that are run when asked.
+    """A network's responses to three changed patches of an image; forwards run only when needed.
 
     Args:
         root: the network; it is only read.
-        x: (B, C, *size), of which the first image is changed.
+        x: (B, C, *size); patches of the first image are changed.
     """
 
     def __init__(self, root: nn.Module, x: Tensor) -> None:
         self.root, self.x, self.size = root, x, tuple(x.shape[2:])
         self._locals: dict[int, Place | None] = {}
-        self._known: dict[Key | None, _Found] = {}  # of single calls, and under None of all
+        self._known: dict[Key | None, _Found] = {}  # by single call; None for all calls
 
     def _found(self, call: ModuleCall) -> _Found:
-        """What was measured of a call: alone, or of all calls where several are asked, which takes longer."""
+        """The responses of a call, measured alone, or with all calls if several are needed (slower)."""
         key = call.key
         if key not in self._known and (len(self.size) == 3 or len(self._known) >= _SINGLE):
             key = None
@@ -93,7 +93,7 @@ class Probe:
             return _Found({}, {}, True)  # under vmap over models nothing can be read
         with outside_transforms(), torch.no_grad():
             images = _changed(self.x[:1].detach() if is_readable(self.x) else made_up(self.x))
-            for batches in ([images], list(images.split(1))):  # it may take one image at a time
+            for batches in ([images], list(images.split(1))):  # the network may take one image at a time
                 with contextlib.suppress(ValueError, TypeError):
                     return _measured(self.root, batches, only)
         return _Found({}, {}, True)
@@ -104,7 +104,7 @@ class Probe:
         return None if answers is None else _shares(answers)
 
     def tokens(self, call: ModuleCall) -> Place | None:
-        """How a call's output (B, T, K) lies on the image; None where it does not, or not in order."""
+        """How a call's output (B, T, K) lies on the image; None if it does not, or not in order."""
         shares, count = self._shares(call, is_last=True), call.shape[1]
         if shares is None:
             return None
@@ -127,9 +127,9 @@ class Probe:
                     yield Place(int(fits.argmax()), grid, order)
 
     def _local(self, call: ModuleCall, count: int) -> Place | None:
-        """How so many tokens lie on a clip or volume: by the first call whose answers are those of places.
+        """How this many tokens lie on a clip or volume, from the first call whose responses are local.
 
-        Further on, attention along one axis answers all along it, and any order would fit.
+        In later calls, attention along one axis responds all along it, and any order would fit.
         """
         if count not in self._locals:
             known = self._found(call).answers.items()
@@ -141,16 +141,16 @@ class Probe:
         return self._locals[count]
 
     def folded(self, call: ModuleCall) -> Fold | None:
-        """How a call's rows are the frames of clips; None where they were not found to be."""
+        """How a call's rows are frames of clips; None if they are not."""
         return self._found(call).folds.get(call.key)
 
     def moves(self, call: ModuleCall) -> bool:
-        """Whether a call's output depends on the image, as far as that could be measured."""
+        """Whether a call's output depends on the image, as far as that can be measured."""
         found = [answers for key, answers in self._found(call).answers.items() if key[:2] == call.key]
         return not found or any(bool(answers.any()) for answers in found)
 
     def is_last(self, call: ModuleCall) -> bool:
-        """Whether a call's maps lie on the image better with their channels last than first."""
+        """Whether a call's maps fit the image better with channels last than channels first."""
         found = {last: self._shares(call, is_last=last) for last in (False, True)}
         fold = self.folded(call)
         frames = () if fold is None else (fold.frames,)
@@ -159,9 +159,9 @@ class Probe:
         return slopes[True] > slopes[False]
 
     def maps(self, call: ModuleCall, grid: Grid, *, is_last: bool) -> Place | None:
-        """How maps of a grid lie on the image, their channels first or last; None where they do not.
+        """How maps of a grid lie on the image, with channels first or last; None if they do not.
 
-        What could not be measured, as of a network that takes these images alone, is taken as it is.
+        Maps that cannot be measured, as when the network takes only these images, are taken as they are.
         """
         shares, order = self._shares(call, is_last=is_last), tuple(range(len(grid)))
         if shares is None:
@@ -177,15 +177,15 @@ class Probe:
 
 
 def made_up(like: Tensor) -> Tensor:
-    """One image of numbers, in the place of one whose values cannot be read."""
+    """A concrete image, in place of one whose values cannot be read."""
     shape = (1, *map(int, like.shape[1:]))
     count = torch.Size(shape).numel()
     return torch.linspace(-1, 1, count, dtype=like.dtype, device=like.device).reshape(shape)
 
 
 def _changed(image: Tensor) -> Tensor:
-    """The image three times, (3, C, *size), noise added to another patch of each."""
-    # One noise for all channels of a clip: were they its frames, all would answer alike.
+    """The image three times, (3, C, *size), with noise added to a different patch of each."""
+    # One noise for all channels of a clip: if they are its frames, all respond alike.
     channels = 1 if image.ndim == 5 else image.shape[1]
     noise = normal(0, 0, (channels, *image.shape[2:]), like=image) * 4 * (float(image.std()) or 1.0)
     images = []
@@ -239,7 +239,7 @@ def _measured(root: nn.Module, batches: list[Tensor], only: Key | None) -> _Foun
 
 
 def _unfolded(values: Tensor) -> tuple[Fold, Tensor] | None:
-    """Values (3 * T, ...) as (3, T, ...), if in one of two orders the frame of each patch answers to it."""
+    """Values (3 * T, ...) as (3, T, ...), if each patch's frame responds to it in one of two orders."""
     for by_clip in (True, False):
         order = (3, -1) if by_clip else (-1, 3)
         frames = values.unflatten(0, order).transpose(0, 0 if by_clip else 1)
@@ -250,9 +250,9 @@ def _unfolded(values: Tensor) -> tuple[Fold, Tensor] | None:
 
 
 def _answers_of(values: Tensor) -> Tensor:
-    """How much each position of values (3, ..., K) answers to each patch, (3, T).
+    """How much each position of values (3, ..., K) responds to each patch, (3, T).
 
-    Answers are counted in those of all positions to the patch, as one patch may stand out more than another.
+    Responses are relative to those of all positions to that patch, since some patches have larger effects.
     """
     one, two, three = values.flatten(1, -2).float()
     near, far, across = ((a - b).norm(dim=-1) for a, b in ((one, two), (one, three), (two, three)))
@@ -261,14 +261,14 @@ def _answers_of(values: Tensor) -> Tensor:
 
 
 def _shares(answers: Tensor) -> Tensor:
-    """The share of each position's answers to each patch, (3, T)."""
+    """The share of each position's responses to each patch, (3, T)."""
     return answers / answers.sum(0).clamp(min=_TINY)
 
 
 def _slope(shares: Tensor, grid: Grid, *, turned: bool) -> float:
-    """How far the centers of what answers to the patches move with them, along the axis where they do least.
+    """The slope of the response centers against the patches' positions, along the axis where it is smallest.
 
-    A convolution that sees much of the input answers to a patch in many places around the patch's own.
+    With a large receptive field, many positions around a patch's own respond to it.
     """
     above = (shares - 1 / 3).clamp(min=0).reshape(3, *grid)
     slopes = []
@@ -283,8 +283,8 @@ def _slope(shares: Tensor, grid: Grid, *, turned: bool) -> float:
 
 
 def _fits(shares: Tensor, grid: Grid, starts: Tensor, order: Grid) -> Tensor:
-    """How far the positions that a grid has at the patches answer to them, at most 1, for each start."""
-    # More than by chance, and than most positions do: where all answer alike, no one is a patch's own.
+    """For each start of the grid, how well its positions at the patches respond to them, at most 1."""
+    # Above chance and above most positions: if all respond alike, none is a patch's own.
     usual = shares.median(1, keepdim=True).values.clamp(min=1 / 3)
     above = (shares - usual) / (shares.amax(1, keepdim=True) - usual).clamp(min=_LEAST)
     positions = _positions(grid, order)
@@ -293,7 +293,7 @@ def _fits(shares: Tensor, grid: Grid, starts: Tensor, order: Grid) -> Tensor:
 
 
 def _is_local(answers: Tensor, place: Place) -> bool:
-    """Whether each patch's position stands out along each axis, and among all of the grid not next to it."""
+    """Whether each patch's position stands out along each axis, and from all positions not next to it."""
     positions = _positions(place.grid, place.order) + place.prefix
     for row, cell in zip(answers, _cells(place.grid), strict=True):
         values = row[positions]
@@ -307,19 +307,19 @@ def _is_local(answers: Tensor, place: Place) -> bool:
 
 
 def _cells(grid: Grid) -> list[Grid]:
-    """Where in a grid the patches are."""
+    """The cells of a grid in which the patches lie."""
     return [tuple(int(p * n) for p, n in zip(patch, grid, strict=False)) for patch in _PATCHES]
 
 
 def _positions(grid: Grid, order: Grid) -> Tensor:
-    """The position in the row of each cell of a grid, (*grid)."""
+    """The index in the row of tokens of each cell of a grid, (*grid)."""
     rows = torch.arange(math.prod(grid)).reshape([grid[axis] for axis in order])
     return rows.permute([order.index(axis) for axis in range(len(grid))])
 
 
 @functools.lru_cache(maxsize=64)
 def _grids(count: int, size: Grid) -> list[Grid]:
-    """The grids of half to all of so many tokens that have the image's proportions, the largest first."""
+    """The grids with the image's proportions that use half to all of `count` tokens, largest first."""
     *depth, height, width = size
     found = [
         (first, rows, columns)

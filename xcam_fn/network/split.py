@@ -55,7 +55,7 @@ class FeatureAndGrad(NamedTuple):
 def checked_pass(
     model: nn.Module, layer: Layer, x: Tensor, to_spatial: ToSpatial | None, score: Score | None = None
 ) -> Pass:
-    """`forward_pass`, its arguments checked."""
+    """`forward_pass` with checked arguments."""
     checks.check_to_spatial(to_spatial)
     if not torch.compiler.is_dynamo_compiling():
         checks.check_call(model, x)
@@ -133,7 +133,7 @@ def feature_and_grad(
 
 
 def checked_scores(cls: Classes, batch: int) -> Callable[[Any], Tensor]:
-    """The function from the model's output to a batch's scores, (B,) or (B, n), their shape checked."""
+    """The function from the model's output to a batch's scores, (B,) or (B, n), with their shape checked."""
     target = resolve(cls)
     return lambda output: checks.scores_of(target, output, batch, many=isinstance(target, Target))
 
@@ -157,9 +157,9 @@ def default_layer(model: nn.Module, x: Float[Tensor, "B C *size"]) -> str:
 
 
 def default_score(layer: Layer) -> Score | None:
-    """What a default layer has to have a gradient of where no class is given: the predicted one's logit.
+    """The score that must have a gradient at a default layer, without a class: the predicted class's logit.
 
-    It is what the network returns, all of it, where that is no logits of classes.
+    If the network does not return class logits, it is the whole output.
     """
 
     def score(output: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which call of which module is the target layer: found by name, by module, or by default."""
+"""Finds the target layer, a call of a module, by name, by module, or by default."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Carrying = Collection[Key] | None
 
 
 def find(root: nn.Module, layer: str | nn.Module) -> Found:
-    """The first name of the module that a layer stands for, and which of its calls (None: the last).
+    """The first name of a layer's module, and which of its calls (None: the last).
 
     Raises:
         ValueError: the layer is not in the model.
@@ -37,7 +37,7 @@ def find(root: nn.Module, layer: str | nn.Module) -> Found:
         number = int(digits) if marked else None
         found = _submodule(root, path)
         if found is None and isinstance(root, Bound):
-            found = _submodule(root.model, path)  # its layers go by the names that they have in the model
+            found = _submodule(root.model, path)  # its layers keep their names in the model
     else:
         raise TypeError(f"layer must be a name, a module or None, got {layer!r}")
     name = name_of(root, found)
@@ -58,13 +58,13 @@ def position_of(
 
     Args:
         root: the network.
-        found: the layer, as `find` returns it; None for the default layer.
+        found: the layer, from `find`; None for the default layer.
         calls: all calls of a forward.
-        probe: of the images.
-        carrying: the calls that the score depends on, where that was found out.
+        probe: the images' probe.
+        carrying: the calls that the score depends on, if known.
 
     Raises:
-        ValueError: the layer does not run, or not so often, or there is no default layer.
+        ValueError: the layer does not run, or not that often, or there is no default layer.
     """
     if found is None:
         return default_call(root, calls, probe, carrying)
@@ -80,13 +80,13 @@ def position_of(
         )
     if number is not None:
         return positions[number - 1]
-    if is_in_doubt(root, calls, positions[-1], probe):  # of two streams, one may be of another image
+    if is_in_doubt(root, calls, positions[-1], probe):  # one of two streams may process another image
         return next((i for i in reversed(positions) if probe.moves(calls[i])), positions[-1])
     return positions[-1]
 
 
 def is_in_doubt(root: nn.Module, calls: Sequence[ModuleCall], position: int, probe: Probe) -> bool:
-    """Whether a call may be of something else than the image, or more than one call are of it."""
+    """Whether a call may process something other than the image, or several calls process it."""
     name = calls[position].name
     twice = [call.module for call in calls if call.number > 1 and is_within(name, call.name)]
     has_weights = any(any(True for _ in module.parameters()) for module in twice)
@@ -94,7 +94,7 @@ def is_in_doubt(root: nn.Module, calls: Sequence[ModuleCall], position: int, pro
 
 
 def _may_be_frames_first(root: nn.Module, probe: Probe) -> bool:
-    """Whether x may be clips (B, T, C, H, W), whose axes the network exchanges by itself."""
+    """Whether x may be clips (B, T, C, H, W), whose axes the network swaps itself."""
     if len(probe.size) != 3:
         return False
     channels, frames = probe.x.shape[1:3]
@@ -103,12 +103,12 @@ def _may_be_frames_first(root: nn.Module, probe: Probe) -> bool:
 
 
 def is_within(name: str, outer: str) -> bool:
-    """Whether a module's name is another's, or that of a module in it."""
+    """Whether a name is that of the other module, or of a module inside it."""
     return not outer or f"{name}.".startswith(f"{outer}.")
 
 
 def is_measured(root: nn.Module, calls: Sequence[ModuleCall], probe: Probe) -> bool:
-    """Whether shapes do not tell what is a map: a network is bound, attends, or ends in tokens."""
+    """Whether shapes do not determine what is a map: for a bound network, attention, or tokens at the end."""
     return isinstance(root, Bound) or has_tokens(calls, probe.size) or _may_be_frames_first(root, probe)
 
 
@@ -147,11 +147,11 @@ def default_call(
 
 
 def _submodule(root: nn.Module, path: str) -> nn.Module | None:
-    """The module at a dotted path; the names that wrappers add to the path may be there or not."""
+    """The module at a dotted path, with or without the names that wrappers add."""
     module: nn.Module | None = root
     for part in path.split(".") if path else ():
         module = unwrap(module)
-        child = dict(module._modules.items()).get(part)  # a script's has no get
+        child = dict(module._modules.items()).get(part)  # a TorchScript module's has no get
         if child is None and part not in ("module", "_orig_mod"):
             return None
         module = module if child is None else child

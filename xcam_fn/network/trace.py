@@ -1,4 +1,4 @@
-"""A model's forward as a graph, traced without patching anything, and the graph cut in two at a layer."""
+"""Traces a model's forward as a graph, without patching anything, and cuts the graph in two at a layer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from xcam_fn.torch_state import pytree
 
 
 class Trace(NamedTuple):
-    """The graph of a forward, and which node holds the output of each call of each module.
+    """The graph of a forward, and the node that holds the output of each call of each module.
 
     `writes` maps a node that writes to one of its inputs in place to that input; `audited` fills it in.
     """
@@ -35,7 +35,7 @@ class Cut(NamedTuple):
 
 
 class _TensorProxy(fx.Proxy):
-    """Stands for a parameter or buffer: operations on it are traced, its shape and dtype are plain values."""
+    """A proxy of a parameter or buffer: operations on it are traced, its shape and dtype are plain values."""
 
     def __init__(self, node: fx.Node, tracer: fx.Tracer, value: Tensor) -> None:
         super().__init__(node, tracer)
@@ -116,7 +116,7 @@ class _Tracer(fx.Tracer):
 
 
 def _constant(value: Tensor, number: int) -> Callable[[], Tensor]:
-    """A named function that returns a tensor made by the forward itself (code cannot hold a tensor)."""
+    """Make a named function that returns a tensor created in the forward (code cannot hold a tensor)."""
 
     def constant() -> Tensor:
         return value
@@ -127,16 +127,16 @@ def _constant(value: Tensor, number: int) -> Callable[[], Tensor]:
 
 
 def trace(model: nn.Module) -> Trace | None:
-    """The graph of the model's forward on one tensor, or `None` where it cannot be traced.
+    """The graph of the model's forward on one tensor, or `None` if it cannot be traced.
 
     Args:
-        model: the network, in the mode it is to be explained in; it is only read.
+        model: the network, in the mode in which it is explained; it is only read.
     """
     root = unwrap(model)
     if any(has_hooks(module) for module in root.modules()):
-        return None  # a hook may do anything: it has to run at every call
+        return None  # a hook may do anything: it must run at every call
     if any(isinstance(module, Bound) for module in root.modules()):
-        return None  # what fn reads besides the image may be another thing at the next call
+        return None  # other inputs that fn reads may differ at the next call
     tracer = _Tracer(root)
     try:
         copy = private_copy(root, tracer.intercept, clone_buffers=False)
@@ -145,14 +145,14 @@ def trace(model: nn.Module) -> Trace | None:
             module.__dict__["_buffers"] = _TensorDict(module._buffers, tracer)
         output = copy(tracer.create_proxy("placeholder", "x", (), {}))
         tracer.create_node("output", "output", (tracer.create_arg(output),), {})
-    except Exception:  # anything may go wrong in foreign code that is handed a proxy
+    except Exception:  # foreign code may raise anything when it gets a proxy
         return None
     calls = {name: [_output_node(value) for value in values] for name, values in tracer.calls.items()}
     return Trace(tracer.graph, calls, {})
 
 
 def _output_node(value: Any) -> fx.Node | None:
-    """The node of a call's output; None where there are several, which only a real run can tell apart."""
+    """The node of a call's output; None if there are several, which only a real run can distinguish."""
     proxies = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, fx.Proxy)]
     return proxies[0].node if len(proxies) == 1 else None
 
@@ -196,14 +196,14 @@ def _same_memory(a: Tensor, b: Tensor) -> bool:
 
 
 def audited(trace: Trace, model: nn.Module, x: Tensor, expected: Any) -> Trace | None:
-    """The trace made safe to cut, or `None` where it does not compute what the model does.
+    """Make the trace safe to cut; return `None` if it computes something else than the model.
 
-    What tracing cannot see (an `isinstance(x, Tensor)`, an autocast region, a random number) shows as another
-    output; writes in place are found by version counters and rewritten so that no value is read after it was
+    Things that tracing misses (an `isinstance(x, Tensor)`, an autocast region, a random number) change the
+    output. In-place writes are found by version counters and rewritten, so no value is read after it was
     written to under another name.
 
     Args:
-        trace: what `trace(model)` returned; its graph is changed.
+        trace: from `trace(model)`; its graph is modified.
         model: the traced network, unwrapped; it is only read.
         x: (B, C, *size), an input to try.
         expected: the model's own output for x.
@@ -211,7 +211,7 @@ def audited(trace: Trace, model: nn.Module, x: Tensor, expected: Any) -> Trace |
     audit = _Audit(trace, model)
     try:
         agree = outputs_agree(audit.run(x.clone()), expected)
-    except Exception:  # a graph that fails where the model does not is no graph of the model
+    except Exception:  # the model did not fail, so this is not its graph
         return None
     if not agree:
         return None
@@ -229,7 +229,7 @@ def audited(trace: Trace, model: nn.Module, x: Tensor, expected: Any) -> Trace |
 
 
 def run(trace: Trace, model: nn.Module, x: Tensor) -> Any:
-    """What the trace computes of x with the model's parameters."""
+    """The trace's output for x with the model's parameters."""
     return _compiled(trace.graph)(model, x.clone())
 
 
@@ -240,7 +240,7 @@ def _clone_input(graph: fx.Graph, user: fx.Node, value: fx.Node) -> None:
 
 
 def cut(trace: Trace, layer: fx.Node) -> Cut:
-    """The trace as two functions: up to the layer's output, and from there to the model's output.
+    """Cut the trace into two functions: up to the layer's output, and from there to the model's output.
 
     Args:
         trace: an audited trace.
@@ -314,7 +314,7 @@ def _head_graph(
     for i, node in enumerate(residual):
         new[node] = graph.placeholder(f"residual_{i}")
     for node in crossing:
-        if node not in new:  # the batch size, so that the head also runs on another batch than the trunk's
+        if node not in new:  # the batch size: the head may run on another batch than the trunk
             new[node] = graph.call_method("size", (features, 0))
     boundary = {layer, *residual}
     for node in nodes:

@@ -1,4 +1,4 @@
-"""Gradients of scores: by autograd, or by torch.func inside its transforms and while compiling."""
+"""Gradients of scores, with autograd, or with torch.func inside its transforms and while compiling."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ Pullback = Callable[[Tensor], Tensor]
 
 
 def by_autograd(x: Tensor) -> bool:
-    """True where autograd takes the gradients, which knows functions that torch.func does not."""
+    """True if autograd computes the gradients; it supports functions that torch.func does not."""
     return not in_transform() and is_readable(x)
 
 
 def records_nothing(x: Tensor) -> bool:
-    """True where parameters may be detached: autograd is at work, and nobody asks for a graph."""
+    """True if parameters may be detached: autograd computes the gradients, and no graph is requested."""
     return by_autograd(x) and not torch.is_grad_enabled()
 
 
 @contextlib.contextmanager
 def recording(x: Tensor, create_graph: bool = False) -> Iterator[None]:
-    """Record a graph where one is asked for or a transform is at work, and none otherwise."""
+    """Record a graph only if one is requested or a transform is active."""
     wanted = create_graph or getattr(x, "requires_grad", False) or in_transform()  # x is checked within
     leave_inference = contextlib.nullcontext()
     if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
@@ -38,12 +38,12 @@ def recording(x: Tensor, create_graph: bool = False) -> Iterator[None]:
 
 
 def vjp(run: Callable[[Tensor], Tensor], at: Tensor, where: str = "x") -> tuple[Tensor, Pullback]:
-    """The scores `run(at)`, and what pulls a cotangent of them back to `at`.
+    """The scores `run(at)`, and the function that pulls a cotangent of them back to `at`.
 
     Args:
-        run: a tensor to scores.
-        at: where the gradient is taken. Under autograd a graph is kept only where one is being recorded.
-        where: what `at` is called in errors.
+        run: maps a tensor to scores.
+        at: where the gradient is taken. Under autograd a graph is kept only if one is being recorded.
+        where: the name of `at` in errors.
 
     Raises:
         LostGradientError: when pulled back: under autograd, the scores do not depend on `at`.
@@ -68,7 +68,7 @@ def vjp(run: Callable[[Tensor], Tensor], at: Tensor, where: str = "x") -> tuple[
 
 
 def gradient(scores: Tensor, at: Tensor, cotangent: Tensor, *, create_graph: bool) -> Tensor | None:
-    """The gradient by autograd, None where the scores do not depend on `at`."""
+    """The gradient by autograd, or None if the scores do not depend on `at`."""
     if not scores.requires_grad:
         return None
     with torch.enable_grad() if create_graph else contextlib.nullcontext():
@@ -77,7 +77,7 @@ def gradient(scores: Tensor, at: Tensor, cotangent: Tensor, *, create_graph: boo
 
 
 def differentiated(*args: Any, **options: Any) -> tuple[Tensor | None, ...]:
-    """torch.autograd.grad, None for what the scores do not depend on; its errors become ours."""
+    """torch.autograd.grad, with None for inputs that do not affect the scores, and errors translated."""
     try:
         return torch.autograd.grad(*args, **options, allow_unused=True)
     except RuntimeError as error:
@@ -104,5 +104,5 @@ def pulled_back(pullback: Pullback, scores: Tensor) -> Tensor:
 
 
 def detached(values: Any) -> Any:
-    """The same with every tensor in it detached."""
+    """The same value with all of its tensors detached."""
     return pytree.tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, values)

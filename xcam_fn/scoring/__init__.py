@@ -1,1 +1,1 @@
-"""How a model is run to score perturbed images: precision, compilation, chunks, and a copy made for speed."""
+"""Runs a model to score perturbed images: precision, compilation, chunks, and a faster copy."""

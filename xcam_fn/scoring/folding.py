@@ -1,7 +1,7 @@
-"""A private copy of a traced network that computes the same in fewer passes over memory.
+"""Makes a private copy of a traced network that computes the same with fewer passes over memory.
 
-What each pass saves, as time without it over time with all, for 8 images of 224 × 224 on two cores: batch
-norm 1.40 (EfficientNet-Lite0) and 1.11 (ResNet-50), padding 1.28 and activations in place 1.25 (both
+The speedup of each pass (time without it over time with all), for 8 images of 224 × 224 on two cores: batch
+norm 1.40 (EfficientNet-Lite0) and 1.11 (ResNet-50), padding 1.28 and in-place activations 1.25 (both
 EfficientNet-Lite0).
 """
 
@@ -23,7 +23,7 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _PADS = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
 _FRESH = (*_CONVOLUTIONS, *_CONVOLUTIONS.values(), *_NORMS, nn.Linear, F.linear, operator.add, torch.add)
 _FEW_CHANNELS = 4
-Values = dict[Any, Any]  # the module or tensor that each node of the graph reads
+Values = dict[Any, Any]  # maps each node of the graph to the module or tensor that it reads
 
 
 class _Convolution(NamedTuple):
@@ -36,12 +36,12 @@ class _Convolution(NamedTuple):
 
 
 def inference_copy(root: nn.Module, graph: fx.Graph, dtype: torch.dtype | None = None) -> fx.GraphModule:
-    """Return a copy with batch norm and zero padding made part of convolutions, and activations in place.
+    """Return a copy with batch norm and zero padding folded into convolutions, and activations in place.
 
-    What is not changed is shared with the network. The copy takes images in any memory format.
+    Unchanged parts are shared with the network. The copy takes images in any memory format.
 
     Args:
-        root: the network; it is read only.
+        root: the network; it is only read.
         graph: its audited trace.
         dtype: the precision of everything before the last linear layer; None keeps the network's own.
     """
@@ -69,16 +69,16 @@ def inference_copy(root: nn.Module, graph: fx.Graph, dtype: torch.dtype | None =
 
 
 def compiled(network: fx.GraphModule) -> Callable[[Tensor], Any]:
-    """Return what `inference_copy` made, compiled once for all copies of the same source."""
+    """Compile a copy from `inference_copy`, once for all copies with the same source."""
     code = network.graph.python_code("self")
     function = _compiled(code.src, tuple(code.globals.items()))
-    holder = nn.Module()  # each GraphModule is of a class of its own, which torch.compile's guards tell apart
+    holder = nn.Module()  # each GraphModule has its own class, and torch.compile's guards compare classes
     holder.__dict__.update({name: network.__dict__[name] for name in ("_parameters", "_buffers", "_modules")})
     return lambda images: function(holder, images)
 
 
-# Kept between calls: source text only, which is the key. Tensors are arguments of the compiled function, and
-# its guards verify at every call what else it reads of the holder (classes, attributes, shapes).
+# The cache holds only source text, its key. Tensors are arguments of the compiled function, and its guards
+# verify at every call everything else that it reads of the holder (classes, attributes, shapes).
 @functools.lru_cache(maxsize=32)
 def _compiled(source: str, names: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
     scope = dict(names)
@@ -87,7 +87,7 @@ def _compiled(source: str, names: tuple[tuple[str, Any], ...]) -> Callable[..., 
 
 
 def _fold(graph: fx.Graph, node: fx.Node, values: Values, folded: Callable[..., Any]) -> None:
-    """Replace a convolution, the padding before it and the norm after it by one convolution."""
+    """Replace a convolution, the padding before it and the norm after it with one convolution."""
     found = _convolution(node, values)
     if found is None:
         return
@@ -113,7 +113,7 @@ def _fold(graph: fx.Graph, node: fx.Node, values: Values, folded: Callable[..., 
         new = graph.call_function(found.function, (source, *reads), settings)
     values |= {read: part for read, part in zip(reads, parts, strict=True) if read is not None}
     last.replace_all_uses_with(new)
-    replaced = dict.fromkeys((last, node, *node.all_input_nodes))  # those that nothing else reads go
+    replaced = dict.fromkeys((last, node, *node.all_input_nodes))  # removed if nothing else reads them
     for old in replaced:
         if not old.users and old is not source and old.op != "placeholder":
             graph.erase_node(old)
@@ -121,7 +121,7 @@ def _fold(graph: fx.Graph, node: fx.Node, values: Values, folded: Callable[..., 
 
 
 def _folded(weight: Tensor, bias: Any, norm: Any, missing: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
-    """The weight and bias of a convolution with its norm, zeros added to its kernel."""
+    """The weight and bias of a convolution with its norm folded in, and its kernel padded with zeros."""
     if norm is not None:
         weight, bias = fuse_conv_bn_weights(
             weight, bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
@@ -131,7 +131,7 @@ def _folded(weight: Tensor, bias: Any, norm: Any, missing: tuple[int, ...]) -> t
 
 
 def _convolution(node: Any, values: Values) -> _Convolution | None:
-    """The convolution that a node is, or None where it is none that can be taken apart."""
+    """The convolution of a node, or None if it is not one that can be folded."""
     module: Any = values.get(node)
     if type(module) in _CONVOLUTIONS and module.padding_mode == "zeros" and node.args:
         settings = {name: getattr(module, name) for name in ("stride", "padding", "dilation", "groups")}
@@ -147,10 +147,10 @@ def _convolution(node: Any, values: Values) -> _Convolution | None:
 
 
 def _zero_padding(source: Any, values: Values, found: _Convolution) -> list[tuple[int, int]] | None:
-    """The zeros before and after each axis, where a convolution's input is padded for it alone.
+    """The zeros before and after each axis, if a convolution's input is padded for that convolution only.
 
-    A side that is padded less than its opposite gets as much as that one and the kernel zeros there, which is
-    worth it where channels are convolved alone or are few.
+    A side that is padded less than the opposite side gets the same padding, with zeros in the kernel there.
+    This pays off for depthwise convolutions or few channels.
     """
     module: Any = values.get(source)
     axes = found.weight.ndim - 2
@@ -169,7 +169,7 @@ def _zero_padding(source: Any, values: Values, found: _Convolution) -> list[tupl
 
 
 def _overwrite(node: Any, values: Values) -> None:
-    """Let an activation write to its input where that is a new tensor that nothing else reads."""
+    """Let an activation write to its input if that is a new tensor that nothing else reads."""
     module: Any = values.get(node)
     is_activation = type(module).__module__ == nn.ReLU.__module__
     if not is_activation or getattr(module, "inplace", True) or len(node.args) != 1:
@@ -181,9 +181,9 @@ def _overwrite(node: Any, values: Values) -> None:
 
 
 def _cast(graph: fx.Graph, values: Values, dtype: torch.dtype) -> None:
-    """Compute in another precision, but for the last linear layer and the one path, as of pooling, to it.
+    """Compute in another precision, except for the last linear layer and the path (such as pooling) to it.
 
-    In bfloat16 a logit of 10 is rounded to steps of 1/16, which is more than most perturbations change it.
+    In bfloat16 a logit of 10 is rounded to steps of 1/16, which exceeds the effect of most perturbations.
     """
     nodes = list(graph.nodes)
     kinds = [values[n].__class__ if n.op == "call_module" else n.target for n in nodes]
@@ -212,7 +212,7 @@ def _is_alone(node: Any, values: Values) -> bool:
 
 
 def _in_precision(dtype: torch.dtype, value: Any) -> Any:
-    """A tensor, or a copy of a module, with floating-point values in a precision."""
+    """Convert a tensor, or a copy of a module, to a precision where it has floating-point values."""
     if isinstance(value, Tensor):
         return value.detach().to(dtype) if value.is_floating_point() else value
     tensors = (*value.parameters(), *value.buffers())

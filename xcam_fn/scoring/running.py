@@ -1,4 +1,4 @@
-"""How a model is run to score perturbed images: precision, chunks, and a copy made for the call."""
+"""Runs a model to score perturbed images: precision, chunks, and a copy made for the call."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Precision = Literal["float32", "bfloat16"]
 Run = Callable[[Tensor], Any]
 Found = TypeVar("Found")
 
-_FEW = 32  # images for whose scores a copy of the network is not worth its making
+_FEW = 32  # for fewer images, a copy of the network costs more than it saves
 
 
 class RunningOptions(TypedDict, total=False):
@@ -61,7 +61,7 @@ class Running(NamedTuple):
 
 
 def model_or_stand_in(model: nn.Module | None, scorer: Run | None) -> nn.Module:
-    """The model, or where it is None a module in its place beside which the scorer does all the work."""
+    """The model, or if it is None an empty module in its place; the scorer then does all the work."""
     if model is None and scorer is None:
         expected = "expected a model, or a scorer=callable from images to outputs in its place"
         raise ValueError(f"model=None: {expected}")
@@ -69,7 +69,7 @@ def model_or_stand_in(model: nn.Module | None, scorer: Run | None) -> nn.Module:
 
 
 def check_running(how: Running, x: Tensor) -> None:
-    """Raise where a keyword is out of range, or this machine cannot do what it asks."""
+    """Raise if a keyword is out of range, or not supported on this machine."""
     for name, hint in hints_of(RunningOptions).items():
         check(name, getattr(how, name), hint)
     if how.precision == "bfloat16" and not _convolves_in_bfloat16(x.device):
@@ -95,22 +95,22 @@ def _has_compiler() -> bool:
 def running_model(
     model: nn.Module, x: Tensor, how: Running, *, forwards: int | None = None, length: int = 1
 ) -> tuple[Run, Any, bool]:
-    """What scores (the user's own callable, the model, or a copy made for this call), and its output for x.
+    """The function that scores (the user's, the model, or a copy made for this call), and its output for x.
 
-    The model itself runs where gradients or transforms have to pass through it, where it reads values, where
-    a copy is not worth its making, and where a copy fails on x or computes something else. Last comes whether
-    it reads values, as one does that branches on them.
+    The model itself runs if gradients or transforms have to pass through it, if it reads values, if a copy
+    costs more than it saves, and if a copy fails on x or computes something else. The last value returned is
+    whether the model reads values, for example to branch on them.
 
     Args:
         model: the network, in evaluation mode.
         x: (B, C, *size), the images to perturb.
         how: precision, compilation and scorer.
-        forwards: how many images are going to be scored; None for many.
-        length: images in a forward of what is compiled, at least.
+        forwards: the number of images to score; None for many.
+        length: the minimum number of images per forward of a compiled copy.
     """
     if how.scorer is not None:
         return how.scorer, how.scorer(x), False
-    root = private_copy(unwrap(model), clone_buffers=False)  # what another thread changes, changes no score
+    root = private_copy(unwrap(model), clone_buffers=False)  # changes by another thread do not affect scores
     detached = records_nothing(x)
     itself: Run = lambda images: run_model(root, images, detached=detached)  # noqa: E731
     expected, reads = watched(itself, x)
@@ -132,13 +132,13 @@ def running_model(
         copied = _copied(root, x, how)
         found = copied(x)
         agrees = outputs_agree(found, expected)
-    except Exception:  # what a network's copy may do wrong is beyond counting; the model itself is there
+    except Exception:  # a copy may fail in any way; the model itself still works
         return itself, expected, False
     return (_instead(copied, itself), found, False) if agrees else (itself, expected, False)
 
 
 def _instead(run: Run, itself: Run) -> Run:
-    """The copy, and the model itself where the copy fails, as on another number of images."""
+    """The copy, with the model as a fallback if the copy fails, as on another number of images."""
 
     def either(images: Tensor) -> Any:
         try:
@@ -152,7 +152,7 @@ def _instead(run: Run, itself: Run) -> Run:
 
 
 def _copied(root: nn.Module, x: Tensor, how: Running) -> Run:
-    """A private copy made for inference, in the precision asked for, that is given channels-last images."""
+    """A private copy for inference, in the requested precision, that gets channels-last images."""
     dtype = torch.bfloat16 if how.precision == "bfloat16" else x.dtype
     trace = traced_model(root, x)
     network: Run
@@ -180,13 +180,13 @@ def _placed(value: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _to_float(output: Any, dtype: torch.dtype) -> Any:
-    """The output with its tensors in x's precision, so that softmax and sums are computed in it."""
+    """The output with its tensors in x's precision, for softmax and sums."""
     convert = lambda v: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v  # noqa: E731
     return pytree.tree_map(convert, output)
 
 
 def _padded(run: Run, length: int) -> Run:
-    """The callable run on so many images at least: one length is compiled, not each that is left over."""
+    """The function, run on at least `length` images, so only one length is compiled, not every remainder."""
 
     def padded(images: Tensor) -> Any:
         n = len(images)
@@ -199,10 +199,10 @@ def _padded(run: Run, length: int) -> Run:
 
 
 def default_chunk_size(x: Tensor, forwarded: nn.Module | None) -> int:
-    """How many images one forward takes where nothing else is said.
+    """The default number of images per forward.
 
-    Networks of depthwise convolutions are bound by memory and want their activations to stay in the cache,
-    plain convolutions want enough work for every core.
+    Networks with depthwise convolutions are limited by memory bandwidth, so their activations should fit in
+    the cache; plain convolutions need enough work for every core.
     """
     modules = [] if forwarded is None else list(forwarded.modules())
     convolutions = [m for m in modules if isinstance(m, Convolution)]
@@ -213,7 +213,7 @@ def default_chunk_size(x: Tensor, forwarded: nn.Module | None) -> int:
 
 
 class _Reads(TorchFunctionMode):
-    """Notes whether a forward reads values, as one does that branches on them."""
+    """Notes whether a forward reads values, for example to branch on them."""
 
     found = False
 
@@ -226,7 +226,7 @@ _READING = {Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__,
 
 
 def watched(run: Run, x: Tensor) -> tuple[Any, bool]:
-    """The output for x, and whether the forward reads values, as one does that branches on them."""
+    """The output for x, and whether the forward reads values, for example to branch on them."""
     if not checks.is_readable(x):
         return run(x), False
     with _Reads() as reads:
@@ -234,15 +234,15 @@ def watched(run: Run, x: Tensor) -> tuple[Any, bool]:
 
 
 def check_rows(output: Any, run: Run, x: Tensor, *, reads: bool | None = None) -> None:
-    """Raise where a network's answer for an image depends on the others in the batch.
+    """Raise if a network's output for an image depends on the other images of the batch.
 
-    The first image is run alone, and where a forward reads values the others too: it may branch on the batch.
+    The first image is run alone; if a forward reads values, so are the others, since it may branch on them.
 
     Args:
-        output: of the network for x.
+        output: the network's output for x.
         run: the network.
         x: (B, C, *size).
-        reads: whether a forward reads values; None finds it out.
+        reads: whether a forward reads values; None finds out.
     """
     if not is_exact(x) or len(x) == 1:
         return
@@ -255,7 +255,7 @@ def check_rows(output: Any, run: Run, x: Tensor, *, reads: bool | None = None) -
 
 
 def mixing(batch: int) -> ValueError:
-    """What is raised where the images of a batch are not apart."""
+    """The error for a network that mixes the images of a batch."""
     return ValueError(
         f"model: its answer for an image depends on the other {batch - 1} in the batch, as a norm over the "
         "batch or a scale found over it (dynamic quantization) makes it; explain one image at a time"
@@ -263,18 +263,18 @@ def mixing(batch: int) -> ValueError:
 
 
 def is_exact(x: Tensor) -> bool:
-    """Whether outputs for x can be compared: their values can be read, and have enough digits."""
+    """Whether outputs for x can be compared: their values can be read, and are precise enough."""
     return checks.is_readable(x) and x.dtype in (torch.float32, torch.float64)
 
 
 class Once:
-    """An object that keeps what was computed once, and goes with the call that it was made for."""
+    """An object that stores values computed once, for the lifetime of one call."""
 
     def __init__(self) -> None:
         self._found: dict[Any, Any] = {}
 
     def once(self, key: Any, compute: Callable[[], Found]) -> Found:
-        """What was computed under the key, or what `compute` returns, kept for the rest of the call."""
+        """The value stored under the key, or else that of `compute`, stored for the rest of the call."""
         if key not in self._found:
             self._found[key] = compute()
         return self._found[key]
@@ -303,13 +303,13 @@ class Scoring(Once):
         self.explained = explained_score(output, len(x), cls, TARGETS[score])
         if compared:
             check_rows(output, self.run, x, reads=reads)
-        # Whether images can be scored together: found out by the first of the perturbations.
+        # Whether images can be scored together: determined with the first perturbations.
         self._takes_many = False if reads else None if compared else True
 
     def of(self, images: Tensor, which: Tensor) -> Tensor:
-        """The scores (P, n) of images (P, C, *size) that stand for those of x that `which` says.
+        """The scores (P, n) of images (P, C, *size), where image i replaces image `which[i]` of x.
 
-        A network that fails on several images at once, or mixes them, is given one at a time.
+        A network that fails on several images at once, or mixes them, gets one at a time.
         """
         count = images.shape[0]
         if self._takes_many is None and count > 1:
@@ -319,7 +319,7 @@ class Scoring(Once):
         return torch.cat([self.explained.of(self.run(images[i, None]), which[i, None]) for i in range(count)])
 
     def each(self, images: Tensor) -> Tensor:
-        """The scores (B, n) of other images in the place of x."""
+        """The scores (B, n) of other images in place of x."""
         every = torch.arange(len(images), device=images.device)
         parts = [self.of(images[chunk], chunk) for chunk in every.split(self.chunk_size)]
         return torch.cat(parts)
@@ -350,11 +350,11 @@ class Scoring(Once):
         return self.perturbed(perturb, which, rows, beside=beside).unflatten(0, (B, P))
 
     def shown(self, maps: Tensor, base: Tensor) -> Tensor:
-        """The scores of x where maps show it, each of the class that its map is of.
+        """The scores of x masked by maps, each for the map's own class.
 
         Args:
             maps: (m, B, n, *size), in [0, 1]: m sets of maps, one for each image and class.
-            base: (B, C, *size), what is seen where a map hides the image.
+            base: (B, C, *size), the image's replacement where a map hides it.
 
         Returns:
             (m, B, n).
@@ -380,7 +380,7 @@ def scoring_of(
     create_graph: bool = False,
     forwards: int | None = None,
 ) -> Iterator[Scoring]:
-    """The scoring of one call, its arguments checked; nothing is recorded meanwhile but what is asked for."""
+    """The scoring of one call, with checked arguments; inside, no graph is recorded unless requested."""
     x, network = checks.plain(x), model_or_stand_in(model, how.scorer)
     checks.check_call(network, x)
     checks.check_model(network)

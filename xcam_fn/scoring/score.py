@@ -1,4 +1,4 @@
-"""Which score of a network's output is explained, fixed for each image of a batch."""
+"""The score of a network's output to explain, fixed for each image of a batch."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ TARGETS: dict[str, Callable[[Classes], ClassScore]] = {"probability": probabilit
 
 
 class Explained(NamedTuple):
-    """A score that is fixed for each image of a batch, whatever the images are changed into.
+    """A score that is fixed for each image of a batch, also for perturbed copies.
 
     Attributes:
-        of: an output and the images that its rows stand for, (P,), to scores (P, n).
-        own: the scores of the images as they are, (B, n).
-        many: whether n classes of each image were asked for.
-        cls: the class as it was fixed: indices where it was None or whole numbers, else the target.
+        of: maps an output, and the image that each of its rows is a copy of, (P,), to scores (P, n).
+        own: the scores of the original images, (B, n).
+        many: whether n classes per image were requested.
+        cls: the fixed class: indices if it was None or integers, else the target.
     """
 
     of: Callable[[Any, Tensor], Tensor]
@@ -31,24 +31,24 @@ class Explained(NamedTuple):
 
     @property
     def logit_of(self) -> Classes:
-        """The class without what is read off for it, so that a gradient is that of the logit."""
+        """The class alone, without the kind of its score, so its gradient is that of the logit."""
         return self.cls.cls if isinstance(self.cls, ClassScore) else self.cls
 
 
 def explained_score(
     output: Any, batch: int, cls: Classes, default: Callable[[Classes], ClassScore] = probability
 ) -> Explained:
-    """The score of each image, its class fixed on the image as it is.
+    """The score of each image, with its class fixed on the original image.
 
     Args:
-        output: the network's, for the unperturbed images.
-        batch: how many images there are.
+        output: the network's output for the original images.
+        batch: the number of images.
         cls: as for every method.
-        default: what is explained of a class.
+        default: the kind of score that explains a class.
 
     Raises:
-        ValueError: a class out of range, or a target that returns another shape than one score an image.
-        TypeError: cls or what a target returns is of a wrong kind.
+        ValueError: a class is out of range, or a target does not return one score per image.
+        TypeError: cls, or a target's return value, has the wrong type.
     """
     if callable(cls) and not isinstance(cls, Target):
 
@@ -67,7 +67,7 @@ def explained_score(
 
     chosen: Classes = cls
     if cls is None:
-        assert isinstance(target, ClassScore)  # as every default is
+        assert isinstance(target, ClassScore)  # every default is one
         chosen = target.cls
     elif isinstance(cls, Target):
         chosen = target
@@ -75,5 +75,5 @@ def explained_score(
 
 
 def check_score(score: str) -> None:
-    """Raise where `score` names nothing that is explained of a class."""
+    """Raise if `score` is not the name of a class's score."""
     checks.check_choice("score", score, tuple(TARGETS))

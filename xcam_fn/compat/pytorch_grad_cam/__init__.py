@@ -1,4 +1,4 @@
-"""The names of pytorch-grad-cam 1.5.7: an import with this package in its place, and the rest stays."""
+"""The names of pytorch-grad-cam 1.5.7: change the import to this package, and keep the rest."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The classes: an object remembers its arguments, and a call of it is one call of a method of ours."""
+"""pytorch-grad-cam's classes: an object remembers its arguments, and each call runs a method of `xcam_fn`."""
 
 from __future__ import annotations
 
@@ -30,16 +30,17 @@ __all__ = [
 
 Targets = Sequence[Callable[[Any], Tensor]] | None
 
-_OPTIONS = {"k": "k", "kernel": "kernel", "gamma": "gamma", "batch_size": "chunk_size"}  # ours by theirs
-_NO_SUM = ("eigencam", "eigengradcam", "fem", "kpcacam", "segeigencam")  # eigen_smooth changes nothing there
+_OPTIONS = {"k": "k", "kernel": "kernel", "gamma": "gamma", "batch_size": "chunk_size"}  # their name: ours
+_NO_SUM = ("eigencam", "eigengradcam", "fem", "kpcacam", "segeigencam")  # eigen_smooth does not change these
 
 
 def class_of(targets: Targets, batch: int) -> Classes:
-    """Their targets, a callable for each image, as what is explained here."""
+    """Convert their targets, a callable for each image, to `cls`."""
     if targets is None:
         return None
     if not isinstance(targets, Sequence) or len(targets) != batch:
-        found = f"{len(targets)} of them" if isinstance(targets, Sequence) else f"a {type(targets).__name__}"
+        count = f" of {len(targets)}" if isinstance(targets, Sequence) else ""
+        found = f"a {type(targets).__name__}{count}"
         raise ValueError(f"targets is {found}; expected None or a list of {batch}, one for each image")
     classes = [vars(one)["category"] for one in targets if type(one) is ClassifierOutputTarget]
     if len(classes) == batch and all(isinstance(c, (int, np.integer)) and c >= 0 for c in classes):
@@ -48,7 +49,7 @@ def class_of(targets: Targets, batch: int) -> Classes:
 
 
 def _scaled(cam: Tensor, size: Sequence[int]) -> Tensor:
-    """A layer's map as theirs: its positive part, scaled, and then resized."""
+    """Finish a layer's map as they do: keep its positive part, scale, then resize."""
     found = image.scale_cam_image(cam.detach().relu().float().cpu().numpy(), tuple(size)[::-1])
     return torch.from_numpy(found).to(cam)
 
@@ -58,18 +59,18 @@ def _finished(cam: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _signature(rest: str | None = None, **own: Any) -> inspect.Signature:
-    """The model, the layers, and what else a class is made with, by its default."""
+    """Return a class's signature: the model, the layers, and its own arguments with their defaults."""
     return signature("model", "target_layers", rest=rest, reshape_transform=None, **own)
 
 
 class _Called(Remembers):
-    """What an object of theirs remembers: its model among it, and the images of its last call."""
+    """An object that remembers its model and the images of its last call."""
 
     model: nn.Module
     reshape_transform: Any = None
 
     def _names(self, layers: Sequence[nn.Module]) -> list[str]:
-        """The layers' names; of one that runs several times it is the first run, as theirs."""
+        """Return the layers' names; for a layer that runs several times, the first run, as they do."""
         named = [find(unwrap(self.model), layer) for layer in layers]
         return [f"{name}#{number or 1}" for name, number in named]
 
@@ -79,7 +80,7 @@ class _Called(Remembers):
 
     @property
     def outputs(self) -> Any:
-        """What the network returns for the images of the last call."""
+        """The network's output for the images of the last call."""
         with torch.no_grad():
             return evaluated(self.model)(self._last)
 
@@ -88,9 +89,9 @@ class BaseCAM(_Called):
     """A method as a class; called with images and targets, it returns maps (B, *size), float32 in [0, 1].
 
     Args:
-        model: the network, which is never changed.
+        model: the network, which is never modified.
         target_layers: a list of its modules; the maps of several are averaged.
-        reshape_transform: what the layer returns to (B, K, *spatial); None finds it.
+        reshape_transform: arranges the layer's output as (B, K, *spatial); None does so automatically.
     """
 
     __signature__: ClassVar[Any] = _signature()
@@ -99,7 +100,7 @@ class BaseCAM(_Called):
 
     def __init_subclass__(cls) -> None:
         if {"get_cam_weights", "get_cam_image"} & vars(cls).keys():
-            remedy = "xcam_fn.from_gradients(weighting) makes a method of weights of your own"
+            remedy = "xcam_fn.from_gradients(weighting) makes a method from your own weights"
             raise TypeError(
                 f"{cls.__name__}: get_cam_weights and get_cam_image are not called here; {remedy}"
             )
@@ -110,7 +111,7 @@ class BaseCAM(_Called):
             found = type(self.target_layers).__name__
             raise TypeError(f"target_layers must be a list of modules, such as [model.layer4], got {found}")
         if vars(self).get("ratio_channels_to_ablate", 1.0) != 1.0:
-            raise ValueError("ratio_channels_to_ablate is not 1; every channel is ablated here: leave it out")
+            raise ValueError("ratio_channels_to_ablate is not 1; this library ablates every channel: omit it")
 
     def __call__(
         self,
@@ -131,7 +132,7 @@ class BaseCAM(_Called):
     def forward(
         self, input_tensor: Tensor, targets: Targets = None, eigen_smooth: bool = False
     ) -> np.ndarray:
-        """The maps of the images as they are."""
+        """Return the maps of the images, without aug_smooth."""
         return self._map(self.method(eigen_smooth), input_tensor, class_of(targets, len(input_tensor)))
 
     def _map(self, method: methods.Method[...], input_tensor: Tensor, cls: Classes) -> np.ndarray:
@@ -141,7 +142,7 @@ class BaseCAM(_Called):
         return found.detach().float().cpu().numpy()
 
     def method(self, eigen_smooth: bool = False) -> methods.Method[...]:
-        """The method of ours that a call of the object is one call of."""
+        """Return the method of `xcam_fn` that a call of the object runs."""
         found = methods.find_method(self._name, variant="pytorch-grad-cam")
         own = {ours: vars(self)[theirs] for theirs, ours in _OPTIONS.items() if theirs in vars(self)}
         found = found.with_options(**{name: own[name] for name in own.keys() & found.own_options})
@@ -183,7 +184,7 @@ AblationCAM = _cam(
 
 
 class _OfMethod(BaseCAM):
-    """A class that is made with another, `base_method`; it has no aug_smooth."""
+    """A class that wraps another, `base_method`; it has no aug_smooth."""
 
     base_method: Any
 
@@ -204,7 +205,7 @@ class _OfMethod(BaseCAM):
 
 
 class FinerCAM(_OfMethod):
-    """A gradient method's map of what tells a class from those most like it; see `BaseCAM`."""
+    """A gradient method's map of what separates a class from the most similar ones; see `BaseCAM`."""
 
     __signature__ = _signature(base_method=GradCAM)
 
@@ -217,7 +218,7 @@ class FinerCAM(_OfMethod):
         comparison_categories: Sequence[int] | None = None,
         target_idx: int | None = None,
     ) -> np.ndarray:
-        """The maps; `comparison_categories` are ranks, 1 for the class most like the explained one."""
+        """Return the maps; `comparison_categories` are ranks, 1 for the class most similar to the target."""
         ranks = (1, 2, 3) if comparison_categories is None else comparison_categories
 
         def choose(y: Tensor) -> tuple[Tensor]:
@@ -247,7 +248,7 @@ class RefineCAM(_OfMethod):
 
 
 class SESS(_OfMethod):
-    """A method's maps of windows that slide over the scaled image, by their scores; see `BaseCAM`."""
+    """A method's maps of windows of the rescaled image, weighted by their scores; see `BaseCAM`."""
 
     __signature__ = _signature(
         "kwargs", base_method=GradCAM, scales=None, num_scales=12, scale_step_ratio=2 / 7, window_size=None,
@@ -260,10 +261,10 @@ class SESS(_OfMethod):
     ) -> np.ndarray:
         cls, own = class_of(targets, len(input_tensor)), vars(self)
         if own["scales"] is not None:
-            raise ValueError("scales= is not built; give num_scales and scale_step_ratio")
+            raise ValueError("scales is not supported; pass num_scales and scale_step_ratio instead")
         if callable(cls) and own["use_softmax_scores"]:
-            remedy = "targets that are no ClassifierOutputTarget need use_softmax_scores=False"
-            raise ValueError(f"use_softmax_scores=True weighs windows by a class's probability; {remedy}")
+            remedy = "for targets other than ClassifierOutputTarget, pass use_softmax_scores=False"
+            raise ValueError(f"use_softmax_scores=True weights windows by a class's probability; {remedy}")
         method = methods.sess(
             self.method(eigen_smooth), num_scales=own["num_scales"], growth=own["scale_step_ratio"],
             window=own["window_size"], step=own["step_size"], drop=own["pre_filter_ratio"],
@@ -274,7 +275,7 @@ class SESS(_OfMethod):
 
 
 class GuidedBackpropReLUModel(_Called):
-    """Guided backpropagation; called with images and a class, it returns that of the first, (h, w, C)."""
+    """Guided backpropagation; called with images and a class, it returns the first image's map (h, w, C)."""
 
     __signature__ = signature("model", device=None)
 
@@ -285,7 +286,7 @@ class GuidedBackpropReLUModel(_Called):
 
 
 class DeepFeatureFactorization(_Called):
-    """Features as concepts; called with images, it returns these (K, n) and an image's maps (n, h, w)."""
+    """Concepts of the features; called with images, it returns these (K, n) and maps (n, h, w) per image."""
 
     __signature__ = signature("model", "target_layer", reshape_transform=None, computation_on_concepts=None)
     target_layer: nn.Module
@@ -307,16 +308,16 @@ class DeepFeatureFactorization(_Called):
 
 
 class AblationLayer:
-    """Nothing: AblationCAM here needs no layer that takes another's place."""
+    """Unused: AblationCAM here does not replace a layer."""
 
 
 class AblationLayerVit(AblationLayer):
-    """Nothing, as `AblationLayer`."""
+    """Unused, like `AblationLayer`."""
 
 
 def _absent(name: str, remedy: str) -> Callable[..., Any]:
     def refuse(*_: Any, **__: Any) -> Any:
-        raise ValueError(f"{name} is not built; {remedy}")
+        raise ValueError(f"{name} is not supported; {remedy}")
 
     return refuse
 

@@ -1,4 +1,4 @@
-"""What the scores do when a map's pixels are removed or shown alone, (B,) arrays."""
+"""How scores change when a map's pixels are removed or shown alone, as arrays (B,)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _scores(model: nn.Module, images: Tensor, targets: Targets) -> np.ndarray:
 
 
 class PerturbationConfidenceMetric:
-    """By how much the scores change where each image is changed, `perturbation(image, map) -> image`."""
+    """The change of the scores when each image is perturbed, `perturbation(image, map) -> image`."""
 
     finish: Callable[[Any], Any] = staticmethod(lambda change: change)
 
@@ -56,26 +56,26 @@ def multiply_tensor_with_cam(input_tensor: Tensor, cam: Tensor) -> Tensor:
 
 
 class CamMultImageConfidenceChange(PerturbationConfidenceMetric):
-    """By how much the scores change where the image is multiplied by the map."""
+    """The change of the scores when the image is multiplied by the map."""
 
     def __init__(self) -> None:
         super().__init__(multiply_tensor_with_cam)
 
 
 class DropInConfidence(CamMultImageConfidenceChange):
-    """By how much the scores fall, 0 where they rise."""
+    """The drop of the scores, 0 if they rise."""
 
     finish = staticmethod(lambda change: np.maximum(-change, 0))
 
 
 class IncreaseInConfidence(CamMultImageConfidenceChange):
-    """1 where the scores rise, else 0."""
+    """1 if the score rises, else 0."""
 
     finish = staticmethod(lambda change: np.float32(change > 0))
 
 
 class NoisyLinearImputer:
-    """An image's pixels solved for where a mask is 0, with noise that is the same at every call."""
+    """Imputes an image's pixels where a mask is 0 (a linear solve), plus the same noise at every call."""
 
     def __init__(self, noise: float = 0.01) -> None:
         self.noise = noise
@@ -85,7 +85,7 @@ class NoisyLinearImputer:
 
 
 class RemoveMostRelevantFirst:
-    """An image without the pixels from a percentile of its map upwards; "auto" takes Otsu's threshold."""
+    """Removes the pixels at or above a percentile of the map; "auto" takes Otsu's threshold."""
 
     def __init__(self, percentile: Any, imputer: Callable[[Tensor, Tensor], Tensor]) -> None:
         self.percentile, self.imputer = percentile, imputer
@@ -100,21 +100,21 @@ class RemoveMostRelevantFirst:
 
 
 class RemoveLeastRelevantFirst(RemoveMostRelevantFirst):
-    """The same of one minus the map."""
+    """The same for one minus the map."""
 
     def __call__(self, input_tensor: Tensor, mask: Tensor) -> Tensor:
         return super().__call__(input_tensor, 1 - mask)
 
 
 class ROADMostRelevantFirst(PerturbationConfidenceMetric):
-    """By how much the scores change where the most relevant pixels are imputed."""
+    """The change of the scores when the most relevant pixels are imputed."""
 
     def __init__(self, percentile: Any = 80) -> None:
         super().__init__(RemoveMostRelevantFirst(percentile, NoisyLinearImputer()))
 
 
 class ROADLeastRelevantFirst(PerturbationConfidenceMetric):
-    """By how much the scores change where the least relevant pixels are imputed."""
+    """The change of the scores when the least relevant pixels are imputed."""
 
     def __init__(self, percentile: Any = 20) -> None:
         super().__init__(RemoveLeastRelevantFirst(percentile, NoisyLinearImputer()))
@@ -135,7 +135,7 @@ ROADLeastRelevantFirstAverage = partial(AveragerAcrossThresholds, ROADLeastRelev
 
 
 class ROADCombined:
-    """Half of what the two orders of removal differ by."""
+    """Half the difference between the two orders of removal."""
 
     def __init__(self, percentiles: Sequence[Any] = _PERCENTILES) -> None:
         self.least = ROADLeastRelevantFirstAverage(percentiles)
@@ -153,7 +153,7 @@ class Complexity:
 
 
 class Coherency:
-    """How a map correlates with that of the image times the map, from 0 to 1."""
+    """The correlation of a map with the map of the masked image, scaled to [0, 1]."""
 
     def __call__(
         self, input_tensor: Tensor, grayscale_cams: np.ndarray, targets: Targets, _: Any, base_method: Any

@@ -1,4 +1,4 @@
-"""TorchCAM's metrics: what ours say of an extractor's heatmaps, added up over batches."""
+"""TorchCAM's metrics: the metrics of `xcam_fn` for an extractor's heatmaps, summed over batches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from xcam_fn.targets import Target, class_index, logit, per_image
 
 @dataclass(frozen=True, eq=False)
 class _Read(Target):
-    """A target of what is made of an output first."""
+    """A target of a function (`read`) of the output."""
 
     read: Callable[[Any], Any]
     target: Target
@@ -30,7 +30,7 @@ class _Read(Target):
 
 
 class _Metric:
-    """Sums over images of what metrics say of them: each metric, the sum's attribute and the mean's name."""
+    """Sums of metrics over images; `metrics` lists each metric, its sum's attribute and its mean's name."""
 
     metrics: ClassVar[tuple[tuple[Any, str, str], ...]]
     baseline: Any = 0.0
@@ -41,7 +41,7 @@ class _Metric:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Reset all sums to zero."""
         vars(self).update({total: 0.0 for _, total, _ in self.metrics}, total=0, nan_count=0)
 
     def update(
@@ -51,12 +51,12 @@ class _Metric:
         *,
         targets: Callable[[Any], Tensor] | list[Callable[[Any], Tensor]] | None = None,
     ) -> None:
-        """Explain images and add up what their heatmaps are worth; those that hold NaN are only counted.
+        """Explain images and add up their metrics; heatmaps with NaN are only counted.
 
         Args:
             input_tensor: (B, C, *size).
-            class_idx: a class, one for each image, or None for the predicted ones.
-            targets: in place of class_idx, a function from an image's output to a score, or one for each.
+            class_idx: a class, one for each image, or None for the predicted classes.
+            targets: instead of class_idx, a function from an image's output to a score, or one per image.
 
         Raises:
             ValueError: both are given, or a value is out of range.
@@ -89,9 +89,9 @@ class _Metric:
         self.total += len(x)
 
     def summary(self) -> dict[str, float]:
-        """The means over all images that were added; AssertionError where there are none."""
+        """Return the means over all images; raise AssertionError if there are none."""
         if not self.total:
-            raise AssertionError("there are no images yet; update the metric before getting the summary")
+            raise AssertionError("no images yet; update the metric before getting the summary")
         return {name: getattr(self, total) / self.total for _, total, name in self.metrics}
 
 
@@ -99,8 +99,8 @@ class ClassificationMetric(_Metric):
     """Average drop and increase in confidence.
 
     Args:
-        cam_extractor: what explains: it is called with a class and scores, and has a model.
-        logits_fn: what is done to the model's output before a class is read off, such as a softmax.
+        cam_extractor: an extractor with a `model`, called with a class and scores.
+        logits_fn: applied to the model's output before a class's score is read, such as a softmax.
     """
 
     metrics = (
@@ -110,14 +110,14 @@ class ClassificationMetric(_Metric):
 
 
 class DeletionInsertionMetric(_Metric):
-    """The areas under the curves of deletion and insertion.
+    """The areas under the deletion and insertion curves.
 
     Args:
         cam_extractor: as for ClassificationMetric.
         logits_fn: as for ClassificationMetric.
-        steps: how many, ≥ 1.
-        baseline: what pixels are replaced by, a tensor, a callable of the images, or None for zeros.
-        batch_size: perturbed images in one forward, ≥ 1.
+        steps: the number of steps, ≥ 1.
+        baseline: the replacement of pixels, a tensor, a function of the images, or None for zeros.
+        batch_size: perturbed images per forward, ≥ 1.
 
     Raises:
         ValueError: steps or batch_size is out of range.

@@ -1,4 +1,4 @@
-"""XplainCAM's classes: an object remembers its arguments, and each call is one of `xcam_fn`'s functions."""
+"""XplainCAM's classes: an object remembers its arguments, and each call runs a function of `xcam_fn`."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _CLUSTERS = {"k_means": "kmeans", "agglomerate": "agglomerative"}
 
 
 class BaseCAM(Remembers):
-    """A method of XplainCAM's, called as `cam(x, class_idx)` for maps (B, 1, h, w), detached.
+    """A method of XplainCAM; `cam(x, class_idx)` returns detached maps (B, 1, h, w).
 
-    It registers no hook, and as a context manager it does nothing.
+    It registers no hooks, and its context manager does nothing.
 
     Args:
-        model: the network, in evaluation mode; it is never touched.
-        target_layer: a name, a module of the model, or None for the convolution that was registered last.
-        input_shape: (C, h, w); Grad-CAM's maps are of that size, all others of the images'.
+        model: the network, in evaluation mode; it is never modified.
+        target_layer: a name, a module of the model, or None for the convolution registered last.
+        input_shape: (C, h, w), the size of Grad-CAM's maps; other methods' maps have the images' size.
 
     Raises:
         ValueError: a value is out of range, or the layer is not in the model.
@@ -55,11 +55,11 @@ class BaseCAM(Remembers):
             self.target_layer_name = _layer_name(self.model, vars(self)["target_layer"])
 
     def method(self, **options: Any) -> Method[...]:
-        """The function of `xcam_fn` that a call runs, with the object's arguments as its options."""
+        """Return the function of `xcam_fn` that a call runs, with the object's arguments as options."""
         if not self._method:
             raise NotImplementedError(
-                f"{type(self).__name__} has no method of its own; xcam_fn.from_gradients makes one of a "
-                "weighting function"
+                f"{type(self).__name__} is a base class and has no method; use a subclass such as GradCAM, "
+                "or xcam_fn.from_gradients(weighting) for your own weights"
             )
         given = {name: value for name, value in {**vars(self), **options}.items() if name in _OURS}
         for name in given.keys() & {"grad_cam", "region_cam"}:
@@ -71,7 +71,7 @@ class BaseCAM(Remembers):
         return find_method(self._method, variant="xplaincam", **ours)
 
     def forward(self, *args: Any, **arguments: Any) -> Tensor:
-        """The maps of images x, (B, 1, h, w)."""
+        """Return the maps of images x, (B, 1, h, w)."""
         asked = self._call.bind(*args, **arguments).arguments
         x: Tensor = asked.pop("x").detach()
         cls: Any = asked.pop("class_idx", None)
@@ -82,10 +82,10 @@ class BaseCAM(Remembers):
         elif self._method == "rise":
             method = method.with_options(postprocess=None)
         elif self._method == "integrated_gradients" and cls is None:
-            cls = lambda output: output.amax(1)  # noqa: E731, the class that each point on the path is seen as
+            cls = lambda output: output.amax(1)  # noqa: E731, the class predicted at each point of the path
         layer = self.target_layer_name if self.layered else None
         model = at_hook(self.model, layer) if layer else self.model
-        classes: Any = [cls] if listed else cls  # one image, of which each class has a map
+        classes: Any = [cls] if listed else cls  # one image, with a map for each class
         maps = method(model, layer, x, classes)
         if not listed:
             return maps[:, None]
@@ -96,13 +96,13 @@ class BaseCAM(Remembers):
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(
-            f"{type(self).__name__} has no {name!r}: it keeps neither features, gradients nor masks; "
+            f"{type(self).__name__} has no attribute {name!r}: it stores no features, gradients or masks; "
             "xcam_fn.feature_and_grad(model, layer, x, cls) returns features and gradients"
         )
 
 
 def _dimmed(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Heatmaps scaled as XplainCAM does, with 1e-8 added to the range: one of a tiny range stays below 1."""
+    """Resize and scale heatmaps as XplainCAM does: 1e-8 is added to the range, which lowers faint maps."""
     return unit(resize(maps.relu(), size))
 
 
@@ -112,16 +112,16 @@ def _layer_name(model: nn.Module, layer: Any) -> str:
         return layer if isinstance(layer, str) else name
     names = [name for name, module in unwrap(model).named_modules() if isinstance(module, nn.Conv2d)]
     if not names:
-        raise ValueError(f"target_layer=None: {type(model).__name__} has no Conv2d; expected a layer's name")
+        raise ValueError(f"target_layer=None finds no Conv2d in {type(model).__name__}; name a layer")
     return names[-1]
 
 
 def at_hook(model: nn.Module, layer: str) -> nn.Module:
-    """The network whose layer returns what a hook there sees, which differs where a ReLU follows in place.
+    """Return a network whose layer returns what a hook on it would see.
 
-    The hook holds the tensor that the ReLU writes to, and so the features after it, and is given the gradient
-    before it. A ReLU in the layer itself makes both: the one that follows then changes nothing, and stops the
-    same gradients.
+    The two differ if an in-place ReLU follows: the hook then sees the features after the ReLU, but the
+    gradient before it. A ReLU inside the layer gives both: the ReLU that follows changes nothing, and stops
+    the same gradients.
     """
     home, _, name = find(unwrap(model), layer)[0].rpartition(".")
     parent = unwrap(model).get_submodule(home)
@@ -140,7 +140,7 @@ def _made(
     first: Any = {"target_layer": None} if layered else {}
     about: dict[str, Any] = {"_method": method, "_call": call, "layered": layered, "__module__": __name__}
     about["__signature__"] = signature("model", **first, **arguments)
-    about["__doc__"] = f"{METHODS[method].title}, of what `xcam_fn.{method}` computes; see `BaseCAM`."
+    about["__doc__"] = f"{METHODS[method].title}, computed by `xcam_fn.{method}`; see `BaseCAM`."
     return type(name, (BaseCAM,), about)
 
 

@@ -1,4 +1,4 @@
-"""A script of XplainCAM's: see `scripts`."""
+"""A script of XplainCAM: see `scripts`."""
 
 from xcam_fn.compat.xplaincam.scripts import start
 

@@ -1,4 +1,4 @@
-"""XplainCAM's metrics, of one image each as there; `xcam_fn`'s own take batches."""
+"""XplainCAM's metrics, which take one image; the metrics of `xcam_fn` take batches."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ __all__ = ["AvgDropConf", "InsertionDeletion"]
 
 
 class AvgDropConf:
-    """The share of the probability that is lost where only the heatmap shows an image, and whether it rises.
+    """How much of the probability is lost when the heatmap masks the image, and whether it rises.
 
     Args:
         model: the network, in evaluation mode.
-        heatmap: a tensor or an array of one map, of any range and size.
-        input_tensor: (1, C, H, W), prepared.
+        heatmap: one map, a tensor or an array of any range and size.
+        input_tensor: (1, C, H, W), preprocessed.
         class_idx: None for the predicted class.
         alpha: the power that the heatmap is raised to.
     """
@@ -45,14 +45,14 @@ class AvgDropConf:
 
 
 class InsertionDeletion:
-    """The probability while pixels are inserted (from a blurred image) or deleted, the most relevant first.
+    """The probability as pixels are inserted (into a blurred image) or deleted, the most relevant first.
 
     Args:
         model: the network, in evaluation mode.
-        step: pixels that change at a time.
-        blur_fn: an image to what insertion begins with; None for `xcam_fn.perturb.blurred`.
+        step: the number of pixels per step.
+        blur_fn: maps the image to the start of insertion; None for `xcam_fn.perturb.blurred`.
         device: where to compute; None for the model's device.
-        mode: "Insertion" or "Deletion", for a `compute` that does not say it.
+        mode: "Insertion" or "Deletion", the default of `compute`.
     """
 
     def __init__(
@@ -66,9 +66,9 @@ class InsertionDeletion:
         self, image: Tensor, heatmap: Tensor, class_idx: Any = None, mode: str | None = None,
         return_steps: bool = False,
     ) -> dict[str, Any]:  # fmt: skip
-        """Return {"auc": the area}, with return_steps "steps" too, the probabilities (n,) of float32."""
+        """Return {"auc": area}, and with return_steps also "steps", the probabilities (n,), float32."""
         x, cam = _one("image", image).to(self.device), heatmap.detach().squeeze()
-        order = cam.flatten().argsort(descending=True)  # not a stable sort: ties in the order of XplainCAM
+        order = cam.flatten().argsort(descending=True)  # not a stable sort: ties are ordered as in XplainCAM
         rank = torch.arange(len(order), dtype=torch.float64, device=cam.device)
         ranked = torch.empty_like(rank).scatter(0, order, -rank).reshape(1, *cam.shape)
         inserts = _checked(mode or self.mode) == "Insertion"
@@ -84,10 +84,10 @@ class InsertionDeletion:
         results: Mapping[str, Any], mode: str = "Insertion", image: Tensor | None = None,
         cam: Tensor | None = None, alpha: float = 0.5, title: str | None = None, save_path: Any = None,
     ) -> None:  # fmt: skip
-        """Draw what `compute` found beside its overlay, or several by name in one axes; save and show it."""
+        """Draw one result of `compute` and its overlay, or several by name in one plot; save and show it."""
         best, one = "highest" if _checked(mode) == "Insertion" else "lowest", "steps" in results
         if one and (image is None or cam is None):
-            raise ValueError("image or cam is None; expected both beside the curve of one map")
+            raise ValueError("image or cam is None; the plot of a single result needs both")
         beside: Any = (image, unit_map(cam)) if image is not None and cam is not None and one else ()
         named = {title or "heatmap": results} if one else results
         curves = {name: _curve(name, found) for name, found in named.items()}
@@ -100,7 +100,7 @@ class InsertionDeletion:
 
 def _curve(name: str, found: Any) -> metrics.Curve:
     if "steps" not in found:
-        raise ValueError(f"results[{name!r}] has no 'steps'; compute it with return_steps=True")
+        raise ValueError(f"results[{name!r}] has no 'steps'; call compute with return_steps=True")
     steps = torch.as_tensor(found["steps"])
     return metrics.Curve(torch.linspace(0, 1, len(steps)), steps[None], torch.tensor([float(found["auc"])]))
 
@@ -108,7 +108,7 @@ def _curve(name: str, found: Any) -> metrics.Curve:
 def _one(name: str, x: Tensor) -> Tensor:
     checks.check_tensor(name, x)
     if len(x) != 1:
-        raise ValueError(f"{name} has {len(x)} images; expected one (xcam_fn's own metrics take batches)")
+        raise ValueError(f"{name} has {len(x)} images; expected one (the metrics of xcam_fn take batches)")
     return x.detach()
 
 

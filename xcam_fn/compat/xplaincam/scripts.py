@@ -39,23 +39,23 @@ def evaluate(
     methods: Names = None, target_layer: str | None = None, class_index: Path | None = None,  # noqa: ARG001
     device: str | None = None, plot_curves: Flag = False, save_plot_path: Path | None = None,
 ) -> None:  # fmt: skip
-    """Compute a table of XplainCAM's over the photographs of a folder.
+    """Compute one of XplainCAM's tables for the photographs of a folder.
 
     Args:
-        script: whose table.
+        script: the script whose table to compute.
         data_path: the folder.
         model: the network, as for `xcam explain`.
         weights: a checkpoint, or random. [default: the published weights]
-        output_csv: the table's file.
+        output_csv: file to write the table to.
         num_images: photographs to sample. [default: 100, or 50 for the latency]
-        image_size: of the square that whole photographs are resized to, pixels.
-        seed: of the sample.
+        image_size: side of the square that photographs are resized to, in pixels.
+        seed: seed of the sample.
         methods: XplainCAM's classes. [default: those of its table]
-        target_layer: its name. [default: the convolution that was registered last]
-        class_index: a file of class names; it changes nothing, as there.
-        device: where to compute. [default: cuda where there is one]
-        plot_curves: draw the mean curves of deletion and insertion.
-        save_plot_path: the folder that they are saved to.
+        target_layer: name of the layer. [default: the convolution registered last]
+        class_index: a file of class names; ignored, as in XplainCAM.
+        device: where to compute. [default: cuda if available]
+        plot_curves: draw the mean deletion and insertion curves.
+        save_plot_path: folder to save the curves in.
     """
     device, timed = device or ("cuda" if torch.cuda.is_available() else "cpu"), script == "eval_latency"
     own = xf.models.load(model, weights=weights, device=device).model
@@ -91,7 +91,7 @@ def _method(name: str, model: Any, layer: str | None) -> xf.Method[...]:
 
 
 def _scores(script: Script, model: Any, x: Any, heatmap: Any, cls: int) -> tuple[list[float], list[Any]]:
-    """The two numbers of a table's row, and the curves that they are the areas of, if any."""
+    """Return the two numbers of a table's row, and their curves, if any."""
     if script == "drop_increase_evaluation":
         return list(AvgDropConf(model, heatmap, x, cls).summary().values()), []
     curves = [InsertionDeletion(model).compute(x, heatmap, cls, mode, return_steps=True) for mode in _MODES]

@@ -1,4 +1,4 @@
-"""XplainCAM's utilities: photographs, figures, and which layer is the target."""
+"""XplainCAM's utilities: photographs, figures, and the target layer."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def visualize_cam(
 
 
 def unit_map(cam: Tensor) -> Tensor:
-    """One map scaled to [0, 1], (h, w)."""
+    """Scale one map to [0, 1], (h, w)."""
     return minmax(torch.as_tensor(cam).detach().squeeze(), 2)
 
 
 def saved_and_shown(figure: Figure, path: Any, *, dpi: int, closed: bool = False) -> None:
-    """Save a figure, its folder made where it is not; make it pyplot's; show it where there are windows."""
+    """Save a figure, creating its folder; hand it to pyplot; show it if the backend has windows."""
     from matplotlib import pyplot as plt  # noqa: PLC0415, it may start a window system
 
     if path is not None:
@@ -67,39 +67,39 @@ def saved_and_shown(figure: Figure, path: Any, *, dpi: int, closed: bool = False
 
 
 def load_image(path: Any, size: int) -> Tensor:
-    """The whole photograph resized to a square, with ImageNet's normalization, (1, 3, size, size)."""
+    """Return the photograph resized to a square, with ImageNet normalization, (1, 3, size, size)."""
     return images.prepare(path, images.Preset(size, (size, size), MEAN, STD))[0]
 
 
 def sample_images_flat(folder: Any, n: int, seed: int | None = None) -> list[Path]:
-    """Up to n photographs of a folder, in the order of the sample; with a seed XplainCAM's own sample.
+    """Return a random sample of up to n photographs of a folder; with the same seed, XplainCAM's sample.
 
     Raises:
-        RuntimeError: the folder holds none.
+        RuntimeError: the folder has no photographs.
     """
     found = [path for kind in ("*.JPEG", "*.jpg", "*.jpeg", "*.png") for path in Path(folder).glob(kind)]
     if not found:
         raise RuntimeError(
-            f"folder {str(folder)!r} holds no photographs; expected .JPEG, .jpg, .jpeg or .png"
+            f"folder {str(folder)!r} has no photographs; expected .JPEG, .jpg, .jpeg or .png files"
         )
     return random.Random(seed).sample(found, min(n, len(found)))
 
 
 def load_class_index(path: Any) -> dict[int, str]:
-    """The names of classes in a JSON file such as {"281": ["n02123045", "tabby"]}."""
+    """Return the class names in a JSON file such as {"281": ["n02123045", "tabby"]}."""
     return {int(index): names[1] for index, names in json.loads(Path(path).read_text("utf-8")).items()}
 
 
 def locate_candidate_layer(mod: nn.Module, input_shape: tuple[int, ...] = (3, 224, 224)) -> str | None:
-    """The last module that returns maps larger than one pixel, or None."""
+    """Return the name of the last module whose maps are larger than one pixel, or None."""
     return last_spatial_layer(mod, input_shape)
 
 
 def resolve_target_layer(model: nn.Module, user_target_layer: str | None = None) -> str:
-    """The layer that was named, or else `locate_candidate_layer`'s.
+    """Return the named layer, or by default that of `locate_candidate_layer`.
 
     Raises:
-        ValueError: there is none.
+        ValueError: no layer returns maps.
     """
     found = user_target_layer or locate_candidate_layer(model)
     if found is None:
@@ -108,5 +108,5 @@ def resolve_target_layer(model: nn.Module, user_target_layer: str | None = None)
 
 
 def convert_to_gray(x: Tensor, percentile: float = 99) -> Tensor:  # noqa: ARG001
-    """Σ|x| over channels, (B, 1, H, W). The percentile changes nothing, as in XplainCAM."""
+    """Return Σ|x| over channels, (B, 1, H, W). The percentile is ignored, as in XplainCAM."""
     return x.abs().sum(1, keepdim=True)

@@ -16,20 +16,20 @@ _JET = 2  # cv2.COLORMAP_JET
 
 
 def opencv() -> Any:
-    """The module cv2, which is no dependency of ours; it colors as theirs."""
+    """Return the optional module cv2, needed for the same colors as theirs."""
     remedy = "pip install opencv-python-headless, or draw with xcam_fn.plot"
     return needed("cv2", f"OpenCV is not installed; {remedy}")
 
 
 def preprocess_image(img: np.ndarray, mean: Any = (0.5,) * 3, std: Any = (0.5,) * 3) -> Tensor:
-    """A picture (h, w, C), uint8 or in [0, 1], as a batch of one, (1, C, h, w)."""
+    """Normalize a picture (h, w, C), uint8 or in [0, 1], as a batch of one, (1, C, h, w)."""
     from torchvision.transforms import functional as F  # noqa: PLC0415 (slow to import)
 
     return F.normalize(F.to_tensor(img.copy()), list(mean), list(std))[None]
 
 
 def deprocess_image(img: np.ndarray) -> np.ndarray:
-    """Any values as a picture, uint8: their mean is gray, a standard deviation a tenth of the range."""
+    """Show any values as a picture, uint8: the mean is gray, a standard deviation a tenth of the range."""
     values = (img - img.mean()) / (img.std() + 1e-5) * 0.1 + 0.5
     return (values.clip(0, 1) * 255).astype(np.uint8)
 
@@ -37,10 +37,10 @@ def deprocess_image(img: np.ndarray) -> np.ndarray:
 def show_cam_on_image(
     img: np.ndarray, mask: np.ndarray, use_rgb: bool = False, colormap: int = _JET, image_weight: float = 0.5
 ) -> np.ndarray:
-    """The picture (h, w, 3) in [0, 1] and over it the map (h, w) in one of OpenCV's colormaps, uint8."""
+    """Overlay a map (h, w), in one of OpenCV's colormaps, on a picture (h, w, 3) in [0, 1]; uint8."""
     if not (img.max() <= 1 and 0 <= image_weight <= 1):
         given = f"img reaches {img.max()}, image_weight={image_weight}"
-        raise ValueError(f"{given}; expected a picture in [0, 1] (img / 255) and a weight from 0 to 1")
+        raise ValueError(f"{given}; expected img in [0, 1] (img / 255) and image_weight from 0 to 1")
     colors = opencv().applyColorMap((255 * mask).astype(np.uint8), colormap)
     colors = (colors[..., ::-1] if use_rgb else colors).astype(np.float32) / 255
     shown = (1 - image_weight) * colors + image_weight * img
@@ -48,7 +48,7 @@ def show_cam_on_image(
 
 
 def scale_cam_image(cam: Any, target_size: Sequence[int] | None = None) -> np.ndarray:
-    """Each map (B, *spatial) from 0 to 1, and then at a size in pixels, the last axis first."""
+    """Scale each map (B, *spatial) to [0, 1], then resize it to target_size, in pixels, last axis first."""
     shifted = [one - np.min(one) for one in cam]
     maps = np.array([one / (1e-7 + np.max(one)) for one in shifted], np.float32)
     size = maps.shape[1:] if target_size is None else tuple(target_size)[::-1]
@@ -61,7 +61,7 @@ def scale_cam_image(cam: Any, target_size: Sequence[int] | None = None) -> np.nd
 
 
 def scale_accross_batch_and_channels(tensor: np.ndarray, target_size: Sequence[int]) -> np.ndarray:
-    """Each map of (B, K, *spatial) scaled, as by `scale_cam_image`."""
+    """Scale each map of (B, K, *spatial) with `scale_cam_image`."""
     found = scale_cam_image(tensor.reshape(-1, *tensor.shape[2:]), target_size)
     return found.reshape(*tensor.shape[:2], *found.shape[1:])
 
@@ -73,11 +73,11 @@ def show_factorization_on_image(
     image_weight: float = 0.5,
     concept_labels: Sequence[str] | None = None,
 ) -> np.ndarray:
-    """The picture (h, w, 3) in [0, 1] and over it the strongest concept (n, h, w) of each pixel, uint8."""
+    """Overlay each pixel's strongest concept, of (n, h, w), on a picture (h, w, 3) in [0, 1]; uint8."""
     from matplotlib import colormaps  # noqa: PLC0415 (slow to import)
 
     if concept_labels is not None:
-        raise ValueError("concept_labels is not built; xcam_fn.plot.concepts draws concepts with their names")
+        raise ValueError("concept_labels is not supported; xcam_fn.plot.concepts draws concepts with names")
     cv2, count = opencv(), len(explanations)
     colors = colormaps["gist_rainbow"](np.arange(count) / count) if colors is None else np.stack(colors)
     wheel = cv2.cvtColor((colors[None, :, :3] * 255).astype(np.uint8), cv2.COLOR_RGB2HSV)[0]

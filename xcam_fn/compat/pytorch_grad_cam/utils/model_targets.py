@@ -1,4 +1,4 @@
-"""Targets of one image: plain callables of what the network returns for it."""
+"""Targets of one image: plain functions of the network's output for it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 
 
 def _target(title: str, names: str, score: Callable[..., Tensor]) -> type[Any]:
-    """A class that is made with values of those names; an object is the score of an output and of them."""
+    """Return a class with these attributes; its objects map an output to `score(output, **attributes)`."""
     call = lambda self, model_output: score(model_output, **vars(self))  # noqa: E731
-    own = {"__call__": call, "__module__": __name__, "__doc__": f"Made with {names or 'nothing'}."}
+    own = {"__call__": call, "__module__": __name__, "__doc__": f"Arguments: {names or 'none'}."}
     return make_dataclass(title, names.split(), eq=False, namespace=own)
 
 
@@ -45,7 +45,7 @@ FinerWeightedTarget = _target("FinerWeightedTarget", "main_category comparison_c
 
 @dataclass(eq=False)
 class FasterRCNNBoxScoreTarget:
-    """The sum over boxes of overlap and score of the detection that overlaps most, where it has the label."""
+    """The sum over boxes of overlap plus score of the best overlapping detection, if it has the label."""
 
     labels: Any
     bounding_boxes: Any

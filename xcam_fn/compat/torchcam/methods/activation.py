@@ -1,4 +1,4 @@
-"""TorchCAM's extractors of the activations, and of what masked images score."""
+"""TorchCAM's extractors without gradients: CAM and the Score-CAM family."""
 
 from xcam_fn.compat.torchcam.methods.core import extractor
 

@@ -1,4 +1,4 @@
-"""TorchCAM's extractors: their arguments and scaling as there, the maps from our methods."""
+"""TorchCAM's extractors: TorchCAM's arguments and scaling, `xcam_fn`'s methods."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ logger = logging.getLogger(__name__)
 _OURS = {"batch_size": "chunk_size"}  # options that go by another name here
 _SHARED = {"input_shape": (3, 224, 224), "enable_hooks": True, "reshape_transform": None}
 _UNSEEN = (
-    "the forward to explain is not known, as no hook is there to see it: pass input_tensor=x, the images, or "
-    "make the extractor of model = xcam_fn.compat.torchcam.remember(model) and run that"
+    "the input to explain is not known, since extractors register no hooks: pass the images as "
+    "input_tensor=x, or create the extractor with model = xcam_fn.compat.torchcam.remember(model) and run "
+    "this model first"
 )
 _OTHER = (
-    "scores is not what the model returns for the input; expected its output or, of what is computed of it, "
-    "input_tensor=(input, output) or a model that remembers both, xcam_fn.compat.torchcam.remember(model)"
+    "scores is not the model's output for the input; expected that output. If scores is computed from it, "
+    "pass input_tensor=(input, output), or use xcam_fn.compat.torchcam.remember(model), which remembers both"
 )
 
 
@@ -61,29 +62,29 @@ class Remembering(nn.Module):
 
 
 def remember(model: nn.Module) -> Remembering:
-    """The model as one that remembers its last forward, which an extractor made of it then explains.
+    """Wrap a model to remember its last forward, which an extractor of the wrapped model then explains.
 
     Args:
         model: the network; it is not copied, and its layers keep their names.
 
     Returns:
-        A module that computes what the model does and has its attributes. Input and output, with the graph
-        that was recorded, stay in memory until the next forward of the same thread.
+        A module with the model's outputs and attributes. Its last input and output, with the autograd graph,
+        stay in memory until the next forward in the same thread.
     """
     return Remembering(model)
 
 
 def last_call(model: nn.Module) -> tuple[Tensor, Any] | None:
-    """The last input and output of a model that remembers them, else None."""
+    """Return the last (input, output) of a model that remembers them, else None."""
     return getattr(model.here, "last", None) if isinstance(model, Remembering) else None
 
 
 def locate_candidate_layer(mod: nn.Module, input_shape: tuple[int, ...] = (3, 224, 224)) -> str | None:
-    """The name of the last module whose output has more than one position; None where there is none.
+    """Return the name of the last module whose output has more than one position, or None.
 
     Args:
         mod: the network; it is run on zeros.
-        input_shape: of one image, (C, *size).
+        input_shape: shape of one image, (C, *size).
     """
     return last_spatial_layer(network_of(mod), input_shape)
 
@@ -93,13 +94,13 @@ def network_of(model: nn.Module) -> Any:
 
 
 class _CAM(Remembers):
-    """An extractor: it remembers its arguments, and is called as TorchCAM's are.
+    """An extractor: it remembers its arguments and is called like TorchCAM's.
 
     Args:
-        model: the network, in evaluation mode, or what `remember` made of it.
+        model: the network, in evaluation mode, or `remember(network)`.
         target_layer: a name, a module of the model, or a list of them; None for `locate_candidate_layer`.
-        input_shape: of one image, (C, *size), where target_layer is None.
-        enable_hooks: accepted; there are no hooks.
+        input_shape: shape of one image, (C, *size), used if target_layer is None.
+        enable_hooks: ignored; there are no hooks.
         reshape_transform: arranges the layer's output as (B, K, *spatial).
 
     Raises:
@@ -110,8 +111,10 @@ class _CAM(Remembers):
     method: ClassVar[Any] = None
     own: ClassVar[dict[str, Any]] = {}
     explains_scores: ClassVar[bool] = False
-    base_cam: Any = None  # the extractor that is asked, where there is one
-    scaled: Callable[[Tensor], Tensor] = staticmethod(lambda cam: cam)  # before maps of layers are fused
+    base_cam: Any = None  # the extractor that this one wraps, if any
+    scaled: Callable[[Tensor], Tensor] = staticmethod(
+        lambda cam: cam
+    )  # applied before layers' maps are fused
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         found = _signature(self.own).bind(*args, **kwargs)
@@ -123,12 +126,12 @@ class _CAM(Remembers):
         if layers is None:
             name = None if place else locate_candidate_layer(self.model, given["input_shape"])
             if name is None:
-                raise ValueError("target_layer=None finds no layer; expected its name, or a module")
-            logger.warning(f"target_layer=None: {name!r} is explained")
+                raise ValueError("target_layer=None finds no layer; expected a layer's name or a module")
+            logger.warning(f"target_layer=None: using {name!r}")
             layers = name
         self.target_names = [self._name(one) for one in (layers if isinstance(layers, list) else [layers])]
         if given.get("fc_layer") is not None:
-            self._name(given["fc_layer"])  # it has to be there; which it is, our method finds by itself
+            self._name(given["fc_layer"])  # checked only: xcam_fn's method finds the linear layer itself
         if "fc_layer" in self.own and len(self.target_names) > 1:
             raise ValueError(f"target_layer={self.target_names}; CAM expects one layer")
         self.reshape_transform = place
@@ -148,20 +151,20 @@ class _CAM(Remembers):
         input_tensor: Tensor | tuple[Tensor, Any] | None = None,
         **options: Any,
     ) -> list[Tensor]:
-        """The maps of a class, (B, *spatial) for each layer.
+        """Return the maps of a class, (B, *spatial) for each layer.
 
         Args:
             class_idx: a class, or one for each image.
-            scores: the model's output (B, classes), or what was computed of it, such as its softmax, which a
-                method of gradients then explains.
+            scores: the model's output (B, classes), or scores computed from it, such as its softmax; gradient
+                methods then explain those.
             normalized: scale each map to [0, 1].
-            targets: in place of class_idx, a function from an image's output to a score, or one for each.
-            input_tensor: (B, C, *size), what the model was run on, or (input, output) of that; None where the
-                model remembers it.
-            **options: `retain_graph`, which is accepted, and the method's own, such as `eps`.
+            targets: instead of class_idx, a function from an image's output to a score, or one per image.
+            input_tensor: the model's input (B, C, *size), or (input, output); None if the model remembers
+                both.
+            **options: `retain_graph`, which is ignored, and the method's own, such as `eps`.
 
         Raises:
-            ValueError: a value is out of range, or the forward is not known.
+            ValueError: a value is out of range, or the input is not known.
             TypeError: an argument has the wrong type.
         """
         if (class_idx is None) == (targets is None):
@@ -177,11 +180,11 @@ class _CAM(Remembers):
         return self.maps(cls, scores, normalized, seen, **options)
 
     def compute_cams(self, *args: Any, **options: Any) -> list[Tensor]:
-        """As the call."""
+        """Return the same as calling the extractor."""
         return self(*args, **options)
 
     def seen(self, given: Any) -> tuple[Tensor, Any]:
-        """The input and, where it is known, the output of the forward to explain."""
+        """Return the input and, if known, the output of the forward to explain."""
         found = given if isinstance(given, tuple) else (given, None)
         found = last_call(self.model) if given is None else found
         if found is None:
@@ -189,9 +192,9 @@ class _CAM(Remembers):
         return found[0].detach(), found[1]
 
     def maps(self, cls: Any, scores: Any, normalized: bool, seen: Any, **options: Any) -> list[Tensor]:
-        """The maps of a class or of a target as our methods take it."""
+        """Return the maps of a class or a target, in the form that `xcam_fn`'s methods take."""
         if self.explains_scores and scores is None:
-            raise ValueError("scores is required: expected what the model returned")
+            raise ValueError("scores is required: expected the model's output")
         if self.explains_scores and scores is not seen[1]:
             cls = _explained(cls, scores, seen[1])
         options.pop("retain_graph", None)
@@ -203,23 +206,23 @@ class _CAM(Remembers):
         return [unit(cam) for cam in cams] if normalized else cams
 
     def raw(self, run: Callable[..., Tensor]) -> list[Tensor]:
-        """The maps of a function of a layer as they are before they are scaled."""
+        """Return the maps before scaling; `run` maps a layer to its map."""
         cams = [run(name, to_spatial=self.reshape_transform) for name in self.target_names]
         return cams if self.method.name == "cam" else [cam.relu() for cam in cams]
 
     @classmethod
     def fuse_cams(cls, cams: list[Tensor], target_shape: tuple[int, ...] | None = None) -> Tensor:
-        """The largest value of several layers' maps at each position, (B, *target_shape).
+        """Return the maximum of several layers' maps at each position, (B, *target_shape).
 
         Args:
             cams: the maps, (B, *spatial) for each layer.
-            target_shape: of the result; None for the largest of the maps.
+            target_shape: the size of the result; None for that of the largest map.
         """
         every = stacked(cams, target_shape, cls.scaled)
         return cams[0] if len(cams) == 1 else every.amax(0)
 
     def enable_hooks(self) -> None:
-        """Do nothing: there are none."""
+        """Do nothing: there are no hooks."""
 
     disable_hooks = remove_hooks = reset_hooks = enable_hooks
     hook_handles = property(lambda _: [])
@@ -232,7 +235,7 @@ class _CAM(Remembers):
 
 
 def _explained(cls: Any, scores: Any, output: Any) -> Callable[[Any], Tensor]:
-    """The target that is the class's score in `scores`, which are the output's values or computed of it."""
+    """Return a target: the class's score in `scores`, which are the output or computed from it."""
     score = resolve(cls)
     if isinstance(scores, Tensor) and scores.requires_grad and isinstance(output, Tensor):
         try:
@@ -243,7 +246,7 @@ def _explained(cls: Any, scores: Any, output: Any) -> Callable[[Any], Tensor]:
 
     def compared(y: Any) -> Tensor:
         if isinstance(scores, Tensor) and isinstance(y, Tensor) and is_readable(y):
-            near = 0.01 * float(y.detach().abs().max())  # what reduced precision may do
+            near = 0.01 * float(y.detach().abs().max())  # tolerance for reduced precision
             if scores.shape != y.shape or bool(((scores - y).abs() > near).any()):
                 raise ValueError(_OTHER)
         return score(y)
@@ -252,22 +255,22 @@ def _explained(cls: Any, scores: Any, output: Any) -> Callable[[Any], Tensor]:
 
 
 def stacked(cams: Any, shape: Sequence[int] | None, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """Maps (B, *spatial) of several layers, changed and then resized to one shape, (L, B, *shape)."""
+    """Apply `change` to the maps (B, *spatial) of several layers, then resize them: (L, B, *shape)."""
     if not isinstance(cams, list) or not all(isinstance(cam, Tensor) for cam in cams):
         raise TypeError(f"cams must be a list of tensors, one for each layer, got {type(cams).__name__}")
     if not cams:
-        raise ValueError("cams is an empty list; expected the maps of one layer or more")
+        raise ValueError("cams is an empty list; expected the maps of at least one layer")
     largest = tuple(map(max, zip(*(cam.shape[1:] for cam in cams), strict=True)))
     return torch.stack([resize(change(cam), shape or largest) for cam in cams])
 
 
 def _signature(own: dict[str, Any]) -> Signature:
-    """The parameters of an extractor, its own after the layer."""
+    """Return the signature of an extractor, with its own parameters after the layer."""
     return signature("model", target_layer=None, **own, **_SHARED)
 
 
 def extractor(module: str, name: str, method: str, scores: bool = False, **own: Any) -> Any:
-    """One of TorchCAM's classes: our method as TorchCAM defines it, and the class's own arguments."""
+    """Return one of TorchCAM's classes: `xcam_fn`'s method as TorchCAM defines it, with its own arguments."""
     found = METHODS[method].variant("torchcam")
     about = {"__doc__": f"{found.title}: {found.summary}.", "__signature__": _signature(own)}
     about |= {"__module__": module, "method": found, "own": own, "explains_scores": scores}

@@ -1,4 +1,4 @@
-"""TorchCAM's extractors of gradients."""
+"""TorchCAM's extractors with gradients."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LayerCAM.scaled = staticmethod(lambda cam: torch.tanh(2 * cam))  # equation 9 of
 
 
 class RefineCAM(_CAM):
-    """RefineCAM: the product of the maps that another extractor, base_method, finds at two layers or more."""
+    """RefineCAM: the product of another extractor's maps (base_method) at two layers or more."""
 
     def __init__(
         self,
@@ -55,20 +55,20 @@ class RefineCAM(_CAM):
         target_shape: tuple[int, ...] | None = None,
         **options: Any,
     ) -> list[Tensor]:
-        """The product in a list of one, at target_shape or the largest layer's; else as the extractor's."""
+        """Return [product], at target_shape or the largest layer's size; other arguments as in `_CAM`."""
         return [self.fuse_cams(self.base_cam(class_idx, scores, **options), target_shape, normalized)]
 
     @classmethod
     def fuse_cams(
         cls, cams: list[Tensor], target_shape: tuple[int, ...] | None = None, normalized: bool = True
     ) -> Tensor:
-        """The product of several layers' maps, each scaled to [0, 1] before it is resized."""
+        """Return the product of several layers' maps, each scaled to [0, 1] before it is resized."""
         product = core.stacked(cams, target_shape, unit).prod(0)
         return unit(product) if normalized else product
 
 
 class FinerCAM(_CAM):
-    """Finer-CAM: maps of base_method of a class less gamma times the num_references classes most like it."""
+    """Finer-CAM: base_method's maps of a class minus gamma times the num_references most similar classes."""
 
     own: ClassVar[dict[str, Any]] = {"gamma": 0.6, "num_references": 3}
 
@@ -109,26 +109,26 @@ class FinerCAM(_CAM):
         input_tensor: Tensor | tuple[Tensor, Any] | None = None,
         **options: Any,
     ) -> list[Tensor]:
-        """The maps as the extractor's; comparison_idx are the other classes, None for those most like it."""
+        """Return the maps; comparison_idx are the classes to subtract, None for the most similar ones."""
         if targets is not None:
             raise ValueError("FinerCAM does not support targets; expected class_idx")
         if not isinstance(scores, Tensor):
             kind = ValueError if scores is None else TypeError
-            raise kind("scores is required: scores must be a tensor, what the model returned")
+            raise kind("scores is required: scores must be a tensor, the model's output")
         cls = contrast(class_idx, comparison_idx, self.gamma, count=self.num_references)
         return self.base_cam.maps(cls, scores, normalized, self.base_cam.seen(input_tensor), **options)
 
 
 class LeGrad(_CAM):
-    """LeGrad of chosen blocks of a transformer, one map of all of them.
+    """LeGrad of the chosen blocks of a transformer, combined in one map.
 
     Args:
-        model: the network, in evaluation mode, or what `remember` made of it.
+        model: the network, in evaluation mode, or `remember(network)`.
         target_layer: one block or more, names or modules.
-        score_projection: makes logits (B, classes) of a block's tokens; None for a VisionTransformer of
-            torchvision, whose head is given the mean of the tokens, as TorchCAM does.
-        prefix_tokens: how many tokens are of no patch, ≥ 0.
-        grid_shape: of the patches, (height, width); None where they are a square.
+        score_projection: maps a block's tokens to logits (B, classes); None for a VisionTransformer of
+            torchvision, whose head gets the mean of the tokens, as in TorchCAM.
+        prefix_tokens: the number of tokens that are not patches, ≥ 0.
+        grid_shape: (height, width) of the grid of patches; None if it is square.
         enable_hooks: accepted; there are no hooks.
 
     Raises:
@@ -164,16 +164,16 @@ class LeGrad(_CAM):
         super().__init__(model, target_layer, enable_hooks=enable_hooks)
 
     def raw(self, run: Callable[..., Tensor]) -> list[Tensor]:
-        """The one map of all blocks."""
+        """Return the map of all blocks, in a list."""
         head, place = self.score_projection, self._patches
         return [run(None, blocks=self.target_names, head=head, to_spatial=place)]
 
     def _patches(self, tokens: Tensor) -> Tensor:
-        """The values of patches, tokens (B, T, K) to (B, K, *grid)."""
+        """Arrange the patch tokens of (B, T, K) as (B, K, *grid)."""
         patches = tokens[:, self.prefix_tokens :].movedim(1, -1)
         count = patches.shape[-1]
         grid = self.grid_shape or (math.isqrt(count), math.isqrt(count))
         if math.prod(grid) != count or not count:
             has = f"grid_shape={self.grid_shape} and prefix_tokens={self.prefix_tokens}"
-            raise ValueError(f"{has} do not fit {tokens.shape[1]} tokens: {count} patches are no {grid}")
+            raise ValueError(f"{has} do not fit {tokens.shape[1]} tokens: {count} patches do not make {grid}")
         return patches.unflatten(-1, grid)
