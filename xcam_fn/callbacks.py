@@ -63,9 +63,7 @@ class LogOverlays(Callback):
         checks.check_count("every", every)
         check_style(**style)
         if pictures is None and x.shape[1] not in (1, 3):
-            raise ValueError(
-                f"x has {x.shape[1]} channels, which cannot be drawn; pass pictures=images to draw"
-            )
+            raise ValueError(f"x has {x.shape[1]} channels and cannot be drawn; pass pictures=")
         if pictures is not None and len(pictures) != len(x):
             raise ValueError(f"pictures has {len(pictures)} entries for {len(x)} images; expected one each")
         self.x, self.layer, self.cls, self.every, self.key, self.style = x, layer, cls, every, key, style

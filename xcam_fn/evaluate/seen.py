@@ -16,6 +16,7 @@ from PIL import Image
 from PIL.ExifTags import Base
 from torch import Tensor
 
+from xcam_fn import checks
 from xcam_fn.evaluate.dataset import Photograph
 from xcam_fn.evaluate.mosaic import Mosaic
 from xcam_fn.evaluate.store import ImageRow
@@ -96,8 +97,7 @@ def as_given(x: Tensor, preset: Preset) -> tuple[Tensor, np.ndarray]:
         wanted = "preprocessed floats (3, h, w), or an array (h, w, 3) of uint8 to be preprocessed"
         raise ValueError(f"x is {shape}; expected {wanted}")
     x = x.detach().cpu().float()
-    if not x.isfinite().all():
-        raise ValueError("x holds NaN or infinite values; expected finite ones")
+    checks.check_tensor("x", x)
     mean, std = (torch.tensor(each)[:, None, None] for each in (preset.mean, preset.std))
     pixels = (x * std + mean).clamp(0, 1).mul(255).round().byte()
     return x[None], pixels.movedim(0, -1).numpy()

@@ -279,8 +279,8 @@ def last_layers(model: nn.Module, x: Images, layer: Layer = None, *, count: int 
     before = [of_size[size] for size in sorted(of_size) if size > own][: count - 1]
     if not before:
         raise checks.StructureError(
-            f"layer {deepest!r}: no earlier layer of {type(root).__name__} has a higher resolution to combine "
-            "it with; name the layers with layers=[...]"
+            f"layer {deepest!r}: {type(root).__name__} has no earlier layer with a higher resolution to "
+            "combine it with; name the layers with layers=[...]"
         )
     return [*reversed(before), shown[-1]]
 
@@ -370,9 +370,7 @@ def sess(
     side = min(x.shape[2:])
     length = side if window is None else window
     if length > side:
-        raise ValueError(
-            f"window={length}, but the input's shorter side is {side} pixels; expected at most {side}"
-        )
+        raise ValueError(f"window={length} exceeds the input's shorter side; expected at most {side} pixels")
     shorter = [length + i * round(length * growth) for i in range(num_scales)]
     sizes = [tuple(int(one * size / side) for size in x.shape[2:]) for one in shorter]
     views = functools.partial(_views, x, sizes, length, step or length)
