@@ -223,7 +223,7 @@ def test_a_runtime_that_cannot_be_had(tmp_path, runtime):
     first, *_ = PAGE.RUNTIME_FILES
     (runtime / first).write_text("something else")
     with pytest.raises(
-        OSError, match=r"is not the file that was published there: use cdn=True \(--cdn\), or put"
+        OSError, match=r"returned a file with a wrong checksum; use cdn=True \(--cdn\), or copy"
     ):
         xf.export.page(small(), tmp_path / "site")
     (runtime / first).unlink()

@@ -279,7 +279,9 @@ def test_how_far_an_empty_heatmap_moves_is_not_told():
 
     x = torch.rand(3, 3, *SIZE, dtype=torch.float64)
     x[1] = 0.5
-    with pytest.raises(ValueError, match=r"the heatmap of image 1 is zero everywhere and moves from there"):
+    with pytest.raises(
+        ValueError, match=r"the heatmap of image 1 is zero everywhere, so its relative change is undefined"
+    ):
         xf.max_sensitivity(spread, CASE.model, None, x)
     assert torch.isfinite(xf.max_sensitivity(spread, CASE.model, None, x[::2])).all()
 
@@ -350,7 +352,7 @@ BAD = {
     "radius": (lambda: xf.max_sensitivity("gradcam", CASE.model, "features.4", CASE.x, radius=float("inf")), ValueError, r"radius=inf is out of range"),
     "box": (lambda: xf.pointing_game(GOOD, [[3, 3, 2, 5]] * 3), ValueError, r"expected boxes \(left, top, right, bottom\)"),
     "boxes": (lambda: xf.pointing_game(GOOD, [[3, 3, 9, 5]]), ValueError, r"region has shape \(1, 4\) for heatmaps of shape \(3, 20, 28\)"),
-    "fractions": (lambda: xf.road(CASE.model, CASE.x, GOOD, fractions=[1.0]), ValueError, r"fractions=\[1.0\]; expected one or more numbers between"),
+    "fractions": (lambda: xf.road(CASE.model, CASE.x, GOOD, fractions=[1.0]), ValueError, r"fractions=\[1.0\]; expected at least one number, each > 0"),
 }  # fmt: skip
 
 

@@ -274,7 +274,7 @@ def test_a_shape_that_does_not_fit_is_named(small, tmp_path):
     torch.save(state, tmp_path / "own.pth")
     with pytest.raises(
         ValueError,
-        match=r"'features\.0\.weight' has shape \(64, 3, 5, 5\) where the model has \(64, 3, 3, 3\)",
+        match=r"'features\.0\.weight' has shape \(64, 3, 5, 5\) but the model has \(64, 3, 3, 3\)",
     ):
         models.load(SMALL, weights=tmp_path / "own.pth")
 
@@ -296,7 +296,7 @@ def test_code_in_a_checkpoint_is_never_run(kind, tmp_path):
         path.write_bytes(pickle.dumps({"state_dict": Trap(marker)}))
     else:
         torch.save({"state_dict": Trap(marker)}, path, _use_new_zipfile_serialization=kind == "torch")
-    with pytest.raises(ValueError, match=r"trap\.pth' .*run code from the file, so it was not loaded"):
+    with pytest.raises(ValueError, match=r"trap\.pth' .*is not loaded, since this could run code"):
         models.load(SMALL, weights=path)
     assert not marker.exists()
 
@@ -306,16 +306,16 @@ def test_code_in_a_checkpoint_is_never_run(kind, tmp_path):
     [
         ("text", "is not a checkpoint"),
         ("empty", "is not a checkpoint"),
-        ("cut", "damaged or cut off"),
-        ("zip", "damaged or cut off"),
+        ("cut", "damaged or truncated"),
+        ("zip", "damaged or truncated"),
         ("torchscript", "is a TorchScript archive"),
-        ("list", "hold a list without a state dict"),
-        ("numbers", "hold a dict without a state dict"),
+        ("list", "holds a list that is no state dict"),
+        ("numbers", "holds a dict that is no state dict"),
         ("folder", "is a folder"),
         ("pipe", "is a pipe, socket or device; expected a checkpoint file"),
         ("strided", "declare 100,000,000,000 bytes for 'classifier.1.weight', more than the file has"),
-        ("compressed", "is compressed, as torch.save writes no checkpoint"),
-        ("safetensors", "damaged or cut off"),
+        ("compressed", "is compressed, unlike checkpoints of torch.save"),
+        ("safetensors", "damaged or truncated"),
     ],
 )
 def test_what_is_not_a_checkpoint_is_named_with_the_reason(kind, reason, tmp_path):

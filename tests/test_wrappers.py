@@ -284,7 +284,7 @@ for name in ("smooth(gradcam)", "eigen_smooth(scorecam)", "multi_layer(smooth(la
         (lambda: xf.sess("gradcam", drop=1.5), "drop=1.5 is out of range"),
         (lambda: xf.sess("gradcam", pool="sum"), "pool='sum'"),
         (lambda: xf.sess("gradcam", window=0), "window=0"),
-        (lambda: xf.sess("gradcam", window=1000)(network(), None, images()), "window=1000, but the input's shorter side is 12"),
+        (lambda: xf.sess("gradcam", window=1000)(network(), None, images()), "window=1000 exceeds the input's shorter side; expected at most 12"),
         (lambda: xf.find_method("sess(rise)", growth=float("inf")), "growth=inf is out of range"),
         (lambda: xf.smooth("gradcam", scales=(1.0, float("nan"))), "scales=nan is out of range"),
         (lambda: last_layers(network(), images(), "fc"), "layer 'fc' has no spatial maps"),
@@ -330,7 +330,7 @@ def test_methods_that_the_network_has_no_structure_for_are_left_out():
     ]
     with pytest.raises(StructureError, match="is not global average pooling and a linear layer"):
         xf.explain_all(model, None, x, 1, ["gradcam", "cam"])
-    with pytest.raises(StructureError, match="no layer of Sequential before it has a higher resolution"):
+    with pytest.raises(StructureError, match="Sequential has no earlier layer with a higher resolution"):
         xf.refinecam(model, None, x, 1)
 
 

@@ -353,7 +353,7 @@ def finercam(
     """
     if callable(call.cls):
         raise TypeError(
-            "cls must be None, an int or ints, classes that finercam contrasts, got "
+            "cls must be None, an int or ints, as finercam contrasts classes, got "
             f"{type(call.cls).__name__}, a target"
         )
     asked = call.asking(contrast(call.cls, others, weight, count=count, weighting=weighting))
