@@ -124,7 +124,7 @@ BAD_CALLS = {
     "x of no rank": (
         lambda: xf.gradcam(residual(), None, x[0, 0]),
         ValueError,
-        r"x has shape \(12, 16\); expected a batch of signals \(B, C, L\), images",
+        r"x has shape \(12, 16\); expected a batch of signals \(B, C, L\), or images",
     ),
     "NaN": (
         lambda: xf.gradcam(residual(), None, x / 0 * 0),
@@ -150,7 +150,7 @@ BAD_CALLS = {
     "channels": (
         lambda: xf.gradcam(residual(), None, x[:, :1]),
         ValueError,
-        r"x has shape \(\d, 1, 12, 16\), so 1 channels; the model expects 3",
+        r"x has shape \(\d, 1, 12, 16\); the model expects 3 channels",
     ),
     "training mode": (
         lambda: xf.gradcam(residual().train(), None, x),

@@ -367,8 +367,8 @@ def test_a_torchmetric_is_the_mean_over_all_batches():
 
 
 BAD = {
-    "fraction": (lambda: xf.faithfulness_correlation(MODEL, X, HEAT, fraction=1.0), ValueError, r"fraction=1.0; expected a number between 0 and 1"),
-    "fractions": (lambda: xf.sensitivity_n(MODEL, X, HEAT, fractions=[]), ValueError, r"fractions=\[\]; expected one or more"),
+    "fraction": (lambda: xf.faithfulness_correlation(MODEL, X, HEAT, fraction=1.0), ValueError, r"fraction=1.0; expected a number > 0 and < 1"),
+    "fractions": (lambda: xf.sensitivity_n(MODEL, X, HEAT, fractions=[]), ValueError, r"fractions=\[\]; expected at least one"),
     "subsets": (lambda: xf.infidelity(MODEL, X, HEAT, num_subsets=1), ValueError, r"num_subsets=1 is out of range"),
     "gradient": (lambda: xf.infidelity(MODEL, X, HEAT, gradient=1), TypeError, r"gradient must be True or False"),
     "grid": (lambda: xf.irof(MODEL, X, HEAT, grid=None), TypeError, r"grid must be .*, got None"),

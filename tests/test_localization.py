@@ -419,7 +419,7 @@ def test_the_command_from_beginning_to_end(network, data, tmp_path, monkeypatch,
         (["--mosaics", "2", "--confidence", "2"], "confidence=2.0 is out of range"),
         (["--mosaics", "2", "--mosaic-size", "17"], "mosaic of size (17, 17); expected height and width to be multiples of n=2"),
         (["--mosaics", "2", "--num-images", "0"], "--mosaics needs --num-images N"),
-        (["--mosaics", "2", "--metrics", "insertion"], "metrics='insertion' is not one of mosaics"),
+        (["--mosaics", "2", "--metrics", "insertion"], "metrics='insertion' does not apply to mosaics"),
         (["--metrics", "pointing_game"], "metrics='pointing_game' needs the object's region"),
     ],
 )  # fmt: skip
@@ -445,7 +445,7 @@ def test_heatmaps_are_judged_by_a_region(network):
 MAPS = torch.rand(2, 6, 8)
 BAD = {
     "cell range": (lambda: xf.grid_pointing(MAPS, [0, 4]), ValueError, r"cell=\[0.0, 4.0\]; expected 2 integers from 0 to 3 for n=2"),
-    "cell count": (lambda: xf.grid_pointing(MAPS, [0]), ValueError, r"cell=\[0.0\]; expected 2 whole numbers"),
+    "cell count": (lambda: xf.grid_pointing(MAPS, [0]), ValueError, r"cell=\[0.0\]; expected 2 integers"),
     "cell word": (lambda: xf.grid_pointing(MAPS, "left"), TypeError, r"cell must be"),
     "size": (lambda: xf.grid_pointing(MAPS, [0, 1], n=3), ValueError, r"mosaic of size \(6, 8\); expected height and width to be multiples of n=3"),
     "n": (lambda: xf.grid_pointing(MAPS, [0, 1], n=0), ValueError, r"n=0 is out of range"),

@@ -164,7 +164,7 @@ def test_methods_without_gradients_explain_it_and_the_others_say_that_they_canno
     assert list(lacking) == GRADIENT
     for error in lacking.values():
         assert "integers of quantization); " in str(error)
-        assert "without gradients, such as eigencam, scorecam or rise" in str(error)
+        assert "without gradients: eigencam or scorecam at a named layer, or rise" in str(error)
     assert torch.equal(model(images()), before[0])
     assert [*model.modules()] == before[1]
 

@@ -127,7 +127,7 @@ def test_a_run_of_photographs_with_boxes(network, data, tmp_path):
     errors = [image.error or "" for image in found.images]
     assert errors[0] == ""
     assert errors[1].endswith(
-        "boxes.json: image 1: it is for 60 x 80 pixels, but the photograph has 80 x 60; expected the same"
+        "boxes.json: image 1: it is for 60 x 80 pixels, but the photograph has 80 x 60; expected the same size"
     )
     assert "the region is empty, or outside the network's crop" in errors[2]  # less than half a pixel
     x, _ = xf.images.prepare(data / "0.png", network.preset)
@@ -200,7 +200,7 @@ def test_wrong_files_among_others_are_named(data, tmp_path):
         "0.xml", "1.xml", "2.xml", "broken.xml", "unknown.xml",
     ]  # fmt: skip
     assert "object 2: could not convert string to float: 'abc'" in known.problems[0]
-    assert "unknown.xml: no photograph of the name 'unknown'; expected one" in known.problems[-1]
+    assert "unknown.xml: no photograph named 'unknown'; expected one" in known.problems[-1]
 
 
 def test_the_command_with_boxes(network, data, tmp_path, monkeypatch, capsys):
@@ -213,7 +213,7 @@ def test_the_command_with_boxes(network, data, tmp_path, monkeypatch, capsys):
     assert out.startswith("3 photographs, 2 results in ")
     lines = err.splitlines()
     assert sum("is negative, empty or outside" in line for line in lines) == 5
-    assert f"xcam: warning: 7 entries of {file} are left out in all" in lines
+    assert f"xcam: warning: 7 entries of {file} are left out in total" in lines
     assert "xcam: left out: 1 of 4 photographs have no region" in lines
     assert cli.main(["report", str(tmp_path / "out")]) == 0
     assert "Pixel AUC ↑" in capsys.readouterr().out
@@ -241,4 +241,4 @@ def test_a_file_that_holds_no_boxes_is_one_line(network, data, tmp_path, monkeyp
     assert str(file) in line
     both = ["--mosaics", "2", "--boxes", str(file)]
     assert cli.main(["evaluate", str(data), *both, "--output", str(tmp_path / "out")]) == 2
-    assert "--boxes with --mosaics" in capsys.readouterr().err
+    assert "--boxes and --mosaics exclude each other" in capsys.readouterr().err

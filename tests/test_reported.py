@@ -153,7 +153,7 @@ def test_an_answer_that_depends_on_the_batch():
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x - x.mean(0))
 
-    with pytest.raises(ValueError, match="depends on the other 1 in the batch"):
+    with pytest.raises(ValueError, match="depends on the rest of the batch"):
         xf.scorecam(seeded(Centered), "conv", images(2, 3, 16, 16), 1)
 
 

@@ -523,7 +523,7 @@ def test_torchcam_legrad_of_chosen_blocks_agrees():
 def test_legrad_says_which_blocks_there_are():
     vit, x = seeded(torchvision_vit()), images((32, 32))
     with pytest.raises(
-        ValueError, match=r"'encoder.ln', .* no attention over all patches; expected .*encoder_layer_0, "
+        ValueError, match=r"'encoder.ln', .* not a block with attention; expected .*encoder_layer_0, "
     ):
         xf.legrad(vit, None, x, 1, blocks=["encoder.ln"])
     with pytest.raises(ValueError, match=r"num_blocks=1 and blocks=\['encoder.layers.*expected one of them"):

@@ -22,7 +22,7 @@ _RANKS = {
 }
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 FROM_RAW = "xcam_fn.heatmap(cam, size) converts a raw map"
-_WITHOUT_GRADIENTS = "eigencam, scorecam or rise"
+_WITHOUT_GRADIENTS = "eigencam or scorecam at a named layer, or rise"  # the default is found by a gradient
 ARRANGED = "lambda t: einops.rearrange(t[:, 1:], 'b (h w) d -> b d h w', h=14)"
 
 
@@ -69,7 +69,7 @@ def check_input(x: Tensor) -> None:
             f"x has dtype {x.dtype}{also}; expected a dense floating-point tensor, preprocessed for the model"
         )
     if x.ndim not in _RANKS:
-        raise ValueError(f"x has shape {tuple(x.shape)}; expected a batch of {', '.join(_RANKS.values())}")
+        raise ValueError(f"x has shape {tuple(x.shape)}; expected a batch of {', or '.join(_RANKS.values())}")
     if x.numel() == 0:
         what = "it holds no values" if x.shape[0] else "an empty batch"
         raise ValueError(f"x has shape {tuple(x.shape)}: {what}; pass at least one image")
@@ -128,7 +128,7 @@ def _in_terms_of_x(model: nn.Module, x: Tensor, error: Exception, run: Callable[
     elif _runs(run, x):
         found = LostGradientError(
             f"the model fails while autograd records it ({said}), but runs under no_grad; use a method "
-            f"without gradients, such as {_WITHOUT_GRADIENTS}"
+            f"without gradients: {_WITHOUT_GRADIENTS}"
         )
     elif len(x) > 1 and _runs(run, x[:1]):
         found = ValueError(
@@ -140,7 +140,7 @@ def _in_terms_of_x(model: nn.Module, x: Tensor, error: Exception, run: Callable[
     elif x.ndim + 1 in _RANKS and _runs(run, x[None]):
         found = ValueError(f"{shape}; the model expects a batch of {_RANKS[x.ndim + 1]}; pass x.unsqueeze(0)")
     elif channels != x.shape[1] and _runs(run, x[:, :1].expand(-1, channels, *x.shape[2:])):
-        found = ValueError(f"{shape}, so {x.shape[1]} channels; the model expects {channels}")
+        found = ValueError(f"{shape}; the model expects {channels} channels")
     elif isinstance(error, (ValueError, TypeError)):
         found = error
     return found
@@ -224,9 +224,9 @@ def lost_gradient(where: str) -> LostGradientError:
     """The error for a score that does not depend on something, as far as autograd knows."""
     return LostGradientError(
         f"no gradient reaches {where} from the score: the score does not depend on it, or the target (cls) "
-        "or the forward pass detaches it (torch.no_grad, torch.inference_mode, integers of quantization); "
-        "choose a layer that the score depends on, explain the network before quantization, or use a method "
-        f"without gradients, such as {_WITHOUT_GRADIENTS}"
+        "or the forward pass detaches it (torch.no_grad, torch.inference_mode, a checkpoint with "
+        "use_reentrant=True, integers of quantization); choose a layer that the score depends on, explain "
+        f"the network before quantization, or use a method without gradients: {_WITHOUT_GRADIENTS}"
     )
 
 

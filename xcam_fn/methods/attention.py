@@ -126,7 +126,7 @@ def _names_of(
     names, known = [find(root, call.at(one).layer or "")[0] for one in blocks], [one.name for one in found]
     if strange := [name for name in names if name not in known]:
         expected = f"expected one or more of {', '.join(known)}"
-        raise ValueError(f"blocks holds {strange[0]!r}, which has no attention over all patches; {expected}")
+        raise ValueError(f"blocks holds {strange[0]!r}, which is not a block with attention; {expected}")
     return names
 
 

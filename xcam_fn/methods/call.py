@@ -307,7 +307,7 @@ class Call(Once):
         for image in range(len(x)):
             A, residual = head.run_trunk(x[image : image + 1])
             if checks.is_readable(x) and not outputs_agree(A, self.features[image : image + 1]):
-                raise mixing(len(x))
+                raise mixing()
             if image == 0 and not head.is_traced:
                 self._check_head(A, residual)
             is_own = which == image if checks.is_readable(x) else slice(len(parameter) // len(x))

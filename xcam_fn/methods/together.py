@@ -90,9 +90,7 @@ def named_methods(methods: Methods, variant: str | None = None, **options: Any) 
         if not (isinstance(given, str) or callable(given)):
             raise TypeError(f"methods: {given!r} must be a name or a function, got {type(given).__name__}")
         if name in found:
-            raise ValueError(
-                f"methods: two are called {name!r}; pass a dict of names of your own and methods"
-            )
+            raise ValueError(f"methods: two are called {name!r}; pass a dict from your own names to methods")
         if isinstance(given, str):
             found[name] = find_method(given, variant=variant, **options)
         else:

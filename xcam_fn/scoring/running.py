@@ -250,14 +250,14 @@ def check_rows(output: Any, run: Run, x: Tensor, *, reads: bool | None = None) -
     if not first_agrees(output, len(x), alone) or not all(
         first_agrees(run(x.roll(-i, 0)), len(x), run(x[i, None])) for i in others
     ):
-        raise mixing(len(x))
+        raise mixing()
 
 
-def mixing(batch: int) -> ValueError:
+def mixing() -> ValueError:
     """What is raised where the images of a batch are not apart."""
     return ValueError(
-        f"model: its output for an image depends on the other {batch - 1} in the batch, for example through "
-        "normalization or dynamic quantization over the batch; explain one image at a time"
+        "model: its output for an image depends on the rest of the batch, for example through normalization "
+        "or dynamic quantization over the batch; explain one image at a time"
     )
 
 
