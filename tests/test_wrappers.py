@@ -274,7 +274,7 @@ for name in ("smooth(gradcam)", "eigen_smooth(scorecam)", "multi_layer(smooth(la
         (lambda: xf.find_method("smoth(gradcam)"), r"'smoth\(gradcam\)' is not known; expected one of smooth\("),
         (lambda: xf.find_method("smooth(gradcm)"), "'gradcm' is not known; did you mean 'gradcam'"),
         (lambda: xf.find_method("smooth(gradcam"), r"'smooth\(gradcam' is not known"),
-        (lambda: xf.eigen_smooth("rise"), "eigen_smooth: 'rise' does not add up weighted channels"),
+        (lambda: xf.eigen_smooth("rise"), "eigen_smooth: 'rise' is not a weighted sum of channels"),
         (lambda: xf.eigen_smooth(xf.eigencam), "eigen_smooth: 'eigencam'"),
         (lambda: xf.smooth("gradcam", scales=()), "scales is empty"),
         (lambda: xf.smoothgrad("gradcam", statistic="median"), "statistic='median'; expected one of 'mean', 'square', 'variance'"),
@@ -328,7 +328,7 @@ def test_methods_that_the_network_has_no_structure_for_are_left_out():
     assert list(found) == [
         name for name in xf.METHODS if name not in ("cam", "cameras", "refinecam", *networks.OF_ATTENTION)
     ]
-    with pytest.raises(StructureError, match="is not global average pooling and a linear layer"):
+    with pytest.raises(StructureError, match="cam needs global average pooling and one linear layer"):
         xf.explain_all(model, None, x, 1, ["gradcam", "cam"])
     with pytest.raises(StructureError, match="Sequential has no earlier layer with a higher resolution"):
         xf.refinecam(model, None, x, 1)
