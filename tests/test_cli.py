@@ -248,7 +248,7 @@ def test_a_wrong_number_of_channels_is_one_line_on_stderr(methods, monkeypatch, 
     loaded.model.features[0] = torch.nn.Conv2d(4, 64, 3, stride=2)
     monkeypatch.setattr(xf.models, "load", lambda *_args, **_kwargs: loaded)
     assert explain("cat.png", "--methods", *methods) == 2
-    expected = "xcam: error: x has shape (1, 3, 224, 224), 3 channels; the model expects 4\n"
+    expected = "xcam: error: x has shape (1, 3, 224, 224); the model expects 4 channels\n"
     assert capfd.readouterr() == ("", expected)
 
 

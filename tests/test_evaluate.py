@@ -626,7 +626,7 @@ def test_latency_of_several_photographs_takes_the_next_in_each_round(data, netwo
     xs = list(torch.randn(2, 1, 3, 32, 32))
     xf.latency.timings(network.model, None, xs, {"mine": method}, rounds=3)
     assert [int(torch.equal(x, xs[1])) for x in seen] == [0, 0, 1, 0]
-    with pytest.raises(ValueError, match="x is empty; expected one or more"):
+    with pytest.raises(ValueError, match="x is empty; expected at least one entry"):
         xf.latency.timings(network.model, None, [], ["gradcam"])
 
 

@@ -25,7 +25,7 @@ import networks
 import xcam_fn as xf
 
 PAGE = importlib.import_module("xcam_fn.export.page")  # the name is the function's
-pytestmark = pytest.mark.usefixtures("unchecked")  # it takes a symbolic length for no whole number
+pytestmark = pytest.mark.usefixtures("unchecked")  # it does not take a symbolic length for an integer
 
 RUN_WITHOUT_TORCH = """
 import sys, numpy, onnxruntime

@@ -105,7 +105,7 @@ _resized = unchecked(resize)
 def minmax(cam: Maps, axes: Count, *, eps: NonNegative = 0.0) -> Maps:
     """Each map, the last axes, scaled to [0, 1] by its own ends; a constant map gives zeros, never NaN.
 
-    What is divided by has `eps` added, as libraries do.
+    `eps` is added to the denominator, as libraries do.
     """
     low, high = _ends(cam, axes)
     spread = high - low

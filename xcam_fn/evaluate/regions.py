@@ -28,8 +28,8 @@ class Region(NamedTuple):
     Attributes:
         source: the file and the entry that say so.
         boxes: (left, top, right, bottom) each, the last two excluded; their union counts.
-        mask: an image of the photograph's size, in place of boxes; what is not 0 in it is inside.
-        size: (width, height) of the photograph as the file says, where it does.
+        mask: an image of the photograph's size, instead of boxes; nonzero pixels are inside.
+        size: (width, height) of the photograph according to the file, if it gives one.
     """
 
     source: str
@@ -64,7 +64,7 @@ class Located(NamedTuple):
     Attributes:
         photographs: each with its region.
         without: how many have none.
-        problems: what is wrong in the files, a line for each entry that is left out.
+        problems: the problems in the files, one line for each entry that is left out.
     """
 
     photographs: list[Photograph]

@@ -75,7 +75,7 @@ class Outcome(NamedTuple):
     """The outcome of a run, including what was done before it was resumed.
 
     Attributes:
-        photographs: number of photographs, in a shard those of the shard; each cell of a mosaic counts.
+        photographs: number of photographs, for a shard those of the shard; each cell of a mosaic counts.
         unreadable: number of photographs that could not be read.
         results: pairs of a photograph and a method with scores.
         failures: pairs that failed.

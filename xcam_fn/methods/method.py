@@ -41,26 +41,26 @@ class Method(Generic[P]):
     """A method of explanation, called as `method(model, layer, x, cls, **options)`.
 
     Attributes:
-        run: the formula: a call and options to raw maps, (B, n, *spatial), or (B, *spatial) where n is 1.
+        run: the formula, from a call and options to raw maps, (B, n, *spatial), or (B, *spatial) if n is 1.
         name: its key in `METHODS`.
         title: its name in print, such as "Grad-CAM".
-        family: "gradient", "perturbation", "optimized" (a map that is searched for), "fusion", "activation"
-            (a map of the features and of the network's own weights) or "baseline".
+        family: "gradient", "perturbation", "optimized" (a search finds the map), "fusion", "activation"
+            (the map depends on the features and the network's own weights) or "baseline".
         paper: where it was published.
         summary: what it does, in one line.
-        needs: what a network has to have for it, where not every network has; on one without it the method
-            raises `checks.StructureError`.
-        variants: for each library that defines it otherwise, the keywords that compute its map.
-        cost: the options to how many images the method runs through the network for one photograph, given the
-            layer's channels; None where they are few.
-        options: keywords given beforehand.
-        returns: what the formula returns: "maps"; "scores" of places, whose zero is arbitrary: heatmaps reach
-            from their least to their largest; "attributions", what each value of x adds, (B, n, C, *size); or
-            "heatmaps", which it postprocesses by itself.
-        keywords: those that the formula takes as `**options` and passes on, beside the groups that it names.
-        explains: functions or methods whose docstrings say what keywords mean of which its own does not.
-        single: the formula reads the features and gradients of one forward, and nothing else.
-        made: a function and its arguments that make the method anew, where it is pickled.
+        needs: structure that the network must have; without it, the method raises `checks.StructureError`.
+            Empty if every network has it.
+        variants: for each library with another definition, the keywords that compute that library's map.
+        cost: a function of the layer's channels and the options: the number of images that the method runs
+            through the network for one photograph; None if they are few.
+        options: keywords set beforehand.
+        returns: "maps"; "scores" of positions, whose zero is arbitrary, so heatmaps range from the lowest to
+            the highest; "attributions", the contribution of each value of x, (B, n, C, *size); or "heatmaps",
+            which the formula postprocesses itself.
+        keywords: keywords that the formula takes as `**options` and passes on, apart from its groups.
+        explains: functions or methods whose docstrings document the keywords that its own does not.
+        single: the formula reads only the features and gradients of one forward pass.
+        made: a function and its arguments that recreate the method when it is unpickled.
     """
 
     run: Callable[Concatenate[Call, P], Tensor]

@@ -81,7 +81,7 @@ _GROUPS: Groups = {
 
 
 class Explainer(NamedTuple):
-    """A method and what it explains, from images to heatmaps."""
+    """A method with its network, layer and classes, from images to heatmaps."""
 
     method: Callable[..., Tensor]
     model: nn.Module
@@ -93,7 +93,7 @@ class Explainer(NamedTuple):
 
 
 class Judged(Once):
-    """A heatmap, the images it is of and their scores; what several metrics need is found once.
+    """A heatmap with its images and their scores; values that several metrics need are computed once.
 
     Attributes:
         scoring: the images, ready to be scored for one fixed class each.

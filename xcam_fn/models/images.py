@@ -138,7 +138,7 @@ def prepare_mask(mask: Bool[np.ndarray, "h w"], preset: Preset) -> Bool[Tensor, 
 
 
 def load_mask(path: Path) -> Bool[np.ndarray, "h w"]:
-    """Return where a mask image, of any mode, is not 0; of a palette it is the number that counts.
+    """Return where a mask image of any mode is nonzero; for a palette image, the index counts.
 
     Raises:
         ValueError: the file is no image, or cannot be read.

@@ -75,7 +75,7 @@ class _Source(NamedTuple):
 
 
 def names() -> list[str]:
-    """Return the names that `load` knows, those of timm (as `timm:NAME`) aside."""
+    """Return the names that `load` knows, except those of timm (`timm:NAME`)."""
     return [*LITE_CROPS, DINOV2, *_torchvision_names()]
 
 
@@ -121,7 +121,7 @@ def load(name: str, weights: str | Path | None = None, device: str | torch.devic
 
 
 def download_place(name: str) -> Path | None:
-    """Return where the published weights of a model of torchvision are kept once they were downloaded.
+    """Return the path where the published weights of a torchvision model are stored after their download.
 
     Args:
         name: as for `load`.
