@@ -320,7 +320,7 @@ def test_the_version_is_the_package_s(capsys):
         ("explain", "no photograph was given"),
         (
             "explain --methods gradcam cat.png",
-            "got no photograph; expected one or more before the options",
+            "got no photograph; give photographs before the options",
         ),
         (
             "explain cat.png --methods gradcam notes.txt",

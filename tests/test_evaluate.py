@@ -120,7 +120,7 @@ def test_heatmaps_from_elsewhere_are_judged(network, data):
     heatmap = torch.rand(1, 32, 32)
     found = evaluate.judged(network.model, x, {"mine": heatmap})
     torch.testing.assert_close(found["mine"]["insertion"].auc, xf.insertion(network.model, x, heatmap).auc)
-    with pytest.raises(ValueError, match="coherency, adcc and metrics .* need the method"):
+    with pytest.raises(ValueError, match=r"coherency, adcc and metrics .* need the method"):
         evaluate.judged(network.model, x, {"mine": heatmap}, metric_names=["adcc"])
 
 

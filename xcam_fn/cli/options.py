@@ -157,7 +157,7 @@ class Drawing(Question):
         found = [photo for photo in named if photo is not None]
         if bool(found) == self.example:
             problem = "a photograph and --example" if found else "no photograph"
-            raise ValueError(f"got {problem}; expected one or more before the options, or --example")
+            raise ValueError(f"got {problem}; give photographs before the options, or --example")
         self.check_files()
         for name in methods:
             check_spelling(name)
