@@ -227,7 +227,7 @@ def test_a_runtime_that_cannot_be_had(tmp_path, runtime):
     ):
         xf.export.page(small(), tmp_path / "site")
     (runtime / first).unlink()
-    with pytest.raises(OSError, match=r"cannot be downloaded \(.*No such file.*\): use cdn=True"):
+    with pytest.raises(OSError, match=r"cannot be downloaded \(.*No such file.*\); use cdn=True"):
         xf.export.page(small(), tmp_path / "site")
     assert not (tmp_path / "site").exists()
 

@@ -314,9 +314,7 @@ def test_photographs_are_seen_once_and_the_surest_taken(network, data):
 
 def test_labels_give_the_class_and_its_probability(network, data):
     photographs = [p._replace(label=3) for p in dataset.photographs(data, network.categories)]
-    with pytest.raises(
-        ValueError, match=r"2 of 8 images, of 1 classes, reach it.*other classes than these 1"
-    ):
+    with pytest.raises(ValueError, match=r"1 class\(es\) reach it \(2 of 8 images\).*add images of 3 more"):
         evaluate.mosaics_of(network, photographs, count=1, explain="label")
     photographs[0] = photographs[0]._replace(label=None)
     drawn = evaluate.mosaics_of(network, photographs, count=1, n=1, explain="label")
@@ -414,13 +412,13 @@ def test_the_command_from_beginning_to_end(network, data, tmp_path, monkeypatch,
     ("options", "words"),
     [
         (["--mosaics", "1"], "--mosaics 1: expected at least 2"),
-        (["--mosaics", "3"], "8 of 8 images, of 4 classes, reach it, but a mosaic needs 9 classes; add images of other classes than these 4"),
-        (["--mosaics", "2", "--confidence", "0.999"], "0 of 8 images, of 0 classes, reach it.*use confidence=0.87"),
+        (["--mosaics", "3"], "4 class(es) reach it (8 of 8 images), but a mosaic needs 9; add images of 5 more class(es)"),
+        (["--mosaics", "2", "--confidence", "0.999"], "0 class(es) reach it (0 of 8 images), but a mosaic needs 4; use confidence=0.87"),
         (["--mosaics", "2", "--confidence", "2"], "confidence=2.0 is out of range"),
         (["--mosaics", "2", "--mosaic-size", "17"], "mosaic of size (17, 17); expected height and width to be multiples of n=2"),
         (["--mosaics", "2", "--num-images", "0"], "--mosaics needs --num-images N"),
-        (["--mosaics", "2", "--metrics", "insertion"], "metrics='insertion' does not apply to mosaics"),
-        (["--metrics", "pointing_game"], "metrics='pointing_game' needs the object's region"),
+        (["--mosaics", "2", "--metrics", "insertion"], "--metrics insertion does not apply to mosaics"),
+        (["--metrics", "pointing_game"], "--metrics pointing_game needs the object's region"),
     ],
 )  # fmt: skip
 @pytest.mark.usefixtures("unchecked")
@@ -454,8 +452,8 @@ BAD = {
     "region": (lambda: xf.pixel_auc(MAPS, MAPS[:1] > 0), ValueError, r"region has shape \(1, 6, 8\) for heatmaps"),
     "count": (lambda: xf.mosaics(IMAGES, CLASSES, SURE, count=0), ValueError, r"count=0 is out of range"),
     "confidence": (lambda: xf.mosaics(IMAGES, CLASSES, SURE, count=1, confidence=-1.0), ValueError, r"confidence=-1.0 is out of range"),
-    "sure": (lambda: xf.mosaics(IMAGES, CLASSES, SURE, count=1, confidence=0.8), ValueError, r"confidence=0.8: 5 of 10 images, of 3 classes, reach it, but a mosaic needs 4 classes; use confidence=0.699"),
-    "classes": (lambda: xf.mosaics(IMAGES, CLASSES, SURE, count=1, n=3), ValueError, r"add images of other classes than these 6"),
+    "sure": (lambda: xf.mosaics(IMAGES, CLASSES, SURE, count=1, confidence=0.8), ValueError, r"confidence=0.8: 3 class\(es\) reach it \(5 of 10 images\), but a mosaic needs 4; use confidence=0.699"),
+    "classes": (lambda: xf.mosaics(IMAGES, CLASSES, SURE, count=1, n=3), ValueError, r"add images of 3 more class\(es\)"),
     "mosaic size": (lambda: xf.mosaics(IMAGES, CLASSES, SURE, count=1, size=(7, 8)), ValueError, r"multiples of n=2"),
 }  # fmt: skip
 

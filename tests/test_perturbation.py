@@ -617,7 +617,7 @@ BAD = {
     "scales": (
         call("iscam", scales=[]),
         ValueError,
-        r"scales is empty; expected one or more",
+        r"scales is empty; expected at least one entry",
     ),
     "scales word": (
         call("iscam", scales="odd"),
@@ -653,12 +653,12 @@ BAD = {
     "window": (
         call("occlusion", window=13),
         ValueError,
-        r"window=13; expected an int or 2 ints, at most the image's: \(12, 16\) pixels",
+        r"window=13; expected an int or 2 ints, at most the image's size \(12, 16\)",
     ),
     "stride": (
         call("occlusion", window=4, stride=(2, 5)),
         ValueError,
-        r"stride=\(2, 5\): .* no more than the window's: \(4, 4\)",
+        r"stride=\(2, 5\); .* at most the window's size \(4, 4\)",
     ),
     "axes": (call("occlusion", window=[4]), ValueError, r"window=\[4\]; expected an int or 2"),
     "no classes": (
@@ -682,7 +682,7 @@ BAD = {
     "nothing to score": (
         lambda: xf.rise(None, None, ONE),
         ValueError,
-        r"model=None: expected a model, or a scorer=",
+        r"model=None; expected a model, or scorer=",
     ),
     "shape of a target": (
         lambda: xf.scorecam(networks.seeded(networks.Residual()), "relu", ONE, lambda y: y),

@@ -17,6 +17,7 @@ _IN_A_SHELL = {  # what errors name in Python
     r"layer=None": "no --layer",
     r"xcam_fn\.layers\(model, x\)": "`xcam layers MODEL`",
     r", or pass to_spatial=.*": "",
+    r"\b(explain|metrics|precision|shard)='([^']*)'": r"--\1 \2",
 }
 
 

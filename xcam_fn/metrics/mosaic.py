@@ -128,12 +128,12 @@ def _surest(
     surest = {classes[i]: probabilities[i] for i in reversed(order)}  # of each class
     sure = [i for i in order if probabilities[i] >= confidence]
     if len(kinds := {classes[i] for i in sure}) < cells:
-        has = f"{len(sure)} of {len(order)} images, of {len(kinds)} classes, reach it"
-        remedy = f"add images of other classes than these {len(surest)}"
+        has = f"{len(kinds)} class(es) reach it ({len(sure)} of {len(order)} images)"
+        remedy = f"add images of {cells - len(surest)} more class(es)"
         if len(surest) >= cells:
             least = sorted(surest.values(), reverse=True)[cells - 1]
             remedy = f"use confidence={math.floor(least * 1000) / 1000:g}"
-        raise ValueError(f"confidence={confidence:g}: {has}, but a mosaic needs {cells} classes; {remedy}")
+        raise ValueError(f"confidence={confidence:g}: {has}, but a mosaic needs {cells}; {remedy}")
     pool, kinds = [], set[int]()
     for i in sure:
         if len(pool) >= count * cells and len(kinds) >= cells:
