@@ -201,7 +201,7 @@ def test_a_checkpoint_of_one_s_own_has_numbered_classes(folder, capsys):
 
 @pytest.mark.parametrize(
     ("gain", "cause"),
-    [(0.0, "the gradient vanished"), (-1.0, "all contributions are negative and dropped")],
+    [(0.0, "the gradient vanished"), (-1.0, "all contributions are negative and clipped")],
 )
 def test_an_empty_heatmap_is_explained_in_words(gain, cause, capsys):
     model = torchvision.models.squeezenet1_1(num_classes=3)
@@ -317,7 +317,7 @@ def test_the_version_is_the_package_s(capsys):
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ("explain", "no photograph was given"),
+        ("explain", "got no photograph"),
         (
             "explain --methods gradcam cat.png",
             "got no photograph; give photographs before the options",
@@ -338,7 +338,7 @@ def test_the_version_is_the_package_s(capsys):
         ("explain cat.png --weights notes.txt", "weights 'notes.txt' is not a checkpoint"),
         ("explain cat.png --class 1000", "class 1000 is out of range"),
         ("explain cat.png --class -1", "class -1 is out of range"),
-        ("explain cat.png --class cat", "class 'cat' may be 'tiger cat' (282)"),
+        ("explain cat.png --class cat", "class 'cat' is ambiguous: 'tiger cat' (282)"),
         ("explain cat.png --layer features.99", "(`xcam layers MODEL` lists them all)"),
         (
             "explain cat.png --layer _fc --model lite0",

@@ -223,9 +223,9 @@ def test_items_of_wrong_shapes_are_written_down_and_wrong_data_sets_are_refused(
         raise OSError("the disk\nis gone")
 
     for wrong, error, said in (
-        ([1, 2], TypeError, "item 0 is a int; expected (x, label, name)"),
+        ([1, 2], TypeError, "item 0 is an int; expected (x, label, name)"),
         ([(good, 0)], TypeError, "item 0 is a tuple of 2; expected (x, label, name)"),
-        ([(good, 0, 5)], TypeError, "the name of item 0 is a int"),
+        ([(good, 0, 5)], TypeError, "the name of item 0 is an int"),
         ([(good, 0.5, "a")], TypeError, "the label of item 0 is a float"),
         ([(object(), 0, "a")], TypeError, "x of item 0 is a object"),
         ([(torch.rand(2), 0, "a")], ValueError, "x is torch.float32 of shape (2,)"),
@@ -304,7 +304,7 @@ def test_a_shard_that_is_missing_or_has_not_ended_is_named(network, data, whole,
     killed = tmp_path / "killed"
     with contextlib.suppress(KeyboardInterrupt):
         run(network, data, killed, shard="2/3", methods={"gradcam": "gradcam", "layercam": interrupted})
-    with pytest.raises(ValueError, match="no shards of one run: methods is"):
+    with pytest.raises(ValueError, match="not shards of one run: methods is"):
         evaluate.merge([parts[0], killed], tmp_path / "other")
     (copied := tmp_path / "copied").mkdir()
     (copied / store.FILE).write_bytes((parts[1] / store.FILE).read_bytes())
@@ -330,7 +330,7 @@ def test_what_cannot_be_merged_is_refused(network, data, whole, parts, tmp_path)
     run(network, data, tmp_path / "of two", shard="2/2")
     for given, said in (
         ([whole], "holds a whole run; expected one written with --shard"),
-        ([parts[0], tmp_path / "other"], r"no shards of one run: batch size is 2 and 1"),
+        ([parts[0], tmp_path / "other"], r"not shards of one run: batch size is 2 and 1"),
         ([parts[0], tmp_path / "of two"], "the number of shards is 3 and 2"),
         ([], "runs is empty"),
     ):
