@@ -367,7 +367,7 @@ def test_a_signal_is_colored_by_its_relevance():
         (lambda: xf.plot.volume(VOLUME, MAP, spacing=(1, 0, 1)), "three lengths > 0"),
         (lambda: xf.plot.volume(VOLUME, MAP, at=(4, 0, 0)), r"at=\(4, 0, 0\); expected the three indices"),
         (lambda: xf.plot.volume(VOLUME, MAP, window=(1, 0)), "black < white"),
-        (lambda: xf.plot.video(VOLUME, MAP), r"clip has values from .*; expected \[0, 1\]"),
+        (lambda: xf.plot.video(VOLUME, MAP), r"clip has values from .*\[0, 1\] \(pass the frames before"),
         (lambda: xf.plot.video(MAP, MAP, fps=0), "fps=0 is out of range"),
         (lambda: xf.plot.signal(VOLUME, MAP), r"values has shape \(4, 6, 8\); expected a signal"),
         (lambda: xf.plot.signal(VOLUME[0], MAP[0, 0, :3]), r"heatmap has shape \(3,\); expected \(8,\)"),

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import xcam_fn as xf
 from xcam_fn.checks import LostGradientError, StructureError
@@ -94,6 +95,41 @@ def test_a_targets_own_mistake_is_the_targets():
         xf.gradcam(model, "conv", x, lambda y: y[:, 9])
     with pytest.raises(LostGradientError, match=r"the target \(cls\)"):
         xf.gradcam(model, "conv", x, lambda y: y[:, 0].detach())
+
+
+class Unrecorded(Convolutional):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(super().forward(x).numpy())
+
+
+def test_what_cannot_be_recorded_is_explained_at_a_named_layer():
+    model, x = seeded(Unrecorded), images(2, 3, 16, 16)
+    for method in (xf.gradcam, xf.eigencam):  # the default layer is found by a gradient
+        with pytest.raises(
+            LostGradientError, match=r"use a method without gradients: .* at a named layer, or rise"
+        ):
+            method(model, None, x, 1)
+    for method in (xf.eigencam, xf.scorecam):
+        torch.testing.assert_close(method(model, "conv", x, 1), method(seeded(Convolutional), "conv", x, 1))
+    assert xf.rise(model, None, x, 1, num_masks=4).isfinite().all()
+
+
+class Checkpointed(Convolutional):
+    reentrant = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(super().forward, x, use_reentrant=self.reentrant)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs")
+def test_a_reentrant_checkpoint_is_named_where_it_loses_the_gradient():
+    model, x = seeded(Checkpointed), images(2, 3, 16, 16)
+    with pytest.raises(LostGradientError, match="a checkpoint with use_reentrant=True"):
+        xf.gradcam(model, "conv", x, 1)
+    model.reentrant = False
+    torch.testing.assert_close(
+        xf.gradcam(model, "conv", x, 1), xf.gradcam(seeded(Convolutional), "conv", x, 1)
+    )
 
 
 # -- randomness and batches ---------------------------------------------------------------------------------

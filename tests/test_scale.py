@@ -227,7 +227,7 @@ def test_items_of_wrong_shapes_are_written_down_and_wrong_data_sets_are_refused(
         ([(good, 0)], TypeError, "item 0 is a tuple of 2; expected (x, label, name)"),
         ([(good, 0, 5)], TypeError, "the name of item 0 is an int"),
         ([(good, 0.5, "a")], TypeError, "the label of item 0 is a float"),
-        ([(object(), 0, "a")], TypeError, "x of item 0 is a object"),
+        ([(object(), 0, "a")], TypeError, "x of item 0 is an object"),
         ([(torch.rand(2), 0, "a")], ValueError, "x is torch.float32 of shape (2,)"),
         (5, TypeError, "photographs is an int"),
         ({"a": 1}, TypeError, "photographs is a dict"),
