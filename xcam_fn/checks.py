@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import operator
 from collections.abc import Callable
@@ -141,9 +142,16 @@ def _in_terms_of_x(model: nn.Module, x: Tensor, error: Exception, run: Callable[
         found = ValueError(f"{shape}; the model expects a batch of {_RANKS[x.ndim + 1]}; pass x.unsqueeze(0)")
     elif channels != x.shape[1] and _runs(run, x[:, :1].expand(-1, channels, *x.shape[2:])):
         found = ValueError(f"{shape}; the model expects {channels} channels")
-    elif isinstance(error, (ValueError, TypeError)):
+    elif isinstance(error, (ValueError, TypeError)) and _takes_x(model, x):
         found = error
     return found
+
+
+def _takes_x(model: nn.Module, x: Tensor) -> bool:
+    """Whether a forward can be called with the images alone."""
+    with contextlib.suppress(TypeError, ValueError):
+        return bool(inspect.signature(model.forward).bind(x))
+    return False
 
 
 def is_out_of_memory(error: Exception) -> bool:
