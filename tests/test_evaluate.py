@@ -372,7 +372,7 @@ def test_folders_that_cannot_hold_a_run(network, data, tmp_path):
     [
         ({"methods": ["gradcm"]}, "gradcm.*gradcam"),
         ({"metric_names": ["insert"]}, "metrics='insert'.*insertion"),
-        ({"metric_names": ["deletion", "deletion"]}, "each once"),
+        ({"metric_names": ["deletion", "deletion"]}, "without repeats"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"explain": "label"}, "5 of 5 photographs have no label"),
         ({"explain": "best"}, "explain='best'"),

@@ -189,7 +189,7 @@ def heatmaps_of(method: Any, call: Call, options: Mapping[str, Any] = MappingPro
         if checks.is_readable(found):
             low, high = (float(end) for end in found.detach().aminmax())
             if not math.isfinite(high - low):
-                raise checks.not_finite("the heatmap")
+                raise ValueError("the heatmap holds NaN or infinite values")
             if is_heatmap and not (low >= 0 and high <= 1 + 1e-5):
                 raise ValueError(f"method returned values from {low:.4g} to {high:.4g}; expected {expected}")
         return found
