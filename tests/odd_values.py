@@ -97,7 +97,7 @@ TENSORS: dict[str, Callable[[Tensor], Any]] = {
     "a parameter of integers": lambda t: nn.Parameter(t.to(torch.int64), requires_grad=False),
     "recorded": lambda t: t.clone().requires_grad_(),
     "recorded, not a leaf": lambda t: t.clone().requires_grad_() * 1,
-    "created in torch.inference_mode": _inference,
+    "made in inference mode": _inference,
     "with NaN": _with_first(float("nan")),
     "with infinity": _with_first(float("inf")),
     "with -infinity": _with_first(float("-inf")),
