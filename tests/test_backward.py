@@ -346,7 +346,7 @@ def test_concepts_are_drawn(photographs, lite0):
     assert [axis.get_title() for axis in figure.axes[:6]] == [
         "photograph", "all concepts", "concept 1", "concept 2", "concept 3", "concept 4",
     ]  # fmt: skip
-    with pytest.raises(ValueError, match=r"maps\['concept 1'\] has negative or infinite values"):
+    with pytest.raises(ValueError, match=r"maps\['concept 1'\] has negative or non-finite values"):
         xf.plot.concepts(picture, [-found.maps[0, 0]])
     with pytest.raises(ValueError, match="maps is empty"):
         xf.plot.concepts(picture, [])

@@ -53,7 +53,7 @@ def prepared(
         raise ValueError(f"ray={address!r}: expected HOST:PORT of a cluster, 'auto', or 'local'")
     if not isinstance(images, Sequence):
         wanted = "a map-style data set, a folder or a CSV file"
-        raise ValueError(f"ray: the data set can only be read in order; expected {wanted}, or shard=")
+        raise ValueError(f"ray: the data set can only be read in order; expected {wanted}, or use shards")
     with _environment(address):
         cloudpickle = _imported().cloudpickle
     data = images if isinstance(images, Items) else None

@@ -266,7 +266,7 @@ class Store:
                 self._connection.execute("BEGIN IMMEDIATE")
                 yield
         except sqlite3.DatabaseError as error:
-            remedy = "earlier results are safe: free disk space and run the same command again"
+            remedy = "earlier results are safe: check the disk and run the same command again"
             raise OSError(f"{str(self._file)!r} could not be written ({error}); {remedy}") from None
 
     def _put(self, rows: Iterable[ImageRow | Result]) -> None:

@@ -109,7 +109,7 @@ def heatmaps(
         check(f"notes[{title!r}]", note, str)
     if not notes.keys() <= maps.keys():
         unknown = sorted(notes.keys() - maps.keys())
-        raise ValueError(f"notes has the titles {unknown}, which maps has not; expected titles of maps")
+        raise ValueError(f"notes has titles {unknown} that maps does not have; expected titles of maps")
     picture = inputs.picture_of(image)
     shown = zip(maps, _overlaid(picture, maps, "maps", style), strict=True)
     panels = [_photograph(picture), *(panel._replace(note=notes.get(title, "")) for title, panel in shown)]
@@ -224,7 +224,7 @@ def concepts(
     given = {title: inputs.map_of(values, f"maps[{title!r}]") for title, values in named.items()}
     for title, values in given.items():
         if not (np.isfinite(values).all() and values.min() >= 0):
-            raise ValueError(f"maps[{title!r}] has negative or infinite values; expected finite values ≥ 0")
+            raise ValueError(f"maps[{title!r}] has negative or non-finite values; expected finite values ≥ 0")
     highest = max(values.max() for values in given.values()) or 1.0
     size = picture.shape[:2]
     strength = np.stack([inputs.resized(values / highest, size).clip(0, 1) for values in given.values()])
