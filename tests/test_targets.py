@@ -588,17 +588,21 @@ def test_a_bound_model_goes_through_transforms(residual):
     )
 
 
-def test_a_network_of_several_inputs_is_sent_to_bind(residual, unchecked):
-    class Two(Residual):
-        def forward(self, x, age):
-            return super().forward(x) + age.expand(len(x), 1)
+def test_a_network_of_several_inputs_is_sent_to_bind(unchecked):
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Residual()
+
+        def forward(self, x: Tensor, age: Tensor) -> Tensor:
+            return self.inner(x) + age.expand(len(x), 1)
 
     with pytest.raises(
         ValueError, match=r"missing 1 required .*'age'; .*bind them with xcam_fn\.bind\(model, fn\)"
     ):
         xf.gradcam(seeded(Two()), None, made(1, 3, 8, 9))
     bound = xf.bind(seeded(Two()), lambda net, x: net(x, torch.ones(1, 1)))
-    assert xf.gradcam(bound, "conv2", made(1, 3, 8, 9)).shape == (1, 8, 9)
+    assert xf.gradcam(bound, "inner.conv2", made(1, 3, 8, 9)).shape == (1, 8, 9)
 
 
 def test_errors_of_bind(residual, unchecked):
