@@ -141,7 +141,7 @@ def test_what_has_too_many_pixels_is_not_decoded(tmp_path, small, monkeypatch):
 
 def test_what_is_no_photograph_is_named_without_its_folder(tmp_path, small):
     (tmp_path / "text.png").write_text("not a picture")
-    with pytest.raises(ValueError, match=r"^image 'text.png' is not an image file of a known format;"):
+    with pytest.raises(ValueError, match=r"^image 'text.png' is not an image file of a supported format;"):
         app.see(small, tmp_path / "text.png", "cpu")
 
 
@@ -546,7 +546,7 @@ def test_a_photograph_in_the_browser_from_beginning_to_end(tmp_path, cat, page):
         page.get_by_text("No photograph yet").wait_for()
         page.set_input_files("input[type=file]", cat.with_name("text.png"))
         page.locator("#status").get_by_text(
-            "image 'text.png' is not an image file of a known format"
+            "image 'text.png' is not an image file of a supported format"
         ).wait_for()
         (kept,) = server.tmp.iterdir()
         assert [path.name for path in server.written() if path.suffix == ".png"] == ["text.png"]

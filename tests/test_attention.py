@@ -137,7 +137,7 @@ def test_networks_without_attention_over_all_patches_are_refused(name):
     case = small_case()
     windows = CASES["transformers Swin"]
     for model, x in ((case.model, case.x), (seeded(windows[0]()), images(windows[1]))):
-        with pytest.raises(StructureError, match=rf"{name} reads attention of all patches .* use gradcam"):
+        with pytest.raises(StructureError, match=rf"{name} needs attention over all patches .* use gradcam"):
             xf.METHODS[name](model, None, x, 1)
 
 

@@ -140,7 +140,7 @@ def test_multipliers_add_up_to_what_the_score_loses_without_the_features(build, 
 
 def test_liftcam_says_where_there_is_no_reference():
     model = networks.seeded(networks.DataDependent()).double()  # it leaves out a block where all is zero
-    with pytest.raises(StructureError, match="runs other activation functions where its features are zero"):
+    with pytest.raises(StructureError, match="runs other activation functions for features of zero"):
         xf.liftcam(model, "conv", small_images())
 
 
@@ -346,7 +346,7 @@ def test_concepts_are_drawn(photographs, lite0):
     assert [axis.get_title() for axis in figure.axes[:6]] == [
         "photograph", "all concepts", "concept 1", "concept 2", "concept 3", "concept 4",
     ]  # fmt: skip
-    with pytest.raises(ValueError, match=r"maps\['concept 1'\] has values below 0"):
+    with pytest.raises(ValueError, match=r"maps\['concept 1'\] has negative or non-finite values"):
         xf.plot.concepts(picture, [-found.maps[0, 0]])
     with pytest.raises(ValueError, match="maps is empty"):
         xf.plot.concepts(picture, [])
@@ -403,7 +403,7 @@ def test_finercam_agrees_with_both(lite0, photographs):
         scores = lite0(photographs)
         (theirs,) = cam(predicted.tolist(), scores, normalized=False)
     assert difference(xf.finercam(lite0, "_blocks.15", photographs, postprocess=None), theirs) <= 1e-4
-    with pytest.raises(TypeError, match="finercam contrasts classes: expected None, an int or ints"):
+    with pytest.raises(TypeError, match="cls must be None, an int or ints, as finercam contrasts classes"):
         xf.finercam(lite0, "_blocks.15", photographs, lambda y: y[:, 0])
 
 

@@ -84,11 +84,11 @@ def test_training_is_the_same_to_the_bit_and_the_overlays_are_logged(tmp_path):
 
 def test_what_cannot_be_logged_says_why(tmp_path):
     for logger, found in ((False, "none"), (CSVLogger(tmp_path), "CSVLogger")):
-        with pytest.raises(ValueError, match=rf"loggers \({found}\) take no images; .*TensorBoardLogger"):
+        with pytest.raises(ValueError, match=rf"loggers \({found}\) cannot log images; .*TensorBoardLogger"):
             fitted(logger, LogOverlays(X[:1]))
-    with pytest.raises(ValueError, match=r"x has 4 channels, which cannot be drawn; pass pictures="):
+    with pytest.raises(ValueError, match=r"x has 4 channels and cannot be drawn; pass pictures="):
         LogOverlays(torch.zeros(1, 4, 8, 8))
-    with pytest.raises(ValueError, match=r"pictures are 1 for 2 images"):
+    with pytest.raises(ValueError, match=r"pictures has 1 entries for 2 images"):
         LogOverlays(X[:2], pictures=[np.zeros((8, 8, 3))])
     with pytest.raises(ValueError, match="every=0 is out of range"):
         LogOverlays(X[:2], every=0)

@@ -201,7 +201,7 @@ def test_a_checkpoint_of_one_s_own_has_numbered_classes(folder, capsys):
 
 @pytest.mark.parametrize(
     ("gain", "cause"),
-    [(0.0, "the gradient vanished"), (-1.0, "all contributions are negative and dropped")],
+    [(0.0, "the gradient vanished"), (-1.0, "all contributions are negative and clipped")],
 )
 def test_an_empty_heatmap_is_explained_in_words(gain, cause, capsys):
     model = torchvision.models.squeezenet1_1(num_classes=3)
@@ -221,8 +221,8 @@ def test_one_unreadable_photograph_among_many_is_reported_and_the_rest_done(caps
     out, err = capsys.readouterr()
     assert out.splitlines()[-1] == "  wrote xcam_output/cat.png"
     assert err.splitlines() == [
-        "xcam: warning: image 'notes.txt' is not an image file of a known format; expected JPEG, PNG, "
-        "WEBP, TIFF, GIF, BMP, PPM, JPEG2000, AVIF, with 8 bits a channel, or gray with 16 bits or floats",
+        "xcam: warning: image 'notes.txt' is not an image file of a supported format; expected JPEG, PNG, "
+        "WEBP, TIFF, GIF, BMP, PPM, JPEG2000, AVIF, with 8 bits per channel, or gray with 16 bits or floats",
         "xcam: warning: image 'missing.jpg': no such file; check the path",
         "xcam: warning: 2 of 3 photographs could not be read",
     ]
@@ -248,7 +248,7 @@ def test_a_wrong_number_of_channels_is_one_line_on_stderr(methods, monkeypatch, 
     loaded.model.features[0] = torch.nn.Conv2d(4, 64, 3, stride=2)
     monkeypatch.setattr(xf.models, "load", lambda *_args, **_kwargs: loaded)
     assert explain("cat.png", "--methods", *methods) == 2
-    expected = "xcam: error: x has shape (1, 3, 224, 224), 3 channels; the model expects 4\n"
+    expected = "xcam: error: x has shape (1, 3, 224, 224); the model expects 4 channels\n"
     assert capfd.readouterr() == ("", expected)
 
 
@@ -317,16 +317,19 @@ def test_the_version_is_the_package_s(capsys):
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ("explain", "no photograph was given"),
+        ("explain", "got no photograph"),
         (
             "explain --methods gradcam cat.png",
-            "no photograph was given; expected one or more before the options",
+            "got no photograph; give photographs before the options",
         ),
-        ("explain cat.png --methods gradcam notes.txt", "method 'notes.txt' is not known; it is a file"),
+        (
+            "explain cat.png --methods gradcam notes.txt",
+            "method 'notes.txt' is a file; put photographs before",
+        ),
         ("explain cat.png --methods gradcm", "method 'gradcm' is not known; did you mean 'gradcam'"),
         (
             "explain cat.png --methods zzz",
-            "method 'zzz' is not known; expected the name of one (`xcam methods`",
+            "method 'zzz' is not known; expected the name of a method (`xcam methods`",
         ),
         ("explain missing.jpg", "image 'missing.jpg': no such file"),
         ("explain notes.txt", "image 'notes.txt' is not an image"),
@@ -335,11 +338,11 @@ def test_the_version_is_the_package_s(capsys):
         ("explain cat.png --weights notes.txt", "weights 'notes.txt' is not a checkpoint"),
         ("explain cat.png --class 1000", "class 1000 is out of range"),
         ("explain cat.png --class -1", "class -1 is out of range"),
-        ("explain cat.png --class cat", "class 'cat' may be 'tiger cat' (282)"),
+        ("explain cat.png --class cat", "class 'cat' is ambiguous: 'tiger cat' (282)"),
         ("explain cat.png --layer features.99", "(`xcam layers MODEL` lists them all)"),
         (
             "explain cat.png --layer _fc --model lite0",
-            "choose another layer (without --layer one is found, `xcam layers MODEL` lists them)",
+            "choose another layer (leaving out --layer finds one, `xcam layers MODEL` lists them)",
         ),
         ("explain cat.png --colormap virids", "colormap='virids' is not one of matplotlib's"),
         ("explain cat.png --alpha 2", "alpha=2.0 is out of range"),
@@ -442,4 +445,4 @@ def test_a_gallery_of_fusions(capsys):
     with Image.open("xcam_output/cat_gallery.png") as figure:
         assert figure.width > figure.height > 400
     assert cli.main(["gallery", "cat.png", "--pairs", "gradcam"]) == 2
-    assert "--pairs 'gradcam': expected two methods and a plus" in capsys.readouterr().err
+    assert "--pairs 'gradcam': expected two methods joined by +" in capsys.readouterr().err

@@ -361,7 +361,7 @@ def test_every_public_name_is_there():
         (lambda m: compat.GradCAM(m, [nn.ReLU()])(torch.ones(1, 3, 8, 8)), ValueError, "is not a module of this"),
         (lambda m: compat.GradCAM(m, [m.last])(torch.ones(1, 3, 8, 8), [len] * 2), ValueError, "targets is a list of 2; expected None or a list of 1"),
         (lambda m: compat.GradCAM(m, [m.last])(torch.ones(1, 3, 8, 8), 3), ValueError, "targets is a int"),
-        (lambda m: compat.FullGrad(m, [])(torch.ones(1, 3, 8, 8), eigen_smooth=True), ValueError, "does not add up weighted channels"),
+        (lambda m: compat.FullGrad(m, [])(torch.ones(1, 3, 8, 8), eigen_smooth=True), ValueError, "is not a weighted sum of channels"),
         (lambda m: compat.AblationCAM(m, [m.last], ratio_channels_to_ablate=0.5), ValueError, "this library ablates every channel"),
         (lambda m: compat.RefineCAM(m, [m.last], base_method="GradCAM"), TypeError, "base_method='GradCAM'; expected a class"),
         (lambda m: compat.SESS(m, [m.last], scales=[8])(torch.ones(1, 3, 8, 8)), ValueError, "scales is not supported"),

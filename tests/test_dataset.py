@@ -79,7 +79,7 @@ def test_the_error_says_what_is_wrong(folder, tmp_path):
     data = folder("a.png")
     for text, words in (
         ("file,class\na.png,9\n", r"list.csv', line 2: .*9"),
-        ("file,class\n,1\n", r"line 2: there is no path"),
+        ("file,class\n,1\n", r"line 2: the path is missing"),
         ("x.png,1\n", r"none of its 1 files is among the 1 photographs"),
     ):
         (data / "list.csv").write_text(text)

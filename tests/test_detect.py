@@ -142,23 +142,23 @@ QUERIES = {"logits": torch.zeros(1, 5, 3), "pred_boxes": torch.full((1, 5, 4), 0
 @pytest.mark.parametrize(
     ("make", "output", "message"),
     [
-        (lambda: T.detection([50, 50, 60, 60]), in_format("yolov8")[0], r"no detection that matches box \[50.*IoU 0; expected ≥ 0.05 and ≥ 0.5. Its box is \["),
+        (lambda: T.detection([50, 50, 60, 60]), in_format("yolov8")[0], r"no detection that matches box \[50.*IoU 0; expected ≥ 0.05 and ≥ 0.5; pass its box \["),
         (lambda: T.detection(NEAR, min_score=1.0), in_format("yolov8")[0], r"the best has score 0\.\d+ and IoU 1; expected ≥ 1.0"),
         (lambda: T.detection(NEAR, 3), in_format("yolov8")[0], "label=3 is out of range: the model has 3 classes"),
-        (lambda: T.detection(NEAR), V8, "does not say what it holds; pass format='yolov5' for .* or format='yolov8'"),
-        (lambda: T.detection(NEAR, format="yolov8"), V8.mT, r"holds scores from .*, read as 'yolov8'; expected them in \[0, 1\]"),
-        (lambda: T.detection(NEAR, format="yolov5"), V8, r"format='yolov5' is \(B, N, 5 \+ classes\)"),
-        (lambda: T.detection(NEAR, format="yolov10"), V8, r"format='yolov10' is \(B, N, 6\)"),
-        (lambda: T.detection(NEAR, format="detr"), V8, "format='detr' is logits"),
-        (lambda: T.detection(NEAR), QUERIES, "does not say what it holds; pass format='detr' for logits .* or format='rtdetr'"),
-        (lambda: T.detection(NEAR, format="detr"), QUERIES, r"shares of the image; expected size=\(height, width\)"),
+        (lambda: T.detection(NEAR), V8, "whose format is ambiguous; pass format='yolov5' for .* or format='yolov8'"),
+        (lambda: T.detection(NEAR, format="yolov8"), V8.mT, r"holds scores from .*, read with format='yolov8'; expected \[0, 1\]"),
+        (lambda: T.detection(NEAR, format="yolov5"), V8, r"format='yolov5' expects \(B, N, 5 \+ classes\)"),
+        (lambda: T.detection(NEAR, format="yolov10"), V8, r"format='yolov10' expects \(B, N, 6\)"),
+        (lambda: T.detection(NEAR, format="detr"), V8, "format='detr' expects logits"),
+        (lambda: T.detection(NEAR), QUERIES, "whose format is ambiguous; pass format='detr' for logits .* or format='rtdetr'"),
+        (lambda: T.detection(NEAR, format="detr"), QUERIES, r"relative to the image size; pass size=\(height, width\)"),
         (lambda: T.segment(1), QUERIES, r"segment: .*detection\("),  # queries are no pixels
         (lambda: T.detection([NEAR] * 3), in_format("yolov8")[0], r"box has shape \(3, 4\) for a batch of 2"),
         (lambda: T.detection(NEAR, [[1, 2], [1, 2]]), in_format("yolov8")[0], r"label has shape \(2, 2\) for a batch of 2; expected one"),
         (lambda: T.detection([40, 3, 50, 9], size=(24, 32)), None, "is outside the image"),
         (lambda: T.detection([-9, 3, -1, 9]), None, "is outside the image"),
         (lambda: T.detection([3, 3, 3, 9]), None, "expected x1, y1, x2, y2 with x1 < x2"),
-        (lambda: T.detection(NEAR, size=(3,)), None, "expected two numbers, height and width"),
+        (lambda: T.detection(NEAR, size=(3,)), None, "expected two integers, height and width"),
         (lambda: T.detection(NEAR, part="all"), None, "part='all'; expected one of 'both'"),
         (lambda: T.detection(NEAR, format="yolo"), None, "format='yolo'; expected one of 'torchvision'"),
         (lambda: T.detection(NEAR, min_iou=2.0), None, "min_iou=2.0 is out of range"),
@@ -305,7 +305,7 @@ def test_detections_at_different_levels_are_not_explained_at_one():
         x, y, w, h = model(YOLO_X)[0][0, :4, -6].tolist()  # of the coarsest level
     other = [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
     target = T.detection([[box, other]], min_score=0.0)
-    with pytest.raises(ValueError, match=r"read at different layers \(model\.15; model\.21"):
+    with pytest.raises(ValueError, match=r"come from different layers \(model\.15; model\.21"):
         xf.gradcam(model, None, YOLO_X, target)
     named = xf.gradcam(model, "model.12", YOLO_X, target)
     assert named.shape == (1, 2, 64, 96)
@@ -387,7 +387,7 @@ def test_levels_that_are_read_together_are_added_up():
         "model.decoder_input_proj.1",
         "model.encoder.pan_blocks.1",
     ]
-    with pytest.raises(ValueError, match=r"read through several layers, .*; multi_layer\(method\) adds up"):
+    with pytest.raises(ValueError, match=r"depends on several layers: .*; name one of them, or add up"):
         xf.gradcam(model, None, x, target)
     found = xf.multi_layer("hirescam")(model, None, x, target, postprocess=None)
     expected: Any = 0.0

@@ -360,18 +360,18 @@ def test_a_signal_is_colored_by_its_relevance():
         (lambda: xf.plot.volume(VOLUME[0], MAP), r"image has shape \(6, 8\); expected an array \(D, H, W\)"),
         (
             lambda: xf.plot.volume(VOLUME, MAP[:2]),
-            r"heatmap has shape \(2, 6, 8\); expected \(4, 6, 8\).*resizes",
+            r"heatmap has shape \(2, 6, 8\); expected \(4, 6, 8\).*converts a raw map",
         ),
         (lambda: xf.plot.volume(VOLUME * np.nan, MAP), "image holds NaN or infinite values"),
         (lambda: xf.plot.volume(VOLUME, MAP, spacing=(1, 1)), "three lengths > 0"),
         (lambda: xf.plot.volume(VOLUME, MAP, spacing=(1, 0, 1)), "three lengths > 0"),
-        (lambda: xf.plot.volume(VOLUME, MAP, at=(4, 0, 0)), r"at=\(4, 0, 0\); expected three indices"),
+        (lambda: xf.plot.volume(VOLUME, MAP, at=(4, 0, 0)), r"at=\(4, 0, 0\); expected the three indices"),
         (lambda: xf.plot.volume(VOLUME, MAP, window=(1, 0)), "black < white"),
-        (lambda: xf.plot.video(VOLUME, MAP), r"clip has values from .*; expected \[0, 1\]"),
+        (lambda: xf.plot.video(VOLUME, MAP), r"clip has values from .*\[0, 1\] \(pass the frames before"),
         (lambda: xf.plot.video(MAP, MAP, fps=0), "fps=0 is out of range"),
         (lambda: xf.plot.signal(VOLUME, MAP), r"values has shape \(4, 6, 8\); expected a signal"),
         (lambda: xf.plot.signal(VOLUME[0], MAP[0, 0, :3]), r"heatmap has shape \(3,\); expected \(8,\)"),
-        (lambda: xf.plot.signal(VOLUME[0], MAP[0, 0], spectrogram=9), "has 8 samples"),
+        (lambda: xf.plot.signal(VOLUME[0], MAP[0, 0], spectrogram=9), "expected at most 8, the samples"),
         (lambda: xf.plot.signal(VOLUME[0], MAP[0, 0], names=["one"]), "expected 6, one for each channel"),
     ],
 )
@@ -456,7 +456,7 @@ def networks_of(path: str) -> dict:
         ("nan.npy", "volume", "x holds NaN"),
         ("missing.npy", "volume", "no such file"),
         ("flat.npy", "nothing", "nets.py has no function 'nothing'"),
-        ("photo.png", "clip", "expected --image-size"),
+        ("photo.png", "clip", "pass --image-size N"),
     ],
 )
 def test_the_command_says_what_is_wrong_with_an_input(given, network, reason, tmp_path, monkeypatch, capsys):

@@ -42,12 +42,12 @@ BAD_CALLS = {
     "call out of range": (
         lambda: xf.gradcam(residual(), "relu#4", x),
         ValueError,
-        r"layer 'relu#4': 'relu' runs 3 time\(s\) in a forward; expected one of relu#1, relu#2, relu#3",
+        r"layer 'relu#4': 'relu' runs 3 time\(s\) in a forward pass; expected one of relu#1, relu#2, relu#3",
     ),
     "call not a number": (
         lambda: xf.gradcam(residual(), "relu#b", x),
         ValueError,
-        r"expected a call number after '#'",
+        r"expected a number after '#'",
     ),
     "layer of another model": (
         lambda: xf.gradcam(residual(), nn.Conv2d(3, 3, 1), x),
@@ -62,7 +62,7 @@ BAD_CALLS = {
     "layer without maps": (
         lambda: xf.gradcam(residual(), "fc", x),
         ValueError,
-        r"layer 'fc' returns shape \(2, 5\), not the spatial maps \(2, K, H, W\)",
+        r"layer 'fc' returns shape \(2, 5\); expected spatial maps \(2, K, H, W\)",
     ),
     "class out of range": (
         lambda: xf.gradcam(residual(), None, x, 5),
@@ -83,7 +83,7 @@ BAD_CALLS = {
     "ragged classes": (
         lambda: xf.gradcam(residual(), None, x, [[1, 2], [3]]),
         ValueError,
-        r"expected the same number of classes, one or more, for every image",
+        r"expected the same number of classes, at least one, for each image",
     ),
     "class by name": (
         lambda: xf.gradcam(residual(), None, x, "cat"),
@@ -94,7 +94,7 @@ BAD_CALLS = {
     "float classes": (
         lambda: xf.gradcam(residual(), None, x, torch.ones(2)),
         TypeError,
-        r"cls has dtype torch.float32; expected whole numbers",
+        r"cls has dtype torch.float32; expected integers",
     ),
     "target of a wrong shape": (
         lambda: xf.gradcam(residual(), None, x, lambda y: y),
@@ -104,7 +104,7 @@ BAD_CALLS = {
     "target of a wrong kind": (
         lambda: xf.gradcam(residual(), None, x, lambda y: 3),
         TypeError,
-        r"cls: the target returned a int",
+        r"cls: the target returned an int",
     ),
     "x an array": (
         lambda: xf.gradcam(residual(), None, x.numpy()),
@@ -114,17 +114,17 @@ BAD_CALLS = {
     "x of integers": (
         lambda: xf.gradcam(residual(), None, (x * 9).to(torch.uint8)),
         TypeError,
-        r"x has dtype torch.uint8; expected a floating-point tensor",
+        r"x has dtype torch.uint8; expected a dense floating-point tensor",
     ),
     "x without a batch": (
         lambda: xf.gradcam(residual(), None, x[0]),
         ValueError,
-        r"x has shape \(3, 12, 16\); the model expects \(B, C, H, W\).*x.unsqueeze\(0\)",
+        r"x has shape \(3, 12, 16\); the model expects a batch of images \(B, C, H, W\); pass x.unsqueeze\(0\)",
     ),
     "x of no rank": (
         lambda: xf.gradcam(residual(), None, x[0, 0]),
         ValueError,
-        r"x has shape \(12, 16\); expected \(B, C, L\)",
+        r"x has shape \(12, 16\); expected a batch of signals \(B, C, L\), or images",
     ),
     "NaN": (
         lambda: xf.gradcam(residual(), None, x / 0 * 0),
@@ -150,19 +150,19 @@ BAD_CALLS = {
     "channels": (
         lambda: xf.gradcam(residual(), None, x[:, :1]),
         ValueError,
-        r"x has shape \(\d, 1, 12, 16\), 1 channels; the model expects 3",
+        r"x has shape \(\d, 1, 12, 16\); the model expects 3 channels",
     ),
     "training mode": (
         lambda: xf.gradcam(residual().train(), None, x),
         ValueError,
-        r"model is in training mode: its BatchNorm2d .*; call model.eval\(\) first",
+        r"model is in training mode, where BatchNorm2d .*; call model.eval\(\) first",
     ),
     "dropout in training mode": (
         lambda: xf.gradcam(
             nn.Sequential(nn.Conv2d(3, 5, 3), nn.Dropout(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), None, x
         ),
         ValueError,
-        r"its Dropout would",
+        r"where Dropout makes",
     ),
     "model a function": (
         lambda: xf.gradcam(lambda x: x, None, x),
@@ -182,7 +182,7 @@ BAD_CALLS = {
     "lazy parameters": (
         lambda: xf.gradcam(nn.Sequential(nn.LazyConv2d(3, 3), nn.Flatten()).eval(), "0", x),
         ValueError,
-        r"LazyConv2d that is not initialized",
+        r"'0' \(LazyConv2d\) is not initialized; run model\(x\)",
     ),
     "unknown option": (
         lambda: xf.gradcam(residual(), None, x, step=3),
@@ -192,12 +192,12 @@ BAD_CALLS = {
     "no steps": (
         lambda: xf.integrated_gradients(residual(), None, x, steps=0),
         ValueError,
-        r"steps=0 is out of range; expected a whole number ≥ 2",
+        r"steps=0 is out of range; expected an integer ≥ 2",
     ),
     "chunk size": (
         lambda: xf.integrated_gradients(residual(), None, x, chunk_size=2.5),
         TypeError,
-        r"chunk_size must be a whole number ≥ 1, got 2.5",
+        r"chunk_size must be an integer ≥ 1, got 2.5",
     ),
     "baseline": (
         lambda: xf.integrated_gradients(residual(), None, x, baseline=torch.zeros(7)),

@@ -120,7 +120,7 @@ def test_heatmaps_from_elsewhere_are_judged(network, data):
     heatmap = torch.rand(1, 32, 32)
     found = evaluate.judged(network.model, x, {"mine": heatmap})
     torch.testing.assert_close(found["mine"]["insertion"].auc, xf.insertion(network.model, x, heatmap).auc)
-    with pytest.raises(ValueError, match="coherency and adcc need the method"):
+    with pytest.raises(ValueError, match=r"coherency, adcc and metrics .* need the method"):
         evaluate.judged(network.model, x, {"mine": heatmap}, metric_names=["adcc"])
 
 
@@ -276,18 +276,18 @@ def written(tmp_path_factory) -> bytes:
 @pytest.mark.parametrize(
     ("statement", "words"),
     [
-        *((f"DROP TABLE {table}", f"it has lost its table '{table}'") for table in ("settings", "images", "layouts", "results", "pictures", "heatmaps")),
-        ("DELETE FROM settings WHERE name = 'metrics'", "rows of 'settings' have changed or are lost"),
-        ("DELETE FROM settings", "its settings are lost"),
-        ("UPDATE settings SET value = '[' WHERE name = 'methods'", "rows of 'settings' have changed"),
-        ("UPDATE results SET scores = zeroblob(8) WHERE number = 0", "rows of 'results' have changed"),
-        ("UPDATE layouts SET fractions = '{}'", "rows of 'layouts' have changed"),
+        *((f"DROP TABLE {table}", f"its table '{table}' is missing") for table in ("settings", "images", "layouts", "results", "pictures", "heatmaps")),
+        ("DELETE FROM settings WHERE name = 'metrics'", "rows of 'settings' are changed or missing"),
+        ("DELETE FROM settings", "its settings are missing"),
+        ("UPDATE settings SET value = '[' WHERE name = 'methods'", "rows of 'settings' are changed"),
+        ("UPDATE results SET scores = zeroblob(8) WHERE number = 0", "rows of 'results' are changed"),
+        ("UPDATE layouts SET fractions = '{}'", "rows of 'layouts' are changed"),
         ("UPDATE images SET name = CAST(x'ff' AS TEXT)", "Could not decode to UTF-8"),
-        ("DELETE FROM layouts", "rows that those of 'results' belong to are lost"),
-        ("DELETE FROM results WHERE number = 1", "rows of 'heatmaps' are lost, or those of 'results' that they"),
-        ("DELETE FROM heatmaps WHERE number = 1", "rows of 'heatmaps' are lost, or those of 'results' that they"),
-        ("DELETE FROM pictures WHERE number = 1", "rows of 'pictures' are lost, or those of 'images' that they"),
-        ("DELETE FROM images WHERE number = 1", "rows that those of 'results' belong to are lost"),
+        ("DELETE FROM layouts", "rows that 'results' refers to are missing"),
+        ("DELETE FROM results WHERE number = 1", "rows of 'heatmaps' or of 'results' are missing"),
+        ("DELETE FROM heatmaps WHERE number = 1", "rows of 'heatmaps' or of 'results' are missing"),
+        ("DELETE FROM pictures WHERE number = 1", "rows of 'pictures' or of 'images' are missing"),
+        ("DELETE FROM images WHERE number = 1", "rows that 'results' refers to are missing"),
     ],
 )  # fmt: skip
 def test_a_damaged_file_says_what_is_lost(written, tmp_path, statement, words):
@@ -372,7 +372,7 @@ def test_folders_that_cannot_hold_a_run(network, data, tmp_path):
     [
         ({"methods": ["gradcm"]}, "gradcm.*gradcam"),
         ({"metric_names": ["insert"]}, "metrics='insert'.*insertion"),
-        ({"metric_names": ["deletion", "deletion"]}, "each once"),
+        ({"metric_names": ["deletion", "deletion"]}, "without repeats"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"explain": "label"}, "5 of 5 photographs have no label"),
         ({"explain": "best"}, "explain='best'"),
@@ -467,7 +467,7 @@ def test_a_full_disk_leaves_what_was_written(data, whole, tmp_path):
         check=False,
     )
     assert stopped.returncode == 2
-    assert re.search(r"could not be written \(.*\); what was written before is safe", stopped.stderr)
+    assert re.search(r"could not be written \(.*\); earlier results are safe", stopped.stderr)
     kept = dump(full)
     assert 0 < len(kept) < len(dump(whole))
     assert set(kept) <= set(dump(whole))
@@ -626,7 +626,7 @@ def test_latency_of_several_photographs_takes_the_next_in_each_round(data, netwo
     xs = list(torch.randn(2, 1, 3, 32, 32))
     xf.latency.timings(network.model, None, xs, {"mine": method}, rounds=3)
     assert [int(torch.equal(x, xs[1])) for x in seen] == [0, 0, 1, 0]
-    with pytest.raises(ValueError, match="x is empty; expected one or more"):
+    with pytest.raises(ValueError, match="x is empty; expected at least one entry"):
         xf.latency.timings(network.model, None, [], ["gradcam"])
 
 

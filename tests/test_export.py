@@ -25,7 +25,7 @@ import networks
 import xcam_fn as xf
 
 PAGE = importlib.import_module("xcam_fn.export.page")  # the name is the function's
-pytestmark = pytest.mark.usefixtures("unchecked")  # it takes a symbolic length for no whole number
+pytestmark = pytest.mark.usefixtures("unchecked")  # it does not take a symbolic length for an integer
 
 RUN_WITHOUT_TORCH = """
 import sys, numpy, onnxruntime
@@ -223,11 +223,11 @@ def test_a_runtime_that_cannot_be_had(tmp_path, runtime):
     first, *_ = PAGE.RUNTIME_FILES
     (runtime / first).write_text("something else")
     with pytest.raises(
-        OSError, match=r"is not the file that was published there: use cdn=True \(--cdn\), or put"
+        OSError, match=r"returned a file with a wrong checksum; use cdn=True \(--cdn\), or copy"
     ):
         xf.export.page(small(), tmp_path / "site")
     (runtime / first).unlink()
-    with pytest.raises(OSError, match=r"cannot be downloaded \(.*No such file.*\): use cdn=True"):
+    with pytest.raises(OSError, match=r"cannot be downloaded \(.*No such file.*\); use cdn=True"):
         xf.export.page(small(), tmp_path / "site")
     assert not (tmp_path / "site").exists()
 

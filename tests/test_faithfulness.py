@@ -367,17 +367,17 @@ def test_a_torchmetric_is_the_mean_over_all_batches():
 
 
 BAD = {
-    "fraction": (lambda: xf.faithfulness_correlation(MODEL, X, HEAT, fraction=1.0), ValueError, r"fraction=1.0; expected a number between 0 and 1"),
-    "fractions": (lambda: xf.sensitivity_n(MODEL, X, HEAT, fractions=[]), ValueError, r"fractions=\[\]; expected one or more"),
+    "fraction": (lambda: xf.faithfulness_correlation(MODEL, X, HEAT, fraction=1.0), ValueError, r"fraction=1.0; expected a number > 0 and < 1"),
+    "fractions": (lambda: xf.sensitivity_n(MODEL, X, HEAT, fractions=[]), ValueError, r"fractions=\[\]; expected at least one"),
     "subsets": (lambda: xf.infidelity(MODEL, X, HEAT, num_subsets=1), ValueError, r"num_subsets=1 is out of range"),
     "gradient": (lambda: xf.infidelity(MODEL, X, HEAT, gradient=1), TypeError, r"gradient must be True or False"),
     "grid": (lambda: xf.irof(MODEL, X, HEAT, grid=None), TypeError, r"grid must be .*, got None"),
     "no grid": (lambda: xf.infidelity(MODEL, X, HEAT, grid=0), ValueError, r"grid=0 is out of range"),
-    "logit": (lambda: xf.average_gain(MODEL, X, HEAT, score="logit"), ValueError, r"average_gain: scores of .*expected probabilities"),
+    "logit": (lambda: xf.average_gain(MODEL, X, HEAT, score="logit"), ValueError, r"average_gain: scores from .*expected \[0, 1\]; use"),
     "target": (lambda: xf.random_logit("gradcam", MODEL, LAYER, X, lambda y: y[:, 0]), ValueError, r"is not a class; expected None, an int or B ints"),
     "one class": (lambda: xf.random_logit("gradcam", nn.Sequential(nn.Conv2d(3, 1, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).double().eval(), "0", X, 0), ValueError, r"the model has 1 class"),
     "bins": (lambda: xf.efficient_mprt("gradcam", MODEL, LAYER, X, bins=0), ValueError, r"bins=0 is out of range"),
-    "method": (lambda: judged(MODEL, X, {"a": HEAT}, metric_names=["random_logit"]), ValueError, r"need the method, not its heatmap alone"),
+    "method": (lambda: judged(MODEL, X, {"a": HEAT}, metric_names=["random_logit"]), ValueError, r"need the method, not only its heatmap"),
 }  # fmt: skip
 
 

@@ -346,7 +346,7 @@ BAD = {
         TypeError,
         r"baseline must be .*, got None",
     ),
-    "no methods": (every([]), ValueError, r"methods is empty; expected one or more of gradcam,"),
+    "no methods": (every([]), ValueError, r"methods is empty; expected at least one of gradcam,"),
     "twice": (every(["gradcam", "gradcam"]), ValueError, r"methods: two are called 'gradcam'"),
     "method kind": (every([3]), TypeError, r"methods: 3 must be a name or a function"),
     "option": (every(["gradcam"], chunk_size=3), TypeError, r"no method takes the option 'chunk_size'"),

@@ -449,7 +449,7 @@ ODD_CALLS = {
     "complex": (lambda: xf.heatmap(FEATURES * 1j, (8, 8)), TypeError, r"cam is a tensor of torch.complex64; expected a dense tensor of real numbers"),
     "array": (lambda: xf.heatmap(FEATURES.numpy(), (8, 8)), TypeError, r"cam must be a floating-point tensor"),
     "size": (lambda: xf.heatmap(FEATURES, 8), TypeError, r"size must be a list"),
-    "size of words": (lambda: xf.heatmap(FEATURES, ("8", "8")), TypeError, r"size must be a whole number"),
+    "size of words": (lambda: xf.heatmap(FEATURES, ("8", "8")), TypeError, r"size must be an integer"),
     "a flag": (lambda: xf.heatmap(FEATURES, (8, 8), resize_first=1), TypeError, r"resize_first must be True or False"),
     "shapes that differ": (lambda: xf.weights.layercam(FEATURES, FEATURES[:1]), TypeError, r"G must be a floating-point tensor \(B K \*spatial\), got shape \(1, 3, 4, 5\)"),
     "no features": (lambda: xf.projections.principal_component(FEATURES[0, 0]), TypeError, r"A must be a floating-point tensor \(B K L.*, got shape \(4, 5\) and torch.float32"),
@@ -458,7 +458,7 @@ ODD_CALLS = {
     "postprocess": (lambda: xf.gradcam(linearized(0)[0], None, linearized(0)[1], postprocess=3), TypeError, r"postprocess must be a callable or None"),
     "weighting": (lambda: xf.from_gradients(3), TypeError, r"weighting must be a callable"),
     "baseline": (lambda: xf.integrated_gradients(linearized(0)[0], None, linearized(0)[1], baseline=None), TypeError, r"baseline must be a tensor or a number"),
-    "a target for finercam": (lambda: xf.finercam(linearized(0)[0], None, linearized(0)[1], xf.targets.similarity(torch.rand(384))), TypeError, r"^cls is a \w+, a target; finercam contrasts classes"),
+    "a target for finercam": (lambda: xf.finercam(linearized(0)[0], None, linearized(0)[1], xf.targets.similarity(torch.rand(384))), TypeError, r"^cls must be None, .* as finercam contrasts classes, got \w+, a target"),
 }  # fmt: skip
 
 

@@ -314,9 +314,7 @@ def test_photographs_are_seen_once_and_the_surest_taken(network, data):
 
 def test_labels_give_the_class_and_its_probability(network, data):
     photographs = [p._replace(label=3) for p in dataset.photographs(data, network.categories)]
-    with pytest.raises(
-        ValueError, match=r"2 of 8 images, of 1 classes, are that sure.*there are only 1 classes"
-    ):
+    with pytest.raises(ValueError, match=r"1 class\(es\) reach it \(2 of 8 images\).*add images of 3 more"):
         evaluate.mosaics_of(network, photographs, count=1, explain="label")
     photographs[0] = photographs[0]._replace(label=None)
     drawn = evaluate.mosaics_of(network, photographs, count=1, n=1, explain="label")
@@ -398,7 +396,7 @@ def test_the_command_from_beginning_to_end(network, data, tmp_path, monkeypatch,
     assert cli.main([*command, "--mosaic-size", "16"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(
-        "2 mosaics of the 8 photographs, of 8, with the highest predicted probability (0."
+        "2 mosaics of 8 out of 8 photographs, those with the highest predicted probability (0."
     )
     assert lines[0].endswith("a map that ignores the class scores 0.25")
     assert lines[1].startswith("8 cells, 8 results in ")
@@ -413,14 +411,14 @@ def test_the_command_from_beginning_to_end(network, data, tmp_path, monkeypatch,
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--mosaics", "1"], "--mosaics 1: expected 2 or more"),
-        (["--mosaics", "3"], "8 of 8 images, of 4 classes, are that sure, and a mosaic takes 9 classes; there are only 4"),
-        (["--mosaics", "2", "--confidence", "0.999"], "0 of 8 images, of 0 classes, are that sure.*at 0.87.* there are enough"),
+        (["--mosaics", "1"], "--mosaics 1: expected at least 2"),
+        (["--mosaics", "3"], "4 class(es) reach it (8 of 8 images), but a mosaic needs 9; add images of 5 more class(es)"),
+        (["--mosaics", "2", "--confidence", "0.999"], "0 class(es) reach it (0 of 8 images), but a mosaic needs 4; use confidence=0.87"),
         (["--mosaics", "2", "--confidence", "2"], "confidence=2.0 is out of range"),
-        (["--mosaics", "2", "--mosaic-size", "17"], "a mosaic of size (17, 17): expected height and width, multiples of n=2"),
-        (["--mosaics", "2", "--num-images", "0"], "--num-images 0 with --mosaics"),
-        (["--mosaics", "2", "--metrics", "insertion"], "metrics='insertion' is not one of mosaics"),
-        (["--metrics", "pointing_game"], "metrics='pointing_game' asks where an object is"),
+        (["--mosaics", "2", "--mosaic-size", "17"], "mosaic of size (17, 17); expected height and width to be multiples of n=2"),
+        (["--mosaics", "2", "--num-images", "0"], "--mosaics needs --num-images N"),
+        (["--mosaics", "2", "--metrics", "insertion"], "--metrics insertion does not apply to mosaics"),
+        (["--metrics", "pointing_game"], "--metrics pointing_game needs the object's region"),
     ],
 )  # fmt: skip
 @pytest.mark.usefixtures("unchecked")
@@ -438,24 +436,24 @@ def test_heatmaps_are_judged_by_a_region(network):
     found = evaluate.judged(network.model, x, {"mine": heat}, 0, ["pixel_auc", "mask_iou"], region=region)
     assert found["mine"]["pixel_auc"].tolist() == [1, 1]
     torch.testing.assert_close(found["mine"]["mask_iou"], xf.mask_iou(heat, region))
-    with pytest.raises(ValueError, match="the object's region is required; pass region="):
+    with pytest.raises(ValueError, match="region is required; pass boxes or masks"):
         evaluate.judged(network.model, x, {"mine": heat}, 0, ["pixel_auc"])
 
 
 MAPS = torch.rand(2, 6, 8)
 BAD = {
-    "cell range": (lambda: xf.grid_pointing(MAPS, [0, 4]), ValueError, r"cell=\[0.0, 4.0\]; expected 2 whole numbers, 0 to 3, for n=2"),
-    "cell count": (lambda: xf.grid_pointing(MAPS, [0]), ValueError, r"cell=\[0.0\]; expected 2 whole numbers"),
+    "cell range": (lambda: xf.grid_pointing(MAPS, [0, 4]), ValueError, r"cell=\[0.0, 4.0\]; expected 2 integers from 0 to 3 for n=2"),
+    "cell count": (lambda: xf.grid_pointing(MAPS, [0]), ValueError, r"cell=\[0.0\]; expected 2 integers"),
     "cell word": (lambda: xf.grid_pointing(MAPS, "left"), TypeError, r"cell must be"),
-    "size": (lambda: xf.grid_pointing(MAPS, [0, 1], n=3), ValueError, r"a mosaic of size \(6, 8\): expected height and width, multiples of n=3"),
+    "size": (lambda: xf.grid_pointing(MAPS, [0, 1], n=3), ValueError, r"mosaic of size \(6, 8\); expected height and width to be multiples of n=3"),
     "n": (lambda: xf.grid_pointing(MAPS, [0, 1], n=0), ValueError, r"n=0 is out of range"),
     "axes": (lambda: xf.grid_pointing(MAPS[0], [0, 1]), ValueError, r"heatmap has shape \(6, 8\); expected \(B, H, W\)"),
     "threshold": (lambda: xf.mask_iou(MAPS, MAPS > 0, threshold=2), ValueError, r"threshold=2 is out of range"),
     "region": (lambda: xf.pixel_auc(MAPS, MAPS[:1] > 0), ValueError, r"region has shape \(1, 6, 8\) for heatmaps"),
     "count": (lambda: xf.mosaics(IMAGES, CLASSES, SURE, count=0), ValueError, r"count=0 is out of range"),
     "confidence": (lambda: xf.mosaics(IMAGES, CLASSES, SURE, count=1, confidence=-1.0), ValueError, r"confidence=-1.0 is out of range"),
-    "sure": (lambda: xf.mosaics(IMAGES, CLASSES, SURE, count=1, confidence=0.8), ValueError, r"confidence=0.8: 5 of 10 images, of 3 classes, are that sure, and a mosaic takes 4 classes; at 0.699 there are enough"),
-    "classes": (lambda: xf.mosaics(IMAGES, CLASSES, SURE, count=1, n=3), ValueError, r"there are only 6 classes; add images of others"),
+    "sure": (lambda: xf.mosaics(IMAGES, CLASSES, SURE, count=1, confidence=0.8), ValueError, r"confidence=0.8: 3 class\(es\) reach it \(5 of 10 images\), but a mosaic needs 4; use confidence=0.699"),
+    "classes": (lambda: xf.mosaics(IMAGES, CLASSES, SURE, count=1, n=3), ValueError, r"add images of 3 more class\(es\)"),
     "mosaic size": (lambda: xf.mosaics(IMAGES, CLASSES, SURE, count=1, size=(7, 8)), ValueError, r"multiples of n=2"),
 }  # fmt: skip
 

@@ -279,7 +279,9 @@ def test_how_far_an_empty_heatmap_moves_is_not_told():
 
     x = torch.rand(3, 3, *SIZE, dtype=torch.float64)
     x[1] = 0.5
-    with pytest.raises(ValueError, match=r"the heatmap of image 1 is zero everywhere and moves from there"):
+    with pytest.raises(
+        ValueError, match=r"the heatmap of image 1 is zero everywhere, so its relative change is undefined"
+    ):
         xf.max_sensitivity(spread, CASE.model, None, x)
     assert torch.isfinite(xf.max_sensitivity(spread, CASE.model, None, x[::2])).all()
 
@@ -332,7 +334,7 @@ BAD = {
     "nan": (lambda: xf.deletion(CASE.model, CASE.x, GOOD * torch.nan), ValueError, r"heatmap holds NaN"),
     "range": (lambda: xf.average_drop(CASE.model, CASE.x, GOOD * 3), ValueError, r"heatmap has values from .*; expected \[0, 1\]"),
     "steps": (lambda: xf.deletion(CASE.model, CASE.x, GOOD, steps=0), ValueError, r"steps=0 is out of range"),
-    "both": (lambda: xf.deletion(CASE.model, CASE.x, GOOD, steps=1, pixels_per_step=1), ValueError, r"expected one of them"),
+    "both": (lambda: xf.deletion(CASE.model, CASE.x, GOOD, steps=1, pixels_per_step=1), ValueError, r"pass only one of them"),
     "classes": (lambda: xf.deletion(CASE.model, CASE.x, GOOD, [[1, 2]] * 3), ValueError, r"expected one class for each image"),
     "option": (lambda: xf.deletion(CASE.model, CASE.x, GOOD, chunks=3), TypeError, r"there is no option 'chunks'; the options are chunk_size"),
     "complex": (lambda: xf.deletion(CASE.model, CASE.x, GOOD * 1j), TypeError, r"heatmap is a tensor of torch.complex64.*real numbers"),
@@ -345,12 +347,12 @@ BAD = {
     "two shapes": (lambda: metrics.spearman(GOOD, GOOD[:, 1:]), ValueError, r"shapes \(3, 560\) and \(3, 532\)|shapes \(3, 20, 28\) and"),
     "x": (lambda: xf.average_drop(CASE.model, 3, GOOD), TypeError, r"x must be a torch.Tensor"),
     "std": (lambda: xf.road(CASE.model, CASE.x, GOOD, std=float("nan")), ValueError, r"std=nan is out of range"),
-    "fraction nan": (lambda: xf.road(CASE.model, CASE.x, GOOD, fractions=[0.5, np.nan]), ValueError, r"fractions=.*expected one or more numbers"),
+    "fraction nan": (lambda: xf.road(CASE.model, CASE.x, GOOD, fractions=[0.5, np.nan]), ValueError, r"fractions=.*expected at least one number"),
     "fraction": (lambda: xf.road(CASE.model, CASE.x, GOOD, fractions=0.5), TypeError, r"fractions must be an iterable, got 0.5"),
     "radius": (lambda: xf.max_sensitivity("gradcam", CASE.model, "features.4", CASE.x, radius=float("inf")), ValueError, r"radius=inf is out of range"),
     "box": (lambda: xf.pointing_game(GOOD, [[3, 3, 2, 5]] * 3), ValueError, r"expected boxes \(left, top, right, bottom\)"),
     "boxes": (lambda: xf.pointing_game(GOOD, [[3, 3, 9, 5]]), ValueError, r"region has shape \(1, 4\) for heatmaps of shape \(3, 20, 28\)"),
-    "fractions": (lambda: xf.road(CASE.model, CASE.x, GOOD, fractions=[1.0]), ValueError, r"fractions=\[1.0\]; expected one or more numbers between"),
+    "fractions": (lambda: xf.road(CASE.model, CASE.x, GOOD, fractions=[1.0]), ValueError, r"fractions=\[1.0\]; expected at least one number, each > 0"),
 }  # fmt: skip
 
 

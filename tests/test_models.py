@@ -263,7 +263,7 @@ def test_a_checkpoint_of_another_network_is_refused_with_the_first_keys(small, t
     path = checkpoint(small, tmp_path / "own.pth")
     with pytest.raises(
         ValueError,
-        match=r"own\.pth' do not fit model 'lite0': .*first '_conv_stem\.weight'; .*first 'features",
+        match=r"own\.pth' does not fit model 'lite0': .*such as '_conv_stem\.weight'; .*such as 'features",
     ):
         models.load("lite0", weights=path)
 
@@ -274,7 +274,7 @@ def test_a_shape_that_does_not_fit_is_named(small, tmp_path):
     torch.save(state, tmp_path / "own.pth")
     with pytest.raises(
         ValueError,
-        match=r"'features\.0\.weight' has shape \(64, 3, 5, 5\) where the model has \(64, 3, 3, 3\)",
+        match=r"'features\.0\.weight' has shape \(64, 3, 5, 5\) but the model has \(64, 3, 3, 3\)",
     ):
         models.load(SMALL, weights=tmp_path / "own.pth")
 
@@ -296,7 +296,7 @@ def test_code_in_a_checkpoint_is_never_run(kind, tmp_path):
         path.write_bytes(pickle.dumps({"state_dict": Trap(marker)}))
     else:
         torch.save({"state_dict": Trap(marker)}, path, _use_new_zipfile_serialization=kind == "torch")
-    with pytest.raises(ValueError, match=r"trap\.pth' .*run code from the file, so it was not loaded"):
+    with pytest.raises(ValueError, match=r"trap\.pth' .*is not loaded, since this could run code"):
         models.load(SMALL, weights=path)
     assert not marker.exists()
 
@@ -306,16 +306,16 @@ def test_code_in_a_checkpoint_is_never_run(kind, tmp_path):
     [
         ("text", "is not a checkpoint"),
         ("empty", "is not a checkpoint"),
-        ("cut", "damaged or cut off"),
-        ("zip", "damaged or cut off"),
-        ("torchscript", "is a TorchScript archive"),
-        ("list", "hold a list without a state dict"),
-        ("numbers", "hold a dict without a state dict"),
+        ("cut", "damaged or truncated"),
+        ("zip", "damaged or truncated"),
+        ("torchscript", "is a TorchScript program"),
+        ("list", "holds a list that is no state dict"),
+        ("numbers", "holds a dict that is no state dict"),
         ("folder", "is a folder"),
         ("pipe", "is a pipe, socket or device; expected a checkpoint file"),
-        ("strided", "declare 100,000,000,000 bytes for 'classifier.1.weight', more than the file has"),
-        ("compressed", "is compressed, as torch.save writes no checkpoint"),
-        ("safetensors", "damaged or cut off"),
+        ("strided", "declares 100,000,000,000 bytes for 'classifier.1.weight', more than the file has"),
+        ("compressed", "is compressed, unlike checkpoints of torch.save"),
+        ("safetensors", "damaged or truncated"),
     ],
 )
 def test_what_is_not_a_checkpoint_is_named_with_the_reason(kind, reason, tmp_path):
@@ -386,13 +386,13 @@ def test_a_class_is_found_as_a_person_names_it(query, index, imagenet):
     [
         ("1000", "class 1000 is out of range: the model has 1000 classes, 0 to 999"),
         ("-1", "class -1 is out of range"),
-        ("cardigan", r"may be 'Cardigan' \(264\) or 'cardigan' \(474\)"),
+        ("cardigan", r"is ambiguous: 'Cardigan' \(264\) or 'cardigan' \(474\)"),
         ("Persian Siamese cats", "is not one of the model's 1000 classes"),
-        ("cat", r"may be 'tiger cat' \(282\), 'Persian cat' \(283\), 'Siamese cat' \(284\)"),
+        ("cat", r"is ambiguous: 'tiger cat' \(282\), 'Persian cat' \(283\), 'Siamese cat' \(284\)"),
         ("terrier", r"or 8 more; give the index of one"),
         ("golden retriver", r"did you mean 'golden retriever' \(207\)"),
         ("xyzzy", "is not one of the model's 1000 classes; give its index"),
-        ("?!", "has no words"),
+        ("?!", "has no letters or digits"),
     ],
 )
 def test_what_names_no_class_or_several_is_refused(query, reason, imagenet):
@@ -401,5 +401,5 @@ def test_what_names_no_class_or_several_is_refused(query, reason, imagenet):
 
 
 def test_names_that_occur_twice_are_ambiguous():
-    with pytest.raises(ValueError, match=r"class 'crane' may be 'crane' \(0\) or 'Crane' \(2\)"):
+    with pytest.raises(ValueError, match=r"class 'crane' is ambiguous: 'crane' \(0\) or 'Crane' \(2\)"):
         models.find_class("crane", ["crane", "heron", "Crane"])

@@ -608,7 +608,7 @@ BAD = {
     "chunk": (
         call("scorecam", chunk_size=0),
         ValueError,
-        r"chunk_size=0 is out of range; expected a whole number ≥ 1",
+        r"chunk_size=0 is out of range; expected an integer ≥ 1",
     ),
     "chunk kind": (call("rise", chunk_size="4"), TypeError, r"chunk_size must be .*, got '4'"),
     "samples": (call("sscam", num_samples=0), ValueError, r"num_samples=0 is out of range"),
@@ -617,7 +617,7 @@ BAD = {
     "scales": (
         call("iscam", scales=[]),
         ValueError,
-        r"scales is empty; expected one or more",
+        r"scales is empty; expected at least one entry",
     ),
     "scales word": (
         call("iscam", scales="odd"),
@@ -633,7 +633,7 @@ BAD = {
     ),
     "keep": (call("rise", keep=1.5), ValueError, r"keep=1.5 is out of range; expected a number > 0 and ≤ 1"),
     "masks": (call("rise", num_masks=0), ValueError, r"num_masks=0 is out of range"),
-    "seed": (call("rise", seed=0.5), TypeError, r"seed must be a whole number"),
+    "seed": (call("rise", seed=0.5), TypeError, r"seed must be an integer"),
     "score": (
         call("scorecam", score="odds"),
         ValueError,
@@ -653,20 +653,20 @@ BAD = {
     "window": (
         call("occlusion", window=13),
         ValueError,
-        r"window=13: expected a length, or 2, no more than the image's: \(12, 16\) pixels",
+        r"window=13; expected an int or 2 ints, at most the image's size \(12, 16\)",
     ),
     "stride": (
         call("occlusion", window=4, stride=(2, 5)),
         ValueError,
-        r"stride=\(2, 5\): .* no more than the window's: \(4, 4\)",
+        r"stride=\(2, 5\); .* at most the window's size \(4, 4\)",
     ),
-    "axes": (call("occlusion", window=[4]), ValueError, r"window=\[4\]: expected a length, or 2"),
+    "axes": (call("occlusion", window=[4]), ValueError, r"window=\[4\]; expected an int or 2"),
     "no classes": (
         lambda: xf.sidu(
             xf.bind(networks.seeded(networks.Residual()), lambda net, x: net(x)[:, 0]), "relu", ONE
         ),
         xf.checks.StructureError,
-        r"sidu compares the probabilities of all classes, .* a tensor of shape \(1,\)",
+        r"sidu compares all classes, .* a tensor of shape \(1,\)",
     ),
     "precision": (
         call("scorecam", precision="float8"),
@@ -682,7 +682,7 @@ BAD = {
     "nothing to score": (
         lambda: xf.rise(None, None, ONE),
         ValueError,
-        r"model=None: expected a model, or a scorer=",
+        r"model=None; expected a model, or scorer=",
     ),
     "shape of a target": (
         lambda: xf.scorecam(networks.seeded(networks.Residual()), "relu", ONE, lambda y: y),

@@ -127,9 +127,9 @@ def test_a_run_of_photographs_with_boxes(network, data, tmp_path):
     errors = [image.error or "" for image in found.images]
     assert errors[0] == ""
     assert errors[1].endswith(
-        "boxes.json: image 1: it is for 60 x 80 pixels, and the photograph has 80 x 60; expected the same"
+        "boxes.json: image 1: it is for 60 x 80 pixels, but the photograph has 80 x 60; expected the same size"
     )
-    assert "the region is empty, or outside of what the network sees" in errors[2]  # less than half a pixel
+    assert "the region is empty, or outside the network's crop" in errors[2]  # less than half a pixel
     x, _ = xf.images.prepare(data / "0.png", network.preset)
     region = prepare_mask(photographs[0].region.drawn(SIZE), network.preset)[None]
     for method in ("gradcam", "eigencam"):
@@ -144,9 +144,7 @@ def test_a_run_of_photographs_with_boxes(network, data, tmp_path):
     ]
     with pytest.raises(ValueError, match="other settings: photographs was"):
         evaluate.run(network, moved, ["gradcam", "eigencam"], output=tmp_path / "out", batch_size=3)
-    with pytest.raises(
-        ValueError, match="photographs: 2 kinds; expected photographs, all with a region or none"
-    ):
+    with pytest.raises(ValueError, match="photographs: 2 different kinds; expected all with a region"):
         evaluate.run(network, [*photographs, listed(data)[3]], ["gradcam"], output=tmp_path / "new")
 
 
@@ -202,7 +200,7 @@ def test_wrong_files_among_others_are_named(data, tmp_path):
         "0.xml", "1.xml", "2.xml", "broken.xml", "unknown.xml",
     ]  # fmt: skip
     assert "object 2: could not convert string to float: 'abc'" in known.problems[0]
-    assert "unknown.xml: no photograph of the name 'unknown'; expected one" in known.problems[-1]
+    assert "unknown.xml: no photograph named 'unknown'; expected one" in known.problems[-1]
 
 
 def test_the_command_with_boxes(network, data, tmp_path, monkeypatch, capsys):
@@ -215,7 +213,7 @@ def test_the_command_with_boxes(network, data, tmp_path, monkeypatch, capsys):
     assert out.startswith("3 photographs, 2 results in ")
     lines = err.splitlines()
     assert sum("is negative, empty or outside" in line for line in lines) == 5
-    assert f"xcam: warning: 7 entries of {file} are left out in all" in lines
+    assert f"xcam: warning: 7 entries of {file} are left out in total" in lines
     assert "xcam: left out: 1 of 4 photographs have no region" in lines
     assert cli.main(["report", str(tmp_path / "out")]) == 0
     assert "Pixel AUC ↑" in capsys.readouterr().out
@@ -225,11 +223,11 @@ def test_the_command_with_boxes(network, data, tmp_path, monkeypatch, capsys):
     ("content", "words"),
     [
         (None, "no such file or folder"),
-        ("not json", "Expecting value: line 1 column 1 (char 0); expected images and annotations as of COCO"),
+        ("not json", "Expecting value: line 1 column 1 (char 0); expected COCO images and annotations"),
         ("[" * 100_000, "RecursionError"),
         ('{"images": [{"id": 1, "file_name": "0.png", "width": Infinity, "height": 1}]}', "OverflowError"),
         ("[1]", "TypeError: list indices must be integers"),
-        ('{"images": [], "annotations": []}', "none of the 4 photographs has a region there; expected a COCO file"),
+        ('{"images": [], "annotations": []}', "none of the 4 photographs has a region in it; expected a COCO file"),
     ],
 )  # fmt: skip
 def test_a_file_that_holds_no_boxes_is_one_line(network, data, tmp_path, monkeypatch, capsys, content, words):
@@ -243,4 +241,4 @@ def test_a_file_that_holds_no_boxes_is_one_line(network, data, tmp_path, monkeyp
     assert str(file) in line
     both = ["--mosaics", "2", "--boxes", str(file)]
     assert cli.main(["evaluate", str(data), *both, "--output", str(tmp_path / "out")]) == 2
-    assert "--boxes with --mosaics" in capsys.readouterr().err
+    assert "--boxes and --mosaics exclude each other" in capsys.readouterr().err

@@ -264,7 +264,7 @@ def test_a_damaged_file_of_version_2_stays_as_it_is(old):
         connection.execute("UPDATE scores SET value = 1 WHERE number = 0")
     connection.close()
     before = (old / store.FILE).read_bytes()
-    with pytest.raises(ValueError, match="is damaged: rows of 'scores' have changed or are lost"):
+    with pytest.raises(ValueError, match="is damaged: rows of 'scores' are changed or missing"):
         report.read(old)
     assert (old / store.FILE).read_bytes() == before
 

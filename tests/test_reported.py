@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import xcam_fn as xf
 from xcam_fn.checks import LostGradientError, StructureError
@@ -92,8 +93,43 @@ def test_a_targets_own_mistake_is_the_targets():
     model, x = seeded(Convolutional), images(2, 3, 16, 16)
     with pytest.raises(ValueError, match=r"^cls: the target fails on the model's output: IndexError"):
         xf.gradcam(model, "conv", x, lambda y: y[:, 9])
-    with pytest.raises(LostGradientError, match=r"\(cls\) detaches it"):
+    with pytest.raises(LostGradientError, match=r"the target \(cls\)"):
         xf.gradcam(model, "conv", x, lambda y: y[:, 0].detach())
+
+
+class Unrecorded(Convolutional):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(super().forward(x).numpy())
+
+
+def test_what_cannot_be_recorded_is_explained_at_a_named_layer():
+    model, x = seeded(Unrecorded), images(2, 3, 16, 16)
+    for method in (xf.gradcam, xf.eigencam):  # the default layer is found by a gradient
+        with pytest.raises(
+            LostGradientError, match=r"use a method without gradients: .* at a named layer, or rise"
+        ):
+            method(model, None, x, 1)
+    for method in (xf.eigencam, xf.scorecam):
+        torch.testing.assert_close(method(model, "conv", x, 1), method(seeded(Convolutional), "conv", x, 1))
+    assert xf.rise(model, None, x, 1, num_masks=4).isfinite().all()
+
+
+class Checkpointed(Convolutional):
+    reentrant = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(super().forward, x, use_reentrant=self.reentrant)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs")
+def test_a_reentrant_checkpoint_is_named_where_it_loses_the_gradient():
+    model, x = seeded(Checkpointed), images(2, 3, 16, 16)
+    with pytest.raises(LostGradientError, match="a checkpoint with use_reentrant=True"):
+        xf.gradcam(model, "conv", x, 1)
+    model.reentrant = False
+    torch.testing.assert_close(
+        xf.gradcam(model, "conv", x, 1), xf.gradcam(seeded(Convolutional), "conv", x, 1)
+    )
 
 
 # -- randomness and batches ---------------------------------------------------------------------------------
@@ -123,7 +159,7 @@ def test_batch_norm_without_statistics():
         nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False), nn.Flatten(), nn.LazyLinear(5)
     )
     model(images(2, 3, 8, 8))
-    with pytest.raises(ValueError, match="'1', a BatchNorm2d without running statistics"):
+    with pytest.raises(ValueError, match="'1' \\(BatchNorm2d\\) has no running statistics"):
         xf.gradcam(model.eval(), "0", images(1, 3, 8, 8), 1)
 
 
@@ -153,7 +189,7 @@ def test_an_answer_that_depends_on_the_batch():
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x - x.mean(0))
 
-    with pytest.raises(ValueError, match="depends on the other 1 in the batch"):
+    with pytest.raises(ValueError, match="depends on the rest of the batch"):
         xf.scorecam(seeded(Centered), "conv", images(2, 3, 16, 16), 1)
 
 
@@ -279,7 +315,9 @@ def test_the_default_layer_has_a_gradient():
     torch.testing.assert_close(
         xf.gradcam(model, None, x, 1), xf.gradcam(model, "enc", x, 1)
     )  # whatever was asked
-    with pytest.raises(LostGradientError, match="layer 'dec': the score is of another branch"):
+    with pytest.raises(
+        LostGradientError, match="layer 'dec' from the score: the score does not depend on it"
+    ):
         xf.gradcam(model, "dec", x, 1)
 
 
@@ -317,7 +355,7 @@ def test_tokens_of_a_text_have_no_place():
     x = images(1, 3, 64, 64)
     assert xf.default_layer(model, x) == "model.vision_model.encoder.layers.1.layer_norm1"
     assert xf.features(model, None, x).shape == (1, 32, 4, 4)
-    with pytest.raises(ValueError, match="does not depend on the image, as a text's tower"):
+    with pytest.raises(ValueError, match="does not depend on the image, as in a text encoder"):
         xf.gradcam(model, "text_model.encoder.layers.1.layer_norm1", x, 0)
 
 
@@ -336,7 +374,7 @@ def test_shuffled_patches_have_no_place_and_turned_ones_have():
             return self.fc(self.norm(self.order(self.patch(x))).mean(1))
 
     x, shuffled = images(1, 3, 24, 32), torch.randperm(48, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(ValueError, match="do not move most where a patch"):
+    with pytest.raises(ValueError, match="does not change its values most"):
         xf.gradcam(seeded(lambda: Patches(lambda maps: maps.flatten(2).mT[:, shuffled])), "norm", x, 1)
     rows = xf.features(seeded(lambda: Patches(lambda maps: maps.flatten(2).mT)), "norm", x)
     columns = xf.features(seeded(lambda: Patches(lambda maps: maps.mT.flatten(2).mT)), "norm", x)

@@ -223,17 +223,17 @@ def test_items_of_wrong_shapes_are_written_down_and_wrong_data_sets_are_refused(
         raise OSError("the disk\nis gone")
 
     for wrong, error, said in (
-        ([1, 2], TypeError, "item 0 is a int; expected (x, label, name)"),
+        ([1, 2], TypeError, "item 0 is an int; expected (x, label, name)"),
         ([(good, 0)], TypeError, "item 0 is a tuple of 2; expected (x, label, name)"),
-        ([(good, 0, 5)], TypeError, "the name of item 0 is a int"),
+        ([(good, 0, 5)], TypeError, "the name of item 0 is an int"),
         ([(good, 0.5, "a")], TypeError, "the label of item 0 is a float"),
-        ([(object(), 0, "a")], TypeError, "x of item 0 is a object"),
+        ([(object(), 0, "a")], TypeError, "x of item 0 is an object"),
         ([(torch.rand(2), 0, "a")], ValueError, "x is torch.float32 of shape (2,)"),
-        (5, TypeError, "photographs is a int"),
+        (5, TypeError, "photographs is an int"),
         ({"a": 1}, TypeError, "photographs is a dict"),
         ([], ValueError, "photographs is empty"),
         (iter([]), ValueError, "photographs is empty"),
-        (broken(), ValueError, "the data set stopped at item 1: OSError: the disk is gone"),
+        (broken(), ValueError, "the data set fails at item 1: OSError: the disk is gone"),
         (DataLoader(Named(data), shuffle=True), ValueError, "the DataLoader shuffles"),
         (hugging_face(data).rename_column("kind", "image2").cast_column("image2", datasets.Value("int64")).add_column("more", [None] * COUNT).cast_column("more", datasets.Image()), ValueError, "select_columns"),
     ):  # fmt: skip
@@ -266,7 +266,7 @@ def test_the_command_takes_a_data_set_of_hugging_face(data, tmp_path, capsys):
     assert found == [f"{i}.png" for i in order[:2]]
     for path, said in (
         ("splits", f"holds several splits; give one: hf:{tmp_path / 'splits' / 'test'}"),
-        ("none", "no data set there; expected a folder that save_to_disk"),
+        ("none", "no data set there; expected a folder written by save_to_disk"),
     ):
         assert cli.main(["evaluate", f"hf:{tmp_path / path}", *SMALL]) == 2
         assert said in capsys.readouterr().err
@@ -296,7 +296,7 @@ def test_shards_merged_are_the_run_of_one_machine(network, data, whole, parts, t
 
 
 def test_a_shard_that_is_missing_or_has_not_ended_is_named(network, data, whole, parts, tmp_path):
-    with pytest.raises(ValueError, match="shard 2/3 is in no folder; run what is missing, or merge what"):
+    with pytest.raises(ValueError, match="shard 2/3 is in no folder; run the missing shards, or merge"):
         evaluate.merge([parts[0], parts[2]], tmp_path / "out")
     assert not (tmp_path / "out").exists()
     merged = evaluate.merge([parts[0], parts[2]], tmp_path / "out", partial=True)
@@ -304,7 +304,7 @@ def test_a_shard_that_is_missing_or_has_not_ended_is_named(network, data, whole,
     killed = tmp_path / "killed"
     with contextlib.suppress(KeyboardInterrupt):
         run(network, data, killed, shard="2/3", methods={"gradcam": "gradcam", "layercam": interrupted})
-    with pytest.raises(ValueError, match="no shards of one run: methods is"):
+    with pytest.raises(ValueError, match="not shards of one run: methods is"):
         evaluate.merge([parts[0], killed], tmp_path / "other")
     (copied := tmp_path / "copied").mkdir()
     (copied / store.FILE).write_bytes((parts[1] / store.FILE).read_bytes())
@@ -329,8 +329,8 @@ def test_what_cannot_be_merged_is_refused(network, data, whole, parts, tmp_path)
     run(network, data, tmp_path / "other", shard="2/3", batch_size=1)
     run(network, data, tmp_path / "of two", shard="2/2")
     for given, said in (
-        ([whole], "holds a whole run; expected one that --shard made"),
-        ([parts[0], tmp_path / "other"], r"no shards of one run: batch size is 2 and 1"),
+        ([whole], "holds a whole run; expected one written with --shard"),
+        ([parts[0], tmp_path / "other"], r"not shards of one run: batch size is 2 and 1"),
         ([parts[0], tmp_path / "of two"], "the number of shards is 3 and 2"),
         ([], "runs is empty"),
     ):
@@ -356,7 +356,7 @@ def test_a_shard_count_that_does_not_fit(text, network, data, tmp_path):
 
 def test_more_shards_than_batches_are_refused(network, data, tmp_path):
     with pytest.raises(
-        ValueError, match="shard='5/5': there are 4 batches; expected no more shards than these"
+        ValueError, match="shard='5/5': the run has 4 batches; expected at most as many shards"
     ):
         run(network, data, tmp_path / "out", shard="5/5")
 
@@ -428,10 +428,10 @@ def test_networks_that_are_not_the_same_are_refused(network, data, tmp_path):
     with torch.no_grad():
         next(other.model.parameters()).add_(1)
     with pytest.raises(
-        ValueError, match="network: 2 of other weights; expected one, or one on several devices"
+        ValueError, match="network: 2 with different weights; expected one, or copies on several devices"
     ):
         run([network, other], data, tmp_path / "out")
-    with pytest.raises(ValueError, match="ray with 2 devices: actors have one each; give one"):
+    with pytest.raises(ValueError, match="ray: got 2 devices, but each actor uses one"):
         run([network, network], data, tmp_path / "out", ray="local")
 
 

@@ -295,7 +295,7 @@ class Reroutes(nn.Module):
 
 def test_a_default_layer_that_changes_from_forward_to_forward_is_refused():
     with pytest.raises(
-        ValueError, match="runs other modules at each forward of the same images; name a layer"
+        ValueError, match="runs different modules in each forward pass of the same images; name a layer"
     ):
         xf.gradcam(networks.seeded(Reroutes()), None, images())
 

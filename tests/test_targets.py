@@ -264,7 +264,7 @@ def test_one_batch_of_logits_among_other_parts_is_read_and_two_are_refused(befor
     if count == 1:
         assert T.logits(output) is y
     else:
-        with pytest.raises(ValueError, match=r"there are 2 of that shape: say which.*Pass cls=a callable"):
+        with pytest.raises(ValueError, match=r"2 parts have this shape.*Pass cls=a callable"):
             T.logits(output)
 
 
@@ -588,6 +588,23 @@ def test_a_bound_model_goes_through_transforms(residual):
     )
 
 
+def test_a_network_of_several_inputs_is_sent_to_bind(unchecked):
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Residual()
+
+        def forward(self, x: Tensor, age: Tensor) -> Tensor:
+            return self.inner(x) + age.expand(len(x), 1)
+
+    with pytest.raises(
+        ValueError, match=r"missing 1 required .*'age'; .*bind them with xcam_fn\.bind\(model, fn\)"
+    ):
+        xf.gradcam(seeded(Two()), None, made(1, 3, 8, 9))
+    bound = xf.bind(seeded(Two()), lambda net, x: net(x, torch.ones(1, 1)))
+    assert xf.gradcam(bound, "inner.conv2", made(1, 3, 8, 9)).shape == (1, 8, 9)
+
+
 def test_errors_of_bind(residual, unchecked):
     with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module"):
         xf.bind(3, lambda net, x: net(x))
@@ -595,12 +612,12 @@ def test_errors_of_bind(residual, unchecked):
         xf.bind(residual, "logits")
     closed = xf.bind(residual, lambda _, x: seeded(Residual())(x))
     with pytest.raises(
-        ValueError, match=r"'model\.conv2' .* never runs it.*call the model that it is handed"
+        ValueError, match=r"'model\.conv2' .* never runs it.*must call the model passed to it"
     ):
         xf.gradcam(closed, "conv2", made(1, 3, 8, 9))
     per_image = xf.bind(residual, lambda net, x: net(x) + made(3, 5))
     assert xf.gradcam(per_image, "conv2", made(3, 3, 8, 9)).shape == (3, 8, 9)  # no other number is run
-    with pytest.raises(ValueError, match=r"fn returned shape \(3, 5\) for 1 image.*any number of images"):
+    with pytest.raises(ValueError, match=r"fn returned shape \(3, 5\) for 1 image.*one row each; expand"):
         xf.rise(per_image, None, made(3, 3, 8, 9), num_masks=4, chunk_size=1)
     bound = xf.bind(residual, lambda net, x: net(x))
     with pytest.raises(ValueError, match=r"layer 'conv9' is not in Bound; did you mean 'model\.conv"):
@@ -629,24 +646,24 @@ LOGITS = torch.zeros(2, 6)
         (T.segment(1), LOGITS, r"segment: .*shape \(2, 6\); expected logits of shape \(B, classes, H, W\)"),
         (T.segment(1), [DETECTED], r"segment: .*a list of 1 dict.*detection\("),
         (T.segment(1, torch.ones(8, 8)), DENSE, r"mask has shape \(8, 8\), .* has \(4, 5\) pixels .*resize"),
-        (T.segment(1, torch.zeros(4, 5)), DENSE, r"mask holds no pixel for image 0"),
-        (T.segment(2), DENSE, r"class 2 has the highest logit at no pixel of image 0, .* classes are \[0\]"),
+        (T.segment(1, torch.zeros(4, 5)), DENSE, r"mask selects no pixel of image 0"),
+        (T.segment(2), DENSE, r"class 2 is predicted at no pixel of image 0; .* classes \[0\]"),
         (T.segment(0), -torch.ones(1, 1, 4, 5), r"the logit of the only class is positive at no pixel of image 0; pass mask="),
-        (T.logit(0), (LOGITS, LOGITS), r"a tuple of 2: .*\(there are 2 of that shape: say which\)\. Pass cls=a callable"),
+        (T.logit(0), (LOGITS, LOGITS), r"a tuple of 2: .*\(2 parts have this shape\)\. Pass cls=a callable"),
         (T.logit(0), (None, DENSE), r"a tuple of 2: None, a tensor of shape \(2, 3, 4, 5\)"),
         (T.segment(3), DENSE, r"cls=3 is out of range: the model has 3 classes"),
         (T.segment(torch.tensor([[1, 2]] * 2)), DENSE, r"segment: cls has shape \(2, 2\); expected one class"),
-        (T.detection([0, 0, 1, 1]), LOGITS, r"detection: .*shape \(2, 6\); expected a list with one dict"),
+        (T.detection([0, 0, 1, 1]), LOGITS, r"detection: .*shape \(2, 6\); expected a list of one dict"),
         (T.detection([0, 0, 4, 4], min_iou=0.0), [DETECTED, NOTHING], r"image 1 has no detections; .*box_score_thresh"),
         (T.detection([0, 0, 1, 1], 3), [DETECTED], r"image 0 has no detection with label 3; its labels are \[1, 7\]"),
         (T.detection([[0, 0, 1, 1]] * 3), [DETECTED], r"box has shape \(3, 4\) for a batch of 1; .*\(1, 4\)"),
         (T.detection([0, 0, 1, 1], [1, 7]), [DETECTED], r"label has shape \(2,\) for a batch of 1"),
-        (T.similarity(torch.ones(4)), LOGITS, r"embedding has shape \(4,\), .*shape \(2, 6\); expected 6 numbers"),
+        (T.similarity(torch.ones(4)), LOGITS, r"embedding has shape \(4,\), .*shape \(2, 6\); expected an embedding of .* 6 numbers"),
         (T.similarity(torch.ones(3, 6)), LOGITS, r"embedding has shape \(3, 6\) for a batch of 2.*or embedding\[None\]"),
         (T.similarity(torch.ones(4)), DENSE, r"similarity: .*expected embeddings of shape \(B, D\).*segment"),
         (T.regression(6), LOGITS, r"index=6 is out of range: .*shape \(2, 6\); expected 0 to 5"),
         (T.regression(), DENSE, r"regression: .*expected shape \(B,\) or \(B, n\).*segment"),
-        (T.contrast(1, [0, 1]), LOGITS, r"others=\[0, 1\] holds the class itself, \[1\] for image 0"),
+        (T.contrast(1, [0, 1]), LOGITS, r"others=\[0, 1\] holds the explained class, \[1\] for image 0"),
         (T.contrast(1, 9), LOGITS, r"others=9 is out of range: the model has 6 classes"),
         (T.logit([1, 2**80]), LOGITS, r"cls=1208925819614629174706176 is out of range"),
         (T.contrast(), LOGITS[:, :1], r"contrast: the model has 1 class"),
@@ -672,7 +689,7 @@ def test_a_target_that_does_not_fit_says_what_the_output_is(target, output, mess
         (lambda: T.detection([0, 0, 1]), ValueError, r"box has shape \(3,\); expected \(4,\) or \(B, 4\)"),
         (lambda: T.detection([4, 0, 1, 1]), ValueError, "expected x1, y1, x2, y2 with x1 < x2"),
         (lambda: T.detection([0, 0, np.nan, 1]), ValueError, "box holds NaN"),
-        (lambda: T.detection([0, 0, 1, 1], "cat"), TypeError, "label='cat'; expected None, a whole number"),
+        (lambda: T.detection([0, 0, 1, 1], "cat"), TypeError, "label='cat'; expected None, an integer"),
         (lambda: T.similarity(torch.zeros(5)), ValueError, "embedding is zero everywhere"),
         (lambda: T.similarity(torch.ones(2, 2, 2, 2)), ValueError, r"embedding has shape \(2, 2, 2, 2\)"),
         (lambda: T.contrast(weight=np.inf), ValueError, "weight=inf is out of range"),
@@ -683,9 +700,9 @@ def test_a_target_that_does_not_fit_says_what_the_output_is(target, output, mess
         (
             lambda: T.per_image([len] * 2)(LOGITS[0, 0]),
             TypeError,
-            "expected a tensor with a row for each image",
+            "expected a tensor with one row for each image",
         ),
-        (lambda: T.per_image([len] * 2)(LOGITS), TypeError, "a function returned a int; expected a scalar"),
+        (lambda: T.per_image([len] * 2)(LOGITS), TypeError, "a function returned an int; expected a scalar"),
         (lambda: np.nan * T.logit(), ValueError, "factor=nan is out of range"),
     ],
 )

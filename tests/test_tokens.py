@@ -325,7 +325,7 @@ def test_own_to_spatial_equals_the_found_one(method):
     ("to_spatial", "error", "message"),
     [
         (lambda t: rearrange(t[:, 1:], "b (h w) d -> b d h w", h=5), ValueError, r"to_spatial fails .*\(2, 17, 16\)"),
-        (lambda t: t[:, 1:], ValueError, r"to_spatial makes shape \(2, 16, 16\).*with 4 axes"),
+        (lambda t: t[:, 1:], ValueError, r"to_spatial returns shape \(2, 16, 16\).*with 4 axes"),
         ("b (h w) d", TypeError, "to_spatial must be a function"),
     ],
 )  # fmt: skip
@@ -358,7 +358,7 @@ def test_tokens_that_make_no_grid():
 
 def test_patches_after_the_last_attention_have_no_say():
     model, x = seeded(torchvision_vit()), images((32, 32))
-    message = r"reads its class token alone.*before the last attention \(layer=None"
+    message = r"only its class token affects.*before the last attention \(layer=None"
     for layer in ("encoder.ln", "encoder.layers.encoder_layer_1"):
         for method in (xf.gradcam, xf.liftcam):
             with pytest.raises(ValueError, match=message):
@@ -560,5 +560,5 @@ def test_legrad_says_which_blocks_there_are():
         ValueError, match=r"'encoder.ln', .* not a block with attention; expected .*encoder_layer_0, "
     ):
         xf.legrad(vit, None, x, 1, blocks=["encoder.ln"])
-    with pytest.raises(ValueError, match=r"num_blocks=1 and blocks=\['encoder.layers.*expected one of them"):
+    with pytest.raises(ValueError, match=r"num_blocks=1 and blocks=\['encoder.layers.*pass only one of them"):
         xf.legrad(vit, None, x, 1, blocks=["encoder.layers.encoder_layer_0"], num_blocks=1)

@@ -274,7 +274,7 @@ for name in ("smooth(gradcam)", "eigen_smooth(scorecam)", "multi_layer(smooth(la
         (lambda: xf.find_method("smoth(gradcam)"), r"'smoth\(gradcam\)' is not known; expected one of smooth\("),
         (lambda: xf.find_method("smooth(gradcm)"), "'gradcm' is not known; did you mean 'gradcam'"),
         (lambda: xf.find_method("smooth(gradcam"), r"'smooth\(gradcam' is not known"),
-        (lambda: xf.eigen_smooth("rise"), "eigen_smooth: 'rise' does not add up weighted channels"),
+        (lambda: xf.eigen_smooth("rise"), "eigen_smooth: 'rise' is not a weighted sum of channels"),
         (lambda: xf.eigen_smooth(xf.eigencam), "eigen_smooth: 'eigencam'"),
         (lambda: xf.smooth("gradcam", scales=()), "scales is empty"),
         (lambda: xf.smoothgrad("gradcam", statistic="median"), "statistic='median'; expected one of 'mean', 'square', 'variance'"),
@@ -284,7 +284,7 @@ for name in ("smooth(gradcam)", "eigen_smooth(scorecam)", "multi_layer(smooth(la
         (lambda: xf.sess("gradcam", drop=1.5), "drop=1.5 is out of range"),
         (lambda: xf.sess("gradcam", pool="sum"), "pool='sum'"),
         (lambda: xf.sess("gradcam", window=0), "window=0"),
-        (lambda: xf.sess("gradcam", window=1000)(network(), None, images()), "window=1000, but the input's shorter side is 12"),
+        (lambda: xf.sess("gradcam", window=1000)(network(), None, images()), "window=1000 exceeds the input's shorter side; expected at most 12"),
         (lambda: xf.find_method("sess(rise)", growth=float("inf")), "growth=inf is out of range"),
         (lambda: xf.smooth("gradcam", scales=(1.0, float("nan"))), "scales=nan is out of range"),
         (lambda: last_layers(network(), images(), "fc"), "layer 'fc' has no spatial maps"),
@@ -328,9 +328,9 @@ def test_methods_that_the_network_has_no_structure_for_are_left_out():
     assert list(found) == [
         name for name in xf.METHODS if name not in ("cam", "cameras", "refinecam", *networks.OF_ATTENTION)
     ]
-    with pytest.raises(StructureError, match="is not global average pooling and a linear layer"):
+    with pytest.raises(StructureError, match="cam needs global average pooling and one linear layer"):
         xf.explain_all(model, None, x, 1, ["gradcam", "cam"])
-    with pytest.raises(StructureError, match="no layer of Sequential before it has a higher resolution"):
+    with pytest.raises(StructureError, match="Sequential has no earlier layer with a higher resolution"):
         xf.refinecam(model, None, x, 1)
 
 

@@ -200,7 +200,7 @@ def test_what_looks_at_no_class_checks_it_all_the_same(name):
         ("smoothgradcam_pp", {"std": -1.0}, "std=-1.0"),
         ("reciprocam", {"chunk_size": 0}, "chunk_size=0"),
         ("reciprocam", {"score": "odds"}, "score='odds'"),
-        ("scorecam", {"projection": principal_component, "summed": "masks"}, "summed='masks' with a projection"),
+        ("scorecam", {"projection": principal_component, "summed": "masks"}, "summed='masks' cannot be combined with a projection"),
     ],
 )  # fmt: skip
 def test_bad_options(unchecked, name, options, words):

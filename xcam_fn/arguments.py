@@ -27,7 +27,7 @@ Share = Annotated[float, ("at_least", 0), ("at_most", 1)]
 Percentile = Annotated[float, ("at_least", 0), ("at_most", 100)]
 
 _WORDS: dict[Any, str] = {
-    bool: "True or False", int: "a whole number", float: "a number", str: "a name", type(None): "None",
+    bool: "True or False", int: "an integer", float: "a number", str: "a name", type(None): "None",
     Callable: "a callable", Sequence: "a list", Iterable: "an iterable",
 }  # fmt: skip
 
@@ -69,7 +69,7 @@ def checked(function: Function) -> Function:
         if torch.is_grad_enabled() and any(value.requires_grad for _, value in tensors):
             for name, value in tensors:
                 if value.is_inference():
-                    raise ValueError(f"{name} is made in inference mode, beside what is recorded; clone it")
+                    raise ValueError(f"{name} was created in torch.inference_mode; pass {name}.clone()")
         with jaxtyped("context"):  # axes of one name are as long in all arguments
             for name, value in given.items():
                 check(name, value, hints.get(name, Any))
@@ -118,7 +118,7 @@ def check(name: str, value: Any, hint: Any) -> None:
         checks.check_count(name, value, **bounds)
     elif get_origin(kind) is Sequence and len(fitting) == 1:
         if len(value) == 0:
-            raise ValueError(f"{name} is empty; expected one or more")
+            raise ValueError(f"{name} is empty; expected at least one entry")
         for one in value:
             check(name, one, get_args(kind)[0])
     elif get_origin(kind) is tuple and len(fitting) == 1:
@@ -160,6 +160,6 @@ def _words(hint: Any) -> str:
     if origin is Literal:
         return f"one of {', '.join(map(repr, get_args(kind)))}"
     if isinstance(kind, type) and issubclass(kind, AbstractArray):
-        return f"a {'floating-point' if 'float32' in kind.dtypes else 'whole-number'} tensor ({kind.dim_str})"
+        return f"{'a floating-point' if 'float32' in kind.dtypes else 'an integer'} tensor ({kind.dim_str})"
     bound = f" ≥ {bounds['at_least']}" if "at_least" in bounds else ""
     return _WORDS.get(origin, f"a {origin.__name__.lower()}") + bound

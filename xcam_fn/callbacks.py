@@ -63,9 +63,9 @@ class LogOverlays(Callback):
         checks.check_count("every", every)
         check_style(**style)
         if pictures is None and x.shape[1] not in (1, 3):
-            raise ValueError(f"x has {x.shape[1]} channels, which cannot be drawn; pass pictures=")
+            raise ValueError(f"x has {x.shape[1]} channels and cannot be drawn; pass pictures=")
         if pictures is not None and len(pictures) != len(x):
-            raise ValueError(f"pictures are {len(pictures)} for {len(x)} images; expected one for each")
+            raise ValueError(f"pictures has {len(pictures)} entries for {len(x)} images; expected one each")
         self.x, self.layer, self.cls, self.every, self.key, self.style = x, layer, cls, every, key, style
         self.method = find_method(method) if isinstance(method, str) else method
         self.pictures = _pictures_of(x) if pictures is None else pictures
@@ -83,7 +83,7 @@ class LogOverlays(Callback):
         if not any(map(_taker, trainer.loggers)):
             found = ", ".join(type(one).__name__ for one in trainer.loggers) or "none"
             raise ValueError(
-                f"LogOverlays: the trainer's loggers ({found}) take no images; expected one that does, as "
+                f"LogOverlays: the trainer's loggers ({found}) cannot log images; use one that can, such as "
                 "Trainer(logger=TensorBoardLogger(...)) or WandbLogger"
             )
 

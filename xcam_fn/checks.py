@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import operator
 from collections.abc import Callable
@@ -12,14 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from xcam_fn.names import type_of
 from xcam_fn.torch_state import BatchNorm, Convolution, is_readable
 
 _RANKS = {
-    3: "(B, C, L), a batch of signals",
-    4: "(B, C, H, W), a batch of images",
-    5: "(B, C, D, H, W), a batch of volumes or, D being time, of clips",
+    3: "signals (B, C, L)",
+    4: "images (B, C, H, W)",
+    5: "volumes or clips (B, C, D, H, W)",
 }
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+FROM_RAW = "xcam_fn.heatmap(cam, size) converts a raw map"
+_WITHOUT_GRADIENTS = "eigencam or scorecam at a named layer, or rise"  # the default is found by a gradient
 ARRANGED = "lambda t: einops.rearrange(t[:, 1:], 'b (h w) d -> b d h w', h=14)"
 
 
@@ -30,7 +34,7 @@ class StructureError(ValueError):
 def check_call(model: nn.Module, x: Tensor) -> None:
     """Raise where model is no module that can be explained, or x no batch of finite floating-point values."""
     if not isinstance(model, nn.Module):
-        remedy = "one of another runtime goes into scorer=, with model=None (rise, occlusion, insertion)"
+        remedy = "for another runtime, pass model=None and scorer=a function (rise, occlusion, insertion)"
         raise TypeError(f"model must be a torch.nn.Module, got {_kind(model)}; {remedy}")
     if isinstance(model, torch.jit.ScriptModule):
         remedy = "pass the module it was made from"
@@ -43,38 +47,36 @@ def check_model(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if module.training and _is_random_in_training(module):
             raise ValueError(
-                f"model is in training mode: its {_kind(module)} would make the answer depend on chance or "
-                "on the batch; call model.eval() first"
+                f"model is in training mode, where {_kind(module)} makes results depend on chance or on the "
+                "batch; call model.eval() first"
             )
         if isinstance(module, BatchNorm) and module.running_mean is None:
             raise ValueError(
-                f"model: {name!r}, a {_kind(module)} without running statistics, would make the answer "
-                "depend on the batch in evaluation mode too; use track_running_stats=True, or another norm"
+                f"model: {name!r} ({_kind(module)}) has no running statistics, so the result depends on the "
+                "batch even in evaluation mode; use track_running_stats=True or another normalization"
             )
         if any(is_lazy(p) for p in module._parameters.values() if p is not None):
-            raise ValueError(
-                f"model has a {_kind(module)} that is not initialized; run the model once before"
-            )
+            raise ValueError(f"model: {name!r} ({_kind(module)}) is not initialized; run model(x) once first")
 
 
 def check_input(x: Tensor) -> None:
     """Raise where x is not a non-empty batch of finite floating-point values."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a torch.Tensor, got {_kind(x)} (torch.as_tensor makes one)")
+        raise TypeError(f"x must be a torch.Tensor, got {_kind(x)}; torch.as_tensor(x) converts an array")
     if not holds_numbers(x):
         kinds = {"nested": x.is_nested, "meta": x.is_meta, f"{x.layout}": x.layout != torch.strided}
-        also = "".join(f", in a {kind} tensor" for kind, is_so in kinds.items() if is_so)
+        also = "".join(f" and is a {kind} tensor" for kind, is_so in kinds.items() if is_so)
         raise TypeError(
-            f"x has dtype {x.dtype}{also}; expected a floating-point tensor, dense, prepared as for the model"
+            f"x has dtype {x.dtype}{also}; expected a dense floating-point tensor, preprocessed for the model"
         )
     if x.ndim not in _RANKS:
-        raise ValueError(f"x has shape {tuple(x.shape)}; expected {', or '.join(_RANKS.values())}")
+        raise ValueError(f"x has shape {tuple(x.shape)}; expected a batch of {', or '.join(_RANKS.values())}")
     if x.numel() == 0:
         what = "it holds no values" if x.shape[0] else "an empty batch"
         raise ValueError(f"x has shape {tuple(x.shape)}: {what}; pass at least one image")
     if is_readable(x) and not all(math.isfinite(end) for end in x.detach().aminmax()):
         what = "NaN" if torch.isnan(x.detach()).any() else "infinite values"
-        raise ValueError(f"x holds {what}; expected finite values (check how the images were prepared)")
+        raise ValueError(f"x holds {what}; expected finite values; check the preprocessing")
 
 
 def _kind(value: Any) -> str:
@@ -83,7 +85,7 @@ def _kind(value: Any) -> str:
 
 def kind_of(value: Any) -> str:
     """What a layer or a function returns, in words."""
-    return f"{value.dtype} values" if isinstance(value, Tensor) else f"a {_kind(value)}"
+    return f"{value.dtype} values" if isinstance(value, Tensor) else type_of(value)
 
 
 def holds_numbers(value: Any) -> bool:
@@ -120,31 +122,36 @@ def _in_terms_of_x(model: nn.Module, x: Tensor, error: Exception, run: Callable[
     has = next((p for p in model.parameters() if p.is_floating_point()), x)
     first = next((m for m in model.modules() if isinstance(m, Convolution)), None)
     channels = x.shape[1] if first is None else first.in_channels
-    remedy = "where x goes in by another name or beside something else, xcam_fn.bind(model, fn) says how"
-    found: Exception = ValueError(f"{shape}, on which the model fails: {said}; {remedy}")
+    remedy = "if the model takes other arguments, bind them with xcam_fn.bind(model, fn)"
+    found: Exception = ValueError(f"{shape}, and the model fails on it: {said}; {remedy}")
     if has.device != x.device:
         found = ValueError(f"x is on {x.device}, but the model is on {has.device}; pass x.to('{has.device}')")
     elif _runs(run, x):
         found = LostGradientError(
-            f"the model fails where a gradient is recorded ({said}) and runs without; use a method without "
-            "gradients, such as eigencam, scorecam or rise"
+            f"the model fails while autograd records it ({said}), but runs under no_grad; use a method "
+            f"without gradients: {_WITHOUT_GRADIENTS}"
         )
     elif len(x) > 1 and _runs(run, x[:1]):
         found = ValueError(
-            f"{shape}: the model fails on {len(x)} images at once ({said}) and runs on one; pass one image, "
-            "with chunk_size=1 where the method takes it"
+            f"{shape}: the model fails on {len(x)} images at once ({said}), but runs on one; pass one image, "
+            "and chunk_size=1 if the method has this option"
         )
     elif has.dtype != x.dtype and _runs(run, x.detach().to(has.dtype)):
         found = TypeError(f"x has dtype {x.dtype}, but the model has {has.dtype}; pass x.to({has.dtype})")
     elif x.ndim + 1 in _RANKS and _runs(run, x[None]):
-        found = ValueError(
-            f"{shape}; the model expects {_RANKS[x.ndim + 1]}; add the batch with x.unsqueeze(0)"
-        )
+        found = ValueError(f"{shape}; the model expects a batch of {_RANKS[x.ndim + 1]}; pass x.unsqueeze(0)")
     elif channels != x.shape[1] and _runs(run, x[:, :1].expand(-1, channels, *x.shape[2:])):
-        found = ValueError(f"{shape}, {x.shape[1]} channels; the model expects {channels}")
-    elif isinstance(error, (ValueError, TypeError)):
+        found = ValueError(f"{shape}; the model expects {channels} channels")
+    elif isinstance(error, (ValueError, TypeError)) and _takes_x(model, x):
         found = error
     return found
+
+
+def _takes_x(model: nn.Module, x: Tensor) -> bool:
+    """Whether a forward can be called with the images alone."""
+    with contextlib.suppress(TypeError, ValueError):
+        return bool(inspect.signature(model.forward).bind(x))
+    return False
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -178,22 +185,22 @@ def frames_first(x: Tensor) -> str:
     if x.ndim != 5:
         return ""
     return (
-        "; where the network takes clips with their frames first, (B, T, C, H, W), explain "
-        "xcam_fn.bind(model, lambda net, x: net(x.transpose(1, 2))) and pass x as (B, C, T, H, W)"
+        "; if the network takes clips as (B, T, C, H, W), pass x as (B, C, T, H, W), and "
+        "xcam_fn.bind(model, lambda net, x: net(x.transpose(1, 2))) as the model"
     )
 
 
 def check_features(features: Any, x: Tensor, layer: str) -> None:
     """Raise where a layer's output is not one map (or more) with spatial axes for each image."""
     if not isinstance(features, Tensor):
-        raise ValueError(f"layer {layer!r} returns a {_kind(features)} without a floating-point tensor")
+        found = f"layer {layer!r} returns {kind_of(features)} without a floating-point tensor"
+        raise ValueError(f"{found}; choose another layer (xcam_fn.layers(model, x) lists them)")
     if features.ndim == x.ndim and features.shape[0] == x.shape[0] and features.numel() > 0:
         return
     raise ValueError(
-        f"layer {layer!r} returns shape {tuple(features.shape)}, not the spatial maps {maps_of(x)} that a "
-        "class activation map is made of; choose another layer (layer=None finds one, "
-        "xcam_fn.layers(model, x) lists them), or pass to_spatial=a function that arranges it so, such as "
-        f"{ARRANGED}"
+        f"layer {layer!r} returns shape {tuple(features.shape)}; expected spatial maps {maps_of(x)}; choose "
+        "another layer (layer=None finds one, xcam_fn.layers(model, x) lists them), or pass to_spatial=a "
+        f"function that rearranges the output to this shape, such as {ARRANGED}"
     )
 
 
@@ -208,13 +215,13 @@ def check_finite(values: Tensor, what: str) -> None:
     """Raise where what a network computed is not finite."""
     if not _is_finite(values):
         raise ValueError(
-            f"{what} holds NaN or infinite values, as a root or a logarithm at 0 makes, or a sum that is too "
-            f"large for {values.dtype}; explain the network in float32, or at another layer"
+            f"{what} holds NaN or infinite values, for example from a root or logarithm at 0, or overflow in "
+            f"{values.dtype}; use float32 or another layer"
         )
 
 
 class NoDefaultLayerError(ValueError):
-    """A network has no layer that is taken by default."""
+    """A network has no default layer."""
 
 
 class LostGradientError(StructureError):
@@ -224,10 +231,10 @@ class LostGradientError(StructureError):
 def lost_gradient(where: str) -> LostGradientError:
     """The error for a score that does not depend on something, as far as autograd knows."""
     return LostGradientError(
-        f"no gradient passes from the score to {where}: the score is of another branch, a target of your own "
-        "(cls) detaches it, or the forward does, in torch.no_grad, torch.inference_mode or the whole numbers "
-        "of a quantized network; explain a layer that the score depends on, the network before it was "
-        "quantized, or use a method without gradients, such as eigencam, scorecam, ablationcam or rise"
+        f"no gradient reaches {where} from the score: the score does not depend on it, or the target (cls) "
+        "or the forward pass detaches it (torch.no_grad, torch.inference_mode, a checkpoint with "
+        "use_reentrant=True, integers of quantization); choose a layer that the score depends on, explain "
+        f"the network before quantization, or use a method without gradients: {_WITHOUT_GRADIENTS}"
     )
 
 
@@ -247,7 +254,7 @@ def check_scores(scores: Any, batch: int, *, many: bool = False) -> None:
     """Raise where a target's scores are not B, or with `many` (B, n), floating-point numbers."""
     returned = "cls: the target returned"
     if not isinstance(scores, Tensor):
-        raise TypeError(f"{returned} a {_kind(scores)}; expected a tensor of {batch} scores")
+        raise TypeError(f"{returned} {kind_of(scores)}; expected a tensor of {batch} scores")
     check_dense("what the target in cls returned", scores)
     if scores.ndim not in ((1, 2) if many else (1,)) or scores.shape[0] != batch:
         wanted = f"({batch},), one score for each image"
@@ -264,8 +271,8 @@ def check_to_spatial(to_spatial: Any) -> None:
 
 
 def check_count(name: str, value: Any, *, at_least: int = 1) -> None:
-    """Raise where an option is not a whole number of at least so many."""
-    wanted = f"a whole number ≥ {at_least}"
+    """Raise where an option is not an integer of at least so many."""
+    wanted = f"an integer ≥ {at_least}"
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be {wanted}, got {value!r}")
     if not at_least <= value < 2**63:
@@ -286,19 +293,25 @@ def check_number(name: str, value: Any, **bounds: int) -> None:
     """Raise where an option is not a finite number within bounds: above=, at_least=, at_most=."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    largest = _LARGEST if isinstance(value, float) else 2**63 - 1  # of whole numbers torch takes no larger
+    largest = _LARGEST if isinstance(value, float) else 2**63 - 1  # torch takes no larger integers
     if not abs(value) <= largest or not all(_BOUNDS[kind][1](value, bounds[kind]) for kind in bounds):
         words = " and ".join(f"{_BOUNDS[kind][0]} {bounds[kind]}" for kind in bounds)
-        raise ValueError(f"{name}={value} is out of range; expected a number {words or 'that is finite'}")
+        wanted = f"a number {words}" if words else "a finite number"
+        raise ValueError(f"{name}={value} is out of range; expected {wanted}")
 
 
 def check_tensor(name: str, value: Tensor) -> None:
     """Raise where a tensor is not a dense one of finite real numbers, one or more."""
     check_dense(name, value)
     if value.numel() == 0:
-        raise ValueError(f"{name} has shape {tuple(value.shape)}: it holds no values; expected one or more")
+        raise ValueError(f"{name} has shape {tuple(value.shape)} and no values; expected at least one")
     if value.is_floating_point() and not _is_finite(value):
-        raise ValueError(f"{name} holds NaN or infinite values; expected finite ones")
+        raise not_finite(name)
+
+
+def not_finite(name: str) -> ValueError:
+    """The error for an argument that holds NaN or infinite values."""
+    return ValueError(f"{name} holds NaN or infinite values; expected finite values")
 
 
 def check_unit(what: str, values: Tensor) -> None:
@@ -306,8 +319,7 @@ def check_unit(what: str, values: Tensor) -> None:
     if is_readable(values):
         low, high = (float(end) for end in values.detach().aminmax())
         if not (low >= 0 and high <= 1):  # so that NaN is refused as well
-            remedy = "(xcam_fn.heatmap(cam, size) makes that of a raw map)"
-            raise ValueError(f"{what} from {low:.4g} to {high:.4g}; expected [0, 1] {remedy}")
+            raise ValueError(f"{what} from {low:.4g} to {high:.4g}; expected [0, 1] ({FROM_RAW})")
 
 
 def check_dense(name: str, value: Tensor) -> None:
@@ -325,7 +337,7 @@ def check_returned(
 ) -> Tensor:
     """What a function returned, a dense floating-point tensor of a shape that fits."""
     if not isinstance(found, Tensor):
-        raise TypeError(f"{name} returned a {_kind(found)}; expected {expected}")
+        raise TypeError(f"{name} returned {kind_of(found)}; expected {expected}")
     check_dense(f"what {name} returned", found)
     if not (found.is_floating_point() and fits(found)):
         raise ValueError(f"{name} returned shape {tuple(found.shape)} and {found.dtype}; expected {expected}")
@@ -334,5 +346,5 @@ def check_returned(
 
 def check_amount(name: str, value: Any, *lengths: int) -> None:
     """Raise where an argument asks for more numbers than any picture has."""
-    if math.prod(lengths) > 2**31:
-        raise ValueError(f"{name}={value} is out of range: {math.prod(lengths)} numbers at once")
+    if (needed := math.prod(lengths)) > 2**31:
+        raise ValueError(f"{name}={value} is out of range: {needed} values are needed; expected at most 2^31")

@@ -44,10 +44,8 @@ def heatmap(
     """
     size = tuple(size)
     if cam.ndim <= len(size):
-        wanted = f"(B, ...) with the {len(size)} spatial axes that size={size} has"
-        raise ValueError(
-            f"cam has shape {tuple(cam.shape)}; expected {wanted}; cam.unsqueeze(0) adds a batch"
-        )
+        wanted = f"(B, ...) with {len(size)} spatial axes, as in size={size}"
+        raise ValueError(f"cam has shape {tuple(cam.shape)}; expected {wanted}; try cam.unsqueeze(0)")
     cam = cam if resize_first else cam.relu()
     resized = _resized(cam, size).relu()
     if scale == "image":
@@ -107,7 +105,7 @@ _resized = unchecked(resize)
 def minmax(cam: Maps, axes: Count, *, eps: NonNegative = 0.0) -> Maps:
     """Each map, the last axes, scaled to [0, 1] by its own ends; a constant map gives zeros, never NaN.
 
-    What is divided by has `eps` added, as libraries do.
+    `eps` is added to the denominator, as libraries do.
     """
     low, high = _ends(cam, axes)
     spread = high - low
@@ -126,7 +124,9 @@ def _ends(cam: Tensor, axes: int) -> tuple[Tensor, Tensor]:
 def last_axes(maps: Tensor, axes: int) -> tuple[int, ...]:
     """The last axes, which are one map each."""
     if maps.ndim < axes:
-        raise ValueError(f"axes={axes}, but the maps have shape {tuple(maps.shape)}; expected as many axes")
+        raise ValueError(
+            f"axes={axes}, but the maps have shape {tuple(maps.shape)}; expected at most {maps.ndim}"
+        )
     return tuple(range(-axes, 0))
 
 

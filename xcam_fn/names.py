@@ -38,8 +38,19 @@ def letters(name: str) -> str:
 def unknown_method(name: str, known: Iterable[str]) -> str:
     """Return the message for a name that is none of the methods'."""
     known = list(known)
-    hint = nearest(name, known, nearest(letters(name), known, "expected the name of one"))
+    hint = nearest(name, known, nearest(letters(name), known, "expected the name of a method"))
     return f"method {name!r} is not known; {hint} (`xcam methods` lists them)"
+
+
+def type_of(value: object) -> str:
+    """Return an object's type with its article, such as "an int"."""
+    name = type(value).__name__
+    return f"a{'n' * (name[0] in 'aeioAEIO')} {name}"
+
+
+def missing(what: str, path: str | Path, expected: str) -> FileNotFoundError:
+    """Return the error for a path where there is nothing."""
+    return FileNotFoundError(f"{what} {str(path)!r}: no such {expected}; check the path")
 
 
 def needed(module: str, without: str, kind: type[Exception] = ValueError) -> Any:
@@ -53,7 +64,7 @@ def needed(module: str, without: str, kind: type[Exception] = ValueError) -> Any
 def check_file(what: str, path: Path, expected: str) -> None:
     """Raise where there is no regular file at the path; a pipe or a device could be read for ever."""
     if not path.exists():
-        raise FileNotFoundError(f"{what} {str(path)!r}: no such file; check the path")
+        raise missing(what, path, "file")
     if not path.is_file():
         kind = "folder" if path.is_dir() else "pipe, socket or device"
         raise ValueError(f"{what} {str(path)!r} is a {kind}; expected {expected}")

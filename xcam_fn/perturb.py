@@ -50,7 +50,7 @@ def perturbation_scores(
     """
     if checks.is_readable(which) and not (which.min() >= 0 and which.max() < len(x)):
         ends = [int(end) for end in which.aminmax()]
-        raise ValueError(f"which holds {ends[0]} to {ends[1]}; expected images 0 to {len(x) - 1}")
+        raise ValueError(f"which holds {ends[0]} to {ends[1]}; expected indices of images, 0 to {len(x) - 1}")
     for name, count, given in (("beside", len(x), beside), ("parameters", len(which), parameters)):
         if any(each.ndim == 0 or len(each) != count for each in given):
             raise ValueError(f"{name} have shapes {[tuple(e.shape) for e in given]}; expected ({count}, ...)")
@@ -69,7 +69,7 @@ def perturbation_scores(
                 raise MemoryError(f"{said}; try chunk_size={max(1, chunk_size // 4)}") from error
             raise
         fits = lambda found, images=images: found.ndim in (1, 2) and len(found) == len(images)  # noqa: E731
-        checks.check_returned("score", found, "scores (p, n), a row for each perturbed image", fits)
+        checks.check_returned("score", found, "scores (p, n), one row for each perturbed image", fits)
         _check_finite(found, images, chunk.start)
         _keep(scores, found, chunk, len(which))
     return scores[0] if len(scores) == 1 else torch.cat(scores)
@@ -177,8 +177,7 @@ def baseline_images(baseline: Baseline, x: Float[Tensor, "B C *size"]) -> Tensor
     given = baseline(x) if callable(baseline) else baseline
     check("baseline", given, Tensor | float)
     start = torch.as_tensor(given, dtype=x.dtype, device=x.device)
-    if checks.is_readable(start) and not torch.isfinite(start.detach()).all():
-        raise ValueError("baseline holds values that are not finite; expected finite ones, as those of x")
+    checks.check_tensor("baseline", start)
     try:
         return start.expand_as(x)
     except RuntimeError:

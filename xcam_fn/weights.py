@@ -218,7 +218,7 @@ def weighted_sum(
     elif weights.shape != A.shape:
         raise ValueError(
             f"weights have shape {tuple(weights.shape)} for features of shape {tuple(A.shape)}; expected "
-            f"{tuple(A.shape[:2])}, one a channel, or {tuple(A.shape)}, one a position"
+            f"{tuple(A.shape[:2])}, one per channel, or {tuple(A.shape)}, one per position"
         )
     weighted = precise(weights) * precise(A)
     if projection is None:

@@ -43,7 +43,7 @@ REASONS: dict[str, dict[str, str]] = {
         r"test_legrad_rejects": "LeGrad refuses other blocks and arguments here, or in other words",
         r"test_(package_version|unknown_attribute)\b": "asks the package for its own version, or words",
         r"Regex pattern did not match|test_gradcam_reports_disconnected": "refused too, in other words",
-        r"on which the model fails: RuntimeError: scoring failed": "the model's own error is the cause of ours",
+        r"and the model fails on it: RuntimeError: scoring failed": "the model's own error is the cause of ours",
         r"rejects_invalid_baseline_result\[<lambda>": "a baseline may return a number here",
         r"test_overlay_mask_preserves_nan_alpha": "NaN is no share of a picture, and refused",
     },

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 import xcam_fn as xf
 from xcam_fn.cli.options import Flag, Names, Question, check_spelling
 from xcam_fn.cli.text import SOME_FAILED, saved_table, say, say_left_out, show, table
-from xcam_fn.names import nearest
+from xcam_fn.names import missing, nearest
 
 _METRICS = "docs/metrics.md lists them"
 _HUGGING_FACE = "hf:"
@@ -43,7 +43,7 @@ class Sample:
         count = self.num_images or None
         if str(data).startswith(_HUGGING_FACE):
             if self.labels or self.boxes:
-                raise ValueError(f"{data} with --labels or --boxes: it has labels of its own; leave them out")
+                raise ValueError(f"--labels and --boxes do not apply to {data}; leave them out")
             found = xf.evaluate.hugging_face(str(data).removeprefix(_HUGGING_FACE), categories)
             return xf.dataset.sampled(found, count, self.seed)
         found = self.all(data, categories)
@@ -52,7 +52,7 @@ class Sample:
             for problem in known.problems[:_PROBLEMS]:
                 say("warning", problem)
             if len(known.problems) > _PROBLEMS:
-                say("warning", f"{len(known.problems)} entries of {self.boxes} are left out in all")
+                say("warning", f"{len(known.problems)} entries of {self.boxes} are left out in total")
             if known.without:
                 say("left out", f"{known.without} of {len(found)} photographs have no region")
             found = known.photographs
@@ -91,13 +91,13 @@ class Tiled:
         """Return mosaics of the photographs of the data set, and say how sure the network is of these."""
         assert self.mosaics is not None
         if str(data).startswith(_HUGGING_FACE):
-            raise ValueError(f"--mosaics with {data}: expected a folder of photographs or a CSV file")
+            raise ValueError(f"--mosaics needs a folder of photographs or a CSV file, got {data}")
         if self.mosaics < 2:
-            raise ValueError(f"--mosaics {self.mosaics}: expected 2 or more photographs in a row")
+            raise ValueError(f"--mosaics {self.mosaics}: expected at least 2 photographs per row")
         if sample.boxes is not None:
-            raise ValueError("--boxes with --mosaics: a mosaic's cells say where its classes are; give one")
+            raise ValueError("--boxes and --mosaics exclude each other; give one of them")
         if sample.num_images == 0:
-            raise ValueError("--num-images 0 with --mosaics: expected how many mosaics to make, 1 or more")
+            raise ValueError("--mosaics needs --num-images N, the number of mosaics, at least 1, got 0")
         drawn = xf.evaluate.mosaics_of(
             loaded, sample.all(data, loaded.categories),
             count=sample.num_images, n=self.mosaics, confidence=self.confidence, explain=explain,
@@ -112,8 +112,8 @@ class Tiled:
         ends = f"{min(sure.values()):.2f} to {max(sure.values()):.2f}"
         cells = self.mosaics**2
         show(
-            f"{len(drawn.mosaics)} mosaics of the {len(sure)} photographs, of {drawn.seen}, with the highest "
-            f"predicted probability ({ends}); a map that ignores the class scores {1 / cells:.3g}"
+            f"{len(drawn.mosaics)} mosaics of {len(sure)} out of {drawn.seen} photographs, those with the "
+            f"highest predicted probability ({ends}); a map that ignores the class scores {1 / cells:.3g}"
         )
         return drawn.mosaics
 
@@ -193,7 +193,7 @@ def evaluate(
         tiled: mosaics of them.
     """
     if not (data.exists() or str(data).startswith(_HUGGING_FACE)):
-        raise FileNotFoundError(f"data {str(data)!r}: no such folder or CSV file; check the path")
+        raise missing("data", data, "folder or CSV file")
     how.check_files()
     for name in methods or ():
         check_spelling(name)
@@ -201,7 +201,7 @@ def evaluate(
         if name not in dir(xf):
             raise ValueError(f"metric {name!r} is not known; {nearest(name, dir(xf), _METRICS)}")
     if sample.num_images < 0:
-        raise ValueError(f"--num-images {sample.num_images}: expected 1 or more, or 0 for all")
+        raise ValueError(f"--num-images {sample.num_images}: expected a number ≥ 1, or 0 for all")
     device, *others = how.device.split(",")
     loaded, chosen = _loaded(replace(how, device=device), methods)
     if tiled.mosaics is None:
@@ -276,7 +276,7 @@ def report(
     for folder in folders:
         if not folder.is_dir():
             raise FileNotFoundError(
-                f"{str(folder)!r} holds no results.sqlite; expected a folder that `xcam evaluate` wrote"
+                f"{str(folder)!r} holds no results.sqlite; expected a folder written by `xcam evaluate`"
             )
     found = [xf.report.read(folder) for folder in folders]
     place = output or (folders[0] if len(folders) == 1 else Path("xcam_report"))

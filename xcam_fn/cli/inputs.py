@@ -60,7 +60,7 @@ class Given:
             path = stem.with_name(f"{stem.name}_{method.name}{self.suffix}")
             if path.resolve() in {each.resolve() for each in inputs}:
                 raise ValueError(
-                    f"--output {str(path.parent)!r}: a map would be written over the input {path}"
+                    f"--output {str(path.parent)!r}: a map would overwrite {path}; choose another folder"
                 )
             self.save(path, one.float().cpu().numpy())
             lines.append(f"  wrote {path}")
@@ -102,7 +102,7 @@ def read(path: Path) -> Given:
 def _array(path: Path) -> Given:
     values = np.load(path, allow_pickle=False)
     if values.ndim not in (2, 3, 4):
-        wanted = "one input without a batch, (C, L), (C, H, W) or (C, D, H, W)"
+        wanted = "one input without a batch axis, (C, L), (C, H, W) or (C, D, H, W)"
         raise ValueError(f"it has shape {values.shape}; expected {wanted}")
     x = torch.from_numpy(values.astype(np.float32))[None]
     if values.ndim == 2:
@@ -120,7 +120,7 @@ def _volume(path: Path) -> Given:
     image = nibabel.load(path)
     values = image.get_fdata(dtype=np.float32)
     if values.ndim not in (3, 4):
-        raise ValueError(f"it has shape {values.shape}; expected (X, Y, Z), or (X, Y, Z, C) of C channels")
+        raise ValueError(f"it has shape {values.shape}; expected (X, Y, Z), or (X, Y, Z, C) with C channels")
     channels = np.moveaxis(values, -1, 0) if values.ndim == 4 else values[None]
     spacing = [float(length) for length in image.header.get_zooms()[:3]]
     units = image.header.get_xyzt_units()[0].replace("unknown", "units")
@@ -158,7 +158,7 @@ def _clip(path: Path) -> Given:
         for frame in container.decode(stream):
             frames.append(frame.to_ndarray(format="rgb24"))
             if len(frames) > _FRAMES:
-                raise ValueError(f"it has more than {_FRAMES} frames; cut a shorter clip out of it")
+                raise ValueError(f"it has more than {_FRAMES} frames; cut it into shorter clips")
         fps = float(stream.average_rate) if stream.average_rate else None
     clip = np.stack(frames)
     x = torch.from_numpy(clip).permute(3, 0, 1, 2).float().div(255)[None].contiguous()

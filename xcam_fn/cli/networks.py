@@ -63,7 +63,7 @@ def export(
     if cdn and page is None:
         raise ValueError("--cdn needs --page FOLDER")
     if size is not None and page is not None:
-        raise ValueError(f"--size {size} with --page: the page uses the image size of the model's training")
+        raise ValueError(f"--size {size} with --page: a page uses the model's own size; leave --size out")
     if size is not None and size < 1:
         raise ValueError(f"--size {size} is out of range; expected at least 1 pixel")
     loaded = xf.models.load(network.model, weights=network.weights).classifying()

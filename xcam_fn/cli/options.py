@@ -156,8 +156,8 @@ class Drawing(Question):
             raise ValueError(f"--output {str(self.output)!r} is a file; expected a folder")
         found = [photo for photo in named if photo is not None]
         if bool(found) == self.example:
-            problem = "both --example and a photograph" if found else "no photograph"
-            raise ValueError(f"{problem} was given; expected one or more before the options, or --example")
+            problem = "a photograph and --example" if found else "no photograph"
+            raise ValueError(f"got {problem}; give photographs before the options, or --example")
         self.check_files()
         for name in methods:
             check_spelling(name)
@@ -174,7 +174,7 @@ def check_spelling(method: str) -> None:
     """Raise where a name, or one within "a+b" or "smooth(a)", is none of the methods'; needs no torch."""
     known = names_of_methods()
     if Path(method).is_file():
-        raise ValueError(f"method {method!r} is not known; it is a file: photographs come before --methods")
+        raise ValueError(f"method {method!r} is a file; put photographs before --methods")
     if ":" in method or letters(method) in set(map(letters, known)):
         return
     for part in filter(None, re.split(r"[,()]|(?<!\+)\+(?!\+)", method)):
@@ -213,7 +213,7 @@ def _method(name: str, variant: str | None, options: dict[str, Any]) -> xf.Metho
         there = ", ".join(key for key, value in names.items() if isinstance(value, xf.Method))
         raise ValueError(
             f"method {name!r}: {home} has no method {attribute!r}; it has {there or 'none'}. "
-            "xcam_fn.from_gradients turns a weighting function into one"
+            "xcam_fn.from_gradients makes one of a weighting function"
         )
     return with_accepted(found, options)
 
@@ -232,7 +232,7 @@ def _own_network(name: str, weights: str | None, device: str) -> xf.models.Loade
         )
     model = function()
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model {name!r} returned a {type(model).__name__}; expected a torch.nn.Module")
+        raise TypeError(f"model {name!r} must return a torch.nn.Module, got {type(model).__name__}")
     if weights is not None:
         filled(model, read_state(Path(weights)), name, Path(weights))
     unknown = xf.images.Preset(0, 0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))

@@ -129,7 +129,7 @@ def gallery(
     names = list(dict.fromkeys(map(method_name, pairs or _PAIRS)))
     for name in names:
         if name.count("+") != 1:
-            raise ValueError(f"--pairs {name!r}: expected two methods and a plus, such as gradcam+scorecam")
+            raise ValueError(f"--pairs {name!r}: expected two methods joined by +, such as gradcam+scorecam")
     parts = [(*name.split("+"), name) for name in names]
     explainer = _Explainer(how, [name for row in parts for name in row])
     loaded, describe = explainer.loaded, xf.models.describe
@@ -186,10 +186,8 @@ class _Explainer:
     def prepare(self, photo: Path) -> tuple[Any, Any]:
         """The photograph as the network takes it, (1, 3, h, w), and as a picture (h, w, 3)."""
         if not self.loaded.preset.crop:
-            expected = "expected --image-size, for values in [0, 1], or a prepared array (.npy)"
-            raise ValueError(
-                f"{str(photo)!r}: the preprocessing of {self.loaded.name} is unknown; {expected}"
-            )
+            remedy = "pass --image-size N to scale it to [0, 1], or a preprocessed array (.npy)"
+            raise ValueError(f"{str(photo)!r}: the preprocessing of {self.loaded.name} is unknown; {remedy}")
         x, picture = xf.images.prepare(photo, self.loaded.preset)
         return x.to(self.how.device), picture
 

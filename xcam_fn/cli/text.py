@@ -13,10 +13,11 @@ from tqdm import tqdm
 
 SOME_FAILED = 1  # the exit status
 _IN_A_SHELL = {  # what errors name in Python
-    r"layer=None finds one": "without --layer one is found",
+    r"layer=None finds one": "leaving out --layer finds one",
     r"layer=None": "no --layer",
     r"xcam_fn\.layers\(model, x\)": "`xcam layers MODEL`",
     r", or pass to_spatial=.*": "",
+    r"\b(explain|metrics|precision|shard)='([^']*)'": r"--\1 \2",
 }
 
 

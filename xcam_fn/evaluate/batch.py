@@ -76,7 +76,7 @@ def _read(plan: Plan, task: Task, i: int) -> Seen:
     image = task.images[i - task.start]
     found = seen(image, i * plan.cells, plan.network.preset, plan.size)
     if found.x is not None and plan.explain == "label" and image.label is None:
-        return Seen([row._replace(error="it has no label, which is to be explained") for row in found.rows])
+        return Seen([row._replace(error="it has no label to explain") for row in found.rows])
     return found
 
 

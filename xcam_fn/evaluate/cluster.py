@@ -52,7 +52,7 @@ def prepared(
     if address not in (LOCAL, "auto") and not (host and port.isdigit() and "/" not in host):
         raise ValueError(f"ray={address!r}: expected HOST:PORT of a cluster, 'auto', or 'local'")
     if not isinstance(images, Sequence):
-        wanted = "a data set with a length and numbered items, a folder or a CSV file"
+        wanted = "a map-style data set, a folder or a CSV file"
         raise ValueError(f"ray: the data set can only be read in order; expected {wanted}, or use shards")
     with _environment(address):
         cloudpickle = _imported().cloudpickle
@@ -62,7 +62,7 @@ def prepared(
             cloudpickle.dumps(part)
         except Exception as error:
             words = " ".join(str(error).split())
-            remedy = "it has to be picklable to be sent to other processes"
+            remedy = "Ray sends it to other processes; make it picklable"
             raise TypeError(f"{name} cannot be pickled ({words}); {remedy}") from None
     packed = cloudpickle.dumps((plan, data, dict(versions)))
     return functools.partial(_computed, plan, packed, address, data is None)
@@ -183,10 +183,9 @@ def _check_seen_here(plan: Plan, task: Task, rows: Sequence[Row], where: str) ->
             number = row.number // plan.cells
             (found,) = read(plan, task._replace(numbers=[number]))
             if found.x is not None:
-                remedy = "the data set has to be at the same place on every machine"
-                raise ValueError(
-                    f"ray: {where} cannot read {row.name!r} ({row.error}), which can be; {remedy}"
-                )
+                remedy = "put the data set at the same path on every machine"
+                found = f"machine {where} cannot read {row.name!r} ({row.error}), but this one can"
+                raise ValueError(f"ray: {found}; {remedy}")
 
 
 def _actors(ray: Any, threads: int, is_cuda: bool) -> int:
@@ -196,8 +195,8 @@ def _actors(ray: Any, threads: int, is_cuda: bool) -> int:
         room = int(node.get("CPU", 0)) // threads
         counts.append(min(room, int(node.get("GPU", 0))) if is_cuda else room)
     if not sum(counts):
-        wanted = f"{threads} processors{' and a GPU' if is_cuda else ''}"
-        remedy = "set OMP_NUM_THREADS, which says how many an actor takes"
+        wanted = f"{threads} CPUs{' and a GPU' if is_cuda else ''}"
+        remedy = "set OMP_NUM_THREADS to the number of CPUs per actor"
         raise ValueError(f"ray: no machine of the cluster has {wanted}; {remedy}")
     return sum(counts)
 
@@ -255,7 +254,7 @@ def _start(ray: Any, address: str) -> None:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == LOCAL:
         if (found := ray.util.get_node_ip_address()) != _LOOPBACK:
-            remedy = "Ray was imported before; run it in a process of its own, or start a cluster"
+            remedy = "run it in a new process, before Ray is imported, or start a cluster"
             raise ValueError(f"ray: the cluster would listen at {found}, not on this machine alone; {remedy}")
         ray.init(include_dashboard=False, _node_ip_address=_LOOPBACK, **quiet)
         return
@@ -265,5 +264,5 @@ def _start(ray: Any, address: str) -> None:
         ray.init(address=address, **quiet)
     except (OSError, RuntimeError, ValueError) as error:
         words = " ".join(str(error).split())
-        remedy = "start one with `ray start --head`, or leave the address out"
+        remedy = "start one with `ray start --head`, or use the address 'local'"
         raise ConnectionError(f"ray: there is no cluster at {address!r} ({words}); {remedy}") from None

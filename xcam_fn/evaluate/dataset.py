@@ -13,6 +13,7 @@ import numpy as np
 from xcam_fn.arguments import Count, check
 from xcam_fn.models.images import is_image_file
 from xcam_fn.models.load import find_class
+from xcam_fn.names import missing
 
 if TYPE_CHECKING:
     from xcam_fn.evaluate.regions import Region
@@ -69,12 +70,12 @@ def photographs(
     check("num_images", num_images, Count | None)
     root = Path(data)
     if not (root.is_dir() or root.is_file()):
-        raise FileNotFoundError(f"data {str(root)!r}: no such folder or CSV file; check the path")
+        raise missing("data", root, "folder or CSV file")
     found = _of_folder(root, categories) if root.is_dir() else _rows(root, categories)
     if labels is not None:
         found = _labeled(found, Path(labels), categories)
     if not found:
-        wanted = "files such as .jpg or .png, one folder of them a class, or a CSV file that names them"
+        wanted = "files such as .jpg or .png, one folder of them per class, or a CSV file of them"
         raise ValueError(f"data {str(root)!r} holds no photographs; expected {wanted}")
     return sampled(found, num_images, seed)
 
@@ -111,11 +112,11 @@ def _images(folder: Path) -> list[Path]:
 def _labeled(found: list[Photograph], file: Path, categories: Sequence[str]) -> list[Photograph]:
     """The photographs with labels by file name, or by their path below the data set's folder."""
     if not file.is_file():
-        raise FileNotFoundError(f"labels {str(file)!r}: no such file; check the path")
+        raise missing("labels", file, "file")
     known = {p.name: p.label for p in _rows(file, categories) if p.label is not None}
     if not any(p.name in known or p.path.name in known for p in found):
         none = f"none of its {len(known)} files is among the {len(found)} photographs"
-        raise ValueError(f"labels {str(file)!r}: {none}; expected a column of file names and one of classes")
+        raise ValueError(f"labels {str(file)!r}: {none}; expected columns of file names and classes")
     return [p._replace(label=known.get(p.name, known.get(p.path.name))) for p in found]
 
 
@@ -136,7 +137,7 @@ def _rows(file: Path, categories: Sequence[str]) -> list[Photograph]:
     for line, row in rows:
         name, text = (row[at].strip() if at is not None and at < len(row) else "" for at in columns)
         if not name:
-            raise ValueError(f"{str(file)!r}, line {line}: there is no path; expected a path and a class")
+            raise ValueError(f"{str(file)!r}, line {line}: the path is missing; expected a path and a class")
         try:
             found.append(Photograph(name, file.parent / name, find_class(text, categories) if text else None))
         except ValueError as error:

@@ -90,7 +90,7 @@ class MeanCurve(NamedTuple):
 
 
 class Files(NamedTuple):
-    """What a run keeps of a photograph: what the network saw, a JPEG file, and a PNG file of each method."""
+    """The files that a run keeps for a photograph: the network's input as JPEG, and a PNG per method."""
 
     picture: bytes | None
     heatmaps: dict[str, bytes]
@@ -257,7 +257,7 @@ def pixels(file: bytes) -> np.ndarray:
 
 
 def labels(found: Sequence[Found]) -> list[str]:
-    """What tells runs apart: their networks, and where these are the same their folders."""
+    """The labels of runs: their networks, or if these are the same, their folders."""
     models = [run.settings["model"] for run in found]
     names = [f"{model} ({run.folder.resolve().name})" for model, run in zip(models, found, strict=True)]
     paths = [f"{model} ({run.folder})" for model, run in zip(models, found, strict=True)]

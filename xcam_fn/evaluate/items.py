@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 from xcam_fn.evaluate.dataset import Photograph, photographs
 from xcam_fn.evaluate.mosaic import Mosaic
 from xcam_fn.models.load import find_class
-from xcam_fn.names import needed
+from xcam_fn.names import needed, type_of
 
 Images = Sequence[Photograph] | Sequence[Mosaic]
-_EXPECTED = "expected (x, label, name): an image, a class or None, and a text"
+_EXPECTED = "expected (x, label, name): an image, a class or None, and a string"
 _IMAGES = (str, os.PathLike, bytes, np.ndarray, Tensor)
 
 
@@ -87,16 +87,16 @@ def as_images(data: Any, categories: Sequence[str]) -> Images | Iterator[Photogr
     if isinstance(data, (str, os.PathLike)):
         return photographs(data, categories)
     if isinstance(data, DataLoader) and isinstance(data.sampler, RandomSampler):
-        remedy = "a run that is continued needs the same order each time: shuffle=False"
+        remedy = "a run can only be resumed in the same order; use shuffle=False"
         raise ValueError(f"photographs: the DataLoader shuffles; {remedy}")
     if isinstance(data, Mapping) or not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")):
         wanted = "a list of photographs, a data set of (x, label, name), a folder or a CSV file"
-        raise TypeError(f"photographs is a {type(data).__name__}; expected {wanted}")
+        raise TypeError(f"photographs is {type_of(data)}; expected {wanted}")
     is_map = hasattr(data, "__len__") and hasattr(data, "__getitem__")
     if not is_map or isinstance(data, (DataLoader, IterableDataset)):
         return _in_order(data, functools.partial(_of_triple, categories))
     if not len(data):
-        raise ValueError("photographs is empty; expected one or more")
+        raise ValueError("photographs is empty; expected at least one")
     if hasattr(data, "features") and hasattr(data, "cast_column"):
         return _of_hugging_face(data, categories)
     if isinstance(data, Items) or isinstance(data[0], (Photograph, Mosaic)):
@@ -121,7 +121,7 @@ def hugging_face(path: str, categories: Sequence[str]) -> Items:
         splits = " or ".join(f"hf:{each.parent}" for each in sorted(place.glob("*/state.json")))
         raise ValueError(f"data 'hf:{path}' holds several splits; give one: {splits}")
     if not (place / "state.json").is_file():
-        wanted = "a folder that save_to_disk of the package datasets wrote"
+        wanted = "a folder written by save_to_disk of the package datasets"
         raise FileNotFoundError(f"data 'hf:{path}': no data set there; expected {wanted}")
     return _of_hugging_face(datasets.load_from_disk(path), categories)
 
@@ -131,7 +131,7 @@ def _of_hugging_face(data: Any, categories: Sequence[str]) -> Items:
     kinds = {name: type(feature).__name__ for name, feature in data.features.items()}
     pictures, labels = ([name for name, kind in kinds.items() if kind == k] for k in ("Image", "ClassLabel"))
     if len(pictures) != 1 or len(labels) > 1:
-        remedy = "expected one Image and at most one ClassLabel: select_columns leaves the right ones"
+        remedy = "expected one Image and at most one ClassLabel; choose them with select_columns"
         raise ValueError(f"photographs: the columns are {kinds}; {remedy}")
     undecoded = type(data.features[pictures[0]])(decode=False)
     classes = class_numbers(data.features[labels[0]].names, categories) if labels else {}
@@ -175,18 +175,18 @@ def _of_triple(categories: Sequence[str], item: Any, number: int) -> Photograph:
         return item
     if not isinstance(item, (tuple, list)) or len(item) != 3:
         many = f" of {len(item)}" if isinstance(item, (tuple, list)) else ""
-        raise TypeError(f"photographs: item {number} is a {type(item).__name__}{many}; {_EXPECTED}")
+        raise TypeError(f"photographs: item {number} is {type_of(item)}{many}; {_EXPECTED}")
     x, label, name = item
     if not isinstance(name, str):
-        raise TypeError(f"photographs: the name of item {number} is a {type(name).__name__}; {_EXPECTED}")
+        raise TypeError(f"photographs: the name of item {number} is {type_of(name)}; {_EXPECTED}")
     if not (isinstance(x, _IMAGES) or hasattr(x, "getbands")):
         kinds = "a path, the bytes of a file, a PIL image, an array (h, w, 3), or a tensor (3, h, w)"
-        raise TypeError(f"photographs: x of item {number} is a {type(x).__name__}; expected {kinds}")
+        raise TypeError(f"photographs: x of item {number} is {type_of(x)}; expected {kinds}")
     try:
         query = label if label is None or isinstance(label, str) else operator.index(label)
     except TypeError:
-        kind = type(label).__name__
-        raise TypeError(f"photographs: the label of item {number} is a {kind}; {_EXPECTED}") from None
+        kind = type_of(label)
+        raise TypeError(f"photographs: the label of item {number} is {kind}; {_EXPECTED}") from None
     cls = None if query is None else find_class(query, categories)
     return Photograph(name, Path(x) if isinstance(x, (str, os.PathLike)) else x, cls)
 
@@ -201,7 +201,7 @@ def _in_order(data: Iterable[Any], photograph: Callable[[Any, int], Photograph])
             return
         except Exception as error:
             words = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise ValueError(f"photographs: the data set stopped at item {number}: {words}") from error
+            raise ValueError(f"photographs: the data set fails at item {number}: {words}") from error
         for number, item in enumerate(_unbatched(found), number):  # noqa: B020
             try:
                 yield photograph(item, number)

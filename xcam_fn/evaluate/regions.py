@@ -15,6 +15,7 @@ import numpy as np
 
 from xcam_fn.evaluate.dataset import Photograph
 from xcam_fn.models import images
+from xcam_fn.names import missing
 
 Box = tuple[float, float, float, float]
 # What entries that are not as they should be raise.
@@ -27,8 +28,8 @@ class Region(NamedTuple):
     Attributes:
         source: the file and the entry that say so.
         boxes: (left, top, right, bottom) each, the last two excluded; their union counts.
-        mask: an image of the photograph's size, in place of boxes; what is not 0 in it is inside.
-        size: (width, height) of the photograph as the file says, where it does.
+        mask: an image of the photograph's size, instead of boxes; nonzero pixels are inside.
+        size: (width, height) of the photograph according to the file, if it gives one.
     """
 
     source: str
@@ -45,8 +46,8 @@ class Region(NamedTuple):
         inside = np.zeros(size[::-1], bool) if self.mask is None else images.load_mask(self.mask)
         said = self.size if self.mask is None else inside.shape[::-1]
         if said not in (None, size):
-            sizes = f"it is for {said[0]} x {said[1]} pixels, and the photograph has {size[0]} x {size[1]}"
-            raise ValueError(f"{self.source}: {sizes}; expected the same")
+            sizes = f"it is for {said[0]} x {said[1]} pixels, but the photograph has {size[0]} x {size[1]}"
+            raise ValueError(f"{self.source}: {sizes}; expected the same size")
         for box in self.boxes:
             try:
                 left, top, right, bottom = _right(box, size)
@@ -63,7 +64,7 @@ class Located(NamedTuple):
     Attributes:
         photographs: each with its region.
         without: how many have none.
-        problems: what is wrong in the files, a line for each entry that is left out.
+        problems: the problems in the files, one line for each entry that is left out.
     """
 
     photographs: list[Photograph]
@@ -87,7 +88,7 @@ def located(photographs: Sequence[Photograph], source: str | os.PathLike[str]) -
     """
     place, problems = Path(source), []
     if not place.exists():
-        raise FileNotFoundError(f"boxes {str(place)!r}: no such file or folder; check the path")
+        raise missing("boxes", place, "file or folder")
     by_name: dict[str, list[int]] = defaultdict(list)
     for i, photograph in enumerate(photographs):
         for key in {photograph.name, photograph.path.name, photograph.path.stem}:
@@ -97,12 +98,12 @@ def located(photographs: Sequence[Photograph], source: str | os.PathLike[str]) -
         found = by_name.get(name) or by_name.get(Path(name).name) or by_name.get(Path(name).stem) or []
         if len(found) != 1:
             many = "no photograph" if not found else f"{len(found)} photographs"
-            problems.append(f"{region.source}: {many} of the name {name!r}; expected one")
+            problems.append(f"{region.source}: {many} named {name!r}; expected one")
         elif region.boxes or region.mask:
             regions[found[0]] = region
     if not regions:
-        none = f"none of the {len(photographs)} photographs has a region there"
-        wanted = "a COCO file, files of PASCAL VOC, or mask images, named as the photographs are"
+        none = f"none of the {len(photographs)} photographs has a region in it"
+        wanted = "a COCO file, PASCAL VOC files, or mask images, named like the photographs"
         first = f" ({problems[0]})" if problems else ""
         raise ValueError(f"boxes {str(place)!r}: {none}{first}; expected {wanted}")
     some = [photographs[i]._replace(region=regions[i]) for i in sorted(regions)]
@@ -122,9 +123,7 @@ def _regions(place: Path, problems: list[str]) -> Iterator[tuple[str, Region]]:
             elif place.is_dir() and images.is_image_file(file):
                 yield file.name, Region(str(file), mask=file)
         except (*_WRONG, RecursionError, ET.ParseError) as error:
-            wanted = (
-                "images and annotations as of COCO" if kind == ".json" else "an annotation as of PASCAL VOC"
-            )
+            wanted = "COCO images and annotations" if kind == ".json" else "a PASCAL VOC annotation"
             problem = _problem(str(file), error, wanted)
             if len(files) == 1:
                 raise ValueError(f"boxes {problem}") from None
@@ -182,4 +181,4 @@ def _right(box: Box, size: tuple[int, int] | None) -> Box:
     within = f" within {width} x {height} pixels" if size else ""
     shown = ", ".join(f"{edge:g}" for edge in box)
     wanted = f"left < right and top < bottom{within}"
-    raise ValueError(f"the box ({shown}) is negative, empty or outside: expected {wanted}")
+    raise ValueError(f"the box ({shown}) is negative, empty or outside; expected {wanted}")

@@ -75,7 +75,7 @@ class Outcome(NamedTuple):
     """The outcome of a run, including what was done before it was resumed.
 
     Attributes:
-        photographs: number of photographs, in a shard those of the shard; each cell of a mosaic counts.
+        photographs: number of photographs, for a shard those of the shard; each cell of a mosaic counts.
         unreadable: number of photographs that could not be read.
         results: pairs of a photograph and a method with scores.
         failures: pairs that failed.
@@ -163,10 +163,10 @@ def run(
     weights = {_fingerprint(each.model) for each in networks}
     if len(weights) != 1:
         raise ValueError(
-            f"network: {len(networks)} of other weights; expected one, or one on several devices"
+            f"network: {len(networks)} with different weights; expected one, or copies on several devices"
         )
     if asked.ray is not None and len(networks) > 1:
-        raise ValueError(f"ray with {len(networks)} devices: actors have one each; give one")
+        raise ValueError(f"ray: got {len(networks)} devices, but each actor uses one; give one device")
     shard = shard_of(asked.shard)
     images = as_images(photographs, networks[0].categories)
     first, images = _peeked(images)
@@ -208,7 +208,7 @@ def _peeked(
         first = next(images, None)
         images = itertools.chain([first], images) if first is not None else images
     if first is None:
-        raise ValueError("photographs is empty; expected one or more")
+        raise ValueError("photographs is empty; expected at least one")
     return first, images
 
 
@@ -244,14 +244,14 @@ def _checked_metrics(metric_names: Sequence[str] | None, first: Photograph | Mos
     if metric_names is None:
         return GRID if is_tiled else LOCALIZATION if is_located else STANDARD
     if not metric_names or len(set(metric_names)) != len(metric_names):
-        raise ValueError(f"metrics={list(metric_names)!r}; expected one or more names, each once")
+        raise ValueError(f"metrics={list(metric_names)!r}; expected at least one name, without repeats")
     for name in metric_names:
         checks.check_choice("metrics", name, tuple(METRICS))
         if is_tiled and name not in local:
-            raise ValueError(f"metrics={name!r} is not one of mosaics; expected {', '.join(local)}")
+            raise ValueError(f"metrics={name!r} does not apply to mosaics; expected {', '.join(local)}")
         if not is_tiled and name in local and (name == "grid_pointing" or not is_located):
             wanted = "evaluate mosaics" if name == "grid_pointing" else "give boxes, evaluate mosaics"
-            raise ValueError(f"metrics={name!r} asks where an object is; {wanted}, or another metric")
+            raise ValueError(f"metrics={name!r} needs the object's region; {wanted}, or use another metric")
     return metric_names
 
 
@@ -265,16 +265,16 @@ def _check(
     checks.check_choice("explain", explain, get_args(Explain))
     checks.check_count("batch_size", batch_size)
     if shard and isinstance(images, Sequence) and shard.of > (batches := -(-len(images) // batch_size)):
-        raise ValueError(f"shard='{shard}': there are {batches} batches; expected no more shards than these")
+        raise ValueError(f"shard='{shard}': the run has {batches} batches; expected at most as many shards")
     photographs = images if isinstance(images, Sequence) and not isinstance(images, Items) else [first]
     kinds = {(p.n, p.side) if isinstance(p, Mosaic) else p.region is None for p in photographs}
     if len(kinds) > 1:
-        wanted = "photographs, all with a region or none, or mosaics of one size"
-        raise ValueError(f"photographs: {len(kinds)} kinds; expected {wanted}")
+        wanted = "all with a region, all without, or mosaics of one size"
+        raise ValueError(f"photographs: {len(kinds)} different kinds; expected {wanted}")
     unlabeled = [photograph.name for photograph in photographs if photograph.label is None]
     if explain == "label" and unlabeled:
         many = f"{len(unlabeled)} of {len(photographs)} photographs have no label, such as {unlabeled[0]!r}"
-        remedy = "name a CSV file of labels, or explain the predicted classes"
+        remedy = "give a CSV file of labels, or use explain='predicted'"
         raise ValueError(f"explain='label': {many}; {remedy}")
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from PIL.ExifTags import Base
 from torch import Tensor
 
+from xcam_fn import checks
 from xcam_fn.evaluate.dataset import Photograph
 from xcam_fn.evaluate.mosaic import Mosaic
 from xcam_fn.evaluate.store import ImageRow
@@ -65,7 +66,7 @@ def seen(photograph: Photograph | Mosaic, number: int, preset: Preset, size: tup
         return Seen([row._replace(error=reason(error)) for row in rows])
     if x.shape[2:] != size:
         sides = " x ".join(map(str, x.shape[2:]))
-        wanted = f"{size[0]} x {size[1]}, as the first is"
+        wanted = f"{size[0]} x {size[1]}, the size of the first"
         return Seen([row._replace(error=f"x is {sides} pixels; expected {wanted}") for row in rows])
     file = encoded(picture, "JPEG", quality=_PICTURE_QUALITY)
     return Seen([row._replace(picture=file) for row in rows], x, region)
@@ -85,7 +86,7 @@ def _of_photograph(photograph: Any, preset: Preset) -> tuple[Tensor, np.ndarray,
         region = images.prepare_mask(photograph.region.drawn(loaded.size), preset)[None]
         if not region.any():
             source = photograph.region.source
-            raise ValueError(f"{source}: the region is empty, or outside of what the network sees of it")
+            raise ValueError(f"{source}: the region is empty, or outside the network's crop of the image")
     return *images.prepare(loaded, preset), region
 
 
@@ -93,11 +94,10 @@ def as_given(x: Tensor, preset: Preset) -> tuple[Tensor, np.ndarray]:
     """A tensor as the network takes it, and the picture that the preset would have made it of."""
     if x.ndim != 3 or x.shape[0] != 3 or 0 in x.shape or not x.is_floating_point():
         shape = f"{x.dtype} of shape {tuple(x.shape)}"
-        wanted = "floats (3, h, w) as the network takes them; arrays (h, w, 3) of uint8 are prepared for it"
+        wanted = "preprocessed floats (3, h, w), or an array (h, w, 3) of uint8 to be preprocessed"
         raise ValueError(f"x is {shape}; expected {wanted}")
     x = x.detach().cpu().float()
-    if not x.isfinite().all():
-        raise ValueError("x holds NaN or infinite values; expected finite ones")
+    checks.check_tensor("x", x)
     mean, std = (torch.tensor(each)[:, None, None] for each in (preset.mean, preset.std))
     pixels = (x * std + mean).clamp(0, 1).mul(255).round().byte()
     return x[None], pixels.movedim(0, -1).numpy()

@@ -169,7 +169,7 @@ def merge(
         if part.folder.resolve() == place.resolve():
             raise ValueError(f"output {str(place)!r} is one of the shards; choose another folder")
         if changed := _differing(first, part):
-            raise ValueError(f"runs: {first.folder} and {part.folder} are no shards of one run: {changed}")
+            raise ValueError(f"runs: {first.folder} and {part.folder} are not shards of one run: {changed}")
     of = first.shard.of
     whole = {i: [part for part in parts if part.shard.number == i] for i in range(1, of + 1)}
     twice = [
@@ -182,7 +182,7 @@ def merge(
     missing = [f"shard {i}/{of} is in no folder" for i in whole if i not in best]
     missing += [f"{part.folder}: {_words(part)}" for part in best.values() if part.lacking != 0]
     if missing and not partial:
-        remedy = "run what is missing, or merge what is there (--partial)"
+        remedy = "run the missing shards, or merge without them (--partial)"
         raise ValueError(f"runs: {'; '.join(missing)}; {remedy}")
     with writing(place, {**first.settings, "shard": None}) as store:
         store.forget(store.contents())
@@ -199,7 +199,7 @@ def _part(folder: Path) -> _Part:
     with reading(folder) as store:
         settings, known = store.settings(), notes(folder)
         if settings.get("shard") is None:
-            raise ValueError(f"{str(folder)!r} holds a whole run; expected one that --shard made")
+            raise ValueError(f"{str(folder)!r} holds a whole run; expected one written with --shard")
         shard = shard_of(settings["shard"])
         assert shard is not None
         return _Part(folder, settings, shard, known, _undone(store, len(settings["methods"]), shard, known))

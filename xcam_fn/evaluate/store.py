@@ -227,7 +227,7 @@ class Store:
         try:
             schema = {sql for (sql,) in self._all("SELECT sql FROM sqlite_schema")}
             if missing := [name for name, sql in _TABLES.items() if sql not in schema]:
-                return f"it has lost its table {missing[0]!r}"
+                return f"its table {missing[0]!r} is missing"
             return self._changed(_ROWS, _checksum) or self._miscounted()
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             return str(error)
@@ -236,7 +236,7 @@ class Store:
         for table, owner in _OWNERS.items():
             of_owner = f"SELECT count(*) - count(error) FROM {owner}"
             if table in self._keep and self._all(f"SELECT count(*) FROM {table}") != self._all(of_owner):
-                return f"rows of {table!r} are lost, or those of {owner!r} that they belong to"
+                return f"rows of {table!r} or of {owner!r} are missing"
         return None
 
     def _changed(self, rows: Mapping[str, str], checksum: Callable[[Sequence[Any]], int]) -> str | None:
@@ -245,13 +245,13 @@ class Store:
             if (found := self._all(f"PRAGMA integrity_check({table})")) != [("ok",)]:
                 return found[0][0]
         if not self._all("SELECT 1 FROM settings"):
-            return "its settings are lost"
+            return "its settings are missing"
         for table, query in rows.items():
             for *row, known, others in self._connection.execute(query):
                 if known != checksum([*row, others]):
-                    return f"rows of {table!r} have changed or are lost"
+                    return f"rows of {table!r} are changed or missing"
         orphans = [each for table in rows for each in self._all(f"PRAGMA foreign_key_check({table})")]
-        return f"rows that those of {orphans[0][0]!r} belong to are lost" if orphans else None
+        return f"rows that {orphans[0][0]!r} refers to are missing" if orphans else None
 
     def differing(self, settings: Mapping[str, Any]) -> list[str]:
         """How other settings than the run's differ from them, in words."""
@@ -266,7 +266,7 @@ class Store:
                 self._connection.execute("BEGIN IMMEDIATE")
                 yield
         except sqlite3.DatabaseError as error:
-            remedy = "what was written before is safe: make room and run the same command again"
+            remedy = "earlier results are safe: check the disk and run the same command again"
             raise OSError(f"{str(self._file)!r} could not be written ({error}); {remedy}") from None
 
     def _put(self, rows: Iterable[ImageRow | Result]) -> None:
@@ -319,7 +319,7 @@ class Store:
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             raise DamagedError(_damaged(self._file, str(error))) from None
         if is_lost or any(checksum != _checksum([*row, 0]) for *row, checksum in rows):
-            raise DamagedError(_damaged(self._file, f"rows of {table!r} have changed or are lost"))
+            raise DamagedError(_damaged(self._file, f"rows of {table!r} are changed or missing"))
         return [row for *row, _ in rows]
 
     def _all(self, query: str, *values: Any) -> list[Any]:
@@ -335,7 +335,7 @@ def _checksum(row: Iterable[Any]) -> int:
 
 
 def _damaged(file: Path, why: str) -> str:
-    remedy = "Put a copy of it in its place, or delete it and run again"
+    remedy = "Restore it from a copy, or delete it and run again"
     return f"{str(file)!r} is damaged: {' '.join(why.split())}. {remedy}"
 
 
@@ -386,7 +386,7 @@ def reading(folder: str | os.PathLike[str]) -> Iterator[Store]:
     """The store of a run as it is now, to be read; the run may go on meanwhile."""
     file = Path(folder) / FILE
     if not file.is_file():
-        wanted = "a folder that `xcam evaluate` wrote"
+        wanted = "a folder written by `xcam evaluate`"
         raise FileNotFoundError(f"{str(folder)!r} holds no {FILE}; expected {wanted}")
     with _connected(file, "rw") as (store, is_new):  # a killed run's last write is rolled back
         if is_new:
@@ -413,7 +413,7 @@ def _connected(file: Path, mode: str, *, is_locked: bool = False) -> Iterator[tu
             with contextlib.nullcontext() if is_locked else _locked(file.parent):
                 _bring_up_to_date(store)
         elif not is_new and known != (_APPLICATION, _VERSION):
-            raise ValueError(f"{where} is a database of another program or of another version; {other}")
+            raise ValueError(f"{where} is a database of another program or version of xcam_fn; {other}")
         if not is_locked:
             connection.execute("BEGIN")  # all that is read is of one moment
         if not is_new and (lost := store.lost()):

@@ -142,6 +142,6 @@ def _difference(found: list[Tensor], expected: tuple[Tensor, ...], path: Path) -
         off = differences[name] = float((a.detach().to(b) - b).abs().max())
         scale = 1.0 if name == "heatmap" else max(1.0, float(b.abs().max()))
         if a.shape != b.shape or not off <= (_SLACK if name == "logits" else _TOLERANCE) * scale:
-            what, other = f"{name} {tuple(a.shape)}", f"what the model computes, {tuple(b.shape)}"
+            what, other = f"{name} {tuple(a.shape)}", f"the model's, {tuple(b.shape)}"
             raise ValueError(f"{path.name}: {what} differs by {off:.2g} from {other}; nothing was written")
     return differences["heatmap"]

@@ -102,14 +102,14 @@ def _runtime_file(path: Path) -> bytes:
     if _integrity(there) == RUNTIME_FILES[path.name]:
         return there
     url = RUNTIME + path.name
-    remedy = f"use cdn=True (--cdn), or put the file of npm's onnxruntime-web into {path.parent}"
+    remedy = f"use cdn=True (--cdn), or copy the file from npm's onnxruntime-web into {path.parent}"
     try:
         with urllib.request.urlopen(url, timeout=60) as answer:
             content = answer.read()
     except (OSError, http.client.HTTPException) as error:
-        raise OSError(f"{url} cannot be downloaded ({error}): {remedy}") from error
+        raise OSError(f"{url} cannot be downloaded ({error}); {remedy}") from error
     if _integrity(content) != RUNTIME_FILES[path.name]:
-        raise OSError(f"what {url} sends is not the file that was published there: {remedy}")
+        raise OSError(f"{url} returned a file with a wrong checksum; {remedy}")
     return content
 
 
@@ -123,4 +123,4 @@ def _browser() -> Path:
     for folder in (here / "browser", here.parent / "docs" / "browser"):
         if folder.is_dir():
             return folder
-    raise FileNotFoundError("the page's files were not installed with xcam_fn; install it again")
+    raise FileNotFoundError("the page's files are missing from the installation; reinstall xcam-fn")

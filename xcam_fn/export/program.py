@@ -103,8 +103,8 @@ class Explanation:
             reason = reason.__cause__ or reason.__context__
         operator = re.search(r"OpOverload\(op='([\w.]+)'|(?:torch\.ops\.|function for )(aten\.[\w.]+)", text)
         if operator:
-            named = f"the operator {operator.group(1) or operator.group(2)}, which has no counterpart"
-            why = f"its graph needs {named}; another layer or method may do without it"
+            named = f"the operator {operator.group(1) or operator.group(2)}, which cannot be exported"
+            why = f"its graph needs {named}; try another layer or method"
         else:
             why = next((line for line in text.splitlines() if line.strip()), type(error).__name__)[:300]
         return ValueError(f"{self.method} of {type(self.model).__name__} cannot be exported: {why}")
@@ -115,7 +115,7 @@ def explanation(model: nn.Module, layer: Layer, x: Tensor, method: str, cls: int
     method = own_name(method)
     if method not in METHODS_THAT_EXPORT:
         reason = "cannot be exported" if method in METHODS else "is not known"
-        known = f"{', '.join(METHODS_THAT_EXPORT)}, which decide nothing on their way"
+        known = ", ".join(METHODS_THAT_EXPORT)
         raise ValueError(f"method {method!r} {reason}; expected one of {known}")
     if cls is not None and (isinstance(cls, bool) or not isinstance(cls, int)):
         raise TypeError(f"cls={cls!r}; expected a class index, or None for the predicted class")

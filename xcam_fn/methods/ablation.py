@@ -82,7 +82,7 @@ def _lengths(name: str, given: Lengths, most: Sequence[int], of: str) -> list[in
     lengths = [given] * len(most) if isinstance(given, int) else list(given)
     if len(lengths) != len(most) or any(own > length for own, length in zip(lengths, most, strict=False)):
         raise ValueError(
-            f"{name}={given!r}: expected a length, or {len(most)}, no more than {of}'s: {tuple(most)} pixels"
+            f"{name}={given!r}; expected an int or {len(most)} ints, at most {of}'s size {tuple(most)}"
         )
     return lengths
 
@@ -130,8 +130,8 @@ def sidu(
         classes = logits(call.output).shape[1]
     except ValueError as error:
         raise checks.StructureError(
-            "sidu compares the probabilities of all classes, but the network's output is "
-            f"{describe(call.output)}; expected logits (B, classes), or use scorecam with a target"
+            f"sidu compares all classes, but the model's output is {describe(call.output)}; expected logits "
+            "(B, classes); for another target, use scorecam"
         ) from error
     every = torch.arange(classes, device=x.device).expand(len(x), -1)
     scoring = call.asking(every).scoring("probability", Running(**options))

@@ -162,7 +162,7 @@ def _check_pooled(call: Call, cls: Classes, G: Tensor) -> None:
     bound = 8 * torch.finfo(G.dtype).eps * G.abs().max()
     if (G - mean).abs().max() > bound or (other - mean).abs().max() > bound:
         raise checks.StructureError(
-            f"layer {call.shown!r}: what {type(call.model).__name__} computes of it is not global average "
-            "pooling and a linear layer, so CAM has no weights there; name the layer that is pooled, or use "
-            "gradcam, which is CAM where there is one"
+            f"layer {call.shown!r}: cam needs global average pooling and one linear layer after it, but "
+            f"{type(call.model).__name__} computes something else; name the layer that is pooled, or use "
+            "gradcam"
         )

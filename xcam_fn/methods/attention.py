@@ -73,7 +73,7 @@ def legrad(
     found = [calls[position] for position in attention_positions(calls)]
     names = None if blocks is None else _names_of(call, root, blocks, found)
     if names is not None and num_blocks is not None:
-        raise ValueError(f"num_blocks={num_blocks} and blocks={names}: expected one of them")
+        raise ValueError(f"num_blocks={num_blocks} and blocks={names}: pass only one of them")
     if num_blocks is not None:
         found = found[-num_blocks:]
     recorded, output = _recorded(root, x, found)
@@ -89,8 +89,8 @@ def legrad(
     relevances = [one for block in chosen if (one := _relevance(block, score_of)) is not None]
     if not relevances:
         raise checks.StructureError(
-            f"legrad differentiates attention over all patches, and {type(root).__name__} has no block with "
-            "it; use gradcam"
+            f"legrad needs attention over all patches, and {type(root).__name__} has no block with it; use "
+            "gradcam"
         )
     total: Any = sum(relevances)
     positions = [i for i, one in enumerate(calls) if one in found]
@@ -240,8 +240,8 @@ def _attention_and_gradient(call: Call, name: str) -> _Attended:
     square = len(numbers) == len(inside) and {(s[0], *s[2:]) for s in shapes} == {(len(x), tokens, tokens)}
     if len(shapes) != 1 or not square:
         raise checks.StructureError(
-            f"{name} reads attention of all patches to all patches, and {type(root).__name__} has no blocks "
-            "with it, or others among them; use gradcam"
+            f"{name} needs attention over all patches in every block, which {type(root).__name__} does not "
+            "have; use gradcam"
         )
     A, logits = (torch.stack(each, 1) for each in zip(*(seen[k] for k in numbers), strict=True))
     explained = explained_score(output, len(x), call.cls, logit)

@@ -153,8 +153,8 @@ class Call(Once):
         found = None if self.layer is not None else self.levels
         if found is not None and len(found) > 1:
             raise ValueError(
-                f"layer=None: the score is read through several layers, {', '.join(found)}; "
-                "multi_layer(method) adds up their maps, or name one of them"
+                f"layer=None: the score depends on several layers: {', '.join(found)}; "
+                "name one of them, or add up their maps with multi_layer(method)"
             )
         return self.layer if found is None else found[0]
 
@@ -308,7 +308,7 @@ class Call(Once):
         for image in range(len(x)):
             A, residual = head.run_trunk(x[image : image + 1])
             if checks.is_readable(x) and not outputs_agree(A, self.features[image : image + 1]):
-                raise mixing(len(x))
+                raise mixing()
             if image == 0 and not head.is_traced:
                 self._check_head(A, residual)
             is_own = which == image if checks.is_readable(x) else slice(len(parameter) // len(x))
@@ -334,8 +334,8 @@ class Call(Once):
             own, other = (self.halves.run_head(a, residual) for a in (A, 1 - 2 * A))
             if outputs_agree(own, other):
                 raise checks.StructureError(
-                    f"layer {self.shown!r}: the model's output does not change with what the layer returns; "
-                    "explain a layer that it is computed from, or use eigencam, scorecam or rise"
+                    f"layer {self.shown!r}: the model's output does not depend on the layer's output; choose "
+                    "a layer that it depends on, or use eigencam, scorecam or rise"
                 )
 
 

@@ -74,7 +74,7 @@ def enter_wrapper(wrapper: Wrapper) -> Wrapper:
 
 def _entered(registry: Any, name: str, value: Value) -> Value:
     if registry.frozen:
-        raise TypeError(f"METHODS is complete; {name!r} is a method of your own, pass it as a function")
+        raise TypeError(f"METHODS cannot be extended; pass your method {name!r} as a function")
     registry._entries[name] = value
     return value
 
@@ -155,7 +155,7 @@ def as_method(given: str | Callable[..., Any]) -> Any:
     if isinstance(given, str):
         return find_method(given)
     if not callable(given):
-        raise TypeError(f"method must be a method, or its name, got {type(given).__name__}")
+        raise TypeError(f"method must be a method or its name, got {type(given).__name__}")
     if isinstance(given, functools.partial) and not given.args:
         inner = as_method(given.func)
         if isinstance(inner, Method):
@@ -168,7 +168,7 @@ def with_raw_maps(given: str | Callable[..., Any]) -> Method[...]:
     """A method, given by name or itself, whose raw maps a formula needs."""
     found = as_method(given)
     if not isinstance(found, Method):
-        raise TypeError(f"method must be a method, or its name, got {given!r}")
+        raise TypeError(f"method must be a method or its name, got {given!r}")
     return found
 
 

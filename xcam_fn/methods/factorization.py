@@ -84,8 +84,8 @@ def _factorized(A: Tensor, count: int, **how: Any) -> Concepts:
     decomposition, exceptions = (needed(f"sklearn.{part}", needs) for part in ("decomposition", "exceptions"))
     if A.requires_grad or not checks.is_readable(A):
         raise ValueError(
-            "deep feature factorization cannot be differentiated, mapped or compiled; pass x.detach(), "
-            "without create_graph=True and outside torch.func's transforms"
+            "deep feature factorization cannot be differentiated, vmapped or compiled; call it outside of "
+            "torch.func and torch.compile, with x.detach() and create_graph=False"
         )
     values = A.detach().movedim(1, 0).flatten(1)
     largest = min(values.shape)

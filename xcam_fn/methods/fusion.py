@@ -133,13 +133,13 @@ def _check_alike(name: str, first: Tensor, other: str, second: Tensor) -> None:
 def _gains_of(gains: Any, count: int, maps: Tensor, axes: int) -> list[Tensor]:
     """The gains of several maps, one number each, in a tensor or a list."""
     shape = maps.shape[: last_axes(maps, axes)[0]]
-    expected = f"{count} tensor(s) {tuple(shape)}, the gains of that many maps"
+    expected = f"{count} tensor(s) {tuple(shape)}, the gains of {count} map(s)"
     if not isinstance(gains, (Tensor, list, tuple)) or (isinstance(gains, Tensor) and not gains.ndim):
-        raise TypeError(f"the gains are a {type(gains).__name__}; expected {expected}")
+        raise TypeError(f"gains must be {expected}, got {type(gains).__name__}")
     if isinstance(gains, Tensor):
         checks.check_tensor("gains", gains)
     if len(gains) != count:
-        raise ValueError(f"there are {len(gains)} gains; expected {expected}")
+        raise ValueError(f"gains has {len(gains)} entries; expected {expected}")
     fits = lambda gain: gain.numel() == math.prod(shape)  # noqa: E731
     return [checks.check_returned("gain", gain, expected, fits) for gain in gains]
 
@@ -291,8 +291,8 @@ def _heatmap_of(role: str, given: Component, call: Call, scoring: Scoring) -> Te
     expected = _shape_of(scoring)
     if maps.shape != expected:
         raise ValueError(
-            f"{role}: the heatmaps have shape {tuple(maps.shape)}; expected {expected}, the input's size (a "
-            "raw map becomes a heatmap with xcam_fn.heatmap(cam, size))"
+            f"{role}: the heatmaps have shape {tuple(maps.shape)}; expected {expected}, the input's size "
+            f"({checks.FROM_RAW})"
         )
     checks.check_unit(f"{role}: the heatmaps have values", maps)
     return maps

@@ -188,8 +188,8 @@ def cameras(call: Call, *, scales: Sequence[Positive] = (1.0, 1.58, 2.15, 2.73, 
             if scaled == size or checks.is_out_of_memory(error):
                 raise
             raise checks.StructureError(
-                f"cameras: {type(call.model).__name__} fails on the input at {scaled} pixels ({error}); give "
-                "scales that it takes, or use hirescam"
+                f"cameras: {type(call.model).__name__} fails on the input at {scaled} pixels ({error}); pass "
+                "other scales, or use hirescam"
             ) from error
         seen.append((precise(other.features), precise(G)))
     maps: Any = 0.0
@@ -353,8 +353,8 @@ def finercam(
     """
     if callable(call.cls):
         raise TypeError(
-            f"cls is a {type(call.cls).__name__}, a target; "
-            "finercam contrasts classes: expected None, an int or ints"
+            "cls must be None, an int or ints, as finercam contrasts classes, got "
+            f"{type(call.cls).__name__}, a target"
         )
     asked = call.asking(contrast(call.cls, others, weight, count=count, weighting=weighting))
     maps = with_raw_maps(method).raw(asked)

@@ -197,7 +197,7 @@ def expected_gradients(
     x = call.x
     given = torch.zeros_like(x[:1]) if baselines is None else baselines.to(x)
     if given.shape[1:] != x.shape[1:] or len(given) > num_samples:
-        expected = f"(N, {', '.join(map(str, x.shape[1:]))}), N from 1 to num_samples={num_samples}"
+        expected = f"(N, {', '.join(map(str, x.shape[1:]))}) with N from 1 to num_samples={num_samples}"
         raise ValueError(f"baselines have shape {tuple(given.shape)}; expected {expected}")
     nodes, averages = differentiable(call, chunk_size), []
     shares = [uniform(seed, j, (), like=x) for j in range(num_samples)]
@@ -307,8 +307,8 @@ def guided_backprop(call: Call) -> Tensor:
         G = _input_gradient(call)  # the backward needs the mode too: a checkpoint runs forward again
     if guided.count == 0:
         raise checks.StructureError(
-            f"guided_backprop changes how ReLUs are differentiated, and {type(call.model).__name__} runs "
-            "none; use integrated_gradients"
+            f"guided_backprop changes the gradient of ReLUs, and {type(call.model).__name__} runs none; use "
+            "integrated_gradients"
         )
     return G
 

@@ -144,7 +144,7 @@ class Method(Generic[P]):
                 maps = maps - maps.amin(tuple(range(-len(size), 0)), keepdim=True)
             found = unchecked(postprocess)(maps, size)
             if not isinstance(found, Tensor):
-                raise TypeError(f"postprocess returned a {type(found).__name__}; expected a tensor")
+                raise TypeError(f"postprocess must return a tensor, got {type(found).__name__}")
             checks.check_dense("what postprocess returned", found)
             return found.to(call.x.dtype) if found.dtype == maps.dtype else found
 
@@ -159,8 +159,8 @@ class Method(Generic[P]):
         batch = call.x.shape[0]
         if maps.ndim != call.x.ndim - 1 + call.many or maps.shape[0] != batch or maps.numel() == 0:
             raise ValueError(
-                f"{self.name}: the raw maps have shape {tuple(maps.shape)}; expected {batch} of "
-                f"{call.x.ndim - 2} spatial axes: does a function that it was given return another shape?"
+                f"{self.name}: the raw maps have shape {tuple(maps.shape)}; expected {batch} with "
+                f"{call.x.ndim - 2} spatial axes; check the functions passed to it"
             )
         checks.check_finite(maps, f"{self.name}: the raw map")
 

@@ -108,7 +108,7 @@ def _masked_map(
     how: Any = {**MASKING, **options}
     running = Running(**{name: how[name] for name in Running._fields if name in how})
     if how["summed"] == "masks" and how["projection"] is not None:
-        raise ValueError("summed='masks' with a projection: masks are only summed; use summed='features'")
+        raise ValueError("summed='masks' cannot be combined with a projection; use summed='features'")
     scoring = call.scoring(how["score"], running)
     is_scored = in_budget(call, scoring.explained.logit_of, how["channels"], rank)
     x, A = call.x, call.features

@@ -90,15 +90,13 @@ def named_methods(methods: Methods, variant: str | None = None, **options: Any) 
         if not (isinstance(given, str) or callable(given)):
             raise TypeError(f"methods: {given!r} must be a name or a function, got {type(given).__name__}")
         if name in found:
-            raise ValueError(
-                f"methods: two are called {name!r}; pass a mapping from names of your own to methods"
-            )
+            raise ValueError(f"methods: two are called {name!r}; pass a dict from your own names to methods")
         if isinstance(given, str):
             found[name] = find_method(given, variant=variant, **options)
         else:
             found[name] = with_accepted(as_method(given), options)
     if not found:
-        raise ValueError(f"methods is empty; expected one or more of {', '.join(METHODS)}")
+        raise ValueError(f"methods is empty; expected at least one of {', '.join(METHODS)}")
     for option in options:
         if not any(_gives(run, option) for run in found.values()):
             known = {name for run in found.values() for name in inspect.signature(run).parameters}

@@ -200,7 +200,7 @@ def eigen_smooth(method: str | Run) -> Method[...]:
     name = name_of(inner)
     if not isinstance(inner, Method) or "projection" not in inner.own_options:
         raise ValueError(
-            f"eigen_smooth: {name!r} does not add up weighted channels; expected a method with "
+            f"eigen_smooth: {name!r} is not a weighted sum of channels; expected a method with "
             "the keyword `projection`, such as 'gradcam' or 'scorecam'"
         )
     return inner.with_options(
@@ -267,7 +267,7 @@ def last_layers(model: nn.Module, x: Images, layer: Layer = None, *, count: int 
     shown = [name for name in found if deepest in (name, name.partition("#")[0])]
     if not shown:
         raise ValueError(
-            f"layer {deepest!r} has no spatial maps; xcam_fn.layers(model, x) lists those that do"
+            f"layer {deepest!r} has no spatial maps; choose one that xcam_fn.layers(model, x) lists"
         )
     names = list(found)
     of_size: dict[int, str] = {}
@@ -279,8 +279,8 @@ def last_layers(model: nn.Module, x: Images, layer: Layer = None, *, count: int 
     before = [of_size[size] for size in sorted(of_size) if size > own][: count - 1]
     if not before:
         raise checks.StructureError(
-            f"layer {deepest!r}: no layer of {type(root).__name__} before it has a higher resolution, so "
-            "there are not several layers to combine; name them with layers=[...]"
+            f"layer {deepest!r}: {type(root).__name__} has no earlier layer with a higher resolution to "
+            "combine it with; name the layers with layers=[...]"
         )
     return [*reversed(before), shown[-1]]
 
@@ -370,7 +370,7 @@ def sess(
     side = min(x.shape[2:])
     length = side if window is None else window
     if length > side:
-        raise ValueError(f"window={length}, but the input's shorter side is {side} pixels; expected no more")
+        raise ValueError(f"window={length} exceeds the input's shorter side; expected at most {side} pixels")
     shorter = [length + i * round(length * growth) for i in range(num_scales)]
     sizes = [tuple(int(one * size / side) for size in x.shape[2:]) for one in shorter]
     views = functools.partial(_views, x, sizes, length, step or length)

@@ -189,7 +189,7 @@ def step_pixels(x: Images, steps: Count | None = None, pixels_per_step: Count | 
         return math.ceil(math.prod(x.shape[2:]) / (steps or STEPS))
     if steps is not None:
         both = f"steps={steps} and pixels_per_step={pixels_per_step}"
-        raise ValueError(f"{both}: expected one of them, the other follows")
+        raise ValueError(f"{both}: pass only one of them")
     return pixels_per_step
 
 
@@ -240,8 +240,7 @@ def road(
     """
     x = judged.x
     if x.ndim != 4:
-        wanted = "(B, C, H, W): pixels have neighbors in two axes"
-        raise ValueError(f"x has shape {tuple(x.shape)}; expected {wanted}")
+        raise ValueError(f"x has shape {tuple(x.shape)}; road expects images (B, C, H, W)")
     shares = shares_of(fractions)
     total = judged.rank[0].numel()
     scores = []

@@ -81,7 +81,7 @@ _GROUPS: Groups = {
 
 
 class Explainer(NamedTuple):
-    """A method with the network, layer and class to explain: maps images to heatmaps."""
+    """A method with its network, layer and classes, from images to heatmaps."""
 
     method: Callable[..., Tensor]
     model: nn.Module
@@ -93,7 +93,7 @@ class Explainer(NamedTuple):
 
 
 class Judged(Once):
-    """A heatmap, its images and their scores; values that several metrics need are computed once.
+    """A heatmap with its images and their scores; values that several metrics need are computed once.
 
     Attributes:
         scoring: the images, ready to be scored for one fixed class each.
@@ -114,8 +114,8 @@ class Judged(Once):
         """The method, with the network, the layer and the classes to explain."""
         if self._explain is None:
             raise ValueError(
-                "coherency and adcc need the method, not its heatmap alone, as do metrics of robustness and "
-                "randomization; call the metric with the method, as metrics.coherency(method, model, …)"
+                "coherency, adcc and metrics of robustness and randomization need the method, not only its "
+                "heatmap; call the metric with the method, as metrics.coherency(method, model, …)"
             )
         return self._explain
 
@@ -138,7 +138,7 @@ class Judged(Once):
     def inside(self) -> Any:
         """The region, which is required."""
         if self.region is None:
-            raise ValueError("the object's region is required; pass region=boxes or masks")
+            raise ValueError("region is required; pass boxes or masks of the objects")
         return self.region
 
     @cached_property
@@ -279,7 +279,7 @@ def one_class_scoring(
     how = Running(**running)
     with scoring_of(model, x, cls, score, how, create_graph=create_graph, forwards=few) as scoring:
         if scoring.explained.many:
-            raise ValueError(f"cls={cls!r}: expected one class for each image, as there is one heatmap")
+            raise ValueError(f"cls={cls!r}; expected one class for each image, like the heatmaps")
         yield scoring
 
 
@@ -291,12 +291,12 @@ def checked(heatmap: Heatmap, x: Tensor | None = None, *, unit: bool = False) ->
     maps = maps if x is None else maps.to(x.device)
     shape = f"heatmap has shape {tuple(maps.shape)}"
     if maps.ndim < 2 or maps.numel() == 0:
-        raise ValueError(f"{shape}; expected (B, *size), as heatmap[None] of one")
+        raise ValueError(f"{shape}; expected (B, *size); heatmap[None] adds the batch")
     if unit:
         checks.check_unit("heatmap has values", maps)
     if x is not None and tuple(maps.shape) != (wanted := (len(x), *x.shape[2:])):
-        remedy = "one for each image at its size (xcam_fn.heatmap(cam, size) resizes a raw map)"
-        raise ValueError(f"{shape}; expected {wanted}, {remedy}")
+        remedy = "one for each image, of its size"
+        raise ValueError(f"{shape}; expected {wanted}, {remedy} ({checks.FROM_RAW})")
     return maps
 
 
@@ -309,7 +309,7 @@ def shares_of(fractions: Iterable[float]) -> list[float]:
     """The fractions as a checked list of at least one."""
     shares = list(fractions) if isinstance(fractions, Iterable) else []
     if not shares or not all(map(is_share, shares)):
-        wanted = "one or more numbers between 0 and 1, both excluded"
+        wanted = "at least one number, each > 0 and < 1"
         raise ValueError(f"fractions={fractions!r}; expected {wanted}")
     return shares
 

@@ -108,7 +108,7 @@ def grid_pointing(heatmap: Heatmap, cell: Int[Tensor, " B"] | Sequence[int], *, 
     places = finite("cell", cell).to(maps.device)
     whole = places == places.round()
     if places.shape != maps.shape[:1] or not bool((whole & (places >= 0) & (places < n * n)).all()):
-        wanted = f"expected {len(maps)} whole numbers, 0 to {n * n - 1}, for n={n}"
+        wanted = f"expected {len(maps)} integers from 0 to {n * n - 1} for n={n}"
         raise ValueError(f"cell={places.tolist()}; {wanted}")
     return _share(maps.relu(), masks[places.long()])
 
@@ -206,7 +206,7 @@ def _region(region: Any, maps: Tensor) -> Tensor:
     left, top, right, bottom = (edge[:, None, None] for edge in given.T)
     if bool(((right <= left) | (bottom <= top)).any()):
         has = f"region={given.tolist()}"
-        raise ValueError(f"{has}: expected boxes (left, top, right, bottom) that hold a pixel")
+        raise ValueError(f"{has}; expected boxes (left, top, right, bottom) that hold a pixel")
     rows = torch.arange(maps.shape[1], device=maps.device)[None, :, None]
     columns = torch.arange(maps.shape[2], device=maps.device)[None, None, :]
     return (columns >= left) & (columns < right) & (rows >= top) & (rows < bottom)

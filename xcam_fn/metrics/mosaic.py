@@ -91,7 +91,7 @@ def arranged(images: Tensor, n: int, size: Sequence[int] | None = None) -> Tenso
 def cell_masks(n: int, size: Sequence[int]) -> Bool[Tensor, "cells H W"]:
     """The mask of each cell of a mosaic, (n², H, W), row by row."""
     if len(size) != 2 or any(side < 1 or side % n for side in size):
-        raise ValueError(f"a mosaic of size {tuple(size)}: expected height and width, multiples of n={n}")
+        raise ValueError(f"mosaic of size {tuple(size)}; expected height and width to be multiples of n={n}")
     rows, columns = (torch.arange(side) // (side // n) for side in size)
     return rows[:, None] * n + columns == torch.arange(n * n)[:, None, None]
 
@@ -128,12 +128,12 @@ def _surest(
     surest = {classes[i]: probabilities[i] for i in reversed(order)}  # the most confident of each class
     sure = [i for i in order if probabilities[i] >= confidence]
     if len(kinds := {classes[i] for i in sure}) < cells:
-        has = f"{len(sure)} of {len(order)} images, of {len(kinds)} classes, are that sure"
-        remedy = f"there are only {len(surest)} classes; add images of others"
+        has = f"{len(kinds)} class(es) reach it ({len(sure)} of {len(order)} images)"
+        remedy = f"add images of {cells - len(surest)} more class(es)"
         if len(surest) >= cells:
             least = sorted(surest.values(), reverse=True)[cells - 1]
-            remedy = f"at {math.floor(least * 1000) / 1000:g} there are enough"
-        raise ValueError(f"confidence={confidence:g}: {has}, and a mosaic takes {cells} classes; {remedy}")
+            remedy = f"use confidence={math.floor(least * 1000) / 1000:g}"
+        raise ValueError(f"confidence={confidence:g}: {has}, but a mosaic needs {cells}; {remedy}")
     pool, kinds = [], set[int]()
     for i in sure:
         if len(pool) >= count * cells and len(kinds) >= cells:

@@ -58,8 +58,8 @@ def average_gain(judged: Judged, *, baseline: Baseline = 0.0, **_: Unpack[Scorin
     """
     own, shown = judged.own, judged.shown(baseline)
     if checks.is_readable(own) and float(torch.stack([-own, own - 1, shown - 1]).max()) > 0:
-        has = f"average_gain: scores of {float(own.min()):.4g} to {float(own.max()):.4g}"
-        raise ValueError(f"{has}; expected probabilities, in [0, 1]: score='probability' and a class")
+        has = f"average_gain: scores from {float(own.min()):.4g} to {float(own.max()):.4g}"
+        raise ValueError(f"{has}; expected [0, 1]; use score='probability' and a class as cls")
     lacks = 1 - own
     gained = (shown - own).clamp(min=0)
     return torch.where(lacks > 0, gained / torch.where(lacks > 0, lacks, 1.0), 0.0)

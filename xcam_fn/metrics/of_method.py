@@ -219,6 +219,6 @@ def _norm(judged: Judged) -> Tensor:
 def relative_change(name: str, change: Tensor, own: Tensor) -> Tensor:
     """The change relative to the original, 0 if there is none."""
     if checks.is_readable(own) and len(empty := ((own == 0) & (change != 0)).nonzero()):
-        has = f"the heatmap of image {int(empty[0])} is zero everywhere and moves from there"
-        raise ValueError(f"{name}: {has}; leave the image out, or compare with postprocess=None")
+        has = f"the heatmap of image {int(empty[0])} is zero everywhere, so its relative change is undefined"
+        raise ValueError(f"{name}: {has}; leave the image out, or pass postprocess=None")
     return torch.where(change != 0, change / own, 0.0)

@@ -127,7 +127,7 @@ class Removed:
 
     def __init__(self, judged: Judged, fraction: float, options: SubsetOptions) -> None:
         if not is_share(fraction):
-            raise ValueError(f"fraction={fraction!r}; expected a number between 0 and 1, both excluded")
+            raise ValueError(f"fraction={fraction!r}; expected a number > 0 and < 1")
         how: Any = SUBSETS | {**options}
         self._judged, self._seed, self._baseline = judged, how["seed"], how["baseline"]
         self._cell = cells(tuple(judged.x.shape[2:]), how["grid"]).to(judged.x.device)

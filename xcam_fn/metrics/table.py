@@ -61,7 +61,7 @@ def judged(
     Args:
         heatmaps: names to heatmaps in [0, 1].
         cls: None for the predicted class of each image, an int, B ints, or a target. It is resolved once.
-        metric_names: names of `METRICS`, except those of a method.
+        metric_names: names of `METRICS`, except metrics that need the method.
         region: the objects' boxes or masks, as `pointing_game` takes them, for localization metrics.
         **how: scoring options: precision, compile, scorer, chunk_size, progress.
 

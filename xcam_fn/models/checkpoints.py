@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from xcam_fn.names import check_file
+from xcam_fn.names import check_file, type_of
 
 State = Mapping[str, Tensor]
 
 _WRAPPERS = ("state_dict_ema", "state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")
-_EXPECTED = "expected what torch.save(model.state_dict(), path) writes, or a .safetensors file"
+_EXPECTED = "expected a file of torch.save(model.state_dict(), path), or .safetensors"
 _LEGACY_HEADER = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
@@ -30,14 +30,12 @@ def read_state(path: Path) -> State:
     if isinstance(found, Mapping):
         found = next((found[w] for w in _WRAPPERS if isinstance(found.get(w), Mapping)), found)
     if not isinstance(found, Mapping) or not found or not all(isinstance(v, Tensor) for v in found.values()):
-        raise ValueError(f"{_named(path)} hold a {type(found).__name__} without a state dict; {_EXPECTED}")
+        raise ValueError(f"{_named(path)} holds {type_of(found)} that is no state dict; {_EXPECTED}")
     for key, value in found.items():
         size = value.numel() * value.element_size()
         if size > path.stat().st_size:  # few numbers, repeated by strides; a network would need them all
-            named = _named(path)
-            raise ValueError(
-                f"{named} declare {size:,} bytes for {key!r}, more than the file has; {_EXPECTED}"
-            )
+            found = f"{_named(path)} declares {size:,} bytes for {key!r}"
+            raise ValueError(f"{found}, more than the file has; {_EXPECTED}")
     if all(_plain(key) == key for key in found):
         return found  # as it is: it carries the versions of the modules that wrote it
     return {_plain(key): value for key, value in found.items()}
@@ -90,7 +88,7 @@ def filled(model: nn.Module, state: State, name: str, path: Path) -> nn.Module:
     """The same network, the caller's own, with the state dict of `path` loaded into it."""
     own = model.state_dict()
     problems = [
-        f"{key!r} has shape {tuple(state[key].shape)} where the model has {tuple(value.shape)}"
+        f"{key!r} has shape {tuple(state[key].shape)} but the model has {tuple(value.shape)}"
         for key, value in own.items()
         if key in state and state[key].shape != value.shape
     ]
@@ -100,10 +98,10 @@ def filled(model: nn.Module, state: State, name: str, path: Path) -> nn.Module:
         lacking = model.load_state_dict(state, strict=False)
     for what, keys, of in zip(("missing", "unexpected"), lacking, (own, state), strict=True):
         if keys:
-            problems.append(f"{len(keys)} of {len(of)} keys are {what}, first {keys[0]!r}")
+            problems.append(f"{len(keys)} of {len(of)} keys are {what}, such as {keys[0]!r}")
     if problems:
-        said, wanted = "; ".join(problems[:3]), "the state dict of this very network"
-        raise ValueError(f"{_named(path)} do not fit model {name!r}: {said}; expected {wanted}")
+        said, wanted = "; ".join(problems[:3]), "a state dict of this network"
+        raise ValueError(f"{_named(path)} does not fit model {name!r}: {said}; expected {wanted}")
     return model
 
 
@@ -116,11 +114,11 @@ def _read(path: Path) -> Any:
     except PermissionError:
         raise
     except pickle.UnpicklingError as error:
-        unsafe = "hold more than tensors, and loading that would run code from the file, so it was not loaded"
+        unsafe = "holds more than tensors and is not loaded, since this could run code from the file"
         remedy = "save a state dict: torch.save(model.state_dict(), path)"
         raise ValueError(f"{_named(path)} {unsafe}; {remedy}") from error
     except Exception as error:  # a damaged file makes the readers raise almost anything
-        damage = "the file is damaged or cut off; copy it again"
+        damage = "the file is damaged or truncated; copy it again"
         raise ValueError(f"{_named(path)} cannot be read: {damage}") from error
 
 
@@ -130,17 +128,15 @@ def _check_header(path: Path) -> None:
         header = file.read(len(_LEGACY_HEADER))
     members = zipfile.ZipFile(path).infolist() if zipfile.is_zipfile(path) else []
     if path.suffix in (".onnx", ".pt2", ".xml"):
-        problem = (
-            "is an exported network; rise(..., scorer=) and torch.export.unflatten take those, in Python"
-        )
+        problem = "is an exported network; in Python, use rise(..., scorer=a function) for it"
     elif any(member.filename.endswith("/constants.pkl") for member in members):
-        problem = "is a TorchScript archive, a program and not a checkpoint"
+        problem = "is a TorchScript program, not a checkpoint"
     elif sum(member.file_size for member in members) > path.stat().st_size:
-        problem = "is compressed, as torch.save writes no checkpoint"
+        problem = "is compressed, unlike checkpoints of torch.save"
     elif header == _LEGACY_HEADER or header.startswith(b"PK"):
         return
     elif header.startswith(b"\x80"):
-        problem = "is a plain pickle, and loading it could run code from the file, so it was not loaded"
+        problem = "is a plain pickle and is not loaded, since this could run code from the file"
     else:
         problem = "is not a checkpoint"
     raise ValueError(f"{_named(path)} {problem}; {_EXPECTED}")

@@ -64,8 +64,8 @@ def why_empty(method: Method, model: nn.Module, layer: str | None, x: Tensor, cl
     if not raw.any():
         return f"{empty}, likely because the gradient vanished: the layer does not change the class's score"
     if raw.max() <= 0:
-        return f"{empty}: all contributions are negative and dropped, the layer speaks against the class"
-    return f"{empty}: every place contributes the same"
+        return f"{empty}: all contributions are negative and clipped, so the layer speaks against the class"
+    return f"{empty}: every position contributes the same"
 
 
 def values_of(scores: Mapping[str, Any]) -> dict[str, float]:

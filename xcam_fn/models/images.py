@@ -114,9 +114,7 @@ def prepare(image: Source, preset: Preset) -> tuple[Float32[Tensor, "1 3 h w"], 
     sides = [preset.resize] if isinstance(preset.resize, int) else list(preset.resize)
     if not (0 < preset.crop <= min(sides) and max(sides) <= _LONGEST_SIDE):
         sizes = f"crop={preset.crop} with resize={preset.resize}"
-        wanted = (
-            f"0 < crop <= resize, or the picture would be padded with black, and resize <= {_LONGEST_SIDE}"
-        )
+        wanted = f"0 < crop ≤ resize ≤ {_LONGEST_SIDE}, so that no black padding is added"
         raise ValueError(f"preset: {sizes}; expected {wanted}")
     checks.check_choice("preset: interpolation", preset.interpolation, tuple(_FILTERS))
     picture = _framed(load(image), preset, preset.interpolation)
@@ -140,7 +138,7 @@ def prepare_mask(mask: Bool[np.ndarray, "h w"], preset: Preset) -> Bool[Tensor, 
 
 
 def load_mask(path: Path) -> Bool[np.ndarray, "h w"]:
-    """Return where a mask image, of any mode, is not 0; of a palette it is the number that counts.
+    """Return where a mask image of any mode is nonzero; for a palette image, the index counts.
 
     Raises:
         ValueError: the file is no image, or cannot be read.
@@ -179,19 +177,15 @@ def shares_of_white(values: np.ndarray, argument: str, remedy: str) -> Float64[n
     if values.dtype in (np.uint8, np.uint16):
         return values / np.iinfo(values.dtype).max
     if values.dtype.kind not in "fb":
-        kinds = (
-            "bool, uint8, uint16 or floats in [0, 1] (image.astype(np.uint8) where the values are 0 to 255)"
-        )
-        raise ValueError(
-            f"{argument} has values of {values.dtype}, whose range is not known; expected {kinds}"
-        )
+        kinds = "bool, uint8, uint16 or floats in [0, 1]; image.astype(np.uint8) if values are 0 to 255"
+        raise ValueError(f"{argument} has dtype {values.dtype} of unknown range; expected {kinds}")
     return unit_floats(values, argument, remedy)
 
 
 def unit_floats(values: np.ndarray, argument: str, remedy: str) -> Float64[np.ndarray, "..."]:
     """The values, which may be outside [0, 1] by rounding only, within it."""
     if not np.isfinite(values).all():
-        raise ValueError(f"{argument} holds NaN or infinite values; expected [0, 1]")
+        raise checks.not_finite(argument)
     if values.min() < -_ROUNDING or values.max() > 1 + _ROUNDING:
         ends = f"{values.min():.4g} to {values.max():.4g}"
         raise ValueError(f"{argument} has values from {ends}; expected [0, 1] ({remedy})")
@@ -213,12 +207,12 @@ def _decoded(file: Path | io.BytesIO, named: str) -> Image.Image:
     except (PermissionError, MemoryError):
         raise
     except (UnidentifiedImageError, ImportError):  # the latter where ultralytics stands in Pillow's place
-        known = f"{', '.join(FORMATS)}, with 8 bits a channel, or gray with 16 bits or floats"
-        raise ValueError(f"{named} is not an image file of a known format; expected {known}") from None
+        known = f"{', '.join(FORMATS)}, with 8 bits per channel, or gray with 16 bits or floats"
+        raise ValueError(f"{named} is not an image file of a supported format; expected {known}") from None
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{named} is too large to be a photograph: {error}") from None
+        raise ValueError(f"{named} is too large: {error}; make it smaller first") from None
     except Exception as error:  # a broken file makes Pillow's decoders raise almost anything
-        raise ValueError(f"{named} cannot be read, it is damaged or cut off: {error}") from error
+        raise ValueError(f"{named} is damaged or truncated: {error}; copy it again") from error
 
 
 def _to_rgb(image: Image.Image, argument: str) -> Image.Image:
@@ -238,13 +232,13 @@ def _to_rgb(image: Image.Image, argument: str) -> Image.Image:
 
 def _from_array(values: np.ndarray, argument: str) -> Image.Image:
     if values.ndim not in (2, 3) or values.shape[2:] not in {(), (1,), (3,), (4,)}:
-        wanted = "(h, w), (h, w, 1), (h, w, 3) or (h, w, 4), channels last"
-        remedy = "np.moveaxis(image, 0, -1) moves them there"
+        wanted = "(h, w), (h, w, 1), (h, w, 3) or (h, w, 4)"
+        remedy = "np.moveaxis(image, 0, -1) moves channels last"
         raise ValueError(f"{argument} has shape {values.shape}; expected {wanted} ({remedy})")
     if values.size == 0:
         raise ValueError(f"{argument} has shape {values.shape}; expected at least one pixel")
     values = values[..., 0] if values.shape[2:] == (1,) else values
     if values.dtype != np.uint8:
-        remedy = "divide by 255 first, or undo the normalization"
+        remedy = "divide by 255, or undo the normalization"
         values = np.round(shares_of_white(values, argument, remedy) * 255).astype(np.uint8)
     return Image.fromarray(np.ascontiguousarray(values))

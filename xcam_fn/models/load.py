@@ -60,8 +60,8 @@ class LoadedModel(NamedTuple):
         """Return the same; raises ValueError where the network has no classes."""
         if not self.categories:
             raise ValueError(
-                f"model {self.name!r} returns embeddings and has no classes; explain it in Python, with "
-                "cls=targets.similarity(another image's embedding)"
+                f"model {self.name!r} returns embeddings and has no classes; explain it in Python with "
+                "cls=targets.similarity(embedding of another image)"
             )
         return self
 
@@ -75,7 +75,7 @@ class _Source(NamedTuple):
 
 
 def names() -> list[str]:
-    """Return the names that `load` knows, those of timm (as `timm:NAME`) aside."""
+    """Return the names that `load` knows, except those of timm (`timm:NAME`)."""
     return [*LITE_CROPS, DINOV2, *_torchvision_names()]
 
 
@@ -121,7 +121,7 @@ def load(name: str, weights: str | Path | None = None, device: str | torch.devic
 
 
 def download_place(name: str) -> Path | None:
-    """Return where the published weights of a model of torchvision are kept once they were downloaded.
+    """Return the path where the published weights of a torchvision model are stored after their download.
 
     Args:
         name: as for `load`.
@@ -159,16 +159,16 @@ def find_class(query: str | int, categories: Sequence[str]) -> int:
         return index
     wanted = _words(query)
     if not wanted:
-        raise ValueError(f"class {query!r} has no words; expected an index or the name of a class")
+        raise ValueError(f"class {query!r} has no letters or digits; expected an index or a name")
     named = [_words(category) for category in categories]
     found = [i for i, name in enumerate(named) if name == wanted] or _related(wanted, named)
     if len(found) == 1:
         return found[0]
     if found:
-        raise ValueError(f"class {query!r} may be {_listed(found, categories)}; give the index of one")
+        raise ValueError(f"class {query!r} is ambiguous: {_listed(found, categories)}; give the index of one")
     close = difflib.get_close_matches(wanted, named, n=3)
     near = [i for match in close for i, name in enumerate(named) if name == match]
-    hint = f"did you mean {_listed(near, categories)}?" if near else "give its index, or other words"
+    hint = f"did you mean {_listed(near, categories)}?" if near else "give its index, or another name"
     raise ValueError(f"class {query!r} is not one of the model's {len(categories)} classes; {hint}")
 
 
@@ -202,7 +202,7 @@ def _checked_device(device: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise ValueError(
-            f"device {str(device)!r} cannot be used ({reason}); expected one that this machine has, as 'cpu'"
+            f"device {str(device)!r} cannot be used ({reason}); expected one of this machine, such as 'cpu'"
         ) from None
     return place
 
@@ -299,7 +299,7 @@ def _downloading(name: str) -> Iterator[None]:
         reason = " ".join(str(error).split())
         raise ConnectionError(
             f"the weights of model {name!r} could not be downloaded ({reason}); give a checkpoint with "
-            "--weights FILE (weights= in Python), or use --model lite0, whose weights come with a package"
+            "--weights FILE (weights= in Python), or use --model lite0, whose weights come with xcam-fn[demo]"
         ) from error
 
 

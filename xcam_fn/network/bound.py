@@ -27,8 +27,8 @@ class Bound(nn.Module):
         output = self.fn(self.model, x)
         if isinstance(output, Tensor) and output.ndim > 0 and len(output) != len(x):
             raise ValueError(
-                f"bind: fn returned shape {tuple(output.shape)} for {len(x)} image(s), not a row for each. "
-                "What goes in besides x has to serve any number of images, as age.expand(len(x), 1) does"
+                f"bind: fn returned shape {tuple(output.shape)} for {len(x)} image(s); expected one row "
+                "each; expand other inputs to the batch of x, such as age.expand(len(x), 1)"
             )
         return output
 

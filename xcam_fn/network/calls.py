@@ -190,8 +190,8 @@ def _check_repeats(model: nn.Module, x: Tensor, drawn: list[Tensor]) -> None:
         _put_back(drawn, x)
     if not outputs_agree(first, second):
         raise ValueError(
-            f"model: {drawing[0]} draws random numbers in evaluation mode, so that no two answers are alike; "
-            "take the randomness out (F.dropout asks for training=self.training)"
+            f"model: {drawing[0]} draws random numbers in evaluation mode, so results differ; turn this "
+            "off (for F.dropout, pass training=self.training)"
         )
 
 

@@ -155,8 +155,8 @@ def _pass_at(
         guess = seen
     else:
         raise ValueError(
-            f"layer {guess.name!r}: {type(root).__name__} runs other modules at each forward of the same "
-            "images; name a layer that runs in all of them, such as 'layer#1' for its first call"
+            f"layer {guess.name!r}: {type(root).__name__} runs different modules in each forward pass of "
+            "the same images; name a layer that runs in every pass, such as 'layer#1' for its first call"
         )
     if carrying is None:
         guesses[asked] = guess
@@ -170,8 +170,8 @@ def _pass_at(
         if _reads(site, x):
             raise
         raise ValueError(
-            f"layer {site.shown!r} does not depend on the image, as a text's tower does not: it returns the "
-            "same for another one; explain a layer of the image's tower (layer=None finds one)"
+            f"layer {site.shown!r} does not depend on the image, as in a text encoder: its output is the "
+            "same for another image; choose a layer of the image encoder (layer=None finds one)"
         ) from error
 
 

@@ -95,7 +95,7 @@ def halves(found: Pass, x: Tensor, *, differentiable: bool = False) -> Halves:
     def head_by_replacing(features: Tensor, x: Tensor) -> Any:
         if in_transform() and is_in_place(site.module):
             raise checks.StructureError(
-                f"layer {site.shown!r} writes to its input, which torch.func cannot follow; choose another"
+                f"layer {site.shown!r} modifies its input in place, unsupported by torch.func; choose another"
             )
         return site.run(x, lambda _: features.clone())
 

@@ -48,8 +48,8 @@ def score_levels(model: nn.Module, x: Tensor, score: Callable[[Any], Tensor]) ->
     """
     if torch.compiler.is_dynamo_compiling() or not by_autograd(x):
         raise ValueError(
-            "layer=None: the layers of a detection are found in autograd's graph, which torch.func and "
-            "torch.compile have not; name the layer (xcam_fn.layers(model, x) lists them)"
+            "layer=None: the layers of a detection are found in autograd's graph, which does not exist in "
+            "torch.func and torch.compile; name the layer (xcam_fn.layers(model, x) lists them)"
         )
     root, calls, edges = unwrap(model), [], {}
     leaf, probe = x.detach().requires_grad_(), Probe(root, x)
@@ -75,8 +75,8 @@ def score_levels(model: nn.Module, x: Tensor, score: Callable[[Any], Tensor]) ->
     if len(found) > 1:
         listed = "; ".join(sorted(", ".join(names) for names in found))
         raise ValueError(
-            f"layer=None: the detections explained are read at different layers ({listed}); explain them one "
-            "at a time, or name the layer"
+            f"layer=None: the detections come from different layers ({listed}); explain them one at a time, "
+            "or name the layer"
         )
     return list(found.pop())
 
@@ -130,7 +130,7 @@ def _front(node: Any, maps: list[_Maps], dead: Collection[Edge], start: Edge) ->
     front = [group[-1] for group in of_size.values() if group[-1].edge in reached]
     if start in reached or not front:
         raise checks.NoDefaultLayerError(
-            "layer=None: there are no layers with maps that all of the score is read through; name the layer "
+            "layer=None: no layers with spatial maps account for the whole score; name the layer "
             "to explain (xcam_fn.layers(model, x) lists them)"
         )
     once = {one.call.name for one in maps if one.call.number > 1}

@@ -186,8 +186,8 @@ class Rescale(Activations):
     def _rescaled(self, x: Tensor, y: Tensor) -> Tensor:
         if self.count >= len(self.reference) or self.reference[self.count][0].shape != x.shape:
             raise checks.StructureError(
-                "the network runs other activation functions where its features are zero, so that there are "
-                "no differences from a reference; use gradcam"
+                "the network runs other activation functions for features of zero, the reference, than for "
+                "the image; use gradcam"
             )
         output: Any = _Rescaled.apply(x, y, *self.reference[self.count])
         self.count += 1

@@ -52,8 +52,8 @@ class Site(NamedTuple):
             return own
         if classes:
             return torch.stack([self.placed(one) for one in own.unbind(1)], 1)
-        expected = "expected a function that selects and arranges it as (B, K, *spatial)"
-        returned = f"what layer {self.shown!r} returns, shape {tuple(own.shape)}"
+        expected = "expected a function that rearranges it to (B, K, *spatial)"
+        returned = f"the output of layer {self.shown!r}, shape {tuple(own.shape)}"
         try:
             placed = self.to_spatial(own)
         except Exception as error:  # anything may go wrong in a user's function
@@ -63,8 +63,8 @@ class Site(NamedTuple):
             raise TypeError(f"to_spatial returns {checks.kind_of(placed)} for {returned}; {expected}")
         if placed.ndim != axes or placed.shape[0] == 0 or own.shape[0] % placed.shape[0]:
             raise ValueError(
-                f"to_spatial makes shape {tuple(placed.shape)} of {returned}; {expected}, with {axes} axes "
-                "as x has"
+                f"to_spatial returns shape {tuple(placed.shape)} for {returned}; {expected}, with {axes} "
+                "axes like x"
             )
         return placed
 
@@ -91,12 +91,12 @@ class Site(NamedTuple):
             if features is None:
                 raise checks.StructureError(
                     f"layer {self.shown!r} returns {checks.kind_of(output)}, not floating-point numbers; "
-                    "explain another layer (xcam_fn.layers(model, x) lists them), or use rise"
+                    "choose another layer (xcam_fn.layers(model, x) lists them), or use rise"
                 )
             if is_outside and is_wrapped(features):
                 raise checks.StructureError(
                     f"layer {self.shown!r} runs inside torch.vmap, where a layer's output cannot be read; "
-                    "explain a layer outside of it"
+                    "choose a layer outside of it"
                 )
             return with_features(output, change)
 
@@ -139,9 +139,8 @@ class Pass(NamedTuple):
         tokens = self.site.to_spatial is not None and is_readable(own)
         if tokens and not placed.detach().any() and own.detach().any():
             raise ValueError(
-                f"layer {self.site.shown!r}: the score reads its class token alone, so the gradient of every "
-                "patch is zero and there is no map; explain a layer before the last attention (layer=None "
-                "finds one)"
+                f"layer {self.site.shown!r}: only its class token affects the score, so the gradient of "
+                "every patch is zero; choose a layer before the last attention (layer=None finds one)"
             )
         return placed
 

@@ -119,10 +119,10 @@ def _clips(values: Tensor, *, fold: Fold, is_last: bool) -> Tensor:
 def _unplaced(call: ModuleCall, probe: Probe) -> UnplacedError:
     what = f"tokens of shape {call.shape}" if len(call.shape) == 3 else f"shape {call.shape}"
     return UnplacedError(
-        f"layer {call.name!r} returns {what} for one image, and its values do not move most where a patch "
-        "of the image is changed; choose another layer or call (xcam_fn.layers(model, x) lists them), or "
-        f"pass to_spatial=a function that arranges what it returns as {checks.maps_of(probe.x)}, such as "
-        f"{checks.ARRANGED}{checks.frames_first(probe.x)}"
+        f"layer {call.name!r} returns {what} for one image, but changing a patch of the image does not "
+        "change its values most at that place; choose another layer or call (xcam_fn.layers(model, x) lists "
+        f"them), or pass to_spatial=a function that rearranges the output to {checks.maps_of(probe.x)}, such "
+        f"as {checks.ARRANGED}{checks.frames_first(probe.x)}"
     )
 
 

@@ -169,9 +169,7 @@ def default_score(layer: Layer) -> Score | None:
             output = dense_logits(output)
         parts = [leaf.square().sum() for leaf in leaves_of(output) if checks.holds_numbers(leaf)]
         if not parts:
-            raise ValueError(
-                "the model's output holds no floating-point numbers, of which a layer could be found"
-            )
+            raise ValueError("layer=None: the model's output holds no floating-point numbers; name the layer")
         return torch.stack(parts).sum()[None]
 
     return score if layer is None else None

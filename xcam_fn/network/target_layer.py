@@ -33,7 +33,7 @@ def find(root: nn.Module, layer: str | nn.Module) -> Found:
     elif isinstance(layer, str):
         path, marked, digits = layer.partition("#")
         if marked and not digits.isdecimal():
-            raise ValueError(f"layer {layer!r}: expected a call number after '#', such as {path + '#1'!r}")
+            raise ValueError(f"layer {layer!r}: expected a number after '#', such as {path + '#1'!r}")
         number = int(digits) if marked else None
         found = _submodule(root, path)
         if found is None and isinstance(root, Bound):
@@ -75,8 +75,8 @@ def position_of(
     if number is not None and not 1 <= number <= len(positions):
         names = ", ".join(f"{name}#{i + 1}" for i in range(len(positions)))
         raise ValueError(
-            f"layer '{name}#{number}': {name!r} runs {len(positions)} time(s) in a forward; expected one of "
-            f"{names}"
+            f"layer '{name}#{number}': {name!r} runs {len(positions)} time(s) in a forward pass; expected "
+            f"one of {names}"
         )
     if number is not None:
         return positions[number - 1]
@@ -135,9 +135,9 @@ def default_call(
         return single[0]
     if not any(call.shape for call in calls if call.name):
         raise checks.NoDefaultLayerError(
-            f"layer=None: {type(root).__name__} runs functions and no modules, as a graph of torch.export "
-            "does, and so has no layers; explain the network that it was exported from or "
-            "torch.export.unflatten(program), or use a method that needs no layer, such as rise"
+            f"layer=None: {type(root).__name__} runs functions and no modules, like a graph of torch.export, "
+            "so it has no layers; explain the original network or torch.export.unflatten(program), or use a "
+            "method that needs no layer, such as rise"
         )
     raise checks.NoDefaultLayerError(
         f"layer=None: {type(root).__name__} runs no convolution and no attention over patches of the image "
@@ -169,7 +169,7 @@ def _never_reached(root: nn.Module, name: str) -> ValueError:
     remedy = "; xcam_fn.layers(model, x) lists the layers that run"
     if isinstance(root, Bound):
         remedy += (
-            ". fn has to call the model that it is handed, as `lambda net, x: net(x)` does, and not one that "
-            "it finds in a variable outside"
+            ". fn must call the model passed to it, as `lambda net, x: net(x)` does, not one from an outer "
+            "variable"
         )
     return ValueError(f"layer {name!r} is in {type(root).__name__} but its forward never runs it{remedy}")

@@ -84,8 +84,8 @@ def differentiated(*args: Any, **options: Any) -> tuple[Tensor | None, ...]:
         if checks.is_out_of_memory(error):
             raise
         raise ValueError(
-            f"the gradient of the score cannot be computed: {error}; give a checkpoint "
-            "use_reentrant=False; where an operation has no derivative, use rise, which needs none"
+            f"the gradient of the score cannot be computed: {error}; call torch's "
+            "checkpoint with use_reentrant=False; if an operation has no derivative, use rise"
         ) from error
 
 

@@ -109,7 +109,7 @@ def heatmaps(
         check(f"notes[{title!r}]", note, str)
     if not notes.keys() <= maps.keys():
         unknown = sorted(notes.keys() - maps.keys())
-        raise ValueError(f"notes has {unknown}, of which maps has none; expected titles of maps")
+        raise ValueError(f"notes has titles {unknown} that maps does not have; expected titles of maps")
     picture = inputs.picture_of(image)
     shown = zip(maps, _overlaid(picture, maps, "maps", style), strict=True)
     panels = [_photograph(picture), *(panel._replace(note=notes.get(title, "")) for title, panel in shown)]
@@ -138,7 +138,7 @@ def grid(
     check("rows", rows, Sequence[Mapping])
     counts = [len(row) for row in rows]
     if len(set(counts)) != 1 or not counts[0]:
-        raise ValueError(f"rows have {counts} maps; expected one row or more, each with the same number")
+        raise ValueError(f"rows have {counts} maps; expected at least one row, all of the same length")
     picture = inputs.picture_of(image)
     panels = [p for i, row in enumerate(rows) for p in _overlaid(picture, row, f"rows[{i}]", style)]
     return panels_figure(panels, caption, colormap=style.get("colormap", COLORMAP), columns=counts[0])
@@ -218,13 +218,13 @@ def concepts(
     """
     named = maps if isinstance(maps, Mapping) else {f"concept {i + 1}": each for i, each in enumerate(maps)}
     if not named:
-        raise ValueError("maps is empty; expected one map of each concept")
+        raise ValueError("maps is empty; expected one map for each concept")
     check_style(colormap=_CONCEPTS, alpha=alpha)
     picture = inputs.picture_of(image)
     given = {title: inputs.map_of(values, f"maps[{title!r}]") for title, values in named.items()}
     for title, values in given.items():
         if not (np.isfinite(values).all() and values.min() >= 0):
-            raise ValueError(f"maps[{title!r}] has values below 0 or not finite; expected finite values ≥ 0")
+            raise ValueError(f"maps[{title!r}] has negative or non-finite values; expected finite values ≥ 0")
     highest = max(values.max() for values in given.values()) or 1.0
     size = picture.shape[:2]
     strength = np.stack([inputs.resized(values / highest, size).clip(0, 1) for values in given.values()])
@@ -282,16 +282,15 @@ def curves(
     check_style(**style)
     if (image is None) != (heatmap is None):
         given, missing = ("heatmap", "image") if image is None else ("image", "heatmap")
-        raise ValueError(f"{given} is given without {missing}; expected both, or neither for curves alone")
+        raise ValueError(f"{given} is given without {missing}; pass both, or neither for curves alone")
     beside: list[Panel] = []
     if image is not None and heatmap is not None:
         if len(lines) > 1:
-            wanted = "one curve, or leave them out"
-            raise ValueError(f"image and heatmap are given with {len(lines)} curves; expected {wanted}")
+            raise ValueError(f"image and heatmap go with one curve, got {len(lines)}; leave them out")
         name, images = lines[0].name, lines[0].images
         if images > 1:
-            wanted = "scores (1, T), as Curve(fractions, scores[:1], auc[:1]) has, or no image and heatmap"
-            raise ValueError(f"curves[{name!r}] is of {images} images beside one image; expected {wanted}")
+            remedy = "pass Curve(fractions, scores[:1], auc[:1]), or leave image and heatmap out"
+            raise ValueError(f"curves[{name!r}] has {images} images, and image is one; {remedy}")
         beside = _overlaid(inputs.picture_of(image), {name: heatmap}, None, style)
     one = len(lines) == 1
     figure = curve_figure(lines[0], title, *beside) if one else curves_figure(lines, best, title)
@@ -338,11 +337,11 @@ def frames(
     picture = inputs.picture_of(image)
     order = inputs.map_of(heatmap, "heatmap")
     if not np.isfinite(order).all():
-        raise ValueError("heatmap holds NaN or infinite values; expected finite ones")
+        raise checks.not_finite("heatmap")
     rank = relevance_rank(torch.tensor(inputs.resized(order, picture.shape[:2]))[None])[0].numpy()
     shares = inputs.numbers_of(fractions, "fractions")
     if shares.size == 0 or shares.min() < 0 or shares.max() > 1:
-        raise ValueError(f"fractions={fractions!r}; expected one or more numbers from 0 to 1")
+        raise ValueError(f"fractions={fractions!r}; expected at least one number, each from 0 to 1")
     unseen = _unseen(baseline, mode, picture)
     start, end = (unseen, picture) if mode == "insertion" else (picture, unseen)
     pictures = [_bytes(np.where((rank < round(f * rank.size))[..., None], end, start)) for f in shares]
@@ -350,7 +349,7 @@ def frames(
     if scores is not None:
         values = inputs.numbers_of(scores, "scores")
         if len(values) != len(shares):
-            raise ValueError(f"scores are {len(values)}; expected {len(shares)}, one for each fraction")
+            raise ValueError(f"scores has {len(values)} entries; expected {len(shares)}, one per fraction")
         titles = [f"{title}\np = {p:.2f}" for title, p in zip(titles, values, strict=True)]
     return panels_figure(list(map(Panel, pictures, titles)), caption, columns=6)
 
@@ -366,7 +365,7 @@ def check_style(
 
 def _colormap(name: str) -> Colormap:
     if not isinstance(name, str):
-        raise TypeError(f"colormap must be the name of one, as 'inferno', got {type(name).__name__}")
+        raise TypeError(f"colormap must be a name, such as 'inferno', got {type(name).__name__}")
     if name not in mpl.colormaps:
         hint = nearest(name, mpl.colormaps, "expected one such as 'inferno' or 'jet'")
         raise ValueError(f"colormap={name!r} is not one of matplotlib's; {hint}")
@@ -388,7 +387,7 @@ def _unseen(
             wanted = "three (red, green, blue), or a callable of the picture as a tensor (1, 3, H, W)"
             raise ValueError(f"baseline has shape {values.shape}; expected a number, {wanted}")
     values = np.broadcast_to(values, picture.shape)
-    return unit_floats(values, "baseline", "in the picture's units, not in normalized ones")
+    return unit_floats(values, "baseline", "in units of the picture, not normalized")
 
 
 def _overlaid(

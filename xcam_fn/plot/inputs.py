@@ -37,7 +37,7 @@ def picture_of(image: Picture) -> Float64[np.ndarray, "H W 3"]:
         raise TypeError(f"image must be a PIL image, an array or a tensor, got {type(image).__name__}")
     wanted = "an array (H, W), (H, W, 1) or (H, W, 3), or a tensor (H, W), (1, H, W) or (3, H, W)"
     values = channels_last(image, "image", 2, wanted)
-    remedy = "pass the picture as it was before normalization (images.prepare returns it)"
+    remedy = "pass the picture before normalization, which images.prepare returns"
     return np.broadcast_to(shares_of_white(values, "image", remedy), (*values.shape[:2], 3))
 
 
@@ -60,15 +60,14 @@ def map_of(heatmap: Map, argument: str) -> Float64[np.ndarray, "h w"]:
     values = array_of(heatmap, argument) if isinstance(heatmap, Tensor) else heatmap
     values = values[0] if values.ndim == 3 and len(values) == 1 else values
     if values.ndim != 2 or values.size == 0:
-        wanted = "one map (h, w), as heatmaps[0] of a batch"
+        wanted = "one map (h, w), such as heatmaps[0] of a batch"
         raise ValueError(f"{argument} has shape {tuple(heatmap.shape)}; expected {wanted}")
     return np.asarray(values, np.float64)
 
 
 def relevance_of(heatmap: Map, argument: str) -> Float64[np.ndarray, "h w"]:
     """One map with values in [0, 1]."""
-    remedy = "xcam_fn.heatmap(cam, size) makes that of a raw map"
-    return unit_floats(map_of(heatmap, argument), argument, remedy)
+    return unit_floats(map_of(heatmap, argument), argument, checks.FROM_RAW)
 
 
 def resized(values: np.ndarray, size: tuple[int, ...]) -> Float64[np.ndarray, "H W"]:
@@ -107,9 +106,9 @@ def check_titled(argument: str, given: Any, expected: str, kind: str) -> None:
     """Raise where an argument is not a mapping of titles to one map or curve or more."""
     if not isinstance(given, Mapping):
         found = type(given).__name__
-        raise TypeError(f'{argument} must be {expected}, as {{"Grad-CAM": {kind}}}, got {found}')
+        raise TypeError(f'{argument} must be {expected}, such as {{"Grad-CAM": {kind}}}, got {found}')
     if not given:
-        raise ValueError(f'{argument} is empty; expected at least one {kind}, as {{"Grad-CAM": {kind}}}')
+        raise ValueError(f'{argument} is empty; expected at least one {kind}, such as {{"Grad-CAM": {kind}}}')
 
 
 def _line(name: str, curve: Curve) -> Line:
@@ -135,11 +134,10 @@ def numbers_of(values: Any, argument: str, axes: int | None = 1) -> Float64[np.n
     try:
         found = np.asarray(array_of(values, argument) if isinstance(values, Tensor) else values, np.float64)
     except (TypeError, ValueError):
-        wanted = "numbers, as a tensor, an array or a sequence"
-        given = f"a {type(values).__name__}, {values!r}"
-        raise TypeError(f"{argument} is {given}; expected {wanted}") from None
+        wanted = "a tensor, an array or a sequence of numbers"
+        raise TypeError(f"{argument} must be {wanted}, got {values!r}") from None
     if axes is not None and found.ndim != axes:
         raise ValueError(f"{argument} has shape {found.shape}; expected {axes} axis of numbers")
     if not np.isfinite(found).all():
-        raise ValueError(f"{argument} holds NaN or infinite values; expected finite ones")
+        raise checks.not_finite(argument)
     return found

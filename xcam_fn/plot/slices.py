@@ -233,9 +233,8 @@ def signal(
     if spectrogram is not None:
         checks.check_count("spectrogram", spectrogram, at_least=2)
         if spectrogram > curves.shape[1]:
-            raise ValueError(
-                f"spectrogram={spectrogram}, but the signal has {curves.shape[1]} samples; expected no more"
-            )
+            most = f"at most {curves.shape[1]}, the samples of the signal"
+            raise ValueError(f"spectrogram={spectrogram}; expected {most}")
     titles = [f"channel {i}" for i in range(len(curves))] if names is None else list(names)
     if len(titles) != len(curves):
         raise ValueError(f"names has {len(titles)} entries; expected {len(curves)}, one for each channel")
@@ -257,7 +256,7 @@ def signal(
             below, overlap = plots[each * i + 1], spectrogram // 2
             scale: Any = {"mode": "magnitude", "scale": "linear", "cmap": "gray_r"}
             below.specgram(curve, NFFT=spectrogram, Fs=rate or 1.0, noverlap=overlap, **scale)
-            below.set_ylabel("frequency (Hz)" if rate else "cycles a sample")
+            below.set_ylabel("frequency (Hz)" if rate else "cycles per sample")
     plots[-1].set_xlabel("time (s)" if rate else "sample")
     relevance_bar(figure, plots, colormap)
     if caption:
@@ -270,7 +269,7 @@ def _signal(values: Slices, heatmap: Map) -> tuple[Float64[np.ndarray, "C L"], F
     curves = found[0] if found.ndim == 3 and len(found) == 1 else found
     if curves.ndim not in (1, 2) or curves.size == 0:
         raise ValueError(f"values has shape {found.shape}; expected a signal, (L,) or (C, L)")
-    return np.atleast_2d(curves), _relevance(heatmap, curves.shape[-1:], "as long as the signal")
+    return np.atleast_2d(curves), _relevance(heatmap, curves.shape[-1:], "the length of the signal")
 
 
 def _both(
@@ -278,16 +277,16 @@ def _both(
 ) -> tuple[Float64[np.ndarray, "D H W 3"], Float64[np.ndarray, "D H W"]]:
     """The slices in [0, 1], channels last, and their relevance."""
     if not isinstance(image, (Tensor, np.ndarray)):
-        raise TypeError(f"{argument} is a {type(image).__name__}; expected an array or a tensor")
+        raise TypeError(f"{argument} must be an array or a tensor, got {type(image).__name__}")
     wanted = "an array (D, H, W), (D, H, W, 1) or (D, H, W, 3), or a tensor (D, H, W) or (1 or 3, D, H, W)"
     found = channels_last(image, argument, 3, wanted)
     if is_picture:
-        remedy = "the frames as they were before normalization, or window=(black, white)"
+        remedy = "pass the frames before normalization"
         shown = shares_of_white(found, argument, remedy)
     else:
         shown = _windowed(numbers_of(found, argument, None), window)
     size = found.shape[:3]
-    return np.broadcast_to(shown, (*size, 3)), _relevance(heatmap, size, f"as {argument}")
+    return np.broadcast_to(shown, (*size, 3)), _relevance(heatmap, size, f"the size of {argument}")
 
 
 def _relevance(heatmap: Map, size: tuple[int, ...], what: str) -> Float64[np.ndarray, "..."]:
@@ -295,16 +294,15 @@ def _relevance(heatmap: Map, size: tuple[int, ...], what: str) -> Float64[np.nda
     given = numbers_of(heatmap, "heatmap", None)
     found = given[0] if given.ndim > len(size) and len(given) == 1 else given
     if found.shape != size:
-        remedy = "xcam_fn.heatmap(cam, size) resizes a raw map"
-        raise ValueError(f"heatmap has shape {given.shape}; expected {size}, {what} ({remedy})")
-    return unit_floats(found, "heatmap", "xcam_fn.heatmap(cam, size) makes that of a raw map")
+        raise ValueError(f"heatmap has shape {given.shape}; expected {size}, {what} ({checks.FROM_RAW})")
+    return unit_floats(found, "heatmap", checks.FROM_RAW)
 
 
 def _windowed(values: np.ndarray, window: Numbers | None) -> np.ndarray:
     """The values from black, 0, to white, 1."""
     ends = numbers_of((values.min(), values.max()) if window is None else window, "window")
     if len(ends) != 2 or (window is not None and not ends[0] < ends[1]):
-        raise ValueError(f"window={window!r}; expected two numbers, black < white")
+        raise ValueError(f"window={window!r}; expected two numbers (black, white) with black < white")
     low, high = ends
     return ((values - low) / ((high - low) or 1.0)).clip(0, 1)
 
@@ -320,7 +318,7 @@ def _voxel(at: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     found = numbers_of(at, "at")
     is_whole = found.shape == (3,) and bool((found == found.round()).all())
     if not is_whole or not ((found >= 0) & (found < shape)).all():
-        raise ValueError(f"at={at!r}; expected three indices of a voxel in {shape}")
+        raise ValueError(f"at={at!r}; expected the three indices of a voxel in shape {shape}")
     return tuple(map(int, found))
 
 

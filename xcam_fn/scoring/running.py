@@ -63,8 +63,7 @@ class Running(NamedTuple):
 def model_or_stand_in(model: nn.Module | None, scorer: Run | None) -> nn.Module:
     """The model, or if it is None an empty module in its place; the scorer then does all the work."""
     if model is None and scorer is None:
-        expected = "expected a model, or a scorer=callable from images to outputs in its place"
-        raise ValueError(f"model=None: {expected}")
+        raise ValueError("model=None; expected a model, or scorer=a callable from images to outputs")
     return nn.Identity().eval() if model is None else model
 
 
@@ -73,7 +72,7 @@ def check_running(how: Running, x: Tensor) -> None:
     for name, hint in hints_of(RunningOptions).items():
         check(name, getattr(how, name), hint)
     if how.precision == "bfloat16" and not _convolves_in_bfloat16(x.device):
-        raise ValueError(f"precision='bfloat16': {x.device} cannot compute convolutions in it; use 'float32'")
+        raise ValueError(f"precision='bfloat16': {x.device} does not support its convolutions; use 'float32'")
     if how.compile and x.device.type == "cpu" and not _has_compiler():
         raise ValueError("compile=True needs a C++ compiler, and none was found; install g++ or leave it out")
 
@@ -251,14 +250,14 @@ def check_rows(output: Any, run: Run, x: Tensor, *, reads: bool | None = None) -
     if not first_agrees(output, len(x), alone) or not all(
         first_agrees(run(x.roll(-i, 0)), len(x), run(x[i, None])) for i in others
     ):
-        raise mixing(len(x))
+        raise mixing()
 
 
-def mixing(batch: int) -> ValueError:
+def mixing() -> ValueError:
     """The error for a network that mixes the images of a batch."""
     return ValueError(
-        f"model: its answer for an image depends on the other {batch - 1} in the batch, as a norm over the "
-        "batch or a scale found over it (dynamic quantization) makes it; explain one image at a time"
+        "model: its output for an image depends on the rest of the batch, for example through normalization "
+        "or dynamic quantization over the batch; explain one image at a time"
     )
 
 

@@ -57,7 +57,7 @@ def _pixels(cls: int | Sequence[int] | Tensor, given: Tensor | None, values: Ten
     """The class of each image, and what each pixel counts, (B, pixels), 1 for each image in all."""
     (batch, channels, *size), index = values.shape, class_index(cls, values.flatten(2)[..., 0])
     if index.ndim == 2:
-        wanted = f"one class, or {batch} for the images"
+        wanted = f"one class, or {batch}, one for each image"
         raise ValueError(f"segment: cls has shape {tuple(index.shape)}; expected {wanted}")
     if given is None:
         found = values.detach().flatten(2)
@@ -66,21 +66,21 @@ def _pixels(cls: int | Sequence[int] | Tensor, given: Tensor | None, values: Ten
         mask = given.to(values.device).expand(batch, *size).flatten(1)
     else:
         shape, own = tuple(given.shape), tuple(size)
-        has = f"mask has shape {shape}, the model's output has {own} pixels for each of {batch} image(s)"
+        has = f"mask has shape {shape}, but the output has {own} pixels for each of {batch} image(s)"
         remedy = f"expected {own} or {(batch, *own)} (resize it to the output, mode='nearest')"
         raise ValueError(f"segment: {has}; {remedy}")
     mask = mask.to(values.dtype)
     if checks.is_readable(mask) and not bool(mask.any(1).all()):
         image = int((~mask.any(1)).nonzero()[0])
         if given is not None:
-            raise ValueError(f"segment: mask holds no pixel for image {image}; expected one or more")
+            raise ValueError(f"segment: mask selects no pixel of image {image}; expected at least one")
         if channels == 1:
             nowhere = f"the logit of the only class is positive at no pixel of image {image}"
-            raise ValueError(f"segment: {nowhere}; pass mask= the pixels to explain")
+            raise ValueError(f"segment: {nowhere}; pass mask=pixels to explain")
         there = values[image].argmax(0).unique().tolist()
         raise ValueError(
-            f"segment: class {index[image]} has the highest logit at no pixel of image {image}, where the "
-            f"classes are {there}; pass one of these, or mask= the pixels to explain"
+            f"segment: class {index[image]} is predicted at no pixel of image {image}; pass one of its "
+            f"predicted classes {there}, or mask=pixels to explain"
         )
     return index, mask / mask.sum(1, keepdim=True)
 
@@ -117,7 +117,7 @@ def similarity(embedding: Any) -> Target:
         expected = "(D,), (B, D) or (B, n, D)"
         raise ValueError(f"embedding has shape {tuple(wanted.shape)}; expected {expected}")
     if checks.is_readable(wanted) and not bool(wanted.ne(0).any(-1).all()):
-        raise ValueError("embedding is zero everywhere, which has no direction; expected another vector")
+        raise ValueError("embedding is zero everywhere, so it has no direction; expected a nonzero vector")
     return Reading(embeddings, functools.partial(_wanted_embedding, wanted), _cosine)
 
 
@@ -130,11 +130,11 @@ def _wanted_embedding(wanted: Tensor, values: Tensor) -> tuple[Tensor]:
     batch, width = values.shape
     if wanted.shape[-1] != width:
         has = f"embedding has shape {tuple(wanted.shape)}, but the model's output is {describe(values)}"
-        raise ValueError(f"similarity: {has}; expected {width} numbers, an embedding from the same model")
+        raise ValueError(f"similarity: {has}; expected an embedding of the same model, {width} numbers")
     rows = wanted[None] if wanted.ndim == 1 else wanted
     if len(rows) not in (1, batch):
         has = f"embedding has shape {tuple(wanted.shape)} for a batch of {batch}"
-        expected = f"{(width,)} for all images, {(batch, width)}, or embedding[None] for several maps of each"
+        expected = f"{(width,)} for all images, {(batch, width)}, or embedding[None] for several maps each"
         raise ValueError(f"similarity: {has}; expected {expected}")
     return (rows.expand(batch, *rows.shape[1:]).to(values),)
 
@@ -209,7 +209,7 @@ class _PerImage(Target):
     def fixed(self, output: Any) -> Fixed:
         has_rows = isinstance(output, Tensor) and output.ndim > 0 and output.layout == torch.strided
         if not (has_rows or isinstance(output, list)):
-            expected = "a tensor with a row for each image, or a list with something for each"
+            expected = "a tensor with one row for each image, or a list with one entry for each"
             raise TypeError(f"per_image: the model's output is {describe(output)}; expected {expected}")
         if len(output) != len(self.functions):
             has = f"{len(self.functions)} function(s) for a batch of {len(output)}"
@@ -224,7 +224,7 @@ class _PerImage(Target):
 def _one_score(found: Any) -> Tensor:
     returned = "per_image: a function returned"
     if not isinstance(found, Tensor):
-        raise TypeError(f"{returned} a {type(found).__name__}; expected a scalar tensor")
+        raise TypeError(f"{returned} {checks.kind_of(found)}; expected a scalar tensor")
     if found.numel() != 1:
         raise ValueError(f"{returned} a tensor of shape {tuple(found.shape)}; expected a scalar tensor")
     return found.reshape(())

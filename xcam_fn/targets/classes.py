@@ -129,7 +129,7 @@ def _sigmoid(values: Tensor, index: Tensor) -> Tensor:
 
 def _log_odds(values: Tensor, index: Tensor) -> Tensor:
     if values.shape[-1] == 1:
-        remedy = "one logit is the log-odds of its class: pass cls=xcam_fn.targets.regression()"
+        remedy = "one logit is already log-odds; pass cls=xcam_fn.targets.regression()"
         raise ValueError(f"log_odds: the model has 1 class; {remedy}")
     return values.gather(-1, index) - _without(values[:, None], index, -torch.inf).logsumexp(-1)
 
@@ -187,7 +187,7 @@ def _compared(cls: Classes, others: Classes, count: int, values: Tensor) -> tupl
     batch, classes = values.shape
     rows = index.reshape(batch, -1)
     if classes == 1:
-        raise ValueError("contrast: the model has 1 class; expected another to compare it with")
+        raise ValueError("contrast: the model has 1 class; expected at least 2 to compare")
     if isinstance(others, Tensor):
         checks.check_dense("others", others)
     if others is None:
@@ -199,8 +199,8 @@ def _compared(cls: Classes, others: Classes, count: int, values: Tensor) -> tupl
     is_own = (among == rows[..., None]).flatten(1).any(1)
     if checks.is_readable(among) and bool(is_own.any()):
         image = int(is_own.nonzero()[0])
-        holds = f"others={others!r} holds the class itself, {rows[image].tolist()} for image {image}"
-        raise ValueError(f"{holds}; expected classes to compare it with, or None for those most like it")
+        holds = f"others={others!r} holds the explained class, {rows[image].tolist()} for image {image}"
+        raise ValueError(f"{holds}; expected other classes, or None for the most similar ones")
     return index, among
 
 
@@ -242,7 +242,7 @@ def class_index(cls: Classes, values: Float[Tensor, "B classes"], name: str = "c
     elif is_whole(cls):
         index = cls
     else:
-        raise TypeError(f"{name} has dtype {cls.dtype}; expected whole numbers ({name}.long() makes them)")
+        raise TypeError(f"{name} has dtype {cls.dtype}; expected integers ({name}.long() converts it)")
     index = index.expand(batch) if index.ndim == 0 else index
     if index.ndim not in (1, 2) or index.shape[0] != batch or index.numel() == 0:
         shape, wanted = tuple(index.shape), f"({batch},) or ({batch}, n)"
@@ -259,7 +259,7 @@ def is_sequence(cls: Any) -> bool:
 
 
 def is_whole(cls: Tensor) -> bool:
-    """True for a tensor of whole numbers."""
+    """True for a tensor of integers."""
     return not (cls.is_floating_point() or cls.is_complex() or cls.dtype == torch.bool)
 
 
@@ -272,7 +272,7 @@ def _numbers(cls: Any, batch: int, count: int, name: str) -> Any:
         raise ValueError(f"{name}={cls!r} holds {len(cls)} classes for a batch of {batch}; expected {wanted}")
     widths = {len(row) if is_sequence(row) else None for row in cls}
     if len(widths) != 1 or widths == {0}:
-        raise ValueError(f"{name}={cls!r}: expected the same number of classes, one or more, for every image")
+        raise ValueError(f"{name}={cls!r}; expected the same number of classes, at least one, for each image")
     number = functools.partial(_number, count=count, name=name)
     return [[*map(number, row)] if is_sequence(row) else number(row) for row in cls]
 

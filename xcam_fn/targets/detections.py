@@ -30,12 +30,12 @@ _SHAPES: dict[str, str] = {
     "yolov5": "(B, N, 5 + classes): center, size, objectness, classes",
     "yolov8": "(B, 4 + classes, N): center, size, classes",
     "yolov10": "(B, N, 6): corners, score, label",
-    "detr": "logits (B, N, classes + 1), the last class being no object, and pred_boxes (B, N, 4)",
-    "rtdetr": "logits (B, N, classes), each class for itself, and pred_boxes (B, N, 4)",
+    "detr": "logits (B, N, classes + 1), the last class for no object, and pred_boxes (B, N, 4)",
+    "rtdetr": "logits (B, N, classes), a sigmoid for each class, and pred_boxes (B, N, 4)",
 }
 _EXPECTED = (
-    f"a list with one dict for each image, with keys {str(DETECTIONS)[1:-1]}, as torchvision's detectors "
-    "return, what a YOLO head returns, or an object with logits and pred_boxes"
+    f"a list of one dict for each image, with keys {str(DETECTIONS)[1:-1]}, as from torchvision's "
+    "detectors, the output of a YOLO head, or an object with logits and pred_boxes"
 )
 
 
@@ -100,13 +100,13 @@ def detection(
     ):  # fmt: skip
         check(name, value, kind)
     if size is not None and len(size) != 2:
-        raise ValueError(f"size={size!r}; expected two numbers, height and width, as x.shape[2:]")
+        raise ValueError(f"size={size!r}; expected two integers, height and width, such as x.shape[2:]")
     if checks.is_readable(box):
         if not bool((box[..., 2:] > box[..., :2]).all()):
-            raise ValueError(f"box={box.tolist()}: expected x1, y1, x2, y2 with x1 < x2 and y1 < y2")
+            raise ValueError(f"box={box.tolist()}; expected x1, y1, x2, y2 with x1 < x2 and y1 < y2")
         ends = [torch.inf, torch.inf] if size is None else [size[1], size[0]]
         if not bool((box[..., :2] < box.new_tensor(ends)).all() and (box[..., 2:] > 0).all()):
-            raise ValueError(f"box={box.tolist()} is outside the image; expected pixels of x, from 0 on")
+            raise ValueError(f"box={box.tolist()} is outside the image; expected pixels of x, starting at 0")
     return Detection(box, _checked_label(label), part, format, size, min_score, min_iou)
 
 
@@ -115,7 +115,7 @@ def _checked_label(label: Any) -> Tensor | None:
     if found is None:
         return None
     if isinstance(label, bool) or not isinstance(found, Tensor) or not is_whole(found):
-        raise TypeError(f"label={label!r}; expected None, a whole number, or one for each image")
+        raise TypeError(f"label={label!r}; expected None, an integer, or one for each image")
     checks.check_tensor("label", found)
     return found
 
@@ -212,7 +212,7 @@ class Detection(Target):
     def _match(self, image: int, one: Detected, boxes: Tensor, labels: Tensor | None) -> _Wanted:
         """What is looked for in an image, whose detections have to match the boxes."""
         if not len(one.boxes):
-            remedy = "take one that has, or lower the score that counts (torchvision's box_score_thresh)"
+            remedy = "pass another image, or lower the detector's threshold (box_score_thresh in torchvision)"
             raise ValueError(f"detection: image {image} has no detections; {remedy}")
         if labels is not None:
             _check_labels(image, one, labels)
@@ -220,8 +220,8 @@ class Detection(Target):
         best = (sure * overlap * (overlap >= self.min_iou)).argmax(1)
         if checks.is_readable(sure):
             if one.labels is None and not (sure.amin() >= 0 and sure.amax() < 1.001):
-                has = f"scores from {sure.amin():.4g} to {sure.amax():.4g}, read as {self.format!r}"
-                raise ValueError(f"detection: the model's output holds {has}; expected them in [0, 1]")
+                has = f"scores from {sure.amin():.4g} to {sure.amax():.4g}, read with format={self.format!r}"
+                raise ValueError(f"detection: the model's output holds {has}; expected [0, 1]")
             for j, i in enumerate(best.tolist()):
                 matches = sure[j, i] >= self.min_score and overlap[j, i] >= self.min_iou and overlap[j, i] > 0
                 if not matches:
@@ -237,12 +237,12 @@ class Detection(Target):
         self, image: int, box: Tensor, label: Tensor | None, score: float, overlap: float, near: Tensor
     ) -> ValueError:
         """The error for a box that no detection matches, with the best that there is."""
-        of = "" if label is None else f" of label {int(label)}"
+        of = "" if label is None else f" with label {int(label)}"
         least = f"≥ {self.min_iou}" if self.min_iou else "> 0"
         return ValueError(
             f"detection: image {image} has no detection{of} that matches box {box.tolist()}: the best has "
-            f"score {score:.3g} and IoU {overlap:.3g}; expected ≥ {self.min_score} and {least}. Its "
-            f"box is {[round(v, 1) for v in near.tolist()]}: pass this one, or lower min_score or min_iou"
+            f"score {score:.3g} and IoU {overlap:.3g}; expected ≥ {self.min_score} and {least}; "
+            f"pass its box {[round(v, 1) for v in near.tolist()]}, or lower min_score or min_iou"
         )
 
     def _best(self, one: Detected, wanted: _Wanted) -> Tensor:
@@ -287,7 +287,7 @@ def _check_labels(image: int, one: Detected, labels: Tensor) -> None:
     for label in labels if checks.is_readable(one.labels) else ():
         if not bool((one.labels == label.to(one.labels.device)).any()):
             there = f"its labels are {one.labels.unique().tolist()}"
-            wanted = f"label {int(label)}; {there}: pass one of these, or label=None for any"
+            wanted = f"label {int(label)}; {there}: pass one of them, or label=None for any"
             raise ValueError(f"detection: image {image} has no detection with {wanted}")
 
 
@@ -340,8 +340,8 @@ def _of_queries(output: Any, form: str, size: Sequence[int] | None) -> list[Dete
     if logits is None or shares is None or logits.ndim != 3 or shares.shape != (*logits.shape[:2], 4):
         raise _unread(output, form)
     if size is None:
-        has = "the model's boxes are shares of the image"
-        raise ValueError(f"detection: {has}; expected size=(height, width) of x, as size=x.shape[2:]")
+        has = "the model's boxes are relative to the image size"
+        raise ValueError(f"detection: {has}; pass size=(height, width) of x, such as size=x.shape[2:]")
     boxes = _corners(shares) * shares.new_tensor([size[1], size[0]] * 2)
     if form == "rtdetr":
         return _of_classes(boxes, logits.sigmoid(), logits.sigmoid().amax(-1))
@@ -403,7 +403,7 @@ def _unread(output: Any, form: str | None) -> ValueError:
     has = f"detection: the model's output is {describe(output)}"
     values = output[0] if isinstance(output, (tuple, list)) and output else output
     if form in _SHAPES:
-        return ValueError(f"{has}; format={form!r} is {_SHAPES[form]}")
+        return ValueError(f"{has}; format={form!r} expects {_SHAPES[form]}")
     if part_of(output, "pred_boxes") is not None:
         possible = ("detr", "rtdetr")
     elif isinstance(values, Tensor) and values.ndim == 3:
@@ -411,4 +411,4 @@ def _unread(output: Any, form: str | None) -> ValueError:
     else:
         return misfit(output, ("logits",), _EXPECTED, "detection: ")
     remedy = ", or ".join(f"format={name!r} for {_SHAPES[name]}" for name in possible)
-    return ValueError(f"{has}, which does not say what it holds; pass {remedy}")
+    return ValueError(f"{has}, whose format is ambiguous; pass {remedy}")

@@ -103,14 +103,14 @@ def _read(
         parts = [y for y in output if isinstance(y, Tensor) and y.is_floating_point() and not y.is_nested]
         parts = [y for y in parts if fits(y)]
         found = parts[0] if len(parts) == 1 else None
-        expected += f" (there are {len(parts)} of that shape: say which)" * (len(parts) > 1)
+        expected += f" ({len(parts)} parts have this shape)" * (len(parts) > 1)
     if found is not None:
         found = checks.check_returned("the model", found, expected)
     # The queries of a detector are no pixels.
     if found is None or not fits(found) or part_of(output, "pred_boxes") is not None:
         raise misfit(output, names, expected, target)
     if found.numel() == 0:
-        raise ValueError(f"{target}the model's output is {describe(output)}; it holds no values")
+        raise ValueError(f"{target}the model's output is {describe(output)}, which holds no values")
     return found
 
 
@@ -127,6 +127,6 @@ def misfit(output: Any, names: tuple[str, ...], expected: str, target: str) -> V
         remedy = "xcam_fn.targets.similarity(embedding)"
     else:
         example = "lambda output: output[0][:, 3]"
-        remedy = f"a callable to B scores, such as {example}, or use xcam_fn.bind(model, fn)"
+        remedy = f"a callable that returns B scores, such as {example}, or use xcam_fn.bind(model, fn)"
     has = describe(output)
     return ValueError(f"{target}the model's output is {has}; expected {expected}. Pass cls={remedy}")

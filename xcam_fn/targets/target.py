@@ -143,7 +143,7 @@ def _added(parts: list[Tensor]) -> Tensor:
     widths = {column.shape[1] for part, column in zip(parts, columns, strict=True) if part.ndim > 1}
     if len({part.shape[0] for part in parts}) > 1 or len(widths) > 1:
         shapes = ", ".join(str(tuple(part.shape)) for part in parts)
-        wanted = "one score for each image, or n for each, from all"
+        wanted = "one score for each image from all, or n from all"
         raise ValueError(f"cls: summed targets return shapes {shapes}; expected {wanted}")
     total = functools.reduce(operator.add, columns)
     return total if widths else total.squeeze(1)
