@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 import xcam_fn as xf
-from xcam_fn.cli.options import Flag, Names, Question, check_spelling
+from xcam_fn.cli.options import Flag, Names, Question, check_spelling, code_of, unknown_size
 from xcam_fn.cli.text import SOME_FAILED, saved_table, say, say_left_out, show, table
 from xcam_fn.names import nearest
 
@@ -208,6 +208,9 @@ def evaluate(
         photographs = sample.photographs(data, loaded.categories)
     else:
         photographs = tiled.of(sample, data, loaded, explain)
+    about = {"seed": sample.seed, "num images": sample.num_images} | sample.about | tiled.about
+    if code := code_of([how.model, *(methods or ())]):
+        about["code"] = code
     outcome = xf.evaluate.run(
         [loaded, *(replace(how, device=other).load() for other in others)],
         photographs,
@@ -220,7 +223,7 @@ def evaluate(
         options=how.options,
         precision=precision,
         compile=compile,
-        about={"seed": sample.seed, "num images": sample.num_images} | sample.about | tiled.about,
+        about=about,
         progress=sys.stderr.isatty(),
         **place.options,
     )
@@ -348,6 +351,8 @@ def _loaded(
 
     methods = how.methods(names or ["gradcam"])
     loaded, lacking = how.load(), {}
+    if not loaded.preset.crop:
+        raise unknown_size(loaded.name, "--image-size, for values in [0, 1]")
     if names == ["all"]:
         x = torch.zeros(1, 3, loaded.preset.crop, loaded.preset.crop, device=how.device)
         demanding = {method.name: method for method in methods.values() if method.needs}

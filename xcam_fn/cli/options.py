@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib
+import importlib.util
 import re
 import runpy
 from collections.abc import Iterable, Sequence
@@ -29,8 +31,7 @@ class Network:
     """The network.
 
     Attributes:
-        model: lite0, a torchvision classification model, timm:NAME, or FILE.py:FUNCTION for your own function
-            that returns a network.
+        model: lite0, a torchvision classification model, or timm:NAME.
         weights: your own checkpoint (a state dict, or .safetensors), or random.
     """
 
@@ -54,9 +55,12 @@ class LayerOf(Network):
     """The network and its target layer.
 
     Attributes:
+        model: lite0, a torchvision classification model, timm:NAME, or FILE.py:FUNCTION for your own function
+            that returns a network.
         layer: the layer to explain; `xcam layers MODEL` lists them. [default: the last convolution's output]
     """
 
+    model: str = "lite0"
     layer: str | None = None
 
 
@@ -82,19 +86,12 @@ class Question(LayerOf):
     def __post_init__(self) -> None:
         """Raise where an option is wrong."""
         super().__post_init__()
-        if self.image_size is not None and self.image_size < 1:
-            raise ValueError(f"--image-size {self.image_size} is out of range; expected at least 1 pixel")
+        check_image_size(self.image_size)
         _ = self.options
 
     def load(self) -> xf.models.LoadedModel:
         """Return the network on its device; the classes of one's own have no names yet."""
-        if ":" in self.model and not self.model.startswith("timm:"):
-            loaded = _own_network(self.model, self.weights, self.device)
-        else:
-            loaded = xf.models.load(self.model, weights=self.weights, device=self.device).classifying()
-        if (side := self.image_size) is None:
-            return loaded
-        return loaded._replace(preset=loaded.preset._replace(crop=side, resize=(side, side)))
+        return sized(classifier(self.model, self.weights, self.device), self.image_size)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -180,6 +177,62 @@ def check_spelling(method: str) -> None:
     for part in filter(None, re.split(r"[,()]|(?<!\+)\+(?!\+)", method)):
         if letters(part) not in {*map(letters, known), "all"}:
             raise ValueError(unknown_method(part, known))
+
+
+def is_own(name: str) -> bool:
+    """Whether a network or a method is FILE.py:NAME or module:NAME."""
+    return ":" in name and not name.startswith("timm:")
+
+
+def code_of(names: Iterable[str]) -> dict[str, str]:
+    """What tells the files of one's own networks and methods from others, by the file's name."""
+    found = {}
+    for name in filter(is_own, (one for listed in names for one in _listed(listed))):
+        home = name.rpartition(":")[0]
+        spec = None if home.endswith(".py") else importlib.util.find_spec(home)
+        file = Path(spec.origin if spec and spec.origin else home)
+        if file.is_file():
+            found[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    return found
+
+
+def classifier(model: str, weights: str | None, device: str = "cpu") -> xf.models.LoadedModel:
+    """Return a network by name or of one's own, whose preset and classes are not known yet."""
+    if is_own(model):
+        return _own_network(model, weights, device)
+    return xf.models.load(model, weights=weights, device=device).classifying()
+
+
+def check_image_size(side: int | None) -> None:
+    """Raise where --image-size is no number of pixels."""
+    if side is not None and side < 1:
+        raise ValueError(f"--image-size {side} is out of range; expected at least 1 pixel")
+
+
+def sized(loaded: xf.models.LoadedModel, side: int | None) -> xf.models.LoadedModel:
+    """The network with whole photographs resized to that side, its classes numbered where it has no names."""
+    import torch
+
+    if side is None:
+        return loaded
+    loaded = loaded._replace(preset=loaded.preset._replace(crop=side, resize=(side, side)))
+    return numbered(loaded, torch.zeros(1, 3, side, side, device=loaded.device))
+
+
+def numbered(loaded: xf.models.LoadedModel, x: Any) -> xf.models.LoadedModel:
+    """The network, its classes numbered by what it returns for x where nobody named them."""
+    from xcam_fn.checks import check_call
+
+    if loaded.categories:
+        return loaded
+    check_call(loaded.model, x)
+    count = len(xf.models.describe.probabilities(loaded, x[:1]))
+    return loaded._replace(categories=list(map(str, range(count))))
+
+
+def unknown_size(name: str, remedy: str) -> ValueError:
+    """Return the error for a network of one's own whose preprocessing is not known."""
+    return ValueError(f"the preprocessing of {name} is unknown; expected {remedy}")
 
 
 def class_index(name: str | None, loaded: xf.models.LoadedModel) -> int | None:

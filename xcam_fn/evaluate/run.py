@@ -26,7 +26,7 @@ from xcam_fn.evaluate.dataset import Photograph
 from xcam_fn.evaluate.here import computed_here, in_order
 from xcam_fn.evaluate.items import Images, Items, as_images
 from xcam_fn.evaluate.mosaic import Mosaic
-from xcam_fn.evaluate.seen import as_given, content, digest, escaped
+from xcam_fn.evaluate.seen import as_given, content, digest, identity
 from xcam_fn.evaluate.shards import Shard, hardware, note, shard_of
 from xcam_fn.evaluate.store import KEPT, Store, beside, writing
 from xcam_fn.methods.catalog import accepted
@@ -325,11 +325,9 @@ def _known_by(images: Images | Iterator[Photograph], given: Any) -> str:
 
 
 def _identity(photograph: Photograph | Mosaic) -> bytes:
-    region = getattr(photograph, "region", None)
-    where = "" if region is None else f"{region.boxes}\n"
-    path = getattr(photograph, "path", None)
-    itself = "" if isinstance(path, Path | None) else content(photograph)
-    return f"{escaped(photograph.name)}\n{photograph.label}\n{where}{itself}".encode()
+    """What tells an image of a list from others; the contents of files are kept with the results."""
+    is_file = isinstance(photograph, Mosaic) or isinstance(photograph.path, (str, os.PathLike))
+    return identity(photograph) + (b"" if is_file else str(content(photograph)).encode())
 
 
 def _scored_alike(run: Run, running: Running) -> Run:

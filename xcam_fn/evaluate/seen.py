@@ -6,6 +6,7 @@ import base64
 import contextlib
 import hashlib
 import io
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -103,34 +104,41 @@ def as_given(x: Tensor, preset: Preset) -> tuple[Tensor, np.ndarray]:
     return x[None], pixels.movedim(0, -1).numpy()
 
 
-def content(photograph: Photograph | Mosaic) -> str | None:
-    """What tells an image from another; None where there is none that can be read.
+def identity(photograph: Photograph | Mosaic) -> bytes:
+    """What a list says of an image: its name, its label, and where its object is or a mosaic's side."""
+    if isinstance(photograph, Mosaic):
+        place = str(photograph.side)
+    else:
+        place = "" if photograph.region is None else str(photograph.region.boxes)
+    return f"{escaped(photograph.name)}\n{photograph.label}\n{place}\n".encode()
 
-    Of an image that is given itself, the name and the label count too: no list of them is known beforehand.
-    """
+
+def content(photograph: Photograph | Mosaic) -> str | None:
+    """What tells an image from another, by what a list says of it too; None where it cannot be read."""
     if isinstance(photograph, Mosaic):
         parts = [content(member) for member in photograph.members]
-        return None if None in parts else digest(str(part).encode() for part in parts)
-    path = photograph.path
-    if isinstance(path, Exception):
+    elif isinstance(photograph.path, Exception):
         return None
-    if not isinstance(path, Path):
-        return digest([f"{photograph.name}\n{photograph.label}\n".encode(), *_bytes(path)])
-    mask = None if photograph.region is None else photograph.region.mask
-    found = _content(path)
-    return found if mask is None or found is None else digest([found.encode(), str(_content(mask)).encode()])
+    else:
+        mask = None if photograph.region is None else photograph.region.mask
+        parts = [*_bytes(photograph.path), *([] if mask is None else [_content(mask)])]
+    if None in parts:
+        return None
+    return digest([identity(photograph), *(p.encode() if isinstance(p, str) else p for p in parts)])
 
 
-def _bytes(image: Any) -> Iterator[bytes]:
-    """What an image that is given itself is made of."""
-    if isinstance(image, bytes):
+def _bytes(image: Any) -> Iterator[str | bytes | None]:
+    """What an image is made of, or what tells its file from others; None where that cannot be read."""
+    if isinstance(image, (str, os.PathLike)):
+        yield _content(Path(image))
+    elif isinstance(image, bytes):
         yield image
     elif isinstance(image, Image.Image):
-        yield f"{image.mode} {image.size} {image.getexif().get(Base.Orientation)}".encode()
+        yield f"{image.mode} {image.size} {image.getexif().get(Base.Orientation)}"
         yield image.tobytes()
     else:
         values = image.detach().cpu().contiguous().reshape(-1) if isinstance(image, Tensor) else image
-        yield f"{values.dtype} {tuple(values.shape)}".encode()
+        yield f"{values.dtype} {tuple(values.shape)}"
         yield (values.view(torch.uint8).numpy() if isinstance(values, Tensor) else values).tobytes()
 
 
