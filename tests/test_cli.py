@@ -97,6 +97,15 @@ def test_help_and_wrong_names_need_no_torch():
         "latency --image-size 0": "--image-size 0 is out of range",
         "layers resnt50": "model 'resnt50' is not known; did you mean 'resnet50'",
         "report nosuch": "'nosuch' holds no results.sqlite",
+        "report .": "'.' holds no results.sqlite",
+        "merge . --output out": "'.' holds no results.sqlite",
+        "evaluate . --labels no.csv": "labels 'no.csv': no such file",
+        "evaluate . --boxes no.json": "boxes 'no.json': no such file",
+        "evaluate . --output notes.txt": "--output 'notes.txt' is a file",
+        "evaluate . --batch-size 0": "--batch-size 0: expected 1 or more",
+        "evaluate . --seed -1": "--seed -1: expected 0 or more",
+        "evaluate . --keep none curves": "--keep none curves: expected none alone",
+        "evaluate . --option a=1 --option a=2": "--option 'a=2': a is given twice",
     }
     code = (
         "import sys\n"

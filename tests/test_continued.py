@@ -1,5 +1,7 @@
 """A run that is continued after what it is of has changed."""
 
+import contextlib
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -8,8 +10,8 @@ import torch
 from PIL import Image
 
 import networks
-from xcam_fn import evaluate
-from xcam_fn.evaluate import dataset, report
+from xcam_fn import cli, evaluate
+from xcam_fn.evaluate import dataset, report, store
 from xcam_fn.evaluate.dataset import Photograph
 from xcam_fn.evaluate.mosaic import Mosaic
 from xcam_fn.evaluate.regions import Region
@@ -72,3 +74,56 @@ def test_mosaics_of_another_side_are_another_run(network, data, tmp_path):
         evaluate.run(network, mosaics, ["gradcam"], output=tmp_path / f"of_{side}")
     with pytest.raises(ValueError, match=r"other settings: photographs was '\w+' and is '\w+'"):
         evaluate.run(network, mosaics, ["gradcam"], output=tmp_path / "of_32")
+
+
+# -- shards ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shards(network, data, tmp_path) -> list[Path]:
+    for number in (1, 2):
+        options = {"output": tmp_path / f"{number}", "shard": f"{number}/2", "metric_names": ["complexity"]}
+        evaluate.run(network, data, ["gradcam"], **options)
+    return [tmp_path / "1", tmp_path / "2"]
+
+
+def scores(folder: Path) -> list[float]:
+    return report.read(folder).of("complexity")[:, 0].tolist()
+
+
+def test_a_part_merged_into_a_whole_run_takes_nothing_out_of_it(shards, network, data, tmp_path):
+    whole = tmp_path / "whole"
+    evaluate.run(network, data, ["gradcam"], output=whole, metric_names=["complexity"])
+    before = scores(whole)
+    assert evaluate.merge(shards[:1], whole, partial=True).results == 4
+    assert scores(whole) == before
+    assert evaluate.merge(shards, whole).results == 4
+    assert scores(whole) == before
+
+
+def test_one_machine_is_named_once_and_what_cannot_be_read_is_counted(
+    shards, network, data, tmp_path, capsys
+):
+    command = ["merge", *map(str, shards), "--output", str(tmp_path / "whole")]
+    assert cli.main(command) == 0
+    assert capsys.readouterr().err == ""
+    (data / "3.png").write_text("not an image")
+    evaluate.run(network, data, ["gradcam"], output=shards[1], shard="2/2", metric_names=["complexity"])
+    assert cli.main(command) == 1
+    assert "1 photographs could not be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("notes", ["", "[]", "{", '{"rows": 4}'])
+def test_a_shard_whose_notes_are_damaged_has_not_ended(notes, shards, tmp_path):
+    (shards[0] / "run.json").write_text(notes)
+    with pytest.raises(ValueError, match="shard 1/2 has not ended"):
+        evaluate.merge(shards, tmp_path / "whole")
+
+
+def test_a_run_that_holds_nothing_yet_is_reported(network, data, tmp_path):
+    evaluate.run(network, data, ["gradcam"], output=tmp_path / "out", metric_names=["complexity"])
+    with contextlib.closing(sqlite3.connect(tmp_path / "out" / store.FILE)) as connection, connection:
+        for table in ("heatmaps", "pictures", "results", "images"):
+            connection.execute(f"DELETE FROM {table}")
+    assert cli.main(["report", str(tmp_path / "out")]) == 0
+    assert "gradcam,small,,,,0" in (tmp_path / "out" / "table.csv").read_text()

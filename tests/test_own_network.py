@@ -73,6 +73,11 @@ def test_a_run_is_reported_with_numbered_classes(folder, capsys):
         (("export", "--output", "mine.onnx"), "expected --size"),
         (("export", "--page", "page"), "give --output"),
         (("app",), "the app takes networks by name"),
+        (("explain", "photographs/0.png", "--device", "nowhere"), "device 'nowhere' cannot be used"),
+        (
+            ("explain", "photographs/0.png", "--image-size", "24", "--output", "mine.py/x"),
+            "'mine.py/x': Not a directory",
+        ),
     ],
 )
 def test_what_is_missing_is_said(arguments, remedy, capsys):

@@ -101,6 +101,8 @@ class Question(LayerOf):
             name, equals, value = text.partition("=")
             if not (equals and name.isidentifier()):
                 raise ValueError(f"--option {text!r}: expected NAME=VALUE, such as num_samples=10")
+            if name in found:
+                raise ValueError(f"--option {text!r}: {name} is given twice; expected one value")
             try:
                 found[name] = ast.literal_eval(value)
             except (ValueError, SyntaxError):
@@ -149,8 +151,7 @@ class Drawing(Question):
 
     def photographs(self, named: Sequence[Path | None], methods: Sequence[str]) -> list[Path]:
         """Return the photographs to explain; raises where one choice is wrong, before torch is imported."""
-        if self.output.exists() and not self.output.is_dir():
-            raise ValueError(f"--output {str(self.output)!r} is a file; expected a folder")
+        check_folder(self.output)
         found = [photo for photo in named if photo is not None]
         if bool(found) == self.example:
             problem = "both --example and a photograph" if found else "no photograph"
@@ -165,6 +166,12 @@ class Drawing(Question):
     def shown(self, photo: Path) -> str:
         """The photograph as it is named in print."""
         return photo.name if self.example else str(photo)
+
+
+def check_folder(output: Path) -> None:
+    """Raise where a folder to write to is a file."""
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output {str(output)!r} is a file; expected a folder")
 
 
 def check_spelling(method: str) -> None:
@@ -276,7 +283,9 @@ def _own_network(name: str, weights: str | None, device: str) -> xf.models.Loade
     from torch import nn
 
     from xcam_fn.models.checkpoints import filled, read_state
+    from xcam_fn.models.load import checked_device
 
+    place = checked_device(device)
     names, home, attribute = _imported("model", name)
     function = names.get(attribute)
     if not callable(function):
@@ -289,7 +298,7 @@ def _own_network(name: str, weights: str | None, device: str) -> xf.models.Loade
     if weights is not None:
         filled(model, read_state(Path(weights)), name, Path(weights))
     unknown = xf.images.Preset(0, 0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    return xf.models.LoadedModel(model.eval().to(device), unknown, [], name)
+    return xf.models.LoadedModel(model.eval().to(place), unknown, [], name)
 
 
 def _home(what: str, name: str) -> tuple[str, str]:

@@ -53,6 +53,7 @@ _ROWS = {
     "settings": "SELECT *, (SELECT count(*) FROM settings) FROM settings",
     **{table: f"SELECT *, 0 FROM {table}" for table in ("images", "layouts", "results")},
 }
+_OF_IMAGE = ("heatmaps", "pictures", "results", "images")
 _OWNERS = {"pictures": "images", "heatmaps": "results"}  # where they are kept, each without an error has one
 
 
@@ -188,13 +189,17 @@ class Store:
     def forget(self, numbers: Iterable[int]) -> None:
         """Take out photographs with all that was made of them."""
         with self._transaction():
-            for number, table in itertools.product(numbers, ("heatmaps", "pictures", "results", "images")):
+            for number, table in itertools.product(numbers, _OF_IMAGE):
                 self._connection.execute(f"DELETE FROM {table} WHERE number = ?", [number])
 
     def absorb(self, file: Path) -> None:
-        """Add all that another store holds, but for its settings."""
+        """Replace what is held of the photographs of another store by all that it holds of them."""
         self._connection.execute("ATTACH DATABASE ? AS other", [str(file)])
         with self._transaction():
+            for table in _OF_IMAGE:
+                self._connection.execute(
+                    f"DELETE FROM {table} WHERE number IN (SELECT number FROM other.images)"
+                )
             for table in ("images", "pictures", "heatmaps"):
                 self._connection.execute(f"INSERT OR REPLACE INTO {table} SELECT * FROM other.{table}")
             layouts = self._all("SELECT number, fractions FROM other.layouts")
