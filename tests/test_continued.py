@@ -76,6 +76,36 @@ def test_mosaics_of_another_side_are_another_run(network, data, tmp_path):
         evaluate.run(network, mosaics, ["gradcam"], output=tmp_path / "of_32")
 
 
+@pytest.mark.parametrize("is_read_again", [True, False])
+def test_a_photograph_lost_between_its_methods_damages_nothing(is_read_again, network, data, tmp_path):
+    options = {"methods": ["gradcam", "layercam"], "output": tmp_path / "out", "metric_names": ["complexity"]}
+    photographs = dataset.photographs(data, network.categories)
+    evaluate.run(network, photographs, **options)
+    before = report.read(tmp_path / "out").scores.tolist()
+    with contextlib.closing(sqlite3.connect(tmp_path / "out" / store.FILE)) as connection, connection:
+        for table in ("results", "heatmaps"):  # as where the run was killed between the two
+            connection.execute(f"DELETE FROM {table} WHERE number = 1 AND method = 'layercam'")
+    file = (data / "1.png").read_bytes()
+    (data / "1.png").unlink()
+    assert evaluate.run(network, photographs, **options)[:4] == (4, 1, 6, 0)
+    if is_read_again:
+        (data / "1.png").write_bytes(file)
+        assert evaluate.run(network, photographs, **options)[:4] == (4, 0, 8, 0)
+        assert report.read(tmp_path / "out").scores.tolist() == before
+    else:
+        assert len(report.read(tmp_path / "out").failures) == 1
+
+
+def test_a_result_that_failed_where_it_was_computed_twice_damages_nothing(network, data, tmp_path):
+    settings = {"methods": {"gradcam": "Grad-CAM"}, "metrics": ["complexity"], "keep": store.KEPT}
+    result = store.Result(0, "gradcam", {"complexity": store.Score(0.5)}, b"file")
+    with store.writing(tmp_path, settings) as written:
+        written.write([store.ImageRow(0, "a", picture=b"file"), result])
+        written.write([result._replace(error="no memory", heatmap=None)])
+    with store.reading(tmp_path) as found:
+        assert found.counts() == (0, 1)
+
+
 # -- shards ---------------------------------------------------------------------------------------------------------
 
 

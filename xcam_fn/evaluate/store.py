@@ -189,8 +189,12 @@ class Store:
     def forget(self, numbers: Iterable[int]) -> None:
         """Take out photographs with all that was made of them."""
         with self._transaction():
-            for number, table in itertools.product(numbers, _OF_IMAGE):
-                self._connection.execute(f"DELETE FROM {table} WHERE number = ?", [number])
+            for number in numbers:
+                self._drop(number)
+
+    def _drop(self, number: int) -> None:
+        for table in _OF_IMAGE:
+            self._connection.execute(f"DELETE FROM {table} WHERE number = ?", [number])
 
     def absorb(self, file: Path) -> None:
         """Replace what is held of the photographs of another store by all that it holds of them."""
@@ -278,11 +282,16 @@ class Store:
         for row in rows:
             if isinstance(row, ImageRow):
                 *known, picture, error, content = row
+                if error is not None:  # it may have been readable before
+                    self._drop(row.number)
                 self._insert("images", (*known, error, content))
                 if picture is not None and "pictures" in self._keep:
                     self._insert("pictures", (row.number, picture))
             else:
                 made = (None, None, None) if row.error else self._packed(row.scores)
+                if row.error is not None:
+                    which = row.number, row.method
+                    self._connection.execute("DELETE FROM heatmaps WHERE number = ? AND method = ?", which)
                 self._insert("results", (row.number, row.method, row.error, *made))
                 if row.heatmap is not None and "heatmaps" in self._keep:
                     self._insert("heatmaps", (row.number, row.method, row.heatmap))
