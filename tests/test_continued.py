@@ -1,9 +1,10 @@
-"""A run that is continued after what it is of has changed."""
+"""Runs that are continued, merged or reported after something has changed or failed."""
 
 import contextlib
 import sqlite3
 from pathlib import Path
 
+import numpy as np
 import pytest
 import skimage.data
 import torch
@@ -104,6 +105,41 @@ def test_a_result_that_failed_where_it_was_computed_twice_damages_nothing(networ
         written.write([result._replace(error="no memory", heatmap=None)])
     with store.reading(tmp_path) as found:
         assert found.counts() == (0, 1)
+
+
+class Failing(networks.Linearized):
+    """A network that returns NaN, or raises, where the mean of an image is in the upper half."""
+
+    def __init__(self, raises: bool):
+        super().__init__()
+        self.raises = raises
+
+    def forward(self, x):
+        is_bright = x.mean((1, 2, 3)) > 0
+        if self.raises and is_bright.any():
+            raise RuntimeError("too bright")
+        return super().forward(x) + torch.where(is_bright, torch.nan, 0.0)[:, None]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("raises", [True, False], ids=["raises", "NaN"])
+def test_a_network_that_fails_on_one_photograph_fails_there_alone(
+    raises, batch_size, network, data, tmp_path
+):
+    pixels = [np.full((40, 40, 3), value, np.uint8) for value in (90, 250, 100, 80)]
+    for i, each in enumerate(pixels):
+        Image.fromarray(each + np.arange(40, dtype=np.uint8)[:, None] // 8).save(data / f"{i}.png")
+    failing = network._replace(model=networks.seeded(Failing(raises)).eval())
+    methods = ["gradcam", "eigencam", "fem"]  # the latter two do not ask for the output
+    options = {"output": tmp_path / "out", "metric_names": ["complexity"], "batch_size": batch_size}
+    outcome = evaluate.run(failing, data, methods, **options)
+    assert outcome == evaluate.run(failing, data, methods, **options)
+    assert outcome[1:4] == ((1, 9, 0) if raises else (0, 11, 1))
+    assert cli.main(["report", str(tmp_path / "out")]) == 0
+    found = report.read(tmp_path / "out")
+    assert [failure.number for failure in found.failures] == [1]
+    assert found.images[1].probability is None
+    assert ("RuntimeError: too bright" if raises else "NaN") in (tmp_path / "out" / "report.html").read_text()
 
 
 # -- shards ---------------------------------------------------------------------------------------------------------

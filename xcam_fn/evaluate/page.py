@@ -190,7 +190,8 @@ def _picture(found: Found, number: int) -> str:
     (image,) = (image for image in found.images if image.number == number)
     assert image.cls is not None
     names = found.settings["categories"]  # empty where a network's own are not known
-    caption = f"{names[image.cls] if names else f'class {image.cls}'}, {image.probability:.1%}"
+    caption = names[image.cls] if names else f"class {image.cls}"
+    caption += "" if image.probability is None else f", {image.probability:.1%}"
     return embedded(_drawn(plot.heatmaps(picture, maps, caption=caption), "jpeg"), "jpeg")
 
 

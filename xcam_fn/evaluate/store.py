@@ -320,6 +320,7 @@ class Store:
         return {number: arrays(text) for number, text, _ in self._all("SELECT * FROM layouts")}
 
     def _insert(self, table: str, row: Sequence[Any], others: int = 0) -> None:
+        row = [None if value != value else value for value in row]  # noqa: PLR0124  (SQLite has no NaN)
         places = ", ".join("?" * (len(row) + 1))
         query = f"INSERT OR REPLACE INTO {table} VALUES ({places})"
         self._connection.execute(query, (*row, _checksum([*row, others])))
