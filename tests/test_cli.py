@@ -95,6 +95,8 @@ def test_help_and_wrong_names_need_no_torch():
         "explain --example --weights no.pth": "weights 'no.pth': no such file",
         "explain --example --option steps": "--option 'steps': expected NAME=VALUE",
         "latency --image-size 0": "--image-size 0 is out of range",
+        "latency --image-size 100000": "--image-size 100000 is out of range; expected at most",
+        "explain --example --model :net": "model ':net': expected FILE.py:NAME",
         "layers resnt50": "model 'resnt50' is not known; did you mean 'resnet50'",
         "report nosuch": "'nosuch' holds no results.sqlite",
         "report .": "'.' holds no results.sqlite",

@@ -98,3 +98,9 @@ def test_a_run_is_not_continued_with_other_code(file, folder, capsys):
     assert cli.main(command) == 2
     assert "other settings: code was {'m" in capsys.readouterr().err
     assert cli.main([*command, "--beside"]) == 0
+
+
+def test_all_methods_leave_out_what_a_network_of_few_channels_lacks(capsys):
+    few = ("--option", "num_masks=8", "--option", "num_samples=2")
+    assert cli.main(["explain", "photographs/0.png", "--methods", "all", *few, *SIZED]) == 0
+    assert "left out: groupcam: num_groups=32, but the layer has 4 channels" in capsys.readouterr().err

@@ -22,6 +22,7 @@ Names = Annotated[list[str] | None, Parameter(consume_multiple=True, negative=()
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
 ClassName = Annotated[str | None, Parameter(name="--class")]
 
+_LARGEST = 2**13  # pixels of a side: 0.8 GB of floats
 _EXPECTED = "expected FILE.py:NAME or package.module:NAME, such as my_methods.py:absolute_cam"
 
 
@@ -212,8 +213,9 @@ def classifier(model: str, weights: str | None, device: str = "cpu") -> xf.model
 
 def check_image_size(side: int | None) -> None:
     """Raise where --image-size is no number of pixels."""
-    if side is not None and side < 1:
-        raise ValueError(f"--image-size {side} is out of range; expected at least 1 pixel")
+    if side is not None and not 1 <= side <= _LARGEST:
+        wanted = "at least 1 pixel" if side < 1 else f"at most {_LARGEST} pixels"
+        raise ValueError(f"--image-size {side} is out of range; expected {wanted}")
 
 
 def sized(loaded: xf.models.LoadedModel, side: int | None) -> xf.models.LoadedModel:
@@ -304,6 +306,8 @@ def _own_network(name: str, weights: str | None, device: str) -> xf.models.Loade
 def _home(what: str, name: str) -> tuple[str, str]:
     """The file or module of FILE.py:NAME or module:NAME, and the name in it."""
     home, _, attribute = name.rpartition(":")
+    if ":" in name and not (home and attribute):
+        raise ValueError(f"{what} {name!r}: {_EXPECTED}")
     if home.endswith(".py") and not Path(home).is_file():
         raise ValueError(f"{what} {name!r}: there is no file {home!r}; {_EXPECTED}")
     return home, attribute
