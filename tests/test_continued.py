@@ -1,6 +1,7 @@
 """Runs that are continued, merged or reported after something has changed or failed."""
 
 import contextlib
+import functools
 import sqlite3
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 import networks
+import xcam_fn as xf
 from xcam_fn import cli, evaluate
 from xcam_fn.evaluate import dataset, report, store
 from xcam_fn.evaluate.dataset import Photograph
@@ -18,6 +20,7 @@ from xcam_fn.evaluate.mosaic import Mosaic
 from xcam_fn.evaluate.regions import Region
 from xcam_fn.models import LoadedModel
 from xcam_fn.models.images import Preset
+from xcam_fn.perturb import blurred
 
 
 @pytest.fixture
@@ -105,6 +108,35 @@ def test_a_result_that_failed_where_it_was_computed_twice_damages_nothing(networ
         written.write([result._replace(error="no memory", heatmap=None)])
     with store.reading(tmp_path) as found:
         assert found.counts() == (0, 1)
+
+
+def other(baseline):
+    return functools.partial(xf.scorecam, baseline=baseline)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (xf.find_method("rise", num_masks=4), xf.find_method("rise", num_masks=5)),
+        (functools.partial(xf.rise, num_masks=4), functools.partial(xf.rise, num_masks=5)),
+        (other(torch.zeros(3, 32, 32)), other(torch.linspace(0, 1, 3072).reshape(3, 32, 32).round())),
+        (xf.smooth(xf.find_method("rise", num_masks=4)), xf.smooth(xf.find_method("rise", num_masks=5))),
+    ],
+    ids=["method", "partial", "tensor", "wrapped"],
+)
+def test_methods_with_other_options_are_another_run(first, second, network, data, tmp_path):
+    options = {"output": tmp_path / "out", "metric_names": ["complexity"]}
+    done = evaluate.run(network, data, {"one": first}, **options)
+    assert evaluate.run(network, data, {"one": first}, **options) == done
+    with pytest.raises(ValueError, match="other settings: own options was"):
+        evaluate.run(network, data, {"one": second}, **options)
+
+
+def test_a_function_among_the_options_is_the_same_in_the_next_process(network, data, tmp_path):
+    options = {"output": tmp_path / "out", "metric_names": ["complexity"]}
+    evaluate.run(network, data, ["scorecam"], options={"baseline": blurred}, **options)
+    kept = report.read(tmp_path / "out").settings["options"]
+    assert kept == {"baseline": "xcam_fn.perturb.blurred"}
 
 
 class Failing(networks.Linearized):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from xcam_fn.evaluate.dataset import Photograph
 from xcam_fn.evaluate.mosaic import Mosaic
 from xcam_fn.evaluate.store import ImageRow
+from xcam_fn.methods.method import Method
 from xcam_fn.metrics.mosaic import cell_masks
 from xcam_fn.models import images
 from xcam_fn.models.images import Preset
@@ -124,7 +126,7 @@ def content(photograph: Photograph | Mosaic) -> str | None:
         parts = [*_bytes(photograph.path), *([] if mask is None else [_content(mask)])]
     if None in parts:
         return None
-    return digest([identity(photograph), *(p.encode() if isinstance(p, str) else p for p in parts)])
+    return digest([identity(photograph), *parts])
 
 
 def _bytes(image: Any) -> Iterator[str | bytes | None]:
@@ -155,6 +157,22 @@ def escaped(name: str) -> str:
     return name.encode(errors="backslashreplace").decode()
 
 
+def described(value: Any) -> str:
+    """An option's value as text, the same in every process, that tells it from others as far as that goes."""
+    if isinstance(value, functools.partial):
+        return f"{described(value.func)}{value.args}{described(value.keywords)}"
+    if isinstance(value, Method):
+        return f"{value.name}{described(value.options)}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key!r}: {described(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, (Tensor, np.ndarray)):
+        return f"{type(value).__name__} {digest(_bytes(value))}"
+    if callable(value):  # its repr holds an address
+        kind = value if hasattr(value, "__qualname__") else type(value)
+        return f"{kind.__module__}.{kind.__qualname__}"
+    return repr(value)
+
+
 def reason(error: Exception) -> str:
     """What went wrong, in one line."""
     kind = "" if isinstance(error, (ValueError, TypeError, OSError)) else f"{type(error).__name__}: "
@@ -165,7 +183,7 @@ def digest(parts: Iterable[Any]) -> str:
     """What tells some bytes from others, in 16 letters."""
     found = hashlib.blake2b(digest_size=8)
     for part in parts:
-        found.update(part)
+        found.update(part.encode() if isinstance(part, str) else part)
     return found.hexdigest()
 
 
