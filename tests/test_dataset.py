@@ -121,3 +121,13 @@ def test_labels_of_two_meanings(rows, words, folder):
 def test_a_seed_is_not_negative(folder):
     with pytest.raises(ValueError, match="seed=-1 is out of range"):
         listed(folder("a.png", "b.png"), CATEGORIES, num_images=1, seed=-1)
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_a_table_with_other_separators(separator, folder):
+    data = folder("a;b.png")
+    (data / "list.csv").write_text(f"file{separator}class\na.png{separator}1\n")
+    with pytest.raises(ValueError, match=r"separated by .*; expected commas"):
+        listed(data / "list.csv", CATEGORIES)
+    (data / "list.csv").write_text("a;b.png\n")
+    assert listed(data / "list.csv", CATEGORIES) == [("a;b.png", None)]

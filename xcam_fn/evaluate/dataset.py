@@ -139,6 +139,10 @@ def _rows(file: Path, categories: Sequence[str]) -> list[Photograph]:
     except (UnicodeDecodeError, csv.Error) as error:
         wanted = "expected rows of a path and a class"
         raise ValueError(f"{str(file)!r} is not a CSV file ({error}); {wanted}") from None
+    first = rows[0][1] if rows else []
+    other = {";", "\t"} & set(first[0]) if len(first) == 1 else set()
+    if other and not (file.parent / first[0]).exists():
+        raise ValueError(f"{str(file)!r}: its columns are separated by {other.pop()!r}; expected commas")
     header = [cell.strip().lower() for cell in rows[0][1]] if rows else []
     columns = [
         next((header.index(c) for c in of if c in header), None) for of in (_FILE_COLUMNS, _CLASS_COLUMNS)
