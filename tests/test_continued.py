@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import sqlite3
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
@@ -134,9 +134,11 @@ def test_methods_with_other_options_are_another_run(first, second, network, data
 
 def test_a_function_among_the_options_is_the_same_in_the_next_process(network, data, tmp_path):
     options = {"output": tmp_path / "out", "metric_names": ["complexity"]}
-    evaluate.run(network, data, ["scorecam"], options={"baseline": blurred}, **options)
-    kept = report.read(tmp_path / "out").settings["options"]
-    assert kept == {"baseline": "xcam_fn.perturb.blurred"}
+    about = {"folder": {"of": PurePosixPath("a")}}  # no value that JSON knows
+    evaluate.run(network, data, ["scorecam"], options={"baseline": blurred}, about=about, **options)
+    kept = report.read(tmp_path / "out").settings
+    assert kept["options"] == {"baseline": "xcam_fn.perturb.blurred"}
+    assert kept["folder"] == {"of": "PurePosixPath('a')"}
 
 
 class Failing(networks.Linearized):

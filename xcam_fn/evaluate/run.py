@@ -6,6 +6,7 @@ import contextlib
 import functools
 import inspect
 import itertools
+import json
 import os
 import time
 from collections import Counter
@@ -176,7 +177,8 @@ def run(
     plan = _plan(networks[0], first, chosen, _checked_metrics(metric_names, first), layer, explain, running)
     given = {name: described(value) for name, value in (options or {}).items()}
     keep = [name for name in KEPT if name in asked.keep]
-    about = {**asked.about, **_own_options(methods), "keep": keep, "variant": variant, "options": given}
+    plain = json.loads(json.dumps(dict(asked.about), default=described))
+    about = {**plain, **_own_options(methods), "keep": keep, "variant": variant, "options": given}
     settings = _settings(plan, weights.pop(), images, photographs, batch_size, shard, about)
     plan = plan._replace(methods={name: _scored_alike(run, running) for name, run in chosen.items()})
     plans = [plan._replace(network=each) for each in networks]
