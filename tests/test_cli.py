@@ -95,8 +95,19 @@ def test_help_and_wrong_names_need_no_torch():
         "explain --example --weights no.pth": "weights 'no.pth': no such file",
         "explain --example --option steps": "--option 'steps': expected NAME=VALUE",
         "latency --image-size 0": "--image-size 0 is out of range",
+        "latency --image-size 100000": "--image-size 100000 is out of range; expected at most",
+        "explain --example --model :net": "model ':net': expected FILE.py:NAME",
         "layers resnt50": "model 'resnt50' is not known; did you mean 'resnet50'",
         "report nosuch": "'nosuch' holds no results.sqlite",
+        "report .": "'.' holds no results.sqlite",
+        "merge . --output out": "'.' holds no results.sqlite",
+        "evaluate . --labels no.csv": "labels 'no.csv': no such file",
+        "evaluate . --boxes no.json": "boxes 'no.json': no such file",
+        "evaluate . --output notes.txt": "--output 'notes.txt' is a file",
+        "evaluate . --batch-size 0": "--batch-size 0: expected a number ≥ 1",
+        "evaluate . --seed -1": "--seed -1: expected a number ≥ 0",
+        "evaluate . --keep none curves": "--keep none curves: expected none alone",
+        "evaluate . --option a=1 --option a=2": "--option 'a=2': a is given twice",
     }
     code = (
         "import sys\n"

@@ -97,3 +97,37 @@ def test_the_error_says_what_is_wrong(folder, tmp_path):
         listed(tmp_path / "bare", CATEGORIES)
     with pytest.raises(ValueError, match=r"num_images=0 is out of range"):
         listed(data, CATEGORIES, num_images=0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (
+            "a.png,1",
+            "2 photographs are named 'a.png'; name their paths below the data set, such as 'x/a.png'",
+        ),
+        ("x/a.png,1\nx/a.png,2", "'x/a.png' has classes 1 and 2; expected one"),
+    ],
+)
+def test_labels_of_two_meanings(rows, words, folder):
+    data = folder("x/a.png", "y/a.png")
+    (data / "labels.csv").write_text(f"file,class\n{rows}\n")
+    with pytest.raises(ValueError, match=words):
+        listed(data, CATEGORIES, labels=data / "labels.csv")
+    (data / "labels.csv").write_text("file,class\na.png,1\nx/a.png,2\n")
+    assert listed(data, CATEGORIES, labels=data / "labels.csv") == [("x/a.png", 2), ("y/a.png", 1)]
+
+
+def test_a_seed_is_not_negative(folder):
+    with pytest.raises(ValueError, match="seed=-1 is out of range"):
+        listed(folder("a.png", "b.png"), CATEGORIES, num_images=1, seed=-1)
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_a_table_with_other_separators(separator, folder):
+    data = folder("a;b.png")
+    (data / "list.csv").write_text(f"file{separator}class\na.png{separator}1\n")
+    with pytest.raises(ValueError, match=r"separated by .*; expected commas"):
+        listed(data / "list.csv", CATEGORIES)
+    (data / "list.csv").write_text("a;b.png\n")
+    assert listed(data / "list.csv", CATEGORIES) == [("a;b.png", None)]

@@ -533,7 +533,7 @@ def test_the_table_as_csv_has_every_digit(network, data, tmp_path):
 
 
 def test_no_cell_of_a_table_is_a_formula_or_ends_early(tmp_path):
-    names = ["=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)", "a\\|b\nc"]
+    names = ["=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)", "<lambda>", "a\\|b\nc"]
     found = made(tmp_path / "out", {name: [0.1, 0.2 + i] for i, name in enumerate(names)})
     report.write(found, tmp_path / "out")
     for file in ("table.csv", "pairs.csv"):
@@ -546,6 +546,7 @@ def test_no_cell_of_a_table_is_a_formula_or_ends_early(tmp_path):
     assert len(lines) == 2 + len(names)
     assert {len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) for line in lines} == {5}
     assert r"A\\\|B C" in lines[-1]
+    assert lines[-2].startswith(r"| \<")
 
 
 @pytest.fixture

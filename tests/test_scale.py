@@ -400,7 +400,7 @@ def test_the_command_merges_and_says_where_hardware_differs(parts, whole, tmp_pa
     assert "shard 2/3 is in no folder" in capsys.readouterr().err
     monkeypatch.setattr(xf.evaluate, "merge", lambda *_, **__: shards.Merged(3, 2, [], [], []))
     assert cli.main(command) == 1
-    assert "warning: 2 results failed" in capsys.readouterr().err
+    assert "and 2 results failed" in capsys.readouterr().err
 
 
 # -- several devices ------------------------------------------------------------------------------------------------

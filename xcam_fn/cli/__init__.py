@@ -51,6 +51,12 @@ def main(arguments: Sequence[str] | None = None, app: App = app) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     except (CycloptsError, ValueError, TypeError, OSError) as error:
-        say("error", error)
+        say("error", _of_file(error) if isinstance(error, OSError) and error.strerror else error)
         return _BAD_INPUT
     return status or 0
+
+
+def _of_file(error: OSError) -> str:
+    """What the system says of a file, in words: its own text begins with a number."""
+    named = "" if error.filename is None else f"{str(error.filename)!r}: "
+    return f"{named}{error.strerror}; check the path, its permissions and the room on the disk"

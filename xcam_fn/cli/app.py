@@ -10,7 +10,7 @@ import socket
 import tempfile
 from collections.abc import Iterator
 
-from xcam_fn.cli.options import Network
+from xcam_fn.cli.options import Network, is_own
 from xcam_fn.cli.text import show
 
 _HOST = "127.0.0.1"
@@ -27,6 +27,9 @@ def app(*, network: Network = Network(), port: int = 7860, device: str = "cpu", 
     """
     if importlib.util.find_spec("gradio") is None:
         raise ValueError('xcam app needs gradio, which is not installed; pip install "xcam-fn[app]"')
+    if is_own(network.model):
+        remedy = "the app takes networks by name; xcam explain takes your own"
+        raise ValueError(f"--model {network.model!r}: {remedy}")
     if not 0 < port < 65536:
         raise ValueError(f"--port {port}: expected 1 to 65535")
     try:

@@ -10,13 +10,25 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 import xcam_fn as xf
-from xcam_fn.cli.options import Flag, Names, Question, check_spelling
+from xcam_fn.cli.options import (
+    Flag,
+    Names,
+    Question,
+    check_folder,
+    check_spelling,
+    code_of,
+    unknown_size,
+)
 from xcam_fn.cli.text import SOME_FAILED, saved_table, say, say_left_out, show, table
 from xcam_fn.names import missing, nearest
 
 _METRICS = "docs/metrics.md lists them"
 _HUGGING_FACE = "hf:"
 _PROBLEMS = 5  # of a file of boxes that are said one by one
+Kept = Annotated[
+    list[Literal["pictures", "heatmaps", "curves", "none"]] | None,
+    Parameter(consume_multiple=True, negative=(), show_choices=False),
+]
 Photos = Annotated[list[Path] | None, Parameter(consume_multiple=True, negative=())]
 
 
@@ -37,6 +49,16 @@ class Sample:
     seed: int = 0
     labels: Path | None = None
     boxes: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Raise where a number is out of range or a file is not there."""
+        if self.num_images < 0:
+            raise ValueError(f"--num-images {self.num_images}: expected a number ≥ 1, or 0 for all")
+        if self.seed < 0:
+            raise ValueError(f"--seed {self.seed}: expected a number ≥ 0")
+        for what, file in (("labels", self.labels), ("boxes", self.boxes)):
+            if file is not None and not file.exists():
+                raise missing(what, file, "file")
 
     def photographs(self, data: Path, categories: list[str]) -> Any:
         """Return the photographs of the data set that are sampled, and say which have no right region."""
@@ -145,9 +167,15 @@ class Place:
     output: Path = Path("xcam_results")
     beside: Flag = False
     retry: Flag = False
-    keep: Names = None
+    keep: Kept = None
     shard: str | None = None
     ray: Annotated[list[str] | None, Parameter(consume_multiple=(0, 1), negative=())] = None
+
+    def __post_init__(self) -> None:
+        """Raise where a choice is wrong."""
+        check_folder(self.output)
+        if len(self.keep or ()) > 1 and "none" in (self.keep or ()):
+            raise ValueError(f"--keep {' '.join(self.keep or ())}: expected none alone, or what to keep")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -200,14 +228,17 @@ def evaluate(
     for name in metrics or ():
         if name not in dir(xf):
             raise ValueError(f"metric {name!r} is not known; {nearest(name, dir(xf), _METRICS)}")
-    if sample.num_images < 0:
-        raise ValueError(f"--num-images {sample.num_images}: expected a number ≥ 1, or 0 for all")
+    if batch_size < 1:
+        raise ValueError(f"--batch-size {batch_size}: expected a number ≥ 1")
     device, *others = how.device.split(",")
     loaded, chosen = _loaded(replace(how, device=device), methods)
     if tiled.mosaics is None:
         photographs = sample.photographs(data, loaded.categories)
     else:
         photographs = tiled.of(sample, data, loaded, explain)
+    about = {"seed": sample.seed, "num images": sample.num_images} | sample.about | tiled.about
+    if code := code_of([how.model, *(methods or ())]):
+        about["code"] = code
     outcome = xf.evaluate.run(
         [loaded, *(replace(how, device=other).load() for other in others)],
         photographs,
@@ -220,7 +251,7 @@ def evaluate(
         options=how.options,
         precision=precision,
         compile=compile,
-        about={"seed": sample.seed, "num images": sample.num_images} | sample.about | tiled.about,
+        about=about,
         progress=sys.stderr.isatty(),
         **place.options,
     )
@@ -245,6 +276,7 @@ def merge(
         output: the folder of the merged run.
         partial: merge what is there even if something is missing.
     """
+    _check_runs(runs, output)
     merged = xf.evaluate.merge(runs, output, partial=partial)
     for kind, found in (("missing", merged.missing), ("done twice", merged.twice)):
         for what in found:
@@ -253,9 +285,10 @@ def merge(
         listed = "; ".join(" ".join(map(str, machine.values())) for machine in merged.machines)
         say("warning", f"the shards ran on other hardware, so last digits may differ: {listed}")
     show(f"{merged.results} results in {output}; `xcam report {output}` writes the report")
-    if merged.failures:
-        say("warning", f"{merged.failures} results failed; the report says why")
-    return SOME_FAILED if merged.failures else 0
+    if merged.unreadable or merged.failures:
+        unread = f"{merged.unreadable} photographs could not be read"
+        say("warning", f"{unread}, and {merged.failures} results failed; the report says why")
+    return SOME_FAILED if merged.unreadable or merged.failures else 0
 
 
 def report(
@@ -273,11 +306,7 @@ def report(
         format: also write all scores to scores.parquet or scores.csv, with the columns run, image, method,
             metric and value; parquet needs pyarrow.
     """
-    for folder in folders:
-        if not folder.is_dir():
-            raise FileNotFoundError(
-                f"{str(folder)!r} holds no results.sqlite; expected a folder written by `xcam evaluate`"
-            )
+    _check_runs(folders, output)
     found = [xf.report.read(folder) for folder in folders]
     place = output or (folders[0] if len(folders) == 1 else Path("xcam_report"))
     show(table(xf.report.table(*found)))
@@ -288,6 +317,16 @@ def report(
     written += [xf.report.write_scores(found, place, format)] if format else []
     show("\n".join(f"wrote {path}" for path in written))
     return 0
+
+
+def _check_runs(folders: list[Path], output: Path | None) -> None:
+    """Raise where a folder is none of a run, or the output is a file, before torch is imported."""
+    for folder in folders:
+        if not (folder / "results.sqlite").is_file():
+            wanted = "a folder that `xcam evaluate` wrote"
+            raise FileNotFoundError(f"{str(folder)!r} holds no results.sqlite; expected {wanted}")
+    if output is not None:
+        check_folder(output)
 
 
 def latency(
@@ -348,6 +387,8 @@ def _loaded(
 
     methods = how.methods(names or ["gradcam"])
     loaded, lacking = how.load(), {}
+    if not loaded.preset.crop:
+        raise unknown_size(loaded.name, "--image-size, for values in [0, 1]")
     if names == ["all"]:
         x = torch.zeros(1, 3, loaded.preset.crop, loaded.preset.crop, device=how.device)
         demanding = {method.name: method for method in methods.values() if method.needs}

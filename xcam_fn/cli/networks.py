@@ -5,7 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import xcam_fn as xf
-from xcam_fn.cli.options import ClassName, LayerOf, class_index
+from xcam_fn.cli.options import (
+    ClassName,
+    LayerOf,
+    check_image_size,
+    class_index,
+    classifier,
+    is_own,
+    numbered,
+    sized,
+    unknown_size,
+)
 from xcam_fn.cli.text import show, table
 from xcam_fn.names import check_model
 
@@ -19,15 +29,24 @@ def methods() -> None:
     print(table([("name", "title", "paper", "what it does"), *rows]))
 
 
-def layers(model: str, /, *, weights: str | None = None) -> None:
+def layers(model: str, /, *, weights: str | None = None, image_size: int | None = None) -> None:
     """List the layers that a model runs, in order, with type and output shape; a star marks the default.
 
     Args:
-        model: lite0, dinov2-focus, a torchvision classification model, or timm:NAME.
+        model: lite0, dinov2-focus, a torchvision classification model, timm:NAME, or FILE.py:FUNCTION for
+            your own function that returns a network.
         weights: your own checkpoint for the model; the layers are the same without it.
+        image_size: side length of the images in pixels. [default: the model's]
     """
     check_model(model)
-    loaded = xf.models.load(model, weights=weights or "random")
+    check_image_size(image_size)
+    if is_own(model):
+        loaded = classifier(model, weights)
+    else:
+        loaded = xf.models.load(model, weights=weights or "random")
+    loaded = sized(loaded, image_size)
+    if not loaded.preset.crop:
+        raise unknown_size(model, "--image-size")
     shapes, default = xf.models.describe.layers_and_default(loaded)
     rows = [("  layer", "type", "output")]
     for name, shape in shapes.items():
@@ -66,8 +85,13 @@ def export(
         raise ValueError(f"--size {size} with --page: a page uses the model's own size; leave --size out")
     if size is not None and size < 1:
         raise ValueError(f"--size {size} is out of range; expected at least 1 pixel")
-    loaded = xf.models.load(network.model, weights=network.weights).classifying()
-    cls = class_index(class_, loaded)
+    if is_own(network.model) and page is not None:
+        raise ValueError(f"--page with --model {network.model}: its preprocessing is unknown; give --output")
+    loaded = classifier(network.model, network.weights)
+    if not (side := size or loaded.preset.crop):
+        raise unknown_size(network.model, "--size")
+    x = xf.export.sample_images(side)
+    cls = class_index(class_, numbered(loaded, x))
     if page is not None:
         made = xf.export.page(loaded, page, network.layer, method, cls=cls, cdn=cdn)
         needs = "loads ONNX Runtime from cdn.jsdelivr.net" if cdn else "needs no network"
@@ -75,7 +99,6 @@ def export(
         if output is None:
             return
     output = output or Path(f"{network.model.replace(':', '_')}_{method}.onnx")
-    x = xf.export.sample_images(size or loaded.preset.crop)
     write = xf.export.onnx if output.suffix == ".onnx" else xf.export.pt2
     done = write(loaded.model, network.layer, x, output, method, cls=cls)
     show(f"wrote {done.path}; its heatmaps differ from PyTorch's by at most {done.difference:.1e}")

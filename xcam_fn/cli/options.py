@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib
+import importlib.util
 import re
 import runpy
 from collections.abc import Iterable, Sequence
@@ -20,6 +22,7 @@ Names = Annotated[list[str] | None, Parameter(consume_multiple=True, negative=()
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
 ClassName = Annotated[str | None, Parameter(name="--class")]
 
+_LARGEST = 2**13  # pixels of a side: 0.8 GB of floats
 _EXPECTED = "expected FILE.py:NAME or package.module:NAME, such as my_methods.py:absolute_cam"
 
 
@@ -29,8 +32,7 @@ class Network:
     """The network.
 
     Attributes:
-        model: lite0, a torchvision classification model, timm:NAME, or FILE.py:FUNCTION for your own function
-            that returns a network.
+        model: lite0, a torchvision classification model, or timm:NAME.
         weights: your own checkpoint (a state dict, or .safetensors), or random.
     """
 
@@ -54,9 +56,12 @@ class LayerOf(Network):
     """The network and its target layer.
 
     Attributes:
+        model: lite0, a torchvision classification model, timm:NAME, or FILE.py:FUNCTION for your own function
+            that returns a network.
         layer: the layer to explain; `xcam layers MODEL` lists them. [default: the last convolution's output]
     """
 
+    model: str = "lite0"
     layer: str | None = None
 
 
@@ -82,19 +87,12 @@ class Question(LayerOf):
     def __post_init__(self) -> None:
         """Raise where an option is wrong."""
         super().__post_init__()
-        if self.image_size is not None and self.image_size < 1:
-            raise ValueError(f"--image-size {self.image_size} is out of range; expected at least 1 pixel")
+        check_image_size(self.image_size)
         _ = self.options
 
     def load(self) -> xf.models.LoadedModel:
         """Return the network on its device; the classes of one's own have no names yet."""
-        if ":" in self.model and not self.model.startswith("timm:"):
-            loaded = _own_network(self.model, self.weights, self.device)
-        else:
-            loaded = xf.models.load(self.model, weights=self.weights, device=self.device).classifying()
-        if (side := self.image_size) is None:
-            return loaded
-        return loaded._replace(preset=loaded.preset._replace(crop=side, resize=(side, side)))
+        return sized(classifier(self.model, self.weights, self.device), self.image_size)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -104,6 +102,8 @@ class Question(LayerOf):
             name, equals, value = text.partition("=")
             if not (equals and name.isidentifier()):
                 raise ValueError(f"--option {text!r}: expected NAME=VALUE, such as num_samples=10")
+            if name in found:
+                raise ValueError(f"--option {text!r}: {name} is given twice; expected one value")
             try:
                 found[name] = ast.literal_eval(value)
             except (ValueError, SyntaxError):
@@ -152,8 +152,7 @@ class Drawing(Question):
 
     def photographs(self, named: Sequence[Path | None], methods: Sequence[str]) -> list[Path]:
         """Return the photographs to explain; raises where one choice is wrong, before torch is imported."""
-        if self.output.exists() and not self.output.is_dir():
-            raise ValueError(f"--output {str(self.output)!r} is a file; expected a folder")
+        check_folder(self.output)
         found = [photo for photo in named if photo is not None]
         if bool(found) == self.example:
             problem = "a photograph and --example" if found else "no photograph"
@@ -170,6 +169,12 @@ class Drawing(Question):
         return photo.name if self.example else str(photo)
 
 
+def check_folder(output: Path) -> None:
+    """Raise where a folder to write to is a file."""
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output {str(output)!r} is a file; expected a folder")
+
+
 def check_spelling(method: str) -> None:
     """Raise where a name, or one within "a+b" or "smooth(a)", is none of the methods'; needs no torch."""
     known = names_of_methods()
@@ -180,6 +185,63 @@ def check_spelling(method: str) -> None:
     for part in filter(None, re.split(r"[,()]|(?<!\+)\+(?!\+)", method)):
         if letters(part) not in {*map(letters, known), "all"}:
             raise ValueError(unknown_method(part, known))
+
+
+def is_own(name: str) -> bool:
+    """Whether a network or a method is FILE.py:NAME or module:NAME."""
+    return ":" in name and not name.startswith("timm:")
+
+
+def code_of(names: Iterable[str]) -> dict[str, str]:
+    """What tells the files of one's own networks and methods from others, by the file's name."""
+    found = {}
+    for name in filter(is_own, (one for listed in names for one in _listed(listed))):
+        home = name.rpartition(":")[0]
+        spec = None if home.endswith(".py") else importlib.util.find_spec(home)
+        file = Path(spec.origin if spec and spec.origin else home)
+        if file.is_file():
+            found[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    return found
+
+
+def classifier(model: str, weights: str | None, device: str = "cpu") -> xf.models.LoadedModel:
+    """Return a network by name or of one's own, whose preset and classes are not known yet."""
+    if is_own(model):
+        return _own_network(model, weights, device)
+    return xf.models.load(model, weights=weights, device=device).classifying()
+
+
+def check_image_size(side: int | None) -> None:
+    """Raise where --image-size is no number of pixels."""
+    if side is not None and not 1 <= side <= _LARGEST:
+        wanted = "at least 1 pixel" if side < 1 else f"at most {_LARGEST} pixels"
+        raise ValueError(f"--image-size {side} is out of range; expected {wanted}")
+
+
+def sized(loaded: xf.models.LoadedModel, side: int | None) -> xf.models.LoadedModel:
+    """The network with whole photographs resized to that side, its classes numbered where it has no names."""
+    import torch
+
+    if side is None:
+        return loaded
+    loaded = loaded._replace(preset=loaded.preset._replace(crop=side, resize=(side, side)))
+    return numbered(loaded, torch.zeros(1, 3, side, side, device=loaded.device))
+
+
+def numbered(loaded: xf.models.LoadedModel, x: Any) -> xf.models.LoadedModel:
+    """The network, its classes numbered by what it returns for x where nobody named them."""
+    from xcam_fn.checks import check_call
+
+    if loaded.categories:
+        return loaded
+    check_call(loaded.model, x)
+    count = len(xf.models.describe.probabilities(loaded, x[:1]))
+    return loaded._replace(categories=list(map(str, range(count))))
+
+
+def unknown_size(name: str, remedy: str) -> ValueError:
+    """Return the error for a network of one's own whose preprocessing is not known."""
+    return ValueError(f"the preprocessing of {name} is unknown; expected {remedy}")
 
 
 def class_index(name: str | None, loaded: xf.models.LoadedModel) -> int | None:
@@ -223,7 +285,9 @@ def _own_network(name: str, weights: str | None, device: str) -> xf.models.Loade
     from torch import nn
 
     from xcam_fn.models.checkpoints import filled, read_state
+    from xcam_fn.models.load import checked_device
 
+    place = checked_device(device)
     names, home, attribute = _imported("model", name)
     function = names.get(attribute)
     if not callable(function):
@@ -236,12 +300,14 @@ def _own_network(name: str, weights: str | None, device: str) -> xf.models.Loade
     if weights is not None:
         filled(model, read_state(Path(weights)), name, Path(weights))
     unknown = xf.images.Preset(0, 0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    return xf.models.LoadedModel(model.eval().to(device), unknown, [], name)
+    return xf.models.LoadedModel(model.eval().to(place), unknown, [], name)
 
 
 def _home(what: str, name: str) -> tuple[str, str]:
     """The file or module of FILE.py:NAME or module:NAME, and the name in it."""
     home, _, attribute = name.rpartition(":")
+    if ":" in name and not (home and attribute):
+        raise ValueError(f"{what} {name!r}: {_EXPECTED}")
     if home.endswith(".py") and not Path(home).is_file():
         raise ValueError(f"{what} {name!r}: there is no file {home!r}; {_EXPECTED}")
     return home, attribute

@@ -12,7 +12,16 @@ from cyclopts import Parameter
 from tqdm import tqdm
 
 import xcam_fn as xf
-from xcam_fn.cli.options import ClassName, Drawing, Flag, Names, class_index, method_name
+from xcam_fn.cli.options import (
+    ClassName,
+    Drawing,
+    Flag,
+    Names,
+    class_index,
+    method_name,
+    numbered,
+    unknown_size,
+)
 from xcam_fn.cli.text import SOME_FAILED, saved, say, say_left_out, show, table
 
 _LEGEND = "average drop, increase in confidence, area under insertion and deletion curves"
@@ -186,19 +195,14 @@ class _Explainer:
     def prepare(self, photo: Path) -> tuple[Any, Any]:
         """The photograph as the network takes it, (1, 3, h, w), and as a picture (h, w, 3)."""
         if not self.loaded.preset.crop:
-            remedy = "pass --image-size N to scale it to [0, 1], or a preprocessed array (.npy)"
-            raise ValueError(f"{str(photo)!r}: the preprocessing of {self.loaded.name} is unknown; {remedy}")
+            remedy = "--image-size, for values in [0, 1]; explain takes a prepared array (.npy) too"
+            raise unknown_size(self.loaded.name, remedy)
         x, picture = xf.images.prepare(photo, self.loaded.preset)
         return x.to(self.how.device), picture
 
     def named(self, x: Any) -> xf.models.LoadedModel:
         """The network, its classes numbered by what it returns where nobody named them."""
-        from xcam_fn.checks import check_call
-
-        check_call(self.loaded.model, x)
-        if not self.loaded.categories:
-            count = len(xf.models.describe.probabilities(self.loaded, x))
-            self.loaded = self.loaded._replace(categories=list(map(str, range(count))))
+        self.loaded = numbered(self.loaded, x)
         return self.loaded
 
     def maps(self, x: Any, cls: Any) -> dict[xf.Method, Any]:

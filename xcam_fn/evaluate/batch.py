@@ -86,7 +86,15 @@ def rows_of(plan: Plan, task: Task, found: Sequence[Seen]) -> Iterator[Row]:
     readable = [each for each in found if each.x is not None]
     if not readable:
         return
-    batch = _Batch(plan, readable)
+    try:
+        batch = _Batch(plan, readable)
+    except Exception as error:  # a network may raise anything; it is written down with the photograph
+        if len(readable) > 1:
+            for each in readable:
+                yield from rows_of(plan, task, [each])
+            return
+        yield from (row._replace(picture=None, error=reason(error)) for row in readable[0].rows)
+        return
     yield from batch.rows
     for name in plan.methods:
         missing = {row.number for row in batch.rows if (row.number, name) not in task.done}

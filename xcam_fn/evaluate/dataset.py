@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from xcam_fn.arguments import Count, check
+from xcam_fn.arguments import Count, Length, check
 from xcam_fn.models.images import is_image_file
 from xcam_fn.models.load import find_class
 from xcam_fn.names import missing
@@ -66,7 +67,7 @@ def photographs(
         FileNotFoundError: there is no such folder or file.
         ValueError: there is no photograph, or a CSV file cannot be read or names an unknown class.
     """
-    check("seed", seed, int)
+    check("seed", seed, Length)
     check("num_images", num_images, Count | None)
     root = Path(data)
     if not (root.is_dir() or root.is_file()):
@@ -82,6 +83,7 @@ def photographs(
 
 def sampled(found: Any, num_images: int | None, seed: int) -> Any:
     """A sample of a list of photographs or of `Items`, in its order; all where no more are there."""
+    check("seed", seed, Length)
     if num_images is None or num_images >= len(found):
         return found
     order = np.random.default_rng(seed).permutation(len(found))[:num_images].tolist()
@@ -113,7 +115,17 @@ def _labeled(found: list[Photograph], file: Path, categories: Sequence[str]) -> 
     """The photographs with labels by file name, or by their path below the data set's folder."""
     if not file.is_file():
         raise missing("labels", file, "file")
-    known = {p.name: p.label for p in _rows(file, categories) if p.label is not None}
+    known: dict[str, int] = {}
+    for row in _rows(file, categories):
+        if row.label is not None and known.setdefault(row.name, row.label) != row.label:
+            both = f"{row.name!r} has classes {known[row.name]} and {row.label}"
+            raise ValueError(f"labels {str(file)!r}: {both}; expected one")
+    alike = Counter(p.path.name for p in found if p.name not in known)
+    for name in known:
+        if alike[name] > 1:
+            such = next(p.name for p in found if p.path.name == name)
+            remedy = f"name their paths below the data set, such as {such!r}"
+            raise ValueError(f"labels {str(file)!r}: {alike[name]} photographs are named {name!r}; {remedy}")
     if not any(p.name in known or p.path.name in known for p in found):
         none = f"none of its {len(known)} files is among the {len(found)} photographs"
         raise ValueError(f"labels {str(file)!r}: {none}; expected columns of file names and classes")
@@ -128,6 +140,10 @@ def _rows(file: Path, categories: Sequence[str]) -> list[Photograph]:
     except (UnicodeDecodeError, csv.Error) as error:
         wanted = "expected rows of a path and a class"
         raise ValueError(f"{str(file)!r} is not a CSV file ({error}); {wanted}") from None
+    first = rows[0][1] if rows else []
+    other = {";", "\t"} & set(first[0]) if len(first) == 1 else set()
+    if other and not (file.parent / first[0]).exists():
+        raise ValueError(f"{str(file)!r}: its columns are separated by {other.pop()!r}; expected commas")
     header = [cell.strip().lower() for cell in rows[0][1]] if rows else []
     columns = [
         next((header.index(c) for c in of if c in header), None) for of in (_FILE_COLUMNS, _CLASS_COLUMNS)

@@ -144,7 +144,7 @@ class Found:
     @functools.cached_property
     def means(self) -> dict[str, dict[str, Mean]]:
         """The mean of each metric by method."""
-        found = intervals(self.scores.reshape(len(self.images), -1))
+        found = intervals(self.scores.reshape(len(self.images), len(self.methods) * len(self.metrics)))
         rows = itertools.starmap(Mean, zip(*(column.tolist() for column in found), strict=True))
         return {method: {metric: next(rows) for metric in self.metrics} for method in self.methods}
 

@@ -189,7 +189,9 @@ def _picture(found: Found, number: int) -> str:
     maps = {found.title(m): pixels(heatmaps[m]) for m in found.methods if m in heatmaps}
     (image,) = (image for image in found.images if image.number == number)
     assert image.cls is not None
-    caption = f"{found.settings['categories'][image.cls]}, {image.probability:.1%}"
+    names = found.settings["categories"]  # empty where a network's own are not known
+    caption = names[image.cls] if names else f"class {image.cls}"
+    caption += "" if image.probability is None else f", {image.probability:.1%}"
     return embedded(_drawn(plot.heatmaps(picture, maps, caption=caption), "jpeg"), "jpeg")
 
 

@@ -92,9 +92,9 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     """The table in Markdown.
 
     Args:
-        rows: the header and the rows; characters that would end a cell are escaped.
+        rows: the header and the rows; characters that would end a cell or begin HTML are escaped.
     """
-    cells = [[re.sub(r"([\\|])", r"\\\1", " ".join(cell.split())) for cell in row] for row in rows]
+    cells = [[re.sub(r"([\\|<])", r"\\\1", " ".join(cell.split())) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     cells.insert(1, ["-" * width for width in widths])
     lines = [" | ".join(map(str.ljust, row, widths)) for row in cells]

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import inspect
 import itertools
+import json
 import os
 import time
 from collections import Counter
@@ -26,10 +27,11 @@ from xcam_fn.evaluate.dataset import Photograph
 from xcam_fn.evaluate.here import computed_here, in_order
 from xcam_fn.evaluate.items import Images, Items, as_images
 from xcam_fn.evaluate.mosaic import Mosaic
-from xcam_fn.evaluate.seen import as_given, content, digest, escaped
+from xcam_fn.evaluate.seen import as_given, content, described, digest, identity
 from xcam_fn.evaluate.shards import Shard, hardware, note, shard_of
 from xcam_fn.evaluate.store import KEPT, Store, beside, writing
-from xcam_fn.methods.catalog import accepted
+from xcam_fn.methods.catalog import METHODS, accepted, as_method, name_of
+from xcam_fn.methods.method import Method
 from xcam_fn.methods.together import Methods, Run, named_methods
 from xcam_fn.metrics.judged import by_name
 from xcam_fn.metrics.table import GRID, LOCALIZATION, METRICS, STANDARD
@@ -173,9 +175,10 @@ def run(
     _check(images, first, explain, batch_size, shard)
     running = Running(asked.precision, asked.compile, chunk_size=asked.chunk_size)
     plan = _plan(networks[0], first, chosen, _checked_metrics(metric_names, first), layer, explain, running)
-    given = {name: repr(value) for name, value in (options or {}).items()}
+    given = {name: described(value) for name, value in (options or {}).items()}
     keep = [name for name in KEPT if name in asked.keep]
-    about = {**asked.about, "keep": keep, "variant": variant, "options": given}
+    plain = json.loads(json.dumps(dict(asked.about), default=described))
+    about = {**plain, **_own_options(methods), "keep": keep, "variant": variant, "options": given}
     settings = _settings(plan, weights.pop(), images, photographs, batch_size, shard, about)
     plan = plan._replace(methods={name: _scored_alike(run, running) for name, run in chosen.items()})
     plans = [plan._replace(network=each) for each in networks]
@@ -308,6 +311,18 @@ def _settings(
     }
 
 
+def _own_options(methods: Methods) -> dict[str, dict[str, str]]:
+    """The options of methods that are not given by name, as the store keeps them, where they have any."""
+    named = methods if isinstance(methods, Mapping) else {name_of(each): each for each in methods}
+    given = {name: as_method(each) for name, each in named.items() if not isinstance(each, str)}
+    found = {
+        name: described(method.options)
+        for name, method in given.items()
+        if isinstance(method, Method) and method.options and method is not METHODS.get(method.name)
+    }
+    return {"own options": found} if found else {}
+
+
 def _titles(methods: Mapping[str, Run]) -> dict[str, str]:
     """The title of each method; its name where another has the same title."""
     titles = {name: getattr(run, "title", name) for name, run in methods.items()}
@@ -325,11 +340,9 @@ def _known_by(images: Images | Iterator[Photograph], given: Any) -> str:
 
 
 def _identity(photograph: Photograph | Mosaic) -> bytes:
-    region = getattr(photograph, "region", None)
-    where = "" if region is None else f"{region.boxes}\n"
-    path = getattr(photograph, "path", None)
-    itself = "" if isinstance(path, Path | None) else content(photograph)
-    return f"{escaped(photograph.name)}\n{photograph.label}\n{where}{itself}".encode()
+    """What tells an image of a list from others; the contents of files are kept with the results."""
+    is_file = isinstance(photograph, Mosaic) or isinstance(photograph.path, (str, os.PathLike))
+    return identity(photograph) + (b"" if is_file else str(content(photograph)).encode())
 
 
 def _scored_alike(run: Run, running: Running) -> Run:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import hashlib
 import io
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +22,7 @@ from xcam_fn import checks
 from xcam_fn.evaluate.dataset import Photograph
 from xcam_fn.evaluate.mosaic import Mosaic
 from xcam_fn.evaluate.store import ImageRow
+from xcam_fn.methods.method import Method
 from xcam_fn.metrics.mosaic import cell_masks
 from xcam_fn.models import images
 from xcam_fn.models.images import Preset
@@ -103,34 +106,41 @@ def as_given(x: Tensor, preset: Preset) -> tuple[Tensor, np.ndarray]:
     return x[None], pixels.movedim(0, -1).numpy()
 
 
-def content(photograph: Photograph | Mosaic) -> str | None:
-    """What tells an image from another; None where there is none that can be read.
+def identity(photograph: Photograph | Mosaic) -> bytes:
+    """What a list says of an image: its name, its label, and where its object is or a mosaic's side."""
+    if isinstance(photograph, Mosaic):
+        place = str(photograph.side)
+    else:
+        place = "" if photograph.region is None else str(photograph.region.boxes)
+    return f"{escaped(photograph.name)}\n{photograph.label}\n{place}\n".encode()
 
-    Of an image that is given itself, the name and the label count too: no list of them is known beforehand.
-    """
+
+def content(photograph: Photograph | Mosaic) -> str | None:
+    """What tells an image from another, by what a list says of it too; None where it cannot be read."""
     if isinstance(photograph, Mosaic):
         parts = [content(member) for member in photograph.members]
-        return None if None in parts else digest(str(part).encode() for part in parts)
-    path = photograph.path
-    if isinstance(path, Exception):
+    elif isinstance(photograph.path, Exception):
         return None
-    if not isinstance(path, Path):
-        return digest([f"{photograph.name}\n{photograph.label}\n".encode(), *_bytes(path)])
-    mask = None if photograph.region is None else photograph.region.mask
-    found = _content(path)
-    return found if mask is None or found is None else digest([found.encode(), str(_content(mask)).encode()])
+    else:
+        mask = None if photograph.region is None else photograph.region.mask
+        parts = [*_bytes(photograph.path), *([] if mask is None else [_content(mask)])]
+    if None in parts:
+        return None
+    return digest([identity(photograph), *parts])
 
 
-def _bytes(image: Any) -> Iterator[bytes]:
-    """What an image that is given itself is made of."""
-    if isinstance(image, bytes):
+def _bytes(image: Any) -> Iterator[str | bytes | None]:
+    """What an image is made of, or what tells its file from others; None where that cannot be read."""
+    if isinstance(image, (str, os.PathLike)):
+        yield _content(Path(image))
+    elif isinstance(image, bytes):
         yield image
     elif isinstance(image, Image.Image):
-        yield f"{image.mode} {image.size} {image.getexif().get(Base.Orientation)}".encode()
+        yield f"{image.mode} {image.size} {image.getexif().get(Base.Orientation)}"
         yield image.tobytes()
     else:
         values = image.detach().cpu().contiguous().reshape(-1) if isinstance(image, Tensor) else image
-        yield f"{values.dtype} {tuple(values.shape)}".encode()
+        yield f"{values.dtype} {tuple(values.shape)}"
         yield (values.view(torch.uint8).numpy() if isinstance(values, Tensor) else values).tobytes()
 
 
@@ -147,6 +157,22 @@ def escaped(name: str) -> str:
     return name.encode(errors="backslashreplace").decode()
 
 
+def described(value: Any) -> str:
+    """An option's value as text, the same in every process, that tells it from others as far as that goes."""
+    if isinstance(value, functools.partial):
+        return f"{described(value.func)}{value.args}{described(value.keywords)}"
+    if isinstance(value, Method):
+        return f"{value.name}{described(value.options)}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key!r}: {described(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, (Tensor, np.ndarray)):
+        return f"{type(value).__name__} {digest(_bytes(value))}"
+    if callable(value):  # its repr holds an address
+        kind = value if hasattr(value, "__qualname__") else type(value)
+        return f"{kind.__module__}.{kind.__qualname__}"
+    return repr(value)
+
+
 def reason(error: Exception) -> str:
     """What went wrong, in one line."""
     kind = "" if isinstance(error, (ValueError, TypeError, OSError)) else f"{type(error).__name__}: "
@@ -157,7 +183,7 @@ def digest(parts: Iterable[Any]) -> str:
     """What tells some bytes from others, in 16 letters."""
     found = hashlib.blake2b(digest_size=8)
     for part in parts:
-        found.update(part)
+        found.update(part.encode() if isinstance(part, str) else part)
     return found.hexdigest()
 
 

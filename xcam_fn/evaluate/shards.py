@@ -99,15 +99,17 @@ def hardware(devices: Iterable[torch.device]) -> dict[str, Any]:
 
 def notes(folder: Path) -> dict[str, Any]:
     """The machines that computed a run; once it ended, the rows of the data set, and those of a batch."""
-    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-        return json.loads((folder / _NOTES).read_text(encoding="utf-8"))
-    return {"machines": [], "rows": None, "step": None}
+    none = {"machines": [], "rows": None, "step": None}
+    with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
+        return none | json.loads((folder / _NOTES).read_text(encoding="utf-8"))
+    return none
 
 
 def note(folder: Path, machines: Iterable[Mapping[str, Any]] = (), **ended: int | None) -> None:
     """Add to what is noted beside the store of a run, which this process writes to."""
     known = notes(folder)
-    known["machines"] += [machine for machine in machines if machine not in known["machines"]]
+    every = [*known["machines"], *machines]
+    known["machines"] = [machine for i, machine in enumerate(every) if machine not in every[:i]]
     known |= ended
     written = folder / f"{_NOTES}.new"
     written.write_text(json.dumps(known, indent=1), encoding="utf-8")
@@ -126,6 +128,7 @@ class Merged(NamedTuple):
         missing: descriptions of missing shards and rows.
         twice: descriptions of shards that were computed more than once; the first complete one counts.
         machines: the machines that computed the shards, without duplicates.
+        unreadable: number of photographs that could not be read.
     """
 
     results: int
@@ -133,6 +136,7 @@ class Merged(NamedTuple):
     missing: list[str]
     twice: list[str]
     machines: list[dict[str, Any]]
+    unreadable: int = 0
 
 
 class _Part(NamedTuple):
@@ -185,14 +189,15 @@ def merge(
         remedy = "run the missing shards, or merge without them (--partial)"
         raise ValueError(f"runs: {'; '.join(missing)}; {remedy}")
     with writing(place, {**first.settings, "shard": None}) as store:
-        store.forget(store.contents())
         for part in best.values():
             store.absorb(part.folder / FILE)
-        counts = store.counts()
+        if not missing:
+            store.forget([number for number in store.contents() if number >= first.notes["rows"]])
+        counts, unreadable = store.counts(), len(store.unreadable())
     machines = [machine for part in best.values() for machine in part.notes["machines"]]
     ended = {name: None if missing else first.notes[name] for name in ("rows", "step")}
     note(place, machines, **ended)
-    return Merged(*counts, missing, twice, notes(place)["machines"])
+    return Merged(*counts, missing, twice, notes(place)["machines"], unreadable)
 
 
 def _part(folder: Path) -> _Part:
@@ -207,7 +212,7 @@ def _part(folder: Path) -> _Part:
 
 def _undone(store: Store, methods: int, shard: Shard, known: Mapping[str, Any]) -> int | float:
     """How many rows of a shard are not done."""
-    if known["rows"] is None:
+    if None in (known["rows"], known["step"]):
         return math.inf
     there, unreadable = Counter(number for number, _ in store.done(0, sys.maxsize)), store.unreadable()
     missing = [n for n in store.contents() if n not in unreadable and there[n] < methods]

@@ -53,6 +53,7 @@ _ROWS = {
     "settings": "SELECT *, (SELECT count(*) FROM settings) FROM settings",
     **{table: f"SELECT *, 0 FROM {table}" for table in ("images", "layouts", "results")},
 }
+_OF_IMAGE = ("heatmaps", "pictures", "results", "images")
 _OWNERS = {"pictures": "images", "heatmaps": "results"}  # where they are kept, each without an error has one
 
 
@@ -188,13 +189,21 @@ class Store:
     def forget(self, numbers: Iterable[int]) -> None:
         """Take out photographs with all that was made of them."""
         with self._transaction():
-            for number, table in itertools.product(numbers, ("heatmaps", "pictures", "results", "images")):
-                self._connection.execute(f"DELETE FROM {table} WHERE number = ?", [number])
+            for number in numbers:
+                self._drop(number)
+
+    def _drop(self, number: int) -> None:
+        for table in _OF_IMAGE:
+            self._connection.execute(f"DELETE FROM {table} WHERE number = ?", [number])
 
     def absorb(self, file: Path) -> None:
-        """Add all that another store holds, but for its settings."""
+        """Replace what is held of the photographs of another store by all that it holds of them."""
         self._connection.execute("ATTACH DATABASE ? AS other", [str(file)])
         with self._transaction():
+            for table in _OF_IMAGE:
+                self._connection.execute(
+                    f"DELETE FROM {table} WHERE number IN (SELECT number FROM other.images)"
+                )
             for table in ("images", "pictures", "heatmaps"):
                 self._connection.execute(f"INSERT OR REPLACE INTO {table} SELECT * FROM other.{table}")
             layouts = self._all("SELECT number, fractions FROM other.layouts")
@@ -273,11 +282,16 @@ class Store:
         for row in rows:
             if isinstance(row, ImageRow):
                 *known, picture, error, content = row
+                if error is not None:  # it may have been readable before
+                    self._drop(row.number)
                 self._insert("images", (*known, error, content))
                 if picture is not None and "pictures" in self._keep:
                     self._insert("pictures", (row.number, picture))
             else:
                 made = (None, None, None) if row.error else self._packed(row.scores)
+                if row.error is not None:
+                    which = row.number, row.method
+                    self._connection.execute("DELETE FROM heatmaps WHERE number = ? AND method = ?", which)
                 self._insert("results", (row.number, row.method, row.error, *made))
                 if row.heatmap is not None and "heatmaps" in self._keep:
                     self._insert("heatmaps", (row.number, row.method, row.heatmap))
@@ -306,6 +320,7 @@ class Store:
         return {number: arrays(text) for number, text, _ in self._all("SELECT * FROM layouts")}
 
     def _insert(self, table: str, row: Sequence[Any], others: int = 0) -> None:
+        row = [None if value != value else value for value in row]  # noqa: PLR0124  (SQLite has no NaN)
         places = ", ".join("?" * (len(row) + 1))
         query = f"INSERT OR REPLACE INTO {table} VALUES ({places})"
         self._connection.execute(query, (*row, _checksum([*row, others])))

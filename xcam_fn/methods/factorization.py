@@ -90,7 +90,7 @@ def _factorized(A: Tensor, count: int, **how: Any) -> Concepts:
     values = A.detach().movedim(1, 0).flatten(1)
     largest = min(values.shape)
     if count > largest:
-        raise ValueError(
+        raise checks.StructureError(
             f"num_concepts={count}: features of shape {tuple(A.shape)} have at most {largest} concepts"
         )
     offset = values.amin(1)

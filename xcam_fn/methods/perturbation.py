@@ -310,7 +310,8 @@ def groupcam(
     A = call.features
     K = A.shape[1]
     if num_groups > K:
-        raise ValueError(f"num_groups={num_groups}, but the layer has {K} channels; expected 1 to {K} groups")
+        has = f"num_groups={num_groups}, but the layer has {K} channels"
+        raise checks.StructureError(f"{has}; expected 1 to {K} groups")
     base = baseline_images(baseline, x)
     of_baseline = scoring.each(base)
     cams = []

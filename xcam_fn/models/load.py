@@ -101,7 +101,7 @@ def load(name: str, weights: str | Path | None = None, device: str | torch.devic
         FileNotFoundError: the file in `weights` does not exist.
         ConnectionError: the published weights could not be downloaded.
     """
-    place = _checked_device(device)
+    place = checked_device(device)
     source = _source(name)
     count = _IMAGENET_CLASSES
     with torch.random.fork_rng(devices=[]):  # random weights are the same in every call
@@ -195,7 +195,8 @@ def _categories(count: int) -> list[str]:
     return Path(__file__).with_name("imagenet.txt").read_text(encoding="utf-8").splitlines()
 
 
-def _checked_device(device: str | torch.device) -> torch.device:
+def checked_device(device: str | torch.device) -> torch.device:
+    """The device; raises ValueError where this machine has none of that name."""
     try:
         place = torch.device(device)
         torch.zeros(1, device=place).item()
