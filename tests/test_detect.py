@@ -385,7 +385,7 @@ def test_levels_that_are_read_together_are_added_up():
     assert levels == [
         "model.decoder_input_proj.0",
         "model.decoder_input_proj.1",
-        "model.encoder.pan_blocks.1",
+        "model.decoder_input_proj.2",
     ]
     with pytest.raises(ValueError, match=r"read through several layers, .*; multi_layer\(method\) adds up"):
         xf.gradcam(model, None, x, target)

@@ -4,10 +4,12 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 import networks
 import xcam_fn as xf
+from xcam_fn.methods.call import Call
 
 # -- batch norms between maps and tokens -----------------------------------------------------------------------
 
@@ -48,3 +50,94 @@ def test_a_batch_norm_beside_tokens_has_the_gradient_of_one_image_too(norm, kind
     (second,) = torch.autograd.grad(run(torch.cat([leaf, leaf])).sum() / 2, leaf)
     found: Any = run(leaf)
     torch.testing.assert_close(torch.autograd.grad(found.sum(), leaf)[0], second, rtol=1e-3, atol=1e-5)
+
+
+# -- several levels --------------------------------------------------------------------------------------------
+
+
+def test_layers_keep_their_names_in_a_network_that_is_bound_twice():
+    class Outer(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x)
+
+    net, x = networks.seeded(networks.Residual()), torch.rand(2, 3, 24, 32)
+    layer = xf.default_layer(net, x)
+    expected = xf.gradcam(net, layer, x, 1)
+    once = xf.bind(net, lambda net, x: net(x))
+    outer = Outer(once).eval()
+    for model, name in [
+        (xf.bind(once, lambda net, x: net(x)), layer),
+        (outer, f"inner.{layer}"),
+        (xf.bind(outer, lambda net, x: net(x)), f"inner.{layer}"),
+    ]:
+        assert torch.equal(xf.gradcam(model, name, x, 1), expected)
+
+
+class Pyramid(nn.Module):
+    """A detector whose scores are read from two levels, the finer computed of the coarser where it is `fed`."""
+
+    def __init__(self, *, fed: bool) -> None:
+        super().__init__()
+        self.fed = fed
+        self.stem, self.fine = nn.Conv2d(3, 8, 4, 4), nn.Conv2d(8, 8, 3, padding=1)
+        self.coarse, self.score = nn.Conv2d(8, 8, 2, 2), nn.Conv2d(8, 1, 1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        A = self.stem(x).relu()
+        coarse = self.coarse(A).relu()
+        up = nn.functional.interpolate(coarse, scale_factor=2.0)
+        fine = self.fine(A + up if self.fed else A).relu()
+        score = self.score(fine).mean((2, 3)) + self.score(coarse).mean((2, 3))
+        boxes = torch.stack([0.5 + score[:, 0] / 99, *[score.new_full(score[:, 0].shape, 0.5)] * 3], 1)
+        return {"logits": score[:, None], "pred_boxes": boxes[:, None]}
+
+
+@pytest.mark.parametrize(("fed", "levels"), [(False, ["fine", "coarse"]), (True, ["stem"])])
+def test_levels_of_which_one_is_computed_of_the_other_are_not_added_up(fed, levels):
+    model, x = networks.seeded(Pyramid(fed=fed)), torch.rand(2, 3, 48, 64)
+    target = xf.targets.detection(
+        [16.0, 12.0, 48.0, 36.0], format="rtdetr", size=(48, 64), min_score=0.0, min_iou=0.1
+    )
+    assert sorted(Call(model, None, x, target).levels or ()) == sorted(levels)
+
+
+def test_tokens_of_several_levels_are_no_map_of_one():
+    """Deformable DETR's encoder returns the tokens of all levels in one row."""
+    torch.manual_seed(0)
+    stages: Any = {
+        "embedding_size": 8,
+        "hidden_sizes": [8, 16, 24, 32],
+        "depths": [1] * 4,
+        "layer_type": "basic",
+    }
+    backbone = transformers.ResNetConfig(**stages, out_features=["stage2", "stage3", "stage4"])
+    config = transformers.DeformableDetrConfig(
+        backbone_config=backbone, use_timm_backbone=False, use_pretrained_backbone=False, backbone=None,
+        d_model=32, encoder_layers=2, decoder_layers=2, num_queries=10, num_feature_levels=3, encoder_ffn_dim=32,
+        decoder_ffn_dim=32, encoder_attention_heads=2, decoder_attention_heads=2,
+    )  # fmt: skip
+    model, x = transformers.DeformableDetrForObjectDetection(config).eval(), torch.rand(1, 3, 128, 192)
+    with pytest.raises(
+        ValueError, match=r"'model.encoder' returns tokens of shape \(1, 504, 32\).*one of them"
+    ):
+        xf.hirescam(model, "model.encoder", x, lambda output: output.logits.amax((1, 2)))
+    assert "model.encoder" not in xf.layers(model, x)
+    x1, y1, w, h = model(x).pred_boxes[0, 0].tolist()
+    box = [(x1 - w / 2) * 192, (y1 - h / 2) * 128, (x1 + w / 2) * 192, (y1 + h / 2) * 128]
+    target = xf.targets.detection(box, size=(128, 192), min_score=0.0)
+    names = [f"model.input_proj.{level}" for level in range(3)]
+    assert Call(model, None, x, target).levels == names
+    one = xf.hirescam(
+        model, "model.encoder", x, target, to_spatial=lambda t: t[:, 384:480].mT.unflatten(2, (8, 12))
+    )
+    assert one.any()
+    few = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(3))
+    target = xf.targets.detection([x * 0.5 for x in box], size=(64, 96), min_score=0.0, min_iou=0.0)
+    with pytest.raises(ValueError, match=r"the values of model.input_proj.2, .*to_spatial=lambda maps: maps"):
+        xf.multi_layer("hirescam")(model, None, few, target)
+    maps = xf.multi_layer("hirescam", names)(model, None, few, target, to_spatial=lambda maps: maps)
+    assert maps.shape == (1, 64, 96)

@@ -24,11 +24,12 @@ _REGIONS = re.compile("roi_?(align|pool)", re.IGNORECASE)  # in the name of a no
 
 
 class _Maps(NamedTuple):
-    """A call whose output lies on the image, and where it stands in the graph."""
+    """A call whose output lies on the image, or was not found to, and where it stands in the graph."""
 
     call: ModuleCall
     size: tuple[int, ...]
     edge: Edge
+    is_placed: bool
 
 
 def score_levels(model: nn.Module, x: Tensor, score: Callable[[Any], Tensor]) -> list[str]:
@@ -71,7 +72,7 @@ def score_levels(model: nn.Module, x: Tensor, score: Callable[[Any], Tensor]) ->
             own = {key: _of_image(grad, image, len(x)) for key, grad in zip(edges, grads, strict=True)}
             maps = _maps(calls, own, {key: edge[:2] for key, edge in edges.items()}, probe)
             dead = {edges[key][:2] for key, grad in own.items() if grad is None or not grad.any()}
-            found.add(_front(column.grad_fn, maps, dead, start))
+            found.add(_front(column.grad_fn, maps, dead, start, probe))
     if len(found) > 1:
         listed = "; ".join(sorted(", ".join(names) for names in found))
         raise ValueError(
@@ -95,20 +96,25 @@ def _maps(
         grad = grads.get(call.key)
         if grad is None or not call.name or not call.is_alone or call.shape[0] != 1:
             continue
+        is_placed = True
         try:
             place = to_spatial_of(calls, i, probe, in_doubt=in_doubt)
         except UnplacedError:
-            continue
+            if call.shape[2:] not in grids:  # tokens, or rows of heads
+                continue
+            is_placed, place = False, None
         placed = grad if place is None else place(grad)
         size = tuple(placed.shape[2:])
         # Tokens keep the size of maps that they were made of; rows of heads, or of several levels, do not.
         is_map = placed.ndim == probe.x.ndim and (grad.ndim == placed.ndim or size in grids)
         if is_map and placed.shape[1] > 1 and max(size) > 1 and placed.any():
-            found.append(_Maps(call, tuple(sorted(size)), edges[call.key]))
+            found.append(_Maps(call, tuple(sorted(size)), edges[call.key], is_placed))
     return found
 
 
-def _front(node: Any, maps: list[_Maps], dead: Collection[Edge], start: Edge) -> tuple[str, ...]:
+def _front(
+    node: Any, maps: list[_Maps], dead: Collection[Edge], start: Edge, probe: Probe
+) -> tuple[str, ...]:
     """The names of the last maps of each size that all paths to earlier maps of the size lead through."""
     regions = {edge for edge in _reached(node, ()) if _REGIONS.search(type(edge[0]).__name__)}
     of_regions = _reached(node, regions) if regions else set()  # maps of a box each, not of the image
@@ -117,24 +123,39 @@ def _front(node: Any, maps: list[_Maps], dead: Collection[Edge], start: Edge) ->
         if one.edge not in of_regions:
             of_size.setdefault(one.size, []).append(one)
     while True:
-        reached = _reached(node, {group[-1].edge for group in of_size.values()} | set(dead))
+        reached = _reached(node, {group[-1].edge for group in of_size.values() if group} | set(dead))
+        front = [group[-1] for group in of_size.values() if group and group[-1].edge in reached]
         passed = [
             group
             for group in of_size.values()
             if any(one.edge in reached and one.edge != group[-1].edge for one in group)
-        ]
+        ] or [of_size[one.size] for one in maps if one in front and _is_after_another(one, front, dead)][-1:]
         if not passed:
             break
         for group in passed:
             group.pop()
-    front = [group[-1] for group in of_size.values() if group[-1].edge in reached]
     if start in reached or not front:
         raise checks.NoDefaultLayerError(
             "layer=None: there are no layers with maps that all of the score is read through; name the layer "
             "to explain (xcam_fn.layers(model, x) lists them)"
         )
     once = {one.call.name for one in maps if one.call.number > 1}
-    return tuple(one.call.shown if one.call.name in once else one.call.name for one in front)
+    names = tuple(one.call.shown if one.call.name in once else one.call.name for one in front)
+    for name, one in zip(names, front, strict=True):
+        if not one.is_placed:
+            raise ValueError(
+                f"layer=None: the score is read through {', '.join(names)}, and the values of {name}, shape "
+                f"{one.call.shape}, do not move most where a patch of the image is changed; pass a larger "
+                f"image, or name what to explain, as with multi_layer(method, layers={[*names]}), and pass "
+                f"to_spatial=lambda maps: maps if these are maps {checks.maps_of(probe.x)}"
+            )
+    return names
+
+
+def _is_after_another(one: _Maps, front: list[_Maps], dead: Collection[Edge]) -> bool:
+    """Whether maps are computed of others of the front, whose gradient would count theirs again."""
+    behind = _reached(one.edge[0], dead)
+    return any(other.edge in behind for other in front if other is not one)
 
 
 def _reached(node: Any, stops: Collection[Edge]) -> set[Edge]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from xcam_fn.network.calls import Key, ModuleCall, features_of, run_changed
 from xcam_fn.perturb import normal
-from xcam_fn.torch_state import is_readable, is_wrapped, outside_transforms
+from xcam_fn.torch_state import Convolution, is_readable, is_wrapped, outside_transforms
 
 Grid = tuple[int, ...]
 _TINY = torch.finfo(torch.float32).tiny
@@ -59,11 +59,13 @@ class _Found(NamedTuple):
         answers: how much each position of a call answers to each patch, (3, T), 1 in the mean.
         folds: the calls whose rows are frames of clips.
         is_ordered: the first maps of a network of clips or volumes answer along the first axis as it is here.
+        counts: how many places the maps have that convolutions return.
     """
 
     answers: dict[_Key, Tensor]
     folds: dict[Key, Fold]
     is_ordered: bool
+    counts: frozenset[int] = frozenset()
 
 
 class Probe:
@@ -109,14 +111,23 @@ class Probe:
         if shares is None:
             return None
         if len(self.size) != 3:
-            return next(self._places(shares, count), None)
-        place = self._local(call, count)
-        if (
-            place is not None
-            and _fits(shares, place.grid, torch.tensor([place.prefix]), place.order) >= _SETTLED
-        ):
-            return place
-        return None
+            place = next(self._places(shares, count), None)
+        else:
+            place = self._local(call, count)
+            start = torch.tensor([0 if place is None else place.prefix])
+            if place is not None and _fits(shares, place.grid, start, place.order) < _SETTLED:
+                place = None
+        return place
+
+    def holds_levels(self, call: ModuleCall, place: Place) -> bool:
+        """Whether what a grid leaves of a call's tokens are as many as other maps of the network have places.
+
+        They are those of other levels then, as a detector's encoder reads several in one row.
+        """
+        largest, sums = math.prod(place.grid), {0}
+        for count in self._found(call).counts:
+            sums |= {total + count for total in sums if 1 < count < largest}
+        return call.shape[1] > largest and call.shape[1] - largest in sums
 
     def _places(self, shares: Tensor, count: int) -> Iterator[Place]:
         for grid in _grids(count, self.size):
@@ -170,10 +181,19 @@ class Probe:
             return None
         for turned in (False, True):
             own, axes = (grid[::-1], order[::-1]) if turned else (grid, order)
-            fits = _fits(shares, own, torch.zeros(1, dtype=torch.int64), axes).max() >= _ENOUGH
-            if fits or _slope(shares, grid, turned=turned) > _SLOPE:
+            if _fit(shares, own, axes) >= _ENOUGH or _slope(shares, grid, turned=turned) > _SLOPE:
                 return Place(0, own, axes)
-        return None
+        if _fit(shares, grid, order) < _SETTLED:
+            return None
+        rows = self._all().answers.values()  # maps of few places are settled by others of their grid
+        rows = [_shares(row) for row in rows if row.shape == shares.shape]
+        return Place(0, grid, order) if any(_fit(row, grid, order) >= _ENOUGH for row in rows) else None
+
+    def _all(self) -> _Found:
+        """What was measured of all calls."""
+        if None not in self._known:
+            self._known[None] = self._measure(None)
+        return self._known[None]
 
 
 def made_up(like: Tensor) -> Tensor:
@@ -206,8 +226,11 @@ def _measured(root: nn.Module, batches: list[Tensor], only: Key | None) -> _Foun
     found: dict[_Key, Tensor] = {}
     folds: dict[Key, Fold] = {}
     ordered: list[bool] = []
+    counts: set[int] = set()
 
     def see(call: ModuleCall, output: Any) -> None:
+        if isinstance(call.module, Convolution) and len(call.shape) == axes:
+            counts.add(math.prod(call.shape[2:]))
         if only is not None and call.key != only:
             return
         values = features_of(output)
@@ -235,7 +258,7 @@ def _measured(root: nn.Module, batches: list[Tensor], only: Key | None) -> _Foun
 
     for batch in batches:
         run_changed(root, batch, see=see)
-    return _Found(found, folds, all(ordered[:1]))
+    return _Found(found, folds, all(ordered[:1]), frozenset(counts))
 
 
 def _unfolded(values: Tensor) -> tuple[Fold, Tensor] | None:
@@ -290,6 +313,11 @@ def _fits(shares: Tensor, grid: Grid, starts: Tensor, order: Grid) -> Tensor:
     positions = _positions(grid, order)
     own = [row[starts + positions[cell]] for row, cell in zip(above, _cells(grid), strict=True)]
     return torch.stack(own).amin(0)
+
+
+def _fit(shares: Tensor, grid: Grid, order: Grid) -> float:
+    """How far maps of a grid answer to the patches where these are, at most 1."""
+    return float(_fits(shares, grid, torch.zeros(1, dtype=torch.int64), order))
 
 
 def _is_local(answers: Tensor, place: Place) -> bool:

@@ -36,8 +36,6 @@ def find(root: nn.Module, layer: str | nn.Module) -> Found:
             raise ValueError(f"layer {layer!r}: expected a call number after '#', such as {path + '#1'!r}")
         number = int(digits) if marked else None
         found = _submodule(root, path)
-        if found is None and isinstance(root, Bound):
-            found = _submodule(root.model, path)  # its layers go by the names that they have in the model
     else:
         raise TypeError(f"layer must be a name, a module or None, got {layer!r}")
     name = name_of(root, found)
@@ -147,11 +145,14 @@ def default_call(
 
 
 def _submodule(root: nn.Module, path: str) -> nn.Module | None:
-    """The module at a dotted path; the names that wrappers add to the path may be there or not."""
-    module: nn.Module | None = root
+    """The module at a dotted path; the names that wrappers and `bind` add to it may be there or not."""
+    module: nn.Module = root
     for part in path.split(".") if path else ():
         module = unwrap(module)
         child = dict(module._modules.items()).get(part)  # a script's has no get
+        while child is None and isinstance(module, Bound):
+            module = unwrap(module.model)
+            child = dict(module._modules.items()).get(part)
         if child is None and part not in ("module", "_orig_mod"):
             return None
         module = module if child is None else child
