@@ -141,3 +141,19 @@ def test_tokens_of_several_levels_are_no_map_of_one():
         xf.multi_layer("hirescam")(model, None, few, target)
     maps = xf.multi_layer("hirescam", names)(model, None, few, target, to_spatial=lambda maps: maps)
     assert maps.shape == (1, 64, 96)
+
+
+def test_a_map_without_channels_is_no_row_of_tokens():
+    """A depth map (B, H, W) has the shape of H tokens with W channels, and its rows answer in order."""
+
+    config = transformers.GLPNConfig(
+        depths=[1] * 4, hidden_sizes=[8, 16, 24, 32], num_attention_heads=[1, 1, 2, 2], decoder_hidden_size=16
+    )
+    torch.manual_seed(0)
+    model, x = transformers.GLPNForDepthEstimation(config).eval(), torch.rand(1, 3, 64, 96)
+    assert model(x).predicted_depth.shape == (1, 64, 96)
+    score = lambda output: output.predicted_depth.mean((1, 2))  # noqa: E731
+    assert "head" not in xf.layers(model, x)
+    with pytest.raises(ValueError, match="'head' returns"):
+        xf.gradcam(model, "head", x, score)
+    assert xf.default_layer(model, x) != "head"

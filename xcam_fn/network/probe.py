@@ -108,7 +108,7 @@ class Probe:
     def tokens(self, call: ModuleCall) -> Place | None:
         """How a call's output (B, T, K) lies on the image; None where it does not, or not in order."""
         shares, count = self._shares(call, is_last=True), call.shape[1]
-        if shares is None:
+        if shares is None or self._is_one_map(call):
             return None
         if len(self.size) != 3:
             place = next(self._places(shares, count), None)
@@ -118,6 +118,14 @@ class Probe:
             if place is not None and _fits(shares, place.grid, start, place.order) < _SETTLED:
                 place = None
         return place
+
+    def _is_one_map(self, call: ModuleCall) -> bool:
+        """Whether a call's output (B, T, K) is one map without channels, as of depths: T and K its axes."""
+        answers, grid = self._found(call).answers.get((*call.key, False)), call.shape[1:]
+        columns = grid[0] * self.size[-1] / self.size[0]
+        if answers is None or not math.floor(columns) <= grid[1] <= math.ceil(columns):
+            return False
+        return _slope_of(answers.square(), grid, turned=False) > 2 * _SLOPE
 
     def holds_levels(self, call: ModuleCall, place: Place) -> bool:
         """Whether what a grid leaves of a call's tokens are as many as other maps of the network have places.
@@ -250,6 +258,8 @@ def _measured(root: nn.Module, batches: list[Tensor], only: Key | None) -> _Foun
             ordered.append(True)
             folds[call.key], values = unfolded
         found[*call.key, True] = _answers_of(values)
+        if values.ndim == 3 and axes == 4:
+            found[*call.key, False] = _answers_of(values[..., None])
         if values.ndim > 3:
             found[*call.key, False] = _answers_of(values.movedim(2 if in_batch else 1, -1))
         if (values.ndim, axes, ordered) == (5, 5, []) and min(values.shape[1:3]) > 1:
@@ -293,10 +303,14 @@ def _slope(shares: Tensor, grid: Grid, *, turned: bool) -> float:
 
     A convolution that sees much of the input answers to a patch in many places around the patch's own.
     """
-    above = (shares - 1 / 3).clamp(min=0).reshape(3, *grid)
-    slopes = []
+    return _slope_of((shares - 1 / 3).clamp(min=0), grid, turned=turned)
+
+
+def _slope_of(weights: Tensor, grid: Grid, *, turned: bool) -> float:
+    """The same of the centers of any weights (3, T) of the positions."""
+    weights, slopes = weights.reshape(3, *grid), []
     for axis, length in enumerate(grid):
-        along = above.movedim(axis + 1, 1).reshape(3, length, -1).sum(2)
+        along = weights.movedim(axis + 1, 1).reshape(3, length, -1).sum(2)
         middles = (torch.arange(length) + 0.5) / length
         center = (along * middles).sum(1) / along.sum(1).clamp(min=_TINY)
         patch = torch.tensor([one[len(grid) - 1 - axis if turned else axis] for one in _PATCHES])
