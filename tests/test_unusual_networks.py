@@ -1,5 +1,6 @@
 """Networks that are seldom explained: what they compute is compared with plain hooks, loops and single images."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -157,3 +158,36 @@ def test_a_map_without_channels_is_no_row_of_tokens():
     with pytest.raises(ValueError, match="'head' returns"):
         xf.gradcam(model, "head", x, score)
     assert xf.default_layer(model, x) != "head"
+
+
+# -- axes exchanged --------------------------------------------------------------------------------------------
+
+
+class Convolved(nn.Module):
+    """Two convolutions and the maximum over all places."""
+
+    def __init__(self, axes: int) -> None:
+        super().__init__()
+        kind: Any = (nn.Conv2d, nn.Conv3d)[axes - 2]
+        self.maps = nn.Sequential(kind(3, 8, 3, 2, 1), nn.ReLU(), kind(8, 8, 3, 1, 1), nn.ReLU())
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.maps(x).flatten(2).amax(2))
+
+
+@pytest.mark.parametrize("size", [(40, 64), (48, 48), (8, 32, 48), (16, 16, 16)])
+def test_exchanged_axes_are_exchanged_back_or_refused(size):
+    """The axes that a network exchanges have a slope on the image too, and a fit to it only one order."""
+    axes = range(len(size))
+    net, x = networks.seeded(Convolved(len(size))), torch.rand(1, 3, *size)
+    for order in itertools.permutations(axes):
+        turned = (0, 1, *(axis + 2 for axis in order))
+        model = xf.bind(net, lambda net, x, turned=turned: net(x.permute(turned)))
+        try:
+            found = xf.features(model, "maps", x)
+        except ValueError:
+            assert len(size) == 3 and order != (0, 1, 2)
+            continue
+        back = (0, 1, *(order.index(axis) + 2 for axis in axes))
+        torch.testing.assert_close(found, net.maps(x.permute(turned)).permute(back).detach())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -125,7 +126,7 @@ class Probe:
         columns = grid[0] * self.size[-1] / self.size[0]
         if answers is None or not math.floor(columns) <= grid[1] <= math.ceil(columns):
             return False
-        return _slope_of(answers.square(), grid, turned=False) > 2 * _SLOPE
+        return _slope_of(answers.square(), grid, _upright(grid)) > 2 * _SLOPE
 
     def holds_levels(self, call: ModuleCall, place: Place) -> bool:
         """Whether what a grid leaves of a call's tokens are as many as other maps of the network have places.
@@ -174,7 +175,7 @@ class Probe:
         fold = self.folded(call)
         frames = () if fold is None else (fold.frames,)
         grids = {False: (*frames, *call.shape[2:]), True: (*frames, *call.shape[1:-1])}
-        slopes = {k: -1.0 if s is None else _slope(s, grids[k], turned=False) for k, s in found.items()}
+        slopes = {k: -1.0 if s is None else _slope(s, grids[k], _upright(grids[k])) for k, s in found.items()}
         return slopes[True] > slopes[False]
 
     def maps(self, call: ModuleCall, grid: Grid, *, is_last: bool) -> Place | None:
@@ -182,16 +183,21 @@ class Probe:
 
         What could not be measured, as of a network that takes these images alone, is taken as it is.
         """
-        shares, order = self._shares(call, is_last=is_last), tuple(range(len(grid)))
+        shares, order = self._shares(call, is_last=is_last), _upright(grid)
         if shares is None:
             return Place(0, grid, order)
         if not self._found(call).is_ordered:
             return None
-        for turned in (False, True):
-            own, axes = (grid[::-1], order[::-1]) if turned else (grid, order)
-            if _fit(shares, own, axes) >= _ENOUGH or _slope(shares, grid, turned=turned) > _SLOPE:
-                return Place(0, own, axes)
-        if _fit(shares, grid, order) < _SETTLED:
+        fit, slope = _fit(shares, grid, order), _slope(shares, grid, order)
+        for other in itertools.permutations(order):
+            own = tuple(grid[other.index(axis)] for axis in order)
+            is_better = _fit(shares, own, other) >= _ENOUGH
+            # Patches lie further right in part where they lie lower, so that exchanged axes have a slope too.
+            if fit < _ENOUGH and (is_better or _slope(shares, grid, other) > max(2 * _SLOPE, slope)):
+                return Place(0, own, other) if other == order[::-1] else None
+        if fit >= _ENOUGH or slope > _SLOPE:
+            return Place(0, grid, order)
+        if fit < _SETTLED:
             return None
         rows = self._all().answers.values()  # maps of few places are settled by others of their grid
         rows = [_shares(row) for row in rows if row.shape == shares.shape]
@@ -298,22 +304,26 @@ def _shares(answers: Tensor) -> Tensor:
     return answers / answers.sum(0).clamp(min=_TINY)
 
 
-def _slope(shares: Tensor, grid: Grid, *, turned: bool) -> float:
+def _upright(grid: Grid) -> Grid:
+    return tuple(range(len(grid)))
+
+
+def _slope(shares: Tensor, grid: Grid, order: Grid) -> float:
     """How far the centers of what answers to the patches move with them, along the axis where they do least.
 
     A convolution that sees much of the input answers to a patch in many places around the patch's own.
     """
-    return _slope_of((shares - 1 / 3).clamp(min=0), grid, turned=turned)
+    return _slope_of((shares - 1 / 3).clamp(min=0), grid, order)
 
 
-def _slope_of(weights: Tensor, grid: Grid, *, turned: bool) -> float:
+def _slope_of(weights: Tensor, grid: Grid, order: Grid) -> float:
     """The same of the centers of any weights (3, T) of the positions."""
     weights, slopes = weights.reshape(3, *grid), []
     for axis, length in enumerate(grid):
         along = weights.movedim(axis + 1, 1).reshape(3, length, -1).sum(2)
         middles = (torch.arange(length) + 0.5) / length
         center = (along * middles).sum(1) / along.sum(1).clamp(min=_TINY)
-        patch = torch.tensor([one[len(grid) - 1 - axis if turned else axis] for one in _PATCHES])
+        patch = torch.tensor([one[order[axis]] for one in _PATCHES])
         patch = patch - patch.mean()
         slopes.append(float((center * patch).sum() / patch.square().sum()) if length > 1 else 1.0)
     return min(slopes)
