@@ -187,7 +187,39 @@ def test_exchanged_axes_are_exchanged_back_or_refused(size):
         try:
             found = xf.features(model, "maps", x)
         except ValueError:
-            assert len(size) == 3 and order != (0, 1, 2)
+            assert len(size) == 3
+            assert order != (0, 1, 2)
             continue
         back = (0, 1, *(order.index(axis) + 2 for axis in axes))
         torch.testing.assert_close(found, net.maps(x.permute(turned)).permute(back).detach())
+
+
+ARRANGED: dict[str, Any] = {
+    "turned": (lambda x: x.transpose(2, 3), lambda maps: maps.mT),
+    "matrices turned": (lambda x: x.mT, lambda maps: maps.mT),
+    "channels and columns exchanged, and turned": (lambda x: x.permute(0, 1, 3, 2), lambda maps: maps.mT),
+    "colors and axes exchanged": (lambda x: x.flip(1), lambda maps: maps),
+    "mirrored": (lambda x: x.flip(-1), None),
+    "mirrored by name": (lambda x: torch.flip(x, dims=[3]), None),
+    "rolled": (lambda x: x.roll(30, 3), None),
+}
+
+
+@pytest.mark.parametrize("kind", ARRANGED)
+def test_what_a_forward_does_to_the_image_first_is_undone_or_refused(kind):
+    arrange, undo = ARRANGED[kind]
+
+    class Arranging(Convolved):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(arrange(x))
+
+    model, x = networks.seeded(Arranging(2)), torch.rand(2, 3, 40, 64)
+    if undo is not None:
+        torch.testing.assert_close(xf.features(model, None, x), undo(model.maps(arrange(x))).detach())
+        return
+    with pytest.raises(ValueError, match=r"layer=None.*mirrors, turns or warps the image: pass to_spatial"):
+        xf.gradcam(model, None, x, 1)
+    with pytest.raises(ValueError, match=r"do not move most where a patch.*pass to_spatial"):
+        xf.gradcam(model, "maps", x, 1)
+    mirrored = xf.gradcam(model, "maps", x, 1, to_spatial=lambda maps: maps.flip(-1))
+    assert mirrored.shape == (2, 40, 64)

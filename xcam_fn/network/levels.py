@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from xcam_fn import checks
-from xcam_fn.network.calls import Key, ModuleCall, features_of, run_changed
+from xcam_fn.network.calls import Calls, Key, ModuleCall, features_of, run_changed
 from xcam_fn.network.copies import unwrap
 from xcam_fn.network.places import UnplacedError, to_spatial_of
 from xcam_fn.network.probe import Probe
@@ -52,7 +52,7 @@ def score_levels(model: nn.Module, x: Tensor, score: Callable[[Any], Tensor]) ->
             "layer=None: the layers of a detection are found in autograd's graph, which torch.func and "
             "torch.compile have not; name the layer (xcam_fn.layers(model, x) lists them)"
         )
-    root, calls, edges = unwrap(model), [], {}
+    root, calls, edges = unwrap(model), Calls(), {}
     leaf, probe = x.detach().requires_grad_(), Probe(root, x)
 
     def see(call: ModuleCall, output: Any) -> None:

@@ -116,6 +116,63 @@ def _added(mask: Tensor) -> Tensor:
     return torch.zeros(mask.shape, device=mask.device).masked_fill(mask, -torch.inf)
 
 
+# -- axes exchanged or reversed ------------------------------------------------------------------------------
+
+_MATRIX: Any = Tensor.mT
+_MOVING = {F.grid_sample, torch.roll, Tensor.roll}
+_NAMES_OF_ORDERS = [
+    "transpose",
+    "permute",
+    "swapaxes",
+    "swapdims",
+    "movedim",
+    "moveaxis",
+    "flip",
+    "fliplr",
+    "flipud",
+    "rot90",
+]
+_ARRANGING = {getattr(home, name) for home in (torch, Tensor) for name in _NAMES_OF_ORDERS}
+_ARRANGING |= _MOVING | {_MATRIX.__get__}
+
+
+class Turns(TorchFunctionMode):
+    """Notes whether maps as large as the image are mirrored, turned or warped while it is entered.
+
+    Args:
+        size: of the images.
+        noted: called the first time.
+    """
+
+    def __init__(self, size: tuple[int, ...], noted: Callable[[], None]) -> None:
+        super().__init__()
+        self.size, self.noted, self.is_over = size, noted, False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _ARRANGING and not self.is_over and args and _spans(args[0], self.size):
+            self.is_over = func in _MOVING or _rearranges(func, args[1:], kwargs, len(self.size))
+            if self.is_over:
+                self.noted()
+        return func(*args, **kwargs)
+
+
+def _spans(values: Any, size: tuple[int, ...]) -> bool:
+    is_map = isinstance(values, Tensor) and values.ndim == len(size) + 2
+    return is_map and size in (tuple(values.shape[2:]), tuple(values.shape[1:-1]))
+
+
+def _rearranges(func: Any, others: tuple[Any, ...], named: dict[str, Any], axes: int) -> bool:
+    """Whether a function changes more of maps than the order and the axis of their channels."""
+    index = torch.arange(math.prod((2, 3, 5, 7)[: axes + 1])).reshape(1, *(2, 3, 5, 7)[: axes + 1])
+    maps = {tuple(one.flatten().tolist()) for one in index[0]}
+    found = func(index, *others, **named)
+    return all(
+        placed.shape != index.shape or {tuple(one.flatten().tolist()) for one in placed[0]} != maps
+        for placed in (found, found.movedim(-1, 1))
+    )
+
+
 # -- activation functions -----------------------------------------------------------------------------------
 
 _NAMES = (

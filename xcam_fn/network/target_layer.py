@@ -9,7 +9,7 @@ from torch import nn
 from xcam_fn import checks
 from xcam_fn.names import nearest
 from xcam_fn.network.bound import Bound
-from xcam_fn.network.calls import Key, ModuleCall
+from xcam_fn.network.calls import Calls, Key, ModuleCall
 from xcam_fn.network.copies import name_of, tree, unwrap
 from xcam_fn.network.places import default_candidates, has_tokens, placed_shape
 from xcam_fn.network.probe import Probe
@@ -106,8 +106,14 @@ def is_within(name: str, outer: str) -> bool:
 
 
 def is_measured(root: nn.Module, calls: Sequence[ModuleCall], probe: Probe) -> bool:
-    """Whether shapes do not tell what is a map: a network is bound, attends, or ends in tokens."""
-    return isinstance(root, Bound) or has_tokens(calls, probe.size) or _may_be_frames_first(root, probe)
+    """Whether shapes do not tell what is a map: a network is bound, turns, attends, or ends in tokens."""
+    is_other = isinstance(root, Bound) or is_turned(calls, len(calls))
+    return is_other or has_tokens(calls, probe.size) or _may_be_frames_first(root, probe)
+
+
+def is_turned(calls: Sequence[ModuleCall], position: int) -> bool:
+    """Whether the image, or maps as large, were mirrored, turned or warped before a call ended."""
+    return isinstance(calls, Calls) and calls.turned_at is not None and calls.turned_at <= position
 
 
 def default_call(
@@ -137,10 +143,13 @@ def default_call(
             "does, and so has no layers; explain the network that it was exported from or "
             "torch.export.unflatten(program), or use a method that needs no layer, such as rise"
         )
+    remedy = checks.frames_first(probe.x)
+    if not remedy and is_turned(calls, len(calls)):
+        remedy = "; it mirrors, turns or warps the image: pass to_spatial too, which undoes that"
     raise checks.NoDefaultLayerError(
         f"layer=None: {type(root).__name__} runs no convolution and no attention over patches of the image "
         "that the score depends on, so there is no default layer; name the layer to explain"
-        f"{checks.frames_first(probe.x)}"
+        f"{remedy}"
     )
 
 
