@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import networks
 import xcam_fn as xf
+from xcam_fn import checks
 from xcam_fn.methods.call import Call
 
 # -- batch norms between maps and tokens -----------------------------------------------------------------------
@@ -223,3 +224,35 @@ def test_what_a_forward_does_to_the_image_first_is_undone_or_refused(kind):
         xf.gradcam(model, "maps", x, 1)
     mirrored = xf.gradcam(model, "maps", x, 1, to_spatial=lambda maps: maps.flip(-1))
     assert mirrored.shape == (2, 40, 64)
+
+
+# -- inputs whose content is elsewhere -------------------------------------------------------------------------
+
+
+class Pixelwise(nn.Module):
+    """A segmentation network that looks at single pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps, self.classes = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU()), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classes(self.maps(x))
+
+
+def test_a_place_of_the_image_is_no_target_of_inputs_that_have_it_elsewhere():
+    model, x = networks.seeded(Pixelwise()), torch.rand(2, 3, 24, 32)
+    mask = torch.zeros(24, 32)
+    mask[:12, :16] = 1
+    segment = xf.targets.segment(1, mask)
+    box = xf.targets.detection([0, 0, 16, 12])
+    assert box.is_placed
+    assert not xf.targets.logit(1).is_placed
+    summed = segment - 0.5 * segment
+    for target in (segment, summed, xf.targets.segment(1)):
+        for method in (xf.smooth("hirescam"), xf.sess("hirescam", num_scales=1), xf.cameras):
+            with pytest.raises(checks.StructureError, match="the target reads given places of the image"):
+                method(model, "maps", x, target)
+    heat = xf.smooth("hirescam", flips=False)(model, "maps", x, segment)
+    assert (heat * mask).sum() == heat.sum()
+    assert xf.cameras(model, "maps", x, segment, scales=[1.0]).shape == heat.shape
