@@ -79,7 +79,7 @@ def test_captum_agrees_on_expected_gradients(monkeypatch):
 def test_baselines_that_do_not_fit_are_refused():
     for given, options in ((images()[:, :2], {}), (images(4), {"num_samples": 3})):
         with pytest.raises(
-            ValueError, match=r"baselines have shape .*; expected \(N, 3, 8, 10\), N from 1 to"
+            ValueError, match=r"baselines have shape .*; expected \(N, 3, 8, 10\) with N from 1 to"
         ):
             xf.expected_gradients(network(), None, images(), baselines=given, **options)
     with pytest.raises(ValueError, match="baselines holds NaN or infinite values"):

@@ -29,8 +29,8 @@ except ImportError as error:
     ) from error
 
 __all__ = [
-    "BatchNorm", "Convolution", "decompositions", "in_transform", "is_readable", "is_wrapped",
-    "mark_constant", "outside_transforms", "pytree",
+    "BatchNorm", "Convolution", "decompositions", "in_strides", "in_transform", "is_batch_norm",
+    "is_readable", "is_traced", "is_wrapped", "mark_constant", "outside_transforms", "pytree",
 ]  # fmt: skip
 
 
@@ -44,9 +44,14 @@ def is_wrapped(tensor: Tensor) -> bool:
     return torch.func.debug_unwrap(tensor) is not tensor
 
 
+def is_traced() -> bool:
+    """True where operations are recorded by a trace or a compilation."""
+    return torch.compiler.is_compiling() or _len_torch_dispatch_stack() > 0
+
+
 def is_readable(x: Tensor) -> bool:
     """True where the values of x can be read: not under a transform, a trace or a compilation."""
-    return not torch.compiler.is_compiling() and _len_torch_dispatch_stack() == 0 and not is_wrapped(x)
+    return not is_traced() and not is_wrapped(x)
 
 
 @contextlib.contextmanager
@@ -54,6 +59,29 @@ def outside_transforms() -> Iterator[None]:
     """Compute plainly, whatever transform or tracing mode is at work around the call."""
     with temporarily_clear_interpreter_stack(), _disable_current_modes():
         yield
+
+
+def is_batch_norm(node: Any) -> bool:
+    """True for a node of autograd's graph that is torch's own batch norm."""
+    return node.name().startswith("NativeBatchNormBackward")
+
+
+def in_strides(node: Any) -> Callable[[tuple[Tensor, ...]], tuple[Tensor, ...] | None]:
+    """A hook that orders the gradient of a batch norm's node like the node's saved input.
+
+    The hook does not hold the node: nothing would ever free a graph with such a cycle.
+    """
+    stride = node._saved_input.stride()
+    order = sorted(range(len(stride)), key=stride.__getitem__, reverse=True)
+    back = sorted(range(len(stride)), key=order.__getitem__)
+
+    def hook(grads: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        given = grads[0]
+        if given is None or given.shape[0] != 1 or given.stride() == stride:
+            return None
+        return (given.permute(order).contiguous().permute(back), *grads[1:])
+
+    return hook
 
 
 def mark_constant(function: object) -> None:

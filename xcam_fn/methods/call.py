@@ -251,6 +251,19 @@ class Call(Once):
         """The class of the original images, to explain other images with."""
         return self.once("fixed", lambda: fixed_class(self.model, self.x, self.cls))
 
+    def check_unmoved(self, how: str, remedy: str) -> None:
+        """Raise where the target reads given places of the image, but inputs have their content elsewhere.
+
+        Args:
+            how: the method, and what it does to the inputs.
+            remedy: what to do.
+        """
+        if isinstance(self.cls, Target) and self.cls.is_placed:
+            raise checks.StructureError(
+                f"{how}, and the target reads given places of the image, a box or pixels, where these inputs "
+                f"have something else; {remedy}"
+            )
+
     # -- scores ---------------------------------------------------------------------------------------------
 
     def scoring(self, score: str, how: Running) -> Scoring:

@@ -181,6 +181,8 @@ def cameras(call: Call, *, scales: Sequence[Positive] = (1.0, 1.58, 2.15, 2.73, 
     size, fixed, seen = tuple(call.x.shape[2:]), call.explained().cls, []
     for scale in scales:
         scaled = tuple(max(1, round(length * scale)) for length in size)
+        if scaled != size:
+            call.check_unmoved("cameras: its inputs are scaled", "pass scales=[1.0], or use hirescam")
         other = call.of(resize(call.x, scaled), fixed)
         try:
             G = other.gradient()

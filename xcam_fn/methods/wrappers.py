@@ -120,9 +120,12 @@ def smooth(
         A method, "smooth(gradcam)" for example; the class is that of the original input.
 
     Raises:
-        ValueError: scales is empty, or the name is not known.
+        ValueError: scales is empty, or the name is not known. When called, StructureError (a ValueError) if
+            flips is True and the target is a box or pixels of the image.
         TypeError: a scale is no number.
     """
+    if flips:
+        call.check_unmoved("smooth: flips=True mirrors the inputs", "pass flips=False")
     maps = [
         _flipped(explain(call.of(_flipped(call.x * scale, flip), call.fixed)), flip)
         for flip in (False, True)[: 1 + flips]
@@ -360,12 +363,16 @@ def sess(
         A method, "sess(gradcam)" for example, with one forward pass and one heatmap per window.
 
     Raises:
-        ValueError: an option is out of range, or the name is not known.
+        ValueError: an option is out of range, or the name is not known. When called, StructureError (a
+            ValueError) if the target is a box or pixels of the image.
         TypeError: an option has the wrong type.
 
     References:
         Tursun et al. (arXiv:2207.01769).
     """
+    call.check_unmoved(
+        "sess: its windows are parts of scaled inputs", "use the method itself, or multi_layer"
+    )
     x, fixed = call.x, call.fixed
     side = min(x.shape[2:])
     length = side if window is None else window

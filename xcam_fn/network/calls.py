@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from xcam_fn import checks
 from xcam_fn.network.copies import Forward, is_leaf, may_round, private_copy, tree, unwrap
+from xcam_fn.network.turns import Turns, may_turn
 from xcam_fn.network.vjp import detached as without_gradient
 from xcam_fn.torch_state import is_readable, pytree
 
@@ -54,6 +55,21 @@ class ModuleCall(NamedTuple):
     def shown(self) -> str:
         """The name of the call for users: `relu#2` is the second call of `relu`."""
         return f"{self.name}#{self.number}"
+
+
+class Calls(list[ModuleCall]):
+    """The calls of a forward, in the order in which they end.
+
+    Attributes:
+        turned_at: how many had ended when the image, or maps as large, were mirrored, turned or warped; None
+            where they were not.
+    """
+
+    turned_at: int | None = None
+
+    def note_turn(self) -> None:
+        """Take up that the image is turned now."""
+        self.turned_at = len(self)
 
 
 def run_changed(
@@ -115,9 +131,12 @@ def run_changed(
     is_watched = calls is not None or see is not None or bool(changes)
     modules = tree(unwrap(model))
     drawn, rounding = _random_state(x), _Rounding() if may_round(modules) else None
+    turning = (
+        Turns(tuple(x.shape[2:]), calls.note_turn) if isinstance(calls, Calls) and may_turn(modules) else None
+    )
     copied = private_copy(model, intercept if is_watched else None, detached=detached, modules=modules)
     try:
-        with rounding or contextlib.nullcontext():
+        with rounding or contextlib.nullcontext(), turning or contextlib.nullcontext():
             output = copied(x.clone())
     except Exception as error:
         _put_back(drawn, x)
@@ -264,9 +283,9 @@ def run_model(model: nn.Module, x: Tensor, *, detached: bool = False) -> Any:
     return run_changed(model, x, detached=detached)
 
 
-def module_calls(model: nn.Module, x: Tensor) -> list[ModuleCall]:
+def module_calls(model: nn.Module, x: Tensor) -> Calls:
     """All calls of a forward of x."""
-    calls: list[ModuleCall] = []
+    calls = Calls()
     run_changed(model, x, None, calls, detached=True)
     return calls
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from xcam_fn import checks
 from xcam_fn.network import trace
 from xcam_fn.network.bound import Bound
-from xcam_fn.network.calls import Key, ModuleCall, features_of, outputs_agree, run_changed, run_model
+from xcam_fn.network.calls import Calls, Key, ModuleCall, features_of, outputs_agree, run_changed, run_model
 from xcam_fn.network.copies import unwrap
 from xcam_fn.network.halves import cut_at
 from xcam_fn.network.passes import (
@@ -29,7 +29,7 @@ from xcam_fn.network.passes import (
 )
 from xcam_fn.network.places import ToSpatial, is_settled, telling_path, to_spatial_of
 from xcam_fn.network.probe import Probe, made_up
-from xcam_fn.network.target_layer import Carrying, Found, Layer, find, is_in_doubt, position_of
+from xcam_fn.network.target_layer import Carrying, Found, Layer, find, is_in_doubt, is_turned, position_of
 from xcam_fn.network.vjp import by_autograd, differentiated, records_nothing
 from xcam_fn.torch_state import mark_constant, outside_transforms
 
@@ -141,7 +141,7 @@ def _pass_at(
     asked = None if layer is None else find(root, layer)
     guess = guesses.get(asked) or _first_guess(root, asked, x, probe)
     for _ in range(_TRIES):
-        calls: list[ModuleCall] = []
+        calls = Calls()
         site = Site(root, guess.name, guess.number, guess.name, None, size)
         path = telling_path(root, site.module, site.name)
         watched = None if guess.watch_all else _tells(site.name, path)
@@ -162,6 +162,7 @@ def _pass_at(
         guesses[asked] = guess
     is_call = asked is not None and asked[1] is not None
     in_doubt = is_in_doubt(root, calls, position, probe) and not (is_call and not isinstance(root, Bound))
+    in_doubt = in_doubt or is_turned(calls, position)
     site = site._replace(shown=call.shown if is_call else call.name)
     try:
         place = to_spatial or to_spatial_of(calls, position, probe, in_doubt=in_doubt)
@@ -214,7 +215,7 @@ def _first_guess(root: nn.Module, asked: Found | None, x: Tensor, probe: Probe) 
     """
     if asked is not None:
         return _Guess(asked[0], asked[1] or 1, watch_all=False)
-    calls: list[ModuleCall] = []
+    calls = Calls()
     with torch.no_grad():
         try:
             run_changed(root, x[:1], None, calls)

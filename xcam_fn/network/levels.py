@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from xcam_fn import checks
-from xcam_fn.network.calls import Key, ModuleCall, features_of, run_changed
+from xcam_fn.network.calls import Calls, Key, ModuleCall, features_of, run_changed
 from xcam_fn.network.copies import unwrap
 from xcam_fn.network.places import UnplacedError, to_spatial_of
 from xcam_fn.network.probe import Probe
@@ -24,11 +24,12 @@ _REGIONS = re.compile("roi_?(align|pool)", re.IGNORECASE)  # in the name of a no
 
 
 class _Maps(NamedTuple):
-    """A call whose output lies on the image, and its node in the graph."""
+    """A call whose output lies on the image, or could not be located on it, and its node in the graph."""
 
     call: ModuleCall
     size: tuple[int, ...]
     edge: Edge
+    is_placed: bool
 
 
 def score_levels(model: nn.Module, x: Tensor, score: Callable[[Any], Tensor]) -> list[str]:
@@ -51,7 +52,7 @@ def score_levels(model: nn.Module, x: Tensor, score: Callable[[Any], Tensor]) ->
             "layer=None: the layers of a detection are found in autograd's graph, which does not exist in "
             "torch.func and torch.compile; name the layer (xcam_fn.layers(model, x) lists them)"
         )
-    root, calls, edges = unwrap(model), [], {}
+    root, calls, edges = unwrap(model), Calls(), {}
     leaf, probe = x.detach().requires_grad_(), Probe(root, x)
 
     def see(call: ModuleCall, output: Any) -> None:
@@ -71,7 +72,7 @@ def score_levels(model: nn.Module, x: Tensor, score: Callable[[Any], Tensor]) ->
             own = {key: _of_image(grad, image, len(x)) for key, grad in zip(edges, grads, strict=True)}
             maps = _maps(calls, own, {key: edge[:2] for key, edge in edges.items()}, probe)
             dead = {edges[key][:2] for key, grad in own.items() if grad is None or not grad.any()}
-            found.add(_front(column.grad_fn, maps, dead, start))
+            found.add(_front(column.grad_fn, maps, dead, start, probe))
     if len(found) > 1:
         listed = "; ".join(sorted(", ".join(names) for names in found))
         raise ValueError(
@@ -95,20 +96,25 @@ def _maps(
         grad = grads.get(call.key)
         if grad is None or not call.name or not call.is_alone or call.shape[0] != 1:
             continue
+        is_placed = True
         try:
             place = to_spatial_of(calls, i, probe, in_doubt=in_doubt)
         except UnplacedError:
-            continue
+            if call.shape[2:] not in grids:  # tokens, or rows of heads
+                continue
+            is_placed, place = False, None
         placed = grad if place is None else place(grad)
         size = tuple(placed.shape[2:])
         # Tokens made from maps keep the maps' size; outputs of heads, or of several levels at once, do not.
         is_map = placed.ndim == probe.x.ndim and (grad.ndim == placed.ndim or size in grids)
         if is_map and placed.shape[1] > 1 and max(size) > 1 and placed.any():
-            found.append(_Maps(call, tuple(sorted(size)), edges[call.key]))
+            found.append(_Maps(call, tuple(sorted(size)), edges[call.key], is_placed))
     return found
 
 
-def _front(node: Any, maps: list[_Maps], dead: Collection[Edge], start: Edge) -> tuple[str, ...]:
+def _front(
+    node: Any, maps: list[_Maps], dead: Collection[Edge], start: Edge, probe: Probe
+) -> tuple[str, ...]:
     """The names of the last maps of each size: every path to earlier maps of that size leads through them."""
     regions = {edge for edge in _reached(node, ()) if _REGIONS.search(type(edge[0]).__name__)}
     of_regions = _reached(node, regions) if regions else set()  # maps of boxes, not of the image
@@ -117,24 +123,39 @@ def _front(node: Any, maps: list[_Maps], dead: Collection[Edge], start: Edge) ->
         if one.edge not in of_regions:
             of_size.setdefault(one.size, []).append(one)
     while True:
-        reached = _reached(node, {group[-1].edge for group in of_size.values()} | set(dead))
+        reached = _reached(node, {group[-1].edge for group in of_size.values() if group} | set(dead))
+        front = [group[-1] for group in of_size.values() if group and group[-1].edge in reached]
         passed = [
             group
             for group in of_size.values()
             if any(one.edge in reached and one.edge != group[-1].edge for one in group)
-        ]
+        ] or [of_size[one.size] for one in maps if one in front and _is_after_another(one, front, dead)][-1:]
         if not passed:
             break
         for group in passed:
             group.pop()
-    front = [group[-1] for group in of_size.values() if group[-1].edge in reached]
     if start in reached or not front:
         raise checks.NoDefaultLayerError(
             "layer=None: no layers with spatial maps account for the whole score; name the layer "
             "to explain (xcam_fn.layers(model, x) lists them)"
         )
     once = {one.call.name for one in maps if one.call.number > 1}
-    return tuple(one.call.shown if one.call.name in once else one.call.name for one in front)
+    names = tuple(one.call.shown if one.call.name in once else one.call.name for one in front)
+    for name, one in zip(names, front, strict=True):
+        if not one.is_placed:
+            raise ValueError(
+                f"layer=None: the score depends on {', '.join(names)}, but changing a patch of the image "
+                f"does not change the values of {name}, shape {one.call.shape}, most at that place; pass a "
+                f"larger image, or name the layers, as in multi_layer(method, {[*names]}), and pass "
+                f"to_spatial=lambda maps: maps if they are maps {checks.maps_of(probe.x)}"
+            )
+    return names
+
+
+def _is_after_another(one: _Maps, front: list[_Maps], dead: Collection[Edge]) -> bool:
+    """Whether maps are computed of others of the front, whose gradient would count theirs again."""
+    behind = _reached(one.edge[0], dead)
+    return any(other.edge in behind for other in front if other is not one)
 
 
 def _reached(node: Any, stops: Collection[Edge]) -> set[Edge]:

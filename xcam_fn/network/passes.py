@@ -14,7 +14,7 @@ from xcam_fn.network.calls import ModuleCall, features_of, is_in_place, run_chan
 from xcam_fn.network.copies import unwrap
 from xcam_fn.network.modes import StepByStep
 from xcam_fn.network.places import ToSpatial
-from xcam_fn.network.vjp import by_autograd, detached, gradient, pulled_back
+from xcam_fn.network.vjp import aligned, by_autograd, detached, gradient, pulled_back
 from xcam_fn.torch_state import is_readable, is_wrapped
 
 Score = Callable[[Any], Tensor]
@@ -244,7 +244,7 @@ def pulled(
     zero = torch.zeros_like(raw)
 
     def gradients(zero: Tensor) -> tuple[Tensor, Tensor]:
-        with_pullback: Any = torch.func.vjp(lambda zero: scores_at(zero, score), zero)
+        with_pullback: Any = torch.func.vjp(lambda zero: aligned(scores_at(zero, score)), zero)
         scores, pullback = with_pullback
         return pulled_back(lambda v: pullback(v)[0], scores), scores
 

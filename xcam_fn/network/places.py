@@ -73,6 +73,13 @@ def to_spatial_of(
     place = probe.tokens(call)
     if place is None:
         raise _unplaced(call, probe)
+    if probe.holds_levels(call, place):
+        raise UnplacedError(
+            f"layer {call.name!r} returns tokens of shape {shape} for one image: a grid of {place.grid}, and "
+            "as many others as smaller maps of the network have places; explain the layers that make these "
+            "maps, as with multi_layer(method, layers=[...]), or pass to_spatial=a function that takes "
+            f"one of them and arranges it as {checks.maps_of(probe.x)}"
+        )
     return functools.partial(place_tokens, **place._asdict())
 
 

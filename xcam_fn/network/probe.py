@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from xcam_fn.network.calls import Key, ModuleCall, features_of, run_changed
 from xcam_fn.perturb import normal
-from xcam_fn.torch_state import is_readable, is_wrapped, outside_transforms
+from xcam_fn.torch_state import Convolution, is_readable, is_wrapped, outside_transforms
 
 Grid = tuple[int, ...]
 _TINY = torch.finfo(torch.float32).tiny
@@ -59,11 +60,13 @@ class _Found(NamedTuple):
         answers: how much each position of a call responds to each patch, (3, T), with mean 1.
         folds: the calls whose rows are frames of clips.
         is_ordered: the first maps of a network for clips or volumes respond along the input's first axis.
+        counts: the numbers of positions of the convolutions' maps.
     """
 
     answers: dict[_Key, Tensor]
     folds: dict[Key, Fold]
     is_ordered: bool
+    counts: frozenset[int] = frozenset()
 
 
 class Probe:
@@ -106,17 +109,34 @@ class Probe:
     def tokens(self, call: ModuleCall) -> Place | None:
         """How a call's output (B, T, K) lies on the image; None if it does not, or not in order."""
         shares, count = self._shares(call, is_last=True), call.shape[1]
-        if shares is None:
+        if shares is None or self._is_one_map(call):
             return None
         if len(self.size) != 3:
-            return next(self._places(shares, count), None)
-        place = self._local(call, count)
-        if (
-            place is not None
-            and _fits(shares, place.grid, torch.tensor([place.prefix]), place.order) >= _SETTLED
-        ):
-            return place
-        return None
+            place = next(self._places(shares, count), None)
+        else:
+            place = self._local(call, count)
+            start = torch.tensor([0 if place is None else place.prefix])
+            if place is not None and _fits(shares, place.grid, start, place.order) < _SETTLED:
+                place = None
+        return place
+
+    def _is_one_map(self, call: ModuleCall) -> bool:
+        """Whether a call's output (B, T, K) is one map without channels, as of depths: T and K its axes."""
+        answers, grid = self._found(call).answers.get((*call.key, False)), call.shape[1:]
+        columns = grid[0] * self.size[-1] / self.size[0]
+        if answers is None or not math.floor(columns) <= grid[1] <= math.ceil(columns):
+            return False
+        return _slope_of(answers.square(), grid, _upright(grid)) > 2 * _SLOPE
+
+    def holds_levels(self, call: ModuleCall, place: Place) -> bool:
+        """Whether what a grid leaves of a call's tokens are as many as other maps of the network have places.
+
+        They are those of other levels then, as a detector's encoder reads several in one row.
+        """
+        largest, sums = math.prod(place.grid), {0}
+        for count in self._found(call).counts:
+            sums |= {total + count for total in sums if 1 < count < largest}
+        return call.shape[1] > largest and call.shape[1] - largest in sums
 
     def _places(self, shares: Tensor, count: int) -> Iterator[Place]:
         for grid in _grids(count, self.size):
@@ -155,7 +175,7 @@ class Probe:
         fold = self.folded(call)
         frames = () if fold is None else (fold.frames,)
         grids = {False: (*frames, *call.shape[2:]), True: (*frames, *call.shape[1:-1])}
-        slopes = {k: -1.0 if s is None else _slope(s, grids[k], turned=False) for k, s in found.items()}
+        slopes = {k: -1.0 if s is None else _slope(s, grids[k], _upright(grids[k])) for k, s in found.items()}
         return slopes[True] > slopes[False]
 
     def maps(self, call: ModuleCall, grid: Grid, *, is_last: bool) -> Place | None:
@@ -163,17 +183,31 @@ class Probe:
 
         Maps that cannot be measured, as when the network takes only these images, are taken as they are.
         """
-        shares, order = self._shares(call, is_last=is_last), tuple(range(len(grid)))
+        shares, order = self._shares(call, is_last=is_last), _upright(grid)
         if shares is None:
             return Place(0, grid, order)
         if not self._found(call).is_ordered:
             return None
-        for turned in (False, True):
-            own, axes = (grid[::-1], order[::-1]) if turned else (grid, order)
-            fits = _fits(shares, own, torch.zeros(1, dtype=torch.int64), axes).max() >= _ENOUGH
-            if fits or _slope(shares, grid, turned=turned) > _SLOPE:
-                return Place(0, own, axes)
-        return None
+        fit, slope = _fit(shares, grid, order), _slope(shares, grid, order)
+        for other in itertools.permutations(order):
+            own = tuple(grid[other.index(axis)] for axis in order)
+            is_better = _fit(shares, own, other) >= _ENOUGH
+            # Patches lie further right in part where they lie lower, so that exchanged axes have a slope too.
+            if fit < _ENOUGH and (is_better or _slope(shares, grid, other) > max(2 * _SLOPE, slope)):
+                return Place(0, own, other) if other == order[::-1] else None
+        if fit >= _ENOUGH or slope > _SLOPE:
+            return Place(0, grid, order)
+        if fit < _SETTLED:
+            return None
+        rows = self._all().answers.values()  # maps of few places are settled by others of their grid
+        rows = [_shares(row) for row in rows if row.shape == shares.shape]
+        return Place(0, grid, order) if any(_fit(row, grid, order) >= _ENOUGH for row in rows) else None
+
+    def _all(self) -> _Found:
+        """What was measured of all calls."""
+        if None not in self._known:
+            self._known[None] = self._measure(None)
+        return self._known[None]
 
 
 def made_up(like: Tensor) -> Tensor:
@@ -206,8 +240,11 @@ def _measured(root: nn.Module, batches: list[Tensor], only: Key | None) -> _Foun
     found: dict[_Key, Tensor] = {}
     folds: dict[Key, Fold] = {}
     ordered: list[bool] = []
+    counts: set[int] = set()
 
     def see(call: ModuleCall, output: Any) -> None:
+        if isinstance(call.module, Convolution) and len(call.shape) == axes:
+            counts.add(math.prod(call.shape[2:]))
         if only is not None and call.key != only:
             return
         values = features_of(output)
@@ -227,6 +264,8 @@ def _measured(root: nn.Module, batches: list[Tensor], only: Key | None) -> _Foun
             ordered.append(True)
             folds[call.key], values = unfolded
         found[*call.key, True] = _answers_of(values)
+        if values.ndim == 3 and axes == 4:
+            found[*call.key, False] = _answers_of(values[..., None])
         if values.ndim > 3:
             found[*call.key, False] = _answers_of(values.movedim(2 if in_batch else 1, -1))
         if (values.ndim, axes, ordered) == (5, 5, []) and min(values.shape[1:3]) > 1:
@@ -235,7 +274,7 @@ def _measured(root: nn.Module, batches: list[Tensor], only: Key | None) -> _Foun
 
     for batch in batches:
         run_changed(root, batch, see=see)
-    return _Found(found, folds, all(ordered[:1]))
+    return _Found(found, folds, all(ordered[:1]), frozenset(counts))
 
 
 def _unfolded(values: Tensor) -> tuple[Fold, Tensor] | None:
@@ -265,18 +304,26 @@ def _shares(answers: Tensor) -> Tensor:
     return answers / answers.sum(0).clamp(min=_TINY)
 
 
-def _slope(shares: Tensor, grid: Grid, *, turned: bool) -> float:
+def _upright(grid: Grid) -> Grid:
+    return tuple(range(len(grid)))
+
+
+def _slope(shares: Tensor, grid: Grid, order: Grid) -> float:
     """The slope of the response centers against the patches' positions, along the axis where it is smallest.
 
     With a large receptive field, many positions around a patch's own respond to it.
     """
-    above = (shares - 1 / 3).clamp(min=0).reshape(3, *grid)
-    slopes = []
+    return _slope_of((shares - 1 / 3).clamp(min=0), grid, order)
+
+
+def _slope_of(weights: Tensor, grid: Grid, order: Grid) -> float:
+    """The same of the centers of any weights (3, T) of the positions."""
+    weights, slopes = weights.reshape(3, *grid), []
     for axis, length in enumerate(grid):
-        along = above.movedim(axis + 1, 1).reshape(3, length, -1).sum(2)
+        along = weights.movedim(axis + 1, 1).reshape(3, length, -1).sum(2)
         middles = (torch.arange(length) + 0.5) / length
         center = (along * middles).sum(1) / along.sum(1).clamp(min=_TINY)
-        patch = torch.tensor([one[len(grid) - 1 - axis if turned else axis] for one in _PATCHES])
+        patch = torch.tensor([one[order[axis]] for one in _PATCHES])
         patch = patch - patch.mean()
         slopes.append(float((center * patch).sum() / patch.square().sum()) if length > 1 else 1.0)
     return min(slopes)
@@ -290,6 +337,11 @@ def _fits(shares: Tensor, grid: Grid, starts: Tensor, order: Grid) -> Tensor:
     positions = _positions(grid, order)
     own = [row[starts + positions[cell]] for row, cell in zip(above, _cells(grid), strict=True)]
     return torch.stack(own).amin(0)
+
+
+def _fit(shares: Tensor, grid: Grid, order: Grid) -> float:
+    """How far maps of a grid answer to the patches where these are, at most 1."""
+    return float(_fits(shares, grid, torch.zeros(1, dtype=torch.int64), order))
 
 
 def _is_local(answers: Tensor, place: Place) -> bool:

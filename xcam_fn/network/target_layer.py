@@ -9,7 +9,7 @@ from torch import nn
 from xcam_fn import checks
 from xcam_fn.names import nearest
 from xcam_fn.network.bound import Bound
-from xcam_fn.network.calls import Key, ModuleCall
+from xcam_fn.network.calls import Calls, Key, ModuleCall
 from xcam_fn.network.copies import name_of, tree, unwrap
 from xcam_fn.network.places import default_candidates, has_tokens, placed_shape
 from xcam_fn.network.probe import Probe
@@ -36,8 +36,6 @@ def find(root: nn.Module, layer: str | nn.Module) -> Found:
             raise ValueError(f"layer {layer!r}: expected a number after '#', such as {path + '#1'!r}")
         number = int(digits) if marked else None
         found = _submodule(root, path)
-        if found is None and isinstance(root, Bound):
-            found = _submodule(root.model, path)  # its layers keep their names in the model
     else:
         raise TypeError(f"layer must be a name, a module or None, got {layer!r}")
     name = name_of(root, found)
@@ -108,8 +106,14 @@ def is_within(name: str, outer: str) -> bool:
 
 
 def is_measured(root: nn.Module, calls: Sequence[ModuleCall], probe: Probe) -> bool:
-    """Whether shapes do not determine what is a map: for a bound network, attention, or tokens at the end."""
-    return isinstance(root, Bound) or has_tokens(calls, probe.size) or _may_be_frames_first(root, probe)
+    """Whether shapes alone do not tell what is a map: bound networks, turned images, attention, tokens."""
+    is_other = isinstance(root, Bound) or is_turned(calls, len(calls))
+    return is_other or has_tokens(calls, probe.size) or _may_be_frames_first(root, probe)
+
+
+def is_turned(calls: Sequence[ModuleCall], position: int) -> bool:
+    """Whether the image, or maps of its size, were mirrored, turned or warped before a call ended."""
+    return isinstance(calls, Calls) and calls.turned_at is not None and calls.turned_at <= position
 
 
 def default_call(
@@ -139,19 +143,25 @@ def default_call(
             "so it has no layers; explain the original network or torch.export.unflatten(program), or use a "
             "method that needs no layer, such as rise"
         )
+    remedy = checks.frames_first(probe.x)
+    if not remedy and is_turned(calls, len(calls)):
+        remedy = "; it mirrors, turns or warps the image: pass to_spatial too, which undoes that"
     raise checks.NoDefaultLayerError(
         f"layer=None: {type(root).__name__} runs no convolution and no attention over patches of the image "
         "that the score depends on, so there is no default layer; name the layer to explain"
-        f"{checks.frames_first(probe.x)}"
+        f"{remedy}"
     )
 
 
 def _submodule(root: nn.Module, path: str) -> nn.Module | None:
-    """The module at a dotted path, with or without the names that wrappers add."""
-    module: nn.Module | None = root
+    """The module at a dotted path, with or without the names that wrappers and `bind` add."""
+    module: nn.Module = root
     for part in path.split(".") if path else ():
         module = unwrap(module)
         child = dict(module._modules.items()).get(part)  # a TorchScript module's has no get
+        while child is None and isinstance(module, Bound):
+            module = unwrap(module.model)
+            child = dict(module._modules.items()).get(part)
         if child is None and part not in ("module", "_orig_mod"):
             return None
         module = module if child is None else child

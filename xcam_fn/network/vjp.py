@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from xcam_fn import checks
-from xcam_fn.torch_state import in_transform, is_readable, pytree
+from xcam_fn.torch_state import (
+    in_strides,
+    in_transform,
+    is_batch_norm,
+    is_readable,
+    is_traced,
+    pytree,
+)
 
 Pullback = Callable[[Tensor], Tensor]
 
@@ -49,7 +56,7 @@ def vjp(run: Callable[[Tensor], Tensor], at: Tensor, where: str = "x") -> tuple[
         LostGradientError: when pulled back: under autograd, the scores do not depend on `at`.
     """
     if not by_autograd(at):
-        found: Any = torch.func.vjp(run, at)
+        found: Any = torch.func.vjp(lambda at: aligned(run(at)), at)
         scores, pullback = found
         return scores, lambda cotangent: pullback(cotangent)[0]
     wanted = torch.is_grad_enabled()
@@ -78,6 +85,7 @@ def gradient(scores: Tensor, at: Tensor, cotangent: Tensor, *, create_graph: boo
 
 def differentiated(*args: Any, **options: Any) -> tuple[Tensor | None, ...]:
     """torch.autograd.grad, with None for inputs that do not affect the scores, and errors translated."""
+    handles = _align_norms(args[0])
     try:
         return torch.autograd.grad(*args, **options, allow_unused=True)
     except RuntimeError as error:
@@ -87,6 +95,37 @@ def differentiated(*args: Any, **options: Any) -> tuple[Tensor | None, ...]:
             f"the gradient of the score cannot be computed: {error}; call torch's "
             "checkpoint with use_reentrant=False; if an operation has no derivative, use rise"
         ) from error
+    finally:
+        for handle in handles if not options.get("create_graph") else ():
+            handle.remove()
+
+
+def aligned(scores: Tensor) -> Tensor:
+    """The scores, whose gradient passes rightly through the batch norms behind them, see `_align_norms`."""
+    _align_norms(scores)
+    return scores
+
+
+def _align_norms(scores: Tensor) -> list[Any]:
+    """Hand every batch norm behind the scores its gradient in the strides of its input; return the handles.
+
+    For a single image on a CPU, torch takes maps in the order of tokens for maps in their own, and returns a
+    wrong gradient. An instance norm of a single image is such a batch norm, of many channels.
+    """
+    if is_traced() or not scores.is_cpu or scores.grad_fn is None:
+        return []
+    return [node.register_prehook(in_strides(node)) for node in _nodes(scores) if is_batch_norm(node)]
+
+
+def _nodes(values: Tensor) -> set[Any]:
+    """The nodes of autograd's graph that values were computed by."""
+    found: set[Any] = {values.grad_fn}
+    stack: list[Any] = [values.grad_fn]
+    while stack:
+        behind = {node for node, _ in stack.pop().next_functions if node is not None} - found
+        found |= behind
+        stack.extend(behind)
+    return found
 
 
 def pulled_back(pullback: Pullback, scores: Tensor) -> Tensor:

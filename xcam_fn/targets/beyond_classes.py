@@ -50,7 +50,7 @@ def segment(cls: int | Sequence[int] | Tensor, mask: Any = None) -> Target:
     if counted is not None and checks.is_readable(counted) and bool((counted < 0).any()):
         raise ValueError("segment: mask holds negative values; expected weights ≥ 0")
     choose = functools.partial(_pixels, cls, counted)
-    return Reading(dense_logits, choose, _mean_over_pixels)
+    return Reading(dense_logits, choose, _mean_over_pixels, placed=True)
 
 
 def _pixels(cls: int | Sequence[int] | Tensor, given: Tensor | None, values: Tensor) -> tuple[Tensor, Tensor]:

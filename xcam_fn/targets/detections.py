@@ -164,6 +164,11 @@ class Detection(Target):
     wanted: Sequence[_Wanted] | None = None
 
     @property
+    def is_placed(self) -> bool:
+        """A box is a place of the image."""
+        return True
+
+    @property
     def whole(self) -> Detection:
         """The score and the box's corners: the IoU with a box that fits exactly has no gradient."""
         return replace(self, part="whole")

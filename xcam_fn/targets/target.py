@@ -31,6 +31,11 @@ class Target(abc.ABC):
         """All that is read for the target, where a default layer is to have all of it, as of detections."""
         return None
 
+    @property
+    def is_placed(self) -> bool:
+        """Whether it reads given places of an image, which lie elsewhere where that is mirrored or scaled."""
+        return False
+
     @abc.abstractmethod
     def fixed(self, output: Any) -> Fixed:
         """The target with every choice made by this output, of the B images as they are.
@@ -46,7 +51,7 @@ class Target(abc.ABC):
 
     def pinned(self, output: Any) -> Target:
         """The target itself with every choice made by this output, whatever output it is given then."""
-        return Chosen(self.fixed(output))
+        return Chosen(self.fixed(output), self.is_placed)
 
     def __add__(self, other: Any) -> Target:
         return _combination((1.0, self), (1.0, other))
@@ -79,6 +84,12 @@ class Reading(Target):
     find: Callable[[Any], Any]
     choose: Callable[[Any], tuple[Tensor | None, ...]]  # a row for each image
     scores: Callable[..., Tensor]
+    placed: bool = False
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether what it finds are places of the image."""
+        return self.placed
 
     def fixed(self, output: Any) -> Fixed:
         chosen = self.choose(self.find(output))
@@ -95,6 +106,12 @@ class Chosen(Target):
     """A target that has nothing to choose, or whose choices were made by an earlier output."""
 
     scores: Fixed
+    placed: bool = False
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether what was chosen are places of the image."""
+        return self.placed
 
     def fixed(self, output: Any) -> Fixed:  # noqa: ARG002
         return self.scores
@@ -119,6 +136,11 @@ class _Combination(Target):
         """All that is read for the terms."""
         found = [(1.0, target.whole or target) for _, target in self.terms]
         return _Combination(tuple(found)) if any(target.whole for _, target in self.terms) else None
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether one of its terms is."""
+        return any(target.is_placed for _, target in self.terms)
 
     def pinned(self, output: Any) -> Target:
         """The same with the choices of its terms made by this output."""
