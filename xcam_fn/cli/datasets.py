@@ -51,14 +51,17 @@ class Sample:
     boxes: Path | None = None
 
     def __post_init__(self) -> None:
-        """Raise where a number is out of range or a file is not there."""
+        """Raise where a number is out of range."""
         if self.num_images < 0:
             raise ValueError(f"--num-images {self.num_images}: expected a number ≥ 1, or 0 for all")
         if self.seed < 0:
             raise ValueError(f"--seed {self.seed}: expected a number ≥ 0")
-        for what, file in (("labels", self.labels), ("boxes", self.boxes)):
+
+    def check_files(self) -> None:
+        """Raise where a file is not there, before torch is imported."""
+        for what, file, kind in (("labels", self.labels, "file"), ("boxes", self.boxes, "file or folder")):
             if file is not None and not file.exists():
-                raise missing(what, file, "file")
+                raise missing(what, file, kind)
 
     def photographs(self, data: Path, categories: list[str]) -> Any:
         """Return the photographs of the data set that are sampled, and say which have no right region."""
@@ -107,11 +110,10 @@ class Tiled:
     confidence: float = 0.5
     mosaic_size: int | None = None
 
-    def of(
-        self, sample: Sample, data: Path, loaded: xf.models.LoadedModel, explain: str
-    ) -> list[xf.evaluate.Mosaic]:
-        """Return mosaics of the photographs of the data set, and say how sure the network is of these."""
-        assert self.mosaics is not None
+    def check(self, sample: Sample, data: Path) -> None:
+        """Raise where mosaics cannot be made, before torch is imported."""
+        if self.mosaics is None:
+            return
         if str(data).startswith(_HUGGING_FACE):
             raise ValueError(f"--mosaics needs a folder of photographs or a CSV file, got {data}")
         if self.mosaics < 2:
@@ -120,6 +122,12 @@ class Tiled:
             raise ValueError("--boxes and --mosaics exclude each other; give one of them")
         if sample.num_images == 0:
             raise ValueError("--mosaics needs --num-images N, the number of mosaics, at least 1, got 0")
+
+    def of(
+        self, sample: Sample, data: Path, loaded: xf.models.LoadedModel, explain: str
+    ) -> list[xf.evaluate.Mosaic]:
+        """Return mosaics of the photographs of the data set, and say how sure the network is of these."""
+        assert self.mosaics is not None
         drawn = xf.evaluate.mosaics_of(
             loaded, sample.all(data, loaded.categories),
             count=sample.num_images, n=self.mosaics, confidence=self.confidence, explain=explain,
@@ -228,6 +236,8 @@ def evaluate(
     for name in metrics or ():
         if name not in dir(xf):
             raise ValueError(f"metric {name!r} is not known; {nearest(name, dir(xf), _METRICS)}")
+    tiled.check(sample, data)
+    sample.check_files()
     if batch_size < 1:
         raise ValueError(f"--batch-size {batch_size}: expected a number ≥ 1")
     device, *others = how.device.split(",")
@@ -388,7 +398,7 @@ def _loaded(
     methods = how.methods(names or ["gradcam"])
     loaded, lacking = how.load(), {}
     if not loaded.preset.crop:
-        raise unknown_size(loaded.name, "--image-size, for values in [0, 1]")
+        raise unknown_size(loaded.name, "--image-size N to scale photographs to [0, 1]")
     if names == ["all"]:
         x = torch.zeros(1, 3, loaded.preset.crop, loaded.preset.crop, device=how.device)
         demanding = {method.name: method for method in methods.values() if method.needs}

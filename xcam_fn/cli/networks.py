@@ -46,7 +46,7 @@ def layers(model: str, /, *, weights: str | None = None, image_size: int | None 
         loaded = xf.models.load(model, weights=weights or "random")
     loaded = sized(loaded, image_size)
     if not loaded.preset.crop:
-        raise unknown_size(model, "--image-size")
+        raise unknown_size(model, "--image-size N")
     shapes, default = xf.models.describe.layers_and_default(loaded)
     rows = [("  layer", "type", "output")]
     for name, shape in shapes.items():
@@ -89,7 +89,7 @@ def export(
         raise ValueError(f"--page with --model {network.model}: its preprocessing is unknown; give --output")
     loaded = classifier(network.model, network.weights)
     if not (side := size or loaded.preset.crop):
-        raise unknown_size(network.model, "--size")
+        raise unknown_size(network.model, "--size N")
     x = xf.export.sample_images(side)
     cls = class_index(class_, numbered(loaded, x))
     if page is not None:

@@ -241,7 +241,7 @@ def numbered(loaded: xf.models.LoadedModel, x: Any) -> xf.models.LoadedModel:
 
 def unknown_size(name: str, remedy: str) -> ValueError:
     """Return the error for a network of one's own whose preprocessing is not known."""
-    return ValueError(f"the preprocessing of {name} is unknown; expected {remedy}")
+    return ValueError(f"the preprocessing of {name} is unknown; pass {remedy}")
 
 
 def class_index(name: str | None, loaded: xf.models.LoadedModel) -> int | None:

@@ -195,7 +195,7 @@ class _Explainer:
     def prepare(self, photo: Path) -> tuple[Any, Any]:
         """The photograph as the network takes it, (1, 3, h, w), and as a picture (h, w, 3)."""
         if not self.loaded.preset.crop:
-            remedy = "--image-size, for values in [0, 1]; explain takes a prepared array (.npy) too"
+            remedy = "--image-size N to scale it to [0, 1], or a preprocessed array (.npy)"
             raise unknown_size(self.loaded.name, remedy)
         x, picture = xf.images.prepare(photo, self.loaded.preset)
         return x.to(self.how.device), picture

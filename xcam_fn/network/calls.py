@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from xcam_fn import checks
-from xcam_fn.network.copies import Forward, is_leaf, may_round, private_copy, tree, unwrap
+from xcam_fn.network.copies import Forward, Tree, is_leaf, may_round, private_copy, tree, unwrap
 from xcam_fn.network.turns import Turns, may_turn
 from xcam_fn.network.vjp import detached as without_gradient
 from xcam_fn.torch_state import is_readable, pytree
@@ -131,12 +131,9 @@ def run_changed(
     is_watched = calls is not None or see is not None or bool(changes)
     modules = tree(unwrap(model))
     drawn, rounding = _random_state(x), _Rounding() if may_round(modules) else None
-    turning = (
-        Turns(tuple(x.shape[2:]), calls.note_turn) if isinstance(calls, Calls) and may_turn(modules) else None
-    )
     copied = private_copy(model, intercept if is_watched else None, detached=detached, modules=modules)
     try:
-        with rounding or contextlib.nullcontext(), turning or contextlib.nullcontext():
+        with rounding or contextlib.nullcontext(), _noting_turns(calls, x, modules):
             output = copied(x.clone())
     except Exception as error:
         _put_back(drawn, x)
@@ -150,6 +147,14 @@ def run_changed(
     if rounding is not None and rounding.found:  # any gradient left is that of other paths only
         return without_gradient(output)
     return output
+
+
+def _noting_turns(
+    calls: list[ModuleCall] | None, x: Tensor, modules: Tree
+) -> contextlib.AbstractContextManager[Any]:
+    if isinstance(calls, Calls) and may_turn(modules):
+        return Turns(tuple(x.shape[2:]), calls.note_turn)
+    return contextlib.nullcontext()
 
 
 class _Rounding(TorchFunctionMode):

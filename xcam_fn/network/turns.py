@@ -23,6 +23,7 @@ _ORDERS = {
 }  # fmt: skip
 _ARRANGING = {getattr(home, name) for home in (torch, Tensor) for name in _ORDERS}
 _ARRANGING |= _MOVING | {_MATRIX.__get__}
+_KNOWN = {"torch", "builtins", "math", "typing", "functools", "itertools", "copy"}
 _NAMES = _ORDERS | {"grid_sample", "roll", "mT", "rearrange"}
 
 
@@ -130,4 +131,4 @@ def _arranges(function: Any) -> bool:
 def _is_known(value: Any) -> bool:
     """Whether something is of torch or Python itself, and turns no image under another name."""
     home = getattr(value, "__module__", None) or getattr(value, "__name__", "")
-    return str(home).partition(".")[0] in {"torch", "builtins", "math", "typing", "functools", "itertools", "copy"}
+    return str(home).partition(".")[0] in _KNOWN
