@@ -754,7 +754,9 @@ REASONS = {
     "guided_backprop": _NO_RELU,
     "guided_gradcam": _NO_RELU,
     **dict.fromkeys(("legrad", "attention_rollout", "chefer", "agcam"), _NO_ATTENTION),
-    "cameras": "the network has a fixed input size, or its token positions are not found at another size",
+    "cameras": "the network has a fixed input size, its token positions are not found at another size, or "
+    "the target is a box, which lies elsewhere in a scaled image",
+    "smooth(gradcam)": "it mirrors the image, in which a box lies elsewhere; `flips=False` leaves that out",
     "refinecam": "no layer before the default one has a higher resolution",
     "finercam": "it compares a class with others, and a detection has no others",
     "sidu": "it compares the probabilities of all classes of an image, and a detector has them for each box",
@@ -762,8 +764,6 @@ REASONS = {
     "there are no differences from a reference",
     "shapleycam": "the operation that crops regions (`roi_align`) has no second derivative",
 }
-# Their own gradient, by autograd and a hook, is another in a batch than alone; ours equals it in both.
-GRADIENT_OF_BATCH = ("CvtForImageClassification", "RTDetrForObjectDetection")
 ZERO = (
     "with these weights the map has no positive value, as its definition says if nothing supports the class "
     "(weights are the draw with the fewest such maps, out of up to eight, or fewer if one takes long)"
@@ -780,7 +780,7 @@ def page(rows: Iterable[dict[str, str]]) -> str:
     total = Counter(row[name].partition(":")[0] for row in rows for name in METHODS)
     libraries = ("torch", "torchvision", "timm", "transformers", "monai", "ultralytics")
     versions = ", ".join(f"{name} {version(name)}" for name in libraries if find_spec(name))
-    batch = max(float(row["batch"]) for row in rows if row["name"] not in GRADIENT_OF_BATCH)
+    batch = max(float(row["batch"]) for row in rows)
     whole = sum(row["runs"] == "whole" for row in rows)
     lines = [
         "# Architectures",
@@ -800,8 +800,7 @@ def page(rows: Iterable[dict[str, str]]) -> str:
         f"- **Runs** says how the network is split: into two *halves*, or, if its forward cannot be traced "
         f"({whole} of {len(rows)}), run *whole* with the layer's output replaced. Maps are the same; "
         "Ablation-CAM and Recipro-CAM then run the whole network for each channel or position.",
-        f"- Grad-CAM of two images at once equals that of each alone to {batch:.0e} or better, except for "
-        f"{' and '.join(GRADIENT_OF_BATCH)}, whose gradient depends on the batch in plain autograd too.",
+        f"- Grad-CAM of two images at once equals that of each alone to {batch:.0e} or better.",
         "- The last rows, from fasterrcnn_resnet50_fpn on, are detectors. One detection is explained, with "
         "`cls=targets.detection(box, label, min_iou=0)`: the most confident of those that lie in the image "
         "and are between 8 pixels and half the image wide and high. There is no minimum overlap (0.5 by "
@@ -845,7 +844,7 @@ def reference(name: str, row: dict[str, str]) -> str:
     kind = row[name].partition(":")[0]
     if kind == "zero":
         return f"{name} ({len(REASONS) + 1})"
-    if row[name].startswith("error: UnplacedError"):
+    if row[name].startswith("error: UnplacedError") or "has no spatial maps" in row[name]:
         return f"{name} ({len(REASONS) + 2})"
     if kind == "lacks" and name in REASONS:
         return f"{name} ({list(REASONS).index(name) + 1})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,9 +13,9 @@ from torch.autograd.graph import get_gradient_edge
 from xcam_fn import checks
 from xcam_fn.network.calls import Calls, Key, ModuleCall, features_of, run_changed
 from xcam_fn.network.copies import unwrap
-from xcam_fn.network.places import UnplacedError, to_spatial_of
+from xcam_fn.network.places import UnplacedError, own_layout, to_spatial_of
 from xcam_fn.network.probe import Probe
-from xcam_fn.network.target_layer import is_measured
+from xcam_fn.network.target_layer import is_in_doubt, is_measured, is_turned
 from xcam_fn.network.vjp import by_autograd, differentiated
 from xcam_fn.torch_state import Convolution
 
@@ -102,7 +102,8 @@ def _maps(
         except UnplacedError:
             if call.shape[2:] not in grids:  # tokens, or rows of heads
                 continue
-            is_placed, place = False, None
+            unsure = is_in_doubt(probe.root, calls, i, probe) or is_turned(calls, i)
+            is_placed, place = _ends_in_convolution(calls, i) and not unsure, None
         placed = grad if place is None else place(grad)
         size = tuple(placed.shape[2:])
         # Tokens made from maps keep the maps' size; outputs of heads, or of several levels at once, do not.
@@ -110,6 +111,13 @@ def _maps(
         if is_map and placed.shape[1] > 1 and max(size) > 1 and placed.any():
             found.append(_Maps(call, tuple(sorted(size)), edges[call.key], is_placed))
     return found
+
+
+def _ends_in_convolution(calls: Sequence[ModuleCall], position: int) -> bool:
+    """Whether a call returns what a convolution, or a norm of channels, in it returns: maps as they are."""
+    call = calls[position]
+    last = next((one for one in reversed(calls[call.start : position + 1]) if own_layout(one)), None)
+    return last is not None and own_layout(last) == "first" and last.shape == call.shape
 
 
 def _front(
