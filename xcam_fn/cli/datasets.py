@@ -246,9 +246,8 @@ def evaluate(
         photographs = sample.photographs(data, loaded.categories)
     else:
         photographs = tiled.of(sample, data, loaded, explain)
-    about = {"seed": sample.seed, "num images": sample.num_images} | sample.about | tiled.about
-    if code := code_of([how.model, *(methods or ())]):
-        about["code"] = code
+    code = code_of([how.model, *(methods or ())])
+    about = {"seed": sample.seed, "num images": sample.num_images, **({"code": code} if code else {})}
     outcome = xf.evaluate.run(
         [loaded, *(replace(how, device=other).load() for other in others)],
         photographs,
@@ -261,7 +260,7 @@ def evaluate(
         options=how.options,
         precision=precision,
         compile=compile,
-        about=about,
+        about=about | sample.about | tiled.about,
         progress=sys.stderr.isatty(),
         **place.options,
     )
