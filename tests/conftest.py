@@ -34,6 +34,9 @@ def has_shapes(it: Any) -> bool:
 jaxtyping.jaxtyped = jaxtyped_shapes  # what the hook decorates with
 install_import_hook("xcam_fn", "beartype.beartype").__enter__()
 
+# The networks are small, and the tests run side by side; commands in processes of their own take this over.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -41,7 +44,7 @@ from torchvision.transforms import v2
 
 import xcam_fn as xf
 
-torch.set_num_threads(1)  # the networks are small, and the tests run side by side
+torch.set_num_threads(1)
 
 SHARED = Path(__file__).parents[2] / "shared"
 
