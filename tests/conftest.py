@@ -42,7 +42,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
+import networks
 import xcam_fn as xf
+from xcam_fn.models import LoadedModel
+from xcam_fn.models.images import Preset
 
 torch.set_num_threads(1)
 
@@ -101,6 +104,15 @@ def shared() -> Path:
 def lite0() -> nn.Module:
     """EfficientNet-Lite0 with its ImageNet weights."""
     return xf.models.load("lite0").model
+
+
+@pytest.fixture
+def network() -> LoadedModel:
+    """A small network whose photographs are 32 pixels wide."""
+    preset = Preset(32, 36, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    model = networks.seeded(networks.Linearized()).eval()
+    classes = model(torch.zeros(1, 3, 32, 32)).shape[1]
+    return LoadedModel(model, preset, [f"class {i}" for i in range(classes)], "small")
 
 
 @pytest.fixture(scope="session")

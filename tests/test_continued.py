@@ -18,17 +18,7 @@ from xcam_fn.evaluate import dataset, report, store
 from xcam_fn.evaluate.dataset import Photograph
 from xcam_fn.evaluate.mosaic import Mosaic
 from xcam_fn.evaluate.regions import Region
-from xcam_fn.models import LoadedModel
-from xcam_fn.models.images import Preset
 from xcam_fn.perturb import blurred
-
-
-@pytest.fixture
-def network() -> LoadedModel:
-    preset = Preset(32, 36, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    model = networks.seeded(networks.Linearized()).eval()
-    classes = model(torch.zeros(1, 3, 32, 32)).shape[1]
-    return LoadedModel(model, preset, [f"class {i}" for i in range(classes)], "small")
 
 
 @pytest.fixture

@@ -23,26 +23,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import networks
 import xcam_fn as xf
 from xcam_fn import cli, evaluate
 from xcam_fn.evaluate import dataset, report, seen, store
-from xcam_fn.models import LoadedModel
-from xcam_fn.models.images import Preset
 
 XCAM = Path(sysconfig.get_path("scripts")) / "xcam"
 SMALL = ("--model", "squeezenet1_1", "--weights", "random")
 METHODS = ["gradcam", "layercam", "ablationcam"]
 PIXEL = seen.encoded(np.full((2, 2), 128, np.uint8), "PNG")
-
-
-@pytest.fixture
-def network() -> LoadedModel:
-    """A small network whose photographs are 32 pixels wide."""
-    preset = Preset(32, 36, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    model = networks.seeded(networks.Linearized()).eval()
-    classes = model(torch.zeros(1, 3, 32, 32)).shape[1]
-    return LoadedModel(model, preset, [f"class {i}" for i in range(classes)], "small")
 
 
 def five(folder: Path) -> Path:
